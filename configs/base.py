@@ -1,0 +1,126 @@
+"""Every configuration key with its default: the schema that recipes and the command line are checked against.
+
+A recipe (`configs/<name>.py`) starts from `get_config()` here and changes values only. `lambdanet.config.validate` compares the
+final config with this one: a key that does not stand here, or a value of another type, is an error. The one open section is
+`model`: apart from `name` it holds the options of that model, checked against the model's own signature.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    """Returns the base config; `arg` is '' or 'smoke' (10 tiny CPU steps, see `apply_smoke`)."""
+    config = ConfigDict()
+    config.seed = 0  # seeds initialisation, data order, augmentation and dropout
+
+    # Model: `name` from models.list_models(); every further key is an option of that model (see `python eval.py --mode=describe`).
+    config.model = ConfigDict()
+    config.model.name = "lambda_resnet_digits"
+
+    # Data.
+    config.data = data = ConfigDict()
+    data.source = "digits"  # 'digits' | 'tfds' | 'image_folder' | 'synthetic'
+    data.data_dir = "data"  # digits: where it is prepared on first use; tfds, image_folder: the prepared directory itself
+    data.train_split = "train"  # TFDS split text: 'train', 'train+validation', 'train[:90%]'
+    data.eval_split = "validation"  # evaluated while training; 'best' checkpoints are chosen on it; '' = none
+    data.test_split = "test"  # evaluated once, after the last step; '' = none
+    data.image_size = (8, 8)  # (height, width) fed to the model
+    data.channels = 1  # 1 (grey) or 3 (RGB)
+    data.mean = (0.5,)  # per channel, of images scaled to [0, 1]; one value serves all channels
+    data.std = (0.5,)  # per channel, likewise
+    data.on_error = "raise"  # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
+    data.num_workers = 0  # reader processes; 0 = threads of this process only
+    data.num_threads = 4  # reader threads of this process (num_workers = 0) or of each worker
+    data.prefetch = 16  # records read ahead (batches per worker when num_workers > 0)
+    data.synthetic_records = 1024  # source 'synthetic': number of records
+    data.synthetic_classes = 10  # source 'synthetic': number of classes
+    # Augmentation on the host, per record, in this order.
+    data.crop = "none"  # 'none' (resize) | 'shift' (zero-pad and crop) | 'random_resized'
+    data.shift = 0  # crop 'shift': most pixels of shift per axis
+    data.crop_scale = (0.08, 1.0)  # crop 'random_resized': area range, as a fraction of the image
+    data.crop_ratio = (0.75, 4 / 3)  # crop 'random_resized': aspect ratio range
+    data.flip = 0.0  # probability of a left-right flip
+    data.rand_augment = (0, 0.0)  # (operations per image, magnitude 0..30); 0 operations = off
+    data.color_jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation strength
+    data.random_erasing = 0.0  # probability
+    data.eval_crop = 1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop
+    data.interpolation = "bilinear"  # 'bilinear' | 'bicubic', both antialiased when shrinking
+    # Second, pseudo-labelled source mixed into training (semi-supervised); off while `pseudo_labels` is ''.
+    data.pseudo_labels = ""  # file written by `eval.py --mode=pseudo_label`
+    data.pseudo_split = "train_unlabelled"  # split of the same source that the file labels
+    data.pseudo_fraction = 0.5  # fraction of each training batch that is pseudo-labelled, in expectation
+
+    # Optimisation.
+    config.optim = optim = ConfigDict()
+    optim.name = "adamw"  # 'sgd' (momentum) | 'adamw' | 'lamb' | 'rmsprop'
+    optim.lr = 4e-3  # peak learning rate
+    optim.weight_decay = 0.05  # sgd, rmsprop: coupled (L2, added to the gradient); adamw, lamb: decoupled
+    optim.momentum = 0.9  # sgd, rmsprop
+    optim.nesterov = False  # sgd
+    optim.betas = (0.9, 0.999)  # adamw, lamb: both; rmsprop: the second is the decay of the squared gradient
+    optim.eps = 1e-8  # adamw, lamb, rmsprop
+    optim.clip_norm = 0.0  # clip the gradient to this global norm; 0 = off
+    optim.schedule = "cosine"  # 'constant' | 'cosine' | 'step' | 'poly' | 'exponential', after the warm-up
+    optim.warmup_epochs = 1.0  # linear from 0
+    optim.final_lr = 0.0  # cosine, poly: last value as a fraction of the peak
+    optim.step_epochs = (30, 60, 80)  # step: epochs at which lr is multiplied by decay_rate
+    optim.decay_rate = 0.1  # step, exponential: factor
+    optim.decay_epochs = 3.0  # exponential: lr is multiplied by decay_rate once every so many epochs (staircase)
+    optim.poly_power = 1.0  # poly: exponent
+    optim.no_decay = (r".*(bias|scale|embedding)$",)  # regexes on 'a/b/c' parameter paths (full match): no weight decay
+    optim.frozen = ()  # regexes: parameters that are never updated
+    optim.lr_multipliers = ()  # pairs (regex, factor); the first match counts
+
+    # Training.
+    config.train = train = ConfigDict()
+    train.batch_size = 64  # global, over all processes and devices
+    train.epochs = 20.0
+    train.steps = 0  # > 0 overrides epochs
+    train.accumulate = 1  # micro-batches per step, scanned inside the step
+    train.label_smoothing = 0.1
+    train.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
+    train.cutmix_alpha = 0.0  # with both on, each batch takes one of the two, by a fair coin
+    train.ema_decay = 0.0  # exponential moving average of the weights; 0 = off
+    train.ema_warmup = True  # decay at step t is min(ema_decay, (1 + t) / (10 + t))
+    train.eval_every = 1.0  # epochs between evaluations on eval_split; 0 = only after the last step
+    train.eval_batch_size = 0  # 0 = batch_size
+    train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
+    train.keep_last = 2  # checkpoints kept, beside the best one
+    train.keep_best = "accuracy"  # metric of eval_split: 'accuracy' | 'loss' | 'ema_accuracy' | '' (keep no best one)
+    train.log_every = 10  # steps between records in metrics.jsonl
+    train.tensorboard = False  # also write TensorBoard event files
+    train.report = True  # write report.png and report.md after the last step
+    train.cache_dir = ".cache/jax"  # persistent compilation cache; '' = off
+
+    # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
+    config.mesh = mesh = ConfigDict()
+    mesh.data = -1  # -1 = all devices that fsdp leaves
+    mesh.fsdp = 1
+    mesh.fsdp_min_size = 2**18  # parameters with fewer elements stay replicated
+
+    return apply_smoke(config) if arg == "smoke" else config
+
+
+def split_arg(arg: str) -> tuple[str, bool]:
+    """Splits 'row,smoke' into ('row', True): every recipe takes `smoke` as the last part of its argument."""
+    parts = [p for p in arg.split(",") if p]
+    return ",".join(p for p in parts if p != "smoke"), "smoke" in parts
+
+
+def apply_smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and augmentation as they are."""
+    config.data.source = "synthetic"
+    config.data.synthetic_records = 64
+    config.data.synthetic_classes = 10
+    config.data.image_size = (32, 32)
+    config.data.num_workers = 0
+    config.data.train_split, config.data.eval_split, config.data.test_split = "train", "validation", ""
+    config.model.blocks = (1, 1, 1, 1)
+    config.model.widths = (8, 16, 24, 32)
+    config.train.batch_size = 8
+    config.train.steps = 10
+    config.train.eval_every = config.train.save_every = 0.0
+    config.train.log_every = 1
+    config.train.report = False
+    config.mesh.data, config.mesh.fsdp = -1, 1
+    return config

@@ -1,0 +1,68 @@
+"""Attention blocks by name: one file per paper, one import line per file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from lambdanet.attention.registration import attention
+
+# Importing a module registers its blocks.
+from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
+from lambdanet.attention import se as _se  # noqa: F401
+
+__all__ = ["attention", "create_attention", "describe", "list_attention"]
+
+
+def create_attention(
+    spec: str | Mapping[str, Any],
+    dim: int,
+    *,
+    size: tuple[int, int] | None = None,
+    dtype: Any = None,
+    param_dtype: Any = None,
+    norm_momentum: float | None = None,
+    rngs: nnx.Rngs,
+) -> nnx.Module:
+    """Builds an attention block from its name.
+
+    Args:
+        spec: a registered name, or a mapping with `name` and the block's own options.
+        dim: channels of the map the block works on.
+        size: map size (height, width); handed to blocks that declare `size`, unless the spec sets it.
+        dtype: activation dtype; None keeps the block's default.
+        param_dtype: dtype of stored parameters; None keeps the block's default.
+        norm_momentum: decay of running statistics, for blocks with batch norms; None keeps the block's default.
+        rngs: source of the parameter initialisation.
+
+    Returns:
+        The block, an `nnx.Module` that maps [batch, *spatial, dim] to the same shape.
+
+    Raises:
+        ValueError: unknown name or option, with the nearest known one.
+    """
+    options = {"name": spec} if isinstance(spec, str) else dict(spec)
+    if "name" not in options:
+        raise ValueError(f"attention spec {options!r} has no 'name'; allowed: {', '.join(attention.names())}")
+    name = options.pop("name")
+    factory, preset = attention.lookup(name)
+    options = {**preset, **options}
+    attention.check_options(name, options)
+    declared = attention.parameters(name)
+    host = {"size": size, "dtype": dtype, "param_dtype": param_dtype, "norm_momentum": norm_momentum}
+    for key, value in host.items():
+        if value is not None and key in declared:
+            options.setdefault(key, value)
+    return factory(dim, **options, rngs=rngs)
+
+
+def list_attention(pattern: str = "*") -> list[str]:
+    """Returns the sorted names of the attention blocks that match a shell pattern."""
+    return attention.names(pattern)
+
+
+def describe(name: str) -> str:
+    """Returns signature, paper, formula and cost of an attention block, as text."""
+    return attention.describe(name)
