@@ -1,0 +1,36 @@
+# Two commands: `make train` and `make test`. `make PYTHON=python3.12 test` chooses the interpreter; the virtual environment is
+# made once and rebuilt only when the interpreter's version or a requirements file changes.
+PYTHON ?= python3
+WORKDIR ?= runs/digits
+VENV := .venv
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+RUN := $(VENV)/bin/python
+
+.PHONY: train test clean
+.DELETE_ON_ERROR:
+
+train: $(VENV)/installed-run-$(VERSION)
+	$(RUN) train.py --config=configs/digits.py --workdir=$(WORKDIR)
+	$(RUN) eval.py --mode=accuracy --workdir=$(WORKDIR)
+	@echo "Report: $(WORKDIR)/report.md and $(WORKDIR)/report.png"
+
+test: $(VENV)/installed-test-$(VERSION)
+	$(RUN) -m pytest -n auto --maxprocesses=4 tests
+
+$(VENV)/python-$(VERSION):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lambdanet needs Python >= 3.11, and '$(PYTHON)' is $(or $(VERSION),not there). Fix: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/installed-run-$(VERSION): requirements.txt | $(VENV)/python-$(VERSION)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+$(VENV)/installed-test-$(VERSION): requirements.txt requirements-test.txt | $(VENV)/python-$(VERSION)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	@touch $@ $(VENV)/installed-run-$(VERSION)
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache build *.egg-info
