@@ -1,0 +1,280 @@
+"""Name tables: from the parameters of a PyTorch module to ours.
+
+A table is a tuple of `Rule`. Modules keep theirs as `TORCH_NAMES`; a model joins the tables of its parts:
+
+    TORCH_NAMES = (
+        Rule(r"head\.fc\.weight", "head/fc/kernel", "linear"),
+        Rule(r"head\.fc\.bias", "head/fc/bias"),
+        *prefixed(CONV, r"stem\.conv(\d)\.conv\.", r"stem/conv\1/conv"),
+        *prefixed(BATCH_NORM, r"stem\.conv(\d)\.bn\.", r"stem/conv\1/norm"),
+        # one fused projection: three targets, cut along the output channels by the targets' own sizes
+        Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
+    )
+
+Everything here is plain Python and NumPy, so that any module may import it. Every transform is linear and moves numbers without
+changing them, so the same table also maps the gradients of a PyTorch module to the gradients of ours.
+"""
+
+import difflib
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+_log = logging.getLogger(__name__)
+_LISTED = 20  # names printed per kind of problem before the rest is only counted
+
+
+class NameMappingError(ValueError):
+    """The weights and the model do not fit together; the message lists every problem."""
+
+
+def _copy(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def _conv(array: np.ndarray) -> np.ndarray:
+    """[out, in, *window] -> [*window, in, out], for one, two or three spatial axes."""
+    if array.ndim < 3:
+        raise ValueError(f"a convolution kernel has at least 3 axes (out, in, window), this has shape {array.shape}")
+    return np.moveaxis(array, (0, 1), (-1, -2))
+
+
+def _linear(array: np.ndarray) -> np.ndarray:
+    """[out, in] -> [in, out]."""
+    if array.ndim != 2:
+        raise ValueError(f"a linear weight has 2 axes (out, in), this has shape {array.shape}")
+    return array.T
+
+
+def _pointwise(array: np.ndarray) -> np.ndarray:
+    """[out, in, 1, ...] -> [in, out]: a 1x1 convolution, or already a linear weight, as a linear kernel."""
+    if array.ndim < 2 or any(size != 1 for size in array.shape[2:]):
+        raise ValueError(f"a 1x1 convolution kernel has the shape (out, in, 1, ...), this has {array.shape}")
+    return array.reshape(array.shape[:2]).T
+
+
+def _vector(array: np.ndarray) -> np.ndarray:
+    """[1, ..., c, ..., 1] -> [c]: a per-channel vector stored with broadcast axes."""
+    if sum(size != 1 for size in array.shape) > 1:
+        raise ValueError(f"only one axis may be longer than 1, this has shape {array.shape}")
+    return array.reshape(-1)
+
+
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "copy": _copy,
+    "conv": _conv,
+    "linear": _linear,
+    "pointwise": _pointwise,
+    "vector": _vector,
+}
+"""Transforms by name. A rule may also name a function of its own module: `array -> array`, linear, pure NumPy."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""One line of a name table.
+
+    Args:
+      pattern: regular expression that must match the whole PyTorch key, for example `r"stages\.(\d+)\.bn\.weight"`.
+      target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of several paths cuts the
+        transformed array along its LAST axis (the output channels) into pieces of the targets' own sizes, in that order; None
+        drops the key (counters such as `num_batches_tracked`).
+      transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is cut.
+    """
+
+    pattern: str
+    target: str | tuple[str, ...] | None
+    transform: str | Callable[[np.ndarray], np.ndarray] = "copy"
+
+    def __post_init__(self):
+        re.compile(self.pattern)
+        if isinstance(self.transform, str) and self.transform not in TRANSFORMS:
+            raise ValueError(
+                f"unknown transform {self.transform!r} in the rule {self.pattern!r}; named transforms are "
+                f"{', '.join(TRANSFORMS)}; anything else is passed as a function"
+            )
+
+    def targets(self, match: re.Match) -> tuple[str, ...]:
+        """Our paths for one matched key."""
+        if self.target is None:
+            return ()
+        templates = (self.target,) if isinstance(self.target, str) else self.target
+        return tuple(match.expand(template) for template in templates)
+
+    def apply(self, array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+        """Transforms one PyTorch array and cuts it into pieces of the given target shapes."""
+        function = TRANSFORMS[self.transform] if isinstance(self.transform, str) else self.transform
+        array = function(array)
+        if len(shapes) == 1:
+            return [array]
+        sizes = [shape[-1] if shape else 0 for shape in shapes]
+        if array.ndim == 0 or sum(sizes) != array.shape[-1]:
+            raise ValueError(f"the last axis of {array.shape} cannot be cut into pieces of {sizes}")
+        return np.split(array, np.cumsum(sizes)[:-1], axis=-1)
+
+
+BATCH_NORM = (
+    Rule(r"weight", "scale"),
+    Rule(r"bias", "bias"),
+    Rule(r"running_mean", "mean"),
+    Rule(r"running_var", "var"),
+    Rule(r"num_batches_tracked", None),
+)
+LAYER_NORM = (Rule(r"weight", "scale"), Rule(r"bias", "bias"))
+CONV = (Rule(r"weight", "kernel", "conv"), Rule(r"bias", "bias"))
+LINEAR = (Rule(r"weight", "kernel", "linear"), Rule(r"bias", "bias"))
+POINTWISE = (Rule(r"weight", "kernel", "pointwise"), Rule(r"bias", "bias"))
+
+
+def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
+    r"""A part's table placed inside a larger module.
+
+    Args:
+      rules: the part's table.
+      torch: regular expression put before each pattern, with its dot: `r"stages\.(\d+)\.attn\."`. It may have groups.
+      path: our path of the part, without a slash at the end: `r"stages/\1/attention"`; "" leaves the targets where they are.
+
+    Returns:
+      The rules with both prefixes. Numbered groups in the part's own targets keep their meaning (they are renumbered).
+    """
+    groups = re.compile(torch).groups
+
+    def place(target: str) -> str:
+        target = re.sub(r"\\(\d+)", lambda found: rf"\{int(found[1]) + groups}", target)
+        return f"{path}/{target}" if path else target
+
+    out = []
+    for rule in rules:
+        target = rule.target
+        if isinstance(target, str):
+            target = place(target)
+        elif target is not None:
+            target = tuple(place(one) for one in target)
+        out.append(replace(rule, pattern=f"{torch}(?:{rule.pattern})", target=target))
+    return tuple(out)
+
+
+def convert(
+    torch_state: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    target_shapes: Mapping[str, tuple[int, ...]],
+    *,
+    allow_head_mismatch: str | None = None,
+    require_all: bool = True,
+) -> dict[str, np.ndarray]:
+    """Maps a PyTorch state (or its gradients) to ours by a name table; strict.
+
+    Args:
+      torch_state: PyTorch key -> array in PyTorch's layout.
+      rules: the model's table.
+      target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
+      allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be missing, unused or of another
+        shape; those paths are then left out of the result, so that the caller keeps its own, and a warning names them.
+      require_all: False allows a part of the model's arrays (gradients exist for parameters only).
+
+    Returns:
+      Our path -> array in our layout, dtypes unchanged.
+
+    Raises:
+      NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys claim the same thing; all problems
+        at once, with the nearest names.
+    """
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    found: dict[str, np.ndarray] = {}
+    origin: dict[str, str] = {}
+    kept: set[str] = set()
+    unused, shapes, conflicts = [], [], []
+
+    def in_head(path: str) -> bool:
+        return allow_head_mismatch is not None and (path + "/").startswith(allow_head_mismatch.rstrip("/") + "/")
+
+    for key, array in torch_state.items():
+        matches = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(key))]
+        if not matches:
+            unused.append(f"{key} {tuple(np.shape(array))}: no rule knows it")
+            continue
+        if len(matches) > 1:
+            conflicts.append(f"{key}: matched by {len(matches)} rules: " + ", ".join(rule.pattern for _, rule in matches))
+            continue
+        match, rule = matches[0]
+        paths = rule.targets(match)
+        absent = [path for path in paths if path not in target_shapes]
+        if absent:
+            if all(in_head(path) for path in paths):
+                kept.update(paths)
+                continue
+            near = [f"{path}{_nearest(path, target_shapes)}" for path in absent]
+            unused.append(f"{key} {tuple(np.shape(array))}: the model has no {', '.join(near)}")
+            continue
+        if not paths:
+            continue
+        wanted = [tuple(target_shapes[path]) for path in paths]
+        try:
+            pieces = rule.apply(np.asarray(array), wanted)
+        except ValueError as error:
+            pieces, problem = None, f"{key} -> {', '.join(paths)}: {error}"
+        else:
+            wrong = [
+                f"{key} {tuple(np.shape(array))} -> {path}: gives {piece.shape}, the model has {shape}"
+                for path, piece, shape in zip(paths, pieces, wanted, strict=True)
+                if piece.shape != shape
+            ]
+            problem = "; ".join(wrong)
+        for path in paths:
+            if path in origin:
+                conflicts.append(f"{path}: filled by both {origin[path]} and {key}")
+            origin[path] = key
+        if problem:
+            if all(in_head(path) for path in paths):
+                kept.update(paths)
+            else:
+                shapes.append(problem)
+            continue
+        found.update(zip(paths, pieces, strict=True))
+
+    missing = []
+    if require_all:
+        spare = [line.split(" ")[0] for line in unused]
+        for path, shape in target_shapes.items():
+            if path in origin:
+                continue
+            if in_head(path):
+                kept.add(path)
+            else:
+                as_torch = path.replace("/", ".")
+                missing.append(f"{path} {tuple(shape)}{_nearest(as_torch, spare, 'unused in the file')}")
+    _raise_problems(missing, unused, shapes, conflicts)
+    kept &= set(target_shapes)
+    if kept:
+        _log.warning("not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept)))
+    return found
+
+
+def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str = "nearest") -> str:
+    close = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    return f" ({what}: {', '.join(close)})" if close else ""
+
+
+def _raise_problems(missing: list[str], unused: list[str], shapes: list[str], conflicts: list[str]) -> None:
+    kinds = (
+        ("missing (the model needs them, the weights lack them)", missing),
+        ("unused (in the weights, not in the model)", unused),
+        ("mis-shaped", shapes),
+        ("claimed twice", conflicts),
+    )
+    lines = []
+    for title, items in kinds:
+        if items:
+            lines.append(f"  {len(items)} {title}:")
+            lines += [f"    {item}" for item in items[:_LISTED]]
+            if len(items) > _LISTED:
+                lines.append(f"    ... and {len(items) - _LISTED} more")
+    if lines:
+        raise NameMappingError(
+            "the weights do not fit the model:\n" + "\n".join(lines) + "\n"
+            "  Fix: build the model with the options the weights were made with; a different number of classes is "
+            "accepted only where the head is allowed to differ."
+        )
