@@ -1,0 +1,404 @@
+"""Configuration: the `--config` flag, the check of every value before any device work, and config.json in the workdir.
+
+The schema is `configs/base.py`: its keys are the only ones allowed, its values fix the types. The section `model` is
+open: its keys are options of the model named there and are checked against that model's signature.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+import json
+import os
+import re
+import sys
+import tempfile
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lambdanet.attention import attention as attention_registry
+from lambdanet.config_checks import CHECKS, CROSS_CHECKS, is_number
+from lambdanet.registry import Registry, suggest
+
+FILE_NAME = "config.json"
+OPEN_SECTION = "model"
+
+
+class ConfigError(ValueError):
+    """A config, flag or path that cannot work; the message lists every problem found, with the allowed values."""
+
+    def __init__(self, problems: list[str], what: str = "config"):
+        self.problems = problems
+        plural = "problem" if len(problems) == 1 else "problems"
+        lines = [f"  {i}. {p}" for i, p in enumerate(problems, 1)]
+        super().__init__(f"{what} has {len(problems)} {plural}:\n" + "\n".join(lines))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Validation
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def validate(
+    config: ConfigDict,
+    schema: ConfigDict,
+    model_registry: Registry,
+    *,
+    build: Callable[[], Any] | None = None,
+    workdir: str | os.PathLike | None = None,
+) -> None:
+    """Checks a config before any device work and reports every problem at once.
+
+    Args:
+        config: the final config, overrides applied.
+        schema: `configs.base.get_config()`: the allowed keys and their types.
+        model_registry: the registry that `config.model.name` is looked up in.
+        build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
+            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when everything else
+            about the model is right, so that its own complaints (heads that do not divide) join the report.
+        workdir: also check that this directory can be written to.
+
+    Raises:
+        ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
+    """
+    problems: list[str] = []
+    failed: set[str] = set()  # keys that must not take part in checks over several keys
+
+    def add(key: str, text: str) -> None:
+        problems.append(text)
+        failed.add(key)
+
+    values = dict(_leaves(config))
+    allowed = dict(_leaves(schema))
+    for key, value in values.items():
+        if key not in allowed:
+            add(key, f"{key} = {value!r}: no such key.{_suggest_key(key, list(allowed))}")
+    for key, default in allowed.items():
+        if key not in values:
+            if any(v.startswith(key + ".") for v in values):
+                continue  # a section stands where a value belongs: its keys are reported above
+            add(key, f"{key}: missing; the default is {default!r}")
+            continue
+        value = values[key]
+        expected = _expected_type(value, default)
+        if expected:
+            add(key, f"{key} = {value!r}: must be {expected}, not {type(value).__name__}")
+        elif key in CHECKS and not CHECKS[key][0](value):
+            names = CHECKS[key][1]
+            text = names if isinstance(names, str) else f"one of {', '.join(map(repr, names))}.{suggest(value, names)}"
+            add(key, f"{key} = {value!r}: must be {text}")
+    for keys, holds, text in CROSS_CHECKS:
+        if not failed.intersection(keys) and not holds(config):
+            problems.append(f"{', '.join(f'{k} = {values[k]!r}' for k in keys)}: {text}")
+
+    model_problems = _check_model(config, model_registry)
+    data_failed = failed & {"data.channels", "data.image_size"}
+    if build is not None and not model_problems and not data_failed:
+        try:
+            build()
+        except (ValueError, TypeError) as error:
+            model_problems.append(f"model '{config.model.name}' cannot be built: {error}")
+    problems += model_problems
+    if workdir is not None:
+        try:
+            check_workdir(workdir)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_workdir(workdir: str | os.PathLike) -> None:
+    """Creates the workdir if needed and checks that files can be written there; raises ConfigError."""
+    if not str(workdir):
+        raise ConfigError(["workdir = '': name a directory with --workdir=DIR"], "workdir")
+    try:
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(
+            [f"workdir = {str(workdir)!r}: cannot be written to ({reason}); name another with --workdir=DIR"], "workdir"
+        ) from error
+
+
+def _expected_type(value: Any, default: Any) -> str:
+    """Returns '' if `value` has the type of `default`, otherwise the type in words."""
+    if isinstance(default, bool):
+        return "" if isinstance(value, bool) else "true or false"
+    if isinstance(default, int):
+        return "" if isinstance(value, int) and not isinstance(value, bool) else "an integer"
+    if isinstance(default, float):
+        return "" if is_number(value) else "a finite number"
+    if isinstance(default, str):
+        return "" if isinstance(value, str) else "text"
+    if not isinstance(value, tuple):
+        return f"a tuple such as {default!r}"
+    if not default:
+        return ""  # nothing to compare with: CHECKS has the rule
+    whole = all(isinstance(x, int) for x in default)
+    wrong = [x for x in value if _expected_type(x, default[0] if whole or isinstance(default[0], str) else 0.0)]
+    return f"a tuple such as {default!r}; {wrong[0]!r} does not belong there" if wrong else ""
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ('a.b', value) of every key outside the open section."""
+    for key, value in config.items():
+        if prefix + key == OPEN_SECTION and isinstance(value, (ConfigDict, dict)):
+            continue
+        if isinstance(value, (ConfigDict, dict)):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _suggest_key(key: str, known: list[str]) -> str:
+    """The nearest key: a similar one in the same section, the same last part anywhere, then a similar path."""
+    section, _, last = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
+    close = [siblings[c] for c in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
+    close += [k for k in known if k.rpartition(".")[2] == last]
+    close += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f" Did you mean '{close[0]}'?" if close else f" Keys there: {', '.join(siblings)}" if siblings else ""
+
+
+def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
+    if not isinstance(config.get(OPEN_SECTION), (ConfigDict, dict)):
+        return [f"model = {config.get(OPEN_SECTION)!r}: must be a section with the key 'name'"]
+    options = to_plain(config[OPEN_SECTION])
+    name = options.pop("name", None)
+    if not isinstance(name, str):
+        return [f"model.name = {name!r}: must be one of {', '.join(registry.names())}"]
+    try:
+        _, preset = registry.lookup(name)
+    except ValueError as error:
+        return [f"model.name = {name!r}: {error}"]
+    problems = _check_options("model", registry, name, options)
+    specs = options.get("attention")
+    for spec in specs if isinstance(specs, tuple) else (specs,):
+        if isinstance(spec, dict) and "name" not in spec:
+            problems.append(
+                f"model.attention = {spec!r}: has no 'name'; allowed: {', '.join(attention_registry.names())}. "
+                f"'{name}' itself has attention={preset.get('attention')!r}; an option of it is changed by giving the "
+                "whole: --config.model.attention=\"{'name': ..., ...}\""
+            )
+        elif isinstance(spec, (str, dict)):
+            block = dict(spec) if isinstance(spec, dict) else {"name": spec}
+            block_name = block.pop("name")
+            try:
+                attention_registry.lookup(block_name)
+            except ValueError as error:
+                problems.append(f"model.attention = {block_name!r}: {error}")
+            else:
+                problems += _check_options("model.attention", attention_registry, block_name, block)
+    return problems
+
+
+def _check_options(where: str, registry: Registry, name: str, options: dict[str, Any]) -> list[str]:
+    """Unknown options of a registered factory, and values that its annotations rule out."""
+    problems = []
+    declared = inspect.signature(registry.lookup(name)[0], eval_str=True).parameters
+    for option, value in options.items():
+        try:
+            registry.check_options(name, {option: value})
+        except ValueError as error:
+            problems.append(f"{where}.{option} = {value!r}: {error}")
+            continue
+        annotation = declared[option].annotation
+        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
+            text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+            problems.append(f"{where}.{option} = {value!r}: must be {text}, not {type(value).__name__}")
+    return problems
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain config value can be what an annotation says; annotations of other kinds accept anything."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return value in args
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation is bool or annotation is str:
+        return isinstance(value, annotation)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return is_number(value)
+    if annotation is tuple or origin is tuple:
+        if not isinstance(value, (tuple, list)):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(v, args[0]) for v in value)
+        return not args or (len(args) == len(value) and all(_fits(v, a) for v, a in zip(value, args, strict=True)))
+    if annotation in (dict, Mapping) or origin in (dict, Mapping):
+        return isinstance(value, (dict, ConfigDict))
+    return True
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Flags
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+class ConfigFlag:
+    """The flag `--config=FILE.py[:arg]` with its overrides `--config.section.key=value`.
+
+    Not `config_flags.DEFINE_config_file`: that stops with a traceback at a misspelt section and at the first value of a
+    wrong type, while `validate` shall report all of them together. So overrides are taken as text here and put into the
+    config unchecked.
+    """
+
+    def __init__(
+        self, default: str | None, help_text: str = "recipe file, with an optional argument: configs/x.py:arg"
+    ):
+        self._flag = flags.DEFINE_string("config", default, help_text)
+        self._names = []
+        for i, arg in enumerate(sys.argv[1:], 1):
+            match = re.match(r"--?(no)?(config\.[^=]+)(=?)", arg)
+            if match and match[2] not in self._names:
+                following = sys.argv[i + 1] if i + 1 < len(sys.argv) else "-"
+                alone = not match[3] and following.startswith("-")  # `--config.a.b` or `--noconfig.a.b`
+                define = flags.DEFINE_bool if match[1] or alone else flags.DEFINE_string
+                define(match[2], None, f"overrides {match[2]}")
+                self._names.append(match[2])
+
+    @property
+    def path(self) -> str | None:
+        """The value of `--config` itself."""
+        return self._flag.value
+
+    @property
+    def overrides(self) -> dict[str, str]:
+        """The text given for each overridden key, by its path below the config."""
+        return {name.partition(".")[2]: str(flags.FLAGS[name].value) for name in self._names}
+
+    @property
+    def value(self) -> ConfigDict:
+        """The recipe's config with the overrides applied, not validated."""
+        return apply_overrides(load_recipe(self.path), self.overrides)
+
+
+def define_config_flag(default: str | None) -> ConfigFlag:
+    """Defines `--config` and the overrides found in `sys.argv`; call it once, at import, before flags are parsed.
+
+    Args:
+        default: the recipe when the flag is not given; None if there is none.
+    """
+    return ConfigFlag(default)
+
+
+def load_recipe(path: str) -> ConfigDict:
+    """Returns `get_config(arg)` of a recipe file given as 'FILE.py' or 'FILE.py:arg'."""
+    file = Path(path.partition(":")[0])
+    if not file.is_file():
+        near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
+        there = f"{suggest(str(file), near)} Files there: {', '.join(near) or 'none'}"
+        raise ConfigError([f"config = {path!r}: no such file.{there}"], "flags")
+    try:
+        return config_flags.ConfigFileFlagParser("config", lock_config=False).parse(path)
+    except (TypeError, ValueError) as error:
+        raise ConfigError([f"config = {path!r}: {error}"], "flags") from error
+
+
+def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
+    """Puts the text of each override into a copy of the config, read as the type that the key has there.
+
+    Values are Python literals ('3', '1e-3', '(1, 2)', "{'name': 'lambda'}", true, false, None); text that is no literal
+    stays text, so that 'none' remains the name of an option. A single value for a tuple key becomes a tuple of one.
+    Nothing is checked: `validate` reports unknown keys and wrong types.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked(), config.ignore_type():
+        for path, text in overrides.items():
+            *sections, key = path.split(".")
+            holder = config
+            for section in sections:
+                inner = holder.get(section)
+                if not isinstance(inner, ConfigDict):  # unknown section, or a block given by its name alone
+                    holder[section] = ConfigDict({"name": inner} if isinstance(inner, str) else {}, type_safe=False)
+                holder = holder[section]
+            holder[key] = _parse_value(text, holder.get(key))
+    return config
+
+
+def _parse_value(text: str, current: Any) -> Any:
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        value = text
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(current, tuple) and not isinstance(value, tuple):
+        return tuple(value) if isinstance(value, list) else (value,)
+    return value
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# config.json
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def to_plain(value: Any) -> Any:
+    """Returns the config as plain dicts, with tuples where it has tuples or lists."""
+    if isinstance(value, (ConfigDict, dict)):
+        return {k: to_plain(v) for k, v in value.items()}
+    return tuple(to_plain(v) for v in value) if isinstance(value, (tuple, list)) else value
+
+
+def to_json(config: ConfigDict) -> str:
+    """Returns the config as JSON text."""
+    return json.dumps(to_plain(config), indent=2) + "\n"
+
+
+def from_json(text: str, schema: ConfigDict) -> ConfigDict:
+    """Returns the config that `to_json` wrote.
+
+    Every list is a tuple again (configs hold no lists); keys that the schema has gained since get their default.
+    """
+
+    def merge(into: ConfigDict, values: dict) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict) and isinstance(into.get(key), ConfigDict):
+                merge(into[key], value)
+            else:
+                into[key] = float(value) if type(value) is int and type(into.get(key)) is float else value
+
+    config = schema.copy_and_resolve_references()
+    config.unlock()
+    with config.ignore_type():
+        config[OPEN_SECTION] = ConfigDict()
+        merge(config, to_plain(json.loads(text)))
+    return config
+
+
+def save(config: ConfigDict, workdir: str | os.PathLike) -> Path:
+    """Writes <workdir>/config.json in one step (a reader never sees half a file) and returns its path."""
+    path = Path(workdir) / FILE_NAME
+    partial = path.with_suffix(f".{os.getpid()}.tmp")
+    partial.write_text(to_json(config))
+    os.replace(partial, path)
+    return path
+
+
+def load(workdir: str | os.PathLike, schema: ConfigDict) -> ConfigDict:
+    """Reads <workdir>/config.json; raises ConfigError if there is none or it is not JSON."""
+    path = Path(workdir) / FILE_NAME
+    if not path.is_file():
+        text = f"{path}: no such file; name a directory that train.py has written with --workdir=DIR"
+        raise ConfigError([text], "workdir")
+    try:
+        return from_json(path.read_text(), schema)
+    except json.JSONDecodeError as error:
+        raise ConfigError([f"{path}: is not valid JSON ({error})"], "workdir") from error
