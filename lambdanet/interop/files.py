@@ -1,7 +1,7 @@
 """Weights files: safetensors, npz and PyTorch checkpoints in; safetensors and npz out.
 
-Our own files say so in their metadata (`layout: lambdanet`) and hold '/'-paths; every other file is taken as PyTorch's names
-and layouts and goes through a name table (`lambdanet.interop.names`).
+Our own files say so in their metadata (`layout: lambdanet`) and hold '/'-paths; every other file is taken as
+PyTorch's names and layouts and goes through a name table (`lambdanet.interop.names`).
 """
 
 import json
@@ -114,7 +114,8 @@ def load_weights_file(
     """Reads weights for a model from a file of any supported kind, told by its content.
 
     Args:
-      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors, npz or a checkpoint.
+      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors, npz or a
+        checkpoint.
       rules: the model's name table, for files with PyTorch names.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.

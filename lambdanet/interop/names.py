@@ -1,4 +1,4 @@
-"""Name tables: from the parameters of a PyTorch module to ours.
+r"""Name tables: from the parameters of a PyTorch module to ours.
 
 A table is a tuple of `Rule`. Modules keep theirs as `TORCH_NAMES`; a model joins the tables of its parts:
 
@@ -11,8 +11,9 @@ A table is a tuple of `Rule`. Modules keep theirs as `TORCH_NAMES`; a model join
         Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
     )
 
-Everything here is plain Python and NumPy, so that any module may import it. Every transform is linear and moves numbers
-without changing them, so the same table also maps the gradients of a PyTorch module to the gradients of ours.
+Everything here is plain Python and NumPy, so that any module may import it. Every transform is linear and moves
+numbers without changing them, so the same table also maps the gradients of a PyTorch module to the gradients of
+ours.
 """
 
 import difflib
@@ -79,9 +80,9 @@ class Rule:
 
     Args:
       pattern: regular expression that must match the whole PyTorch key, for example `r"stages\.(\d+)\.bn\.weight"`.
-      target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of several paths cuts
-        the transformed array along its LAST axis (the output channels) into pieces of the targets' own sizes, in that
-        order; None drops the key (counters such as `num_batches_tracked`).
+      target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of several
+        paths cuts the transformed array along its LAST axis (the output channels) into pieces of the targets'
+        own sizes, in that order; None drops the key (counters such as `num_batches_tracked`).
       transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is cut.
     """
 
@@ -135,10 +136,12 @@ def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
     Args:
       rules: the part's table.
       torch: regular expression put before each pattern, with its dot: `r"stages\.(\d+)\.attn\."`. It may have groups.
-      path: our path of the part, without a slash at the end: `r"stages/\1/attention"`; "" leaves the targets as they are.
+      path: our path of the part, without a slash at the end: `r"stages/\1/attention"`; "" leaves the targets as
+        they are.
 
     Returns:
-      The rules with both prefixes. Numbered groups in the part's own targets keep their meaning (they are renumbered).
+      The rules with both prefixes. Numbered groups in the part's own targets keep their meaning (they are
+      renumbered).
     """
     groups = re.compile(torch).groups
 
@@ -172,16 +175,16 @@ def convert(
       rules: the model's table.
       target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
       allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be missing, unused or of
-        another shape; those paths are then left out of the result, so that the caller keeps its own, and a warning names
-        them.
+        another shape; those paths are then left out of the result, so that the caller keeps its own, and a
+        warning names them.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
 
     Returns:
       Our path -> array in our layout, dtypes unchanged.
 
     Raises:
-      NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys claim the same thing;
-        all problems at once, with the nearest names.
+      NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys claim the same
+        thing; all problems at once, with the nearest names.
     """
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     found: dict[str, np.ndarray] = {}
@@ -199,6 +202,7 @@ def convert(
             continue
         if len(matches) > 1:
             conflicts.append(f"{key}: matched by several rules: " + ", ".join(rule.pattern for _, rule in matches))
+            origin |= {path: key for match, rule in matches for path in rule.targets(match)}
             continue
         match, rule = matches[0]
         paths = rule.targets(match)
@@ -255,7 +259,7 @@ def convert(
 
 
 def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str = "nearest") -> str:
-    close = difflib.get_close_matches(name, list(names), n=2, cutoff=0.6)
+    close = difflib.get_close_matches(name, list(names), n=2, cutoff=0.5)
     return f" ({what}: {', '.join(close)})" if close else ""
 
 

@@ -1,10 +1,10 @@
 """PyTorch checkpoints read with NumPy alone, without running code from them.
 
-A checkpoint of `torch.save` (PyTorch 1.6 and later) is a zip archive: `NAME/data.pkl` is a pickle whose tensors point at
-raw storages `NAME/data/0`, `NAME/data/1`, .... A pickle may name any importable function and have it called, so reading a
-stranger's file with the ordinary unpickler can do anything. The one here knows a fixed list of names: PyTorch's tensor
-rebuild functions (replaced by our own, which make NumPy views), its storage and dtype names, `OrderedDict` and `set`. Any
-other name is an error.
+A checkpoint of `torch.save` (PyTorch 1.6 and later) is a zip archive: `NAME/data.pkl` is a pickle whose tensors
+point at raw storages `NAME/data/0`, `NAME/data/1`, .... A pickle may name any importable function and have it
+called, so reading a stranger's file with the ordinary unpickler can do anything. The one here knows a fixed
+list of names: PyTorch's tensor rebuild functions (replaced by our own, which make NumPy views), its storage and
+dtype names, `OrderedDict` and `set`. Any other name is an error.
 """
 
 import collections
@@ -66,8 +66,9 @@ class _Storage:
 def load_torch(path: str | os.PathLike, *, prefer_ema: bool = True) -> dict[str, np.ndarray]:
     """Reads the state dict out of a PyTorch zip checkpoint.
 
-    Finds it at the top level or under a usual key ('state_dict', 'model', 'model_state_dict', 'net'; 'state_dict_ema',
-    'model_ema') and removes the prefixes of wrappers ('module.', '_orig_mod.') when every key has them.
+    Finds it at the top level or under a usual key ('state_dict', 'model', 'model_state_dict', 'net';
+    'state_dict_ema', 'model_ema') and removes the prefixes of wrappers ('module.', '_orig_mod.') when every key
+    has them.
 
     Args:
       path: the file.
@@ -163,7 +164,9 @@ def _load_archive(archive: zipfile.ZipFile, path: str) -> Any:
     names = {info.filename: info for info in archive.infolist()}
     pickles = [name for name in names if name.split("/")[-1] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1:
-        raise WeightsFileError(f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} entries data.pkl, not 1")
+        raise WeightsFileError(
+            f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} entries data.pkl, not 1"
+        )
     root = pickles[0][: -len("data.pkl")]
     if f"{root}constants.pkl" in names:
         raise WeightsFileError(f"{path} is a TorchScript archive, not a checkpoint; {_RESAVE}")

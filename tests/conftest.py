@@ -1,0 +1,41 @@
+"""Set-up of the whole suite: CPU by default, one compilation cache, and the options of the golden harness."""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# Before anything imports jax. What stands in the environment already wins.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".cache" / "jax-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Test files are imported by path (--import-mode=importlib); what they share is found here. Last, so that it
+# hides no package.
+sys.path.append(str(HERE))
+
+
+def pytest_addoption(parser):
+    group = parser.getgroup("golden", "golden fixtures (tests/test_golden.py)")
+    group.addoption(
+        "--golden-dir",
+        metavar="DIR",
+        default=str(HERE / "golden"),
+        help="directory of the fixtures (default: tests/golden)",
+    )
+    group.addoption(
+        "--golden-family",
+        metavar="GLOB",
+        default="*",
+        help="only fixtures whose family or file stem matches (default: all)",
+    )
+
+
+def pytest_configure(config):
+    from absl import flags
+
+    # Grain's reader processes look at absl flags, which are parsed by absl.app.run in programs but by nobody in
+    # tests.
+    flags.FLAGS.mark_as_parsed()
