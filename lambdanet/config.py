@@ -12,6 +12,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 import sys
 import tempfile
 import types
@@ -21,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from lambdanet.attention import attention as attention_registry
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS, is_number
+from lambdanet.config_checks import CHECKS, CROSS_CHECKS, PATH_CHECKS, is_number
 from lambdanet.registry import Registry, suggest
 
 FILE_NAME = "config.json"
@@ -53,6 +54,7 @@ def validate(
     *,
     build: Callable[[], Any] | None = None,
     workdir: str | os.PathLike | None = None,
+    check_paths: bool = True,
 ) -> None:
     """Checks a config before any device work and reports every problem at once.
 
@@ -64,6 +66,7 @@ def validate(
             models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when everything else
             about the model is right, so that its own complaints (heads that do not divide) join the report.
         workdir: also check that this directory can be written to.
+        check_paths: data directories and label files must exist; False where no data is read (model summary, export).
 
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
@@ -94,7 +97,7 @@ def validate(
             names = CHECKS[key][1]
             text = names if isinstance(names, str) else f"one of {', '.join(map(repr, names))}.{suggest(value, names)}"
             add(key, f"{key} = {value!r}: must be {text}")
-    for keys, holds, text in CROSS_CHECKS:
+    for keys, holds, text in CROSS_CHECKS + (PATH_CHECKS if check_paths else ()):
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {values[k]!r}' for k in keys)}: {text}")
 
@@ -205,15 +208,16 @@ def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
 def _check_options(where: str, registry: Registry, name: str, options: dict[str, Any]) -> list[str]:
     """Unknown options of a registered factory, and values that its annotations rule out."""
     problems = []
-    declared = inspect.signature(registry.lookup(name)[0], eval_str=True).parameters
+    factory, _ = registry.lookup(name)
+    annotations = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     for option, value in options.items():
         try:
             registry.check_options(name, {option: value})
         except ValueError as error:
             problems.append(f"{where}.{option} = {value!r}: {error}")
             continue
-        annotation = declared[option].annotation
-        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
+        annotation = annotations.get(option, typing.Any)
+        if not _fits(value, annotation):
             text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
             problems.append(f"{where}.{option} = {value!r}: must be {text}, not {type(value).__name__}")
     return problems
@@ -299,14 +303,16 @@ def define_config_flag(default: str | None) -> ConfigFlag:
 
 def load_recipe(path: str) -> ConfigDict:
     """Returns `get_config(arg)` of a recipe file given as 'FILE.py' or 'FILE.py:arg'."""
-    file = Path(path.partition(":")[0])
+    name, colon, argument = path.partition(":")
+    file = Path(name)
     if not file.is_file():
         near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
         there = f"{suggest(str(file), near)} Files there: {', '.join(near) or 'none'}"
         raise ConfigError([f"config = {path!r}: no such file.{there}"], "flags")
     try:
-        return config_flags.ConfigFileFlagParser("config", lock_config=False).parse(path)
-    except (TypeError, ValueError) as error:
+        get_config = runpy.run_path(str(file))["get_config"]
+        return get_config(argument) if colon else get_config()
+    except (KeyError, TypeError, ValueError) as error:
         raise ConfigError([f"config = {path!r}: {error}"], "flags") from error
 
 

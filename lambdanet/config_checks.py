@@ -156,6 +156,15 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
         "the best checkpoint is chosen on eval_split: name one, or set keep_best to ''",
     ),
     (
+        ("data.pseudo_labels", "data.pseudo_split"),
+        lambda c: not c.data.pseudo_labels or bool(c.data.pseudo_split),
+        "pseudo_labels needs the split that they label",
+    ),
+)
+
+# Conditions on files, of the same form; only where the data is going to be read.
+PATH_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
+    (
         ("data.source", "data.data_dir"),
         lambda c: c.data.source not in ("tfds", "image_folder") or Path(c.data.data_dir).is_dir(),
         "data_dir must be an existing, prepared directory for this source (class folders become one with "
@@ -165,10 +174,5 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
         ("data.pseudo_labels",),
         lambda c: not c.data.pseudo_labels or Path(c.data.pseudo_labels).is_file(),
         "no such file; `python eval.py --mode=pseudo_label` writes it",
-    ),
-    (
-        ("data.pseudo_labels", "data.pseudo_split"),
-        lambda c: not c.data.pseudo_labels or bool(c.data.pseudo_split),
-        "pseudo_labels needs the split that they label",
     ),
 )

@@ -1,0 +1,1 @@
+"""What one wants to know about a trained model: tables, timings, pictures, exported files."""

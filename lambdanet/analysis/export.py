@@ -1,0 +1,85 @@
+"""Export of a trained model as one StableHLO file that runs without this library.
+
+Loading it needs jax alone:
+
+    exported = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    logits = exported.call(images)  # uint8 [any batch, height, width, channels] -> float32 [batch, classes]
+
+The weights and the normalisation of the images are inside, so one file is the whole model; the batch size is symbolic.
+The weights alone, to be read by other programs, are what `lambdanet.interop` writes as safetensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export as jax_export
+from jaxtyping import Array, Float, UInt8
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def export_model(
+    forward: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]],
+    path: str | os.PathLike,
+    *,
+    image_shape: tuple[int, int, int],
+    platforms: Sequence[str] = PLATFORMS,
+) -> Path:
+    """Writes `forward` with everything it closes over; the file appears whole or not at all.
+
+    Args:
+        forward: maps uint8 images to logits; its weights are closed over and end up in the file.
+        path: the file.
+        image_shape: (height, width, channels); the batch stays open.
+        platforms: where the file shall run.
+
+    Returns:
+        The path.
+    """
+    (batch,) = jax_export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    exported = jax_export.export(jax.jit(forward), platforms=tuple(platforms))(images)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(exported.serialize())
+    os.replace(partial, path)
+    return path
+
+
+def load_exported(path: str | os.PathLike) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]]:
+    """Returns the function in an exported file."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no exported model at {path}; `python eval.py --mode=export` writes one")
+    return jax_export.deserialize(bytearray(path.read_bytes())).call
+
+
+def check_exported(
+    path: str | os.PathLike,
+    forward: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]],
+    images: UInt8[np.ndarray, "b h w c"],
+    tolerance: float = 1e-5,
+) -> float:
+    """Reloads an exported file and compares its logits with those of `forward`.
+
+    Returns:
+        The largest difference, as a fraction of the largest logit.
+
+    Raises:
+        ValueError: the difference is above `tolerance`.
+    """
+    ours = np.asarray(jax.jit(forward)(images))
+    theirs = np.asarray(load_exported(path)(images))
+    difference = float(np.max(np.abs(ours - theirs)) / max(float(np.max(np.abs(ours))), 1e-12))
+    if not difference <= tolerance:
+        raise ValueError(
+            f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: {tolerance:g}"
+        )
+    return difference
