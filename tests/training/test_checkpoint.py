@@ -1,0 +1,173 @@
+"""Checkpoints: round trip, retention, and every way in which one cannot be written, read or continued."""
+
+import copy
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from lambdanet.training import checkpoint
+from lambdanet.training.state import TrainState
+
+CONFIG = base.get_config().to_dict() | {"model": {"name": "net", "attention": {"name": "lambda", "scope": 7}}}
+CONFIG["train"] = CONFIG["train"] | {"ema_decay": 0.9}
+
+
+def make_state(width=64, step=0):
+    params = {"layers": {0: {"kernel": jnp.linspace(-1, 1, 8 * width).reshape(8, width)}}, "bias": jnp.ones(width, jnp.bfloat16)}
+    stats = {"norm": {"mean": jnp.arange(width, dtype=jnp.float32) + step}}
+    ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
+    return TrainState(jnp.asarray(step), params, stats, optax.adam(0.1).init(params), ema)
+
+
+def abstract(state):
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+
+
+def save(workdir, *steps, config=CONFIG, **options):
+    checkpoints = checkpoint.Checkpoints(workdir, **options)
+    for step, metrics in steps:
+        assert checkpoints.save(step, make_state(step=step), {"batches": step}, config, metrics)
+    checkpoints.wait()
+    return checkpoints
+
+
+def test_round_trip_retention_and_weights(tmp_path):
+    accuracies = {10: 0.5, 20: 0.9, 30: 0.7, 40: None, 50: 0.8}
+    steps = [(s, {"accuracy": a, "loss": 1.0} if a is not None else None) for s, a in accuracies.items()]
+    checkpoints = save(tmp_path, *steps, keep_last=2, keep_best="accuracy")
+    assert checkpoints.steps() == [20, 40, 50] and checkpoints.best_step() == 20 and checkpoints.latest_step() == 50
+    assert not checkpoints.save(50, make_state(step=50), {}, CONFIG)  # there already
+    wanted = make_state(step=50)
+    state, data_state, config, step = checkpoints.restore(abstract(wanted))
+    assert step == 50 and data_state == {"batches": 50} and config == json.loads(json.dumps(CONFIG))
+    assert jax.tree.structure(state) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, state, wanted)
+    # Another reader while the run is open: weights only, of the live or the averaged model.
+    shapes = abstract(wanted)
+    _, stats, step = checkpoint.load_weights(tmp_path, "live", "best", shapes.params, shapes.stats)
+    assert step == 20 and stats["norm"]["mean"][0] == 20
+    params, stats, step = checkpoint.load_weights(tmp_path, "ema", "latest", shapes.params, shapes.stats)
+    assert step == 50 and stats["norm"]["mean"][0] == 50 and params["layers"][0]["kernel"].shape == (8, 64)
+    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 30 .* \[20, 40, 50\]"):
+        checkpoint.load_weights(tmp_path, "live", 30, shapes.params, shapes.stats)
+    checkpoints.close()
+
+
+def test_smallest_loss_is_best(tmp_path):
+    steps = [(s, {"loss": loss}) for s, loss in ((1, 0.9), (2, 0.3), (3, 0.5), (4, 0.6))]
+    checkpoints = save(tmp_path, *steps, keep_last=1, keep_best="loss")
+    assert checkpoints.steps() == [2, 4] and checkpoints.best_step() == 2
+    checkpoints.close()
+
+
+def test_weights_that_are_not_there(tmp_path):
+    config = copy.deepcopy(CONFIG)
+    config["train"]["ema_decay"] = 0.0
+    save(tmp_path, (3, None), config=config).close()
+    shapes = abstract(make_state())
+    with pytest.raises(checkpoint.CheckpointError, match=r"metric 'accuracy'.*use 'latest' or one of \[3\]"):
+        checkpoint.load_weights(tmp_path, "live", "best", shapes.params, shapes.stats)
+    with pytest.raises(checkpoint.CheckpointError, match="train.ema_decay=0"):
+        checkpoint.load_weights(tmp_path, "ema", "latest", shapes.params, shapes.stats)
+    with pytest.raises(checkpoint.CheckpointError, match="'live', 'ema'"):
+        checkpoint.load_weights(tmp_path, "average", "latest", shapes.params, shapes.stats)
+    with pytest.raises(checkpoint.CheckpointError, match="no folder 'checkpoints'"):
+        checkpoint.load_weights(tmp_path / "elsewhere", "live", "latest", shapes.params, shapes.stats)
+
+
+def largest_file(folder):
+    return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
+
+
+def flip_a_bit(folder):
+    # Data files start with a header; the middle of the largest one is array data, which orbax itself does not check.
+    file = largest_file(folder / "state")
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 0x10
+    file.write_bytes(raw)
+
+
+def cut_short(folder):
+    file = largest_file(folder / "state")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def break_meta(folder):
+    (folder / "meta" / "metadata").write_text('{"config": {')
+
+
+def remove_index(folder):
+    (folder / "state" / "_METADATA").unlink()
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, break_meta, remove_index])
+def test_damage_is_named_and_never_passed_over(tmp_path, damage):
+    save(tmp_path, (10, None), (20, None)).close()
+    folder = tmp_path / "checkpoints" / "20"
+    damage(folder)
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoints.restore(abstract(make_state()))
+    text = str(error.value)
+    assert "step 20 is damaged" in text and str(folder) in text and "delete it to go on from step 10" in text
+    state, _, _, step = checkpoints.restore(abstract(make_state()), 10)
+    assert step == 10 and int(state.step) == 10
+    checkpoints.close()
+
+
+def test_leftovers_of_a_killed_save_are_removed(tmp_path):
+    save(tmp_path, (10, None)).close()
+    leftover = tmp_path / "checkpoints" / "20.orbax-checkpoint-tmp"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+    reader = checkpoint.Checkpoints(tmp_path, read_only=True)
+    assert leftover.exists() and reader.latest_step() == 10
+    reader.close()
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.latest_step() == 10
+    checkpoints.close()
+    assert not leftover.exists()
+
+
+def test_foreign_checkpoint_lists_names_and_shapes(tmp_path):
+    checkpoints = save(tmp_path, (10, None))
+    other = make_state(width=32)
+    other.params["head"] = {"kernel": jnp.zeros((2, 2))}
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoints.restore(abstract(other))
+    text = str(error.value)
+    assert "another model or optimiser" in text
+    assert "params/head/kernel (2, 2)" in text
+    assert "params/layers/0/kernel: checkpoint (8, 64), model (8, 32)" in text
+    smaller = make_state()
+    del smaller.params["bias"]
+    with pytest.raises(checkpoint.CheckpointError, match="only the checkpoint has\n    params/bias"):
+        checkpoints.restore(abstract(smaller))
+    checkpoints.close()
+
+
+def test_unusable_folder(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file where the folder belongs")
+    with pytest.raises(checkpoint.CheckpointError, match=str(tmp_path / "checkpoints")):
+        checkpoint.Checkpoints(tmp_path)
+
+
+def test_changed_keys_lists_what_makes_another_run():
+    config = copy.deepcopy(CONFIG)
+    config["train"] |= {"epochs": 99.0, "log_every": 1, "batch_size": 128}
+    config["model"]["attention"] = {"name": "lambda", "scope": 9, "key_depth": 8}
+    config["optim"]["lr"] = 0.5
+    config["data"]["num_workers"] = 3
+    saved = json.loads(json.dumps(CONFIG))
+    assert checkpoint.changed_keys(saved, CONFIG) == []
+    assert checkpoint.changed_keys(saved, config) == [
+        "model.attention.key_depth: '(not set)' -> 8",
+        "model.attention.scope: 7 -> 9",
+        "optim.lr: 0.004 -> 0.5",
+        "train.batch_size: 64 -> 128",
+    ]
