@@ -208,16 +208,15 @@ def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
 def _check_options(where: str, registry: Registry, name: str, options: dict[str, Any]) -> list[str]:
     """Unknown options of a registered factory, and values that its annotations rule out."""
     problems = []
-    factory, _ = registry.lookup(name)
-    annotations = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    declared = registry.parameters(name)
     for option, value in options.items():
         try:
             registry.check_options(name, {option: value})
         except ValueError as error:
             problems.append(f"{where}.{option} = {value!r}: {error}")
             continue
-        annotation = annotations.get(option, typing.Any)
-        if not _fits(value, annotation):
+        annotation = declared[option].annotation
+        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
             text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
             problems.append(f"{where}.{option} = {value!r}: must be {text}, not {type(value).__name__}")
     return problems

@@ -1,0 +1,188 @@
+"""eval.py: every mode on one tiny run, and what it says when it cannot."""
+
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+from flax import nnx
+from PIL import Image
+
+import eval as program
+import models
+from configs import base
+from lambdanet import config as configs
+from lambdanet.analysis import export
+from lambdanet.data import pseudo_labels
+from lambdanet.training.checkpoint import Checkpoints
+from lambdanet.training.state import make_init
+
+OPTIONS = dict(blocks=(1, 1), widths=(8, 16))
+
+
+def make_run(workdir, name: str, **options):
+    """Writes the config and a checkpoint of step 3, as train.py leaves them; EMA weights differ from the live ones."""
+    config = base.get_config()
+    config.data.source, config.data.synthetic_records, config.data.synthetic_classes = "synthetic", 22, 3
+    config.data.pseudo_split = "validation"
+    config.train.batch_size, config.train.ema_decay = 8, 0.9
+    config.model = {"name": name, **OPTIONS, **options}
+
+    def build():
+        return models.create_from_config(config, num_classes=3, rngs=nnx.Rngs(0))
+
+    workdir.mkdir()
+    configs.save(config, workdir)
+    state = jax.jit(make_init(build, optax.identity(), ema=True))()
+    state = state.replace(ema=jax.tree.map(lambda a: 1.5 * a, state.ema))
+    checkpoints = Checkpoints(workdir, config.train.keep_last, config.train.keep_best)
+    checkpoints.save(3, state, {"batches": 3}, configs.to_plain(config), {"accuracy": 0.5})
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("eval") / "run", "lambda_resnet_digits")
+
+
+@pytest.fixture(scope="module")
+def plain_workdir(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("eval") / "plain", "resnet_digits")
+
+
+def run(mode: str, output, **given) -> dict:
+    """Runs a mode as the command line would and returns what it wrote to its JSON file."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    with flagsaver.flagsaver(mode=mode, output=str(output), **{k: str(v) for k, v in given.items()}):
+        program.main(["eval.py"])
+    path = output / f"{mode}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def error_of(mode: str, output, **given) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(mode, output, **given)
+    return str(stop.value)
+
+
+def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
+    result = run("accuracy", tmp_path, workdir=workdir, split="validation")
+    assert result["split"] == "validation"
+    for which in ("live", "ema"):
+        assert result[which]["count"] == 22 and 0 <= result[which]["accuracy"] <= result[which]["top5"] == 1.0
+        assert result[which]["source"].endswith("step 3")
+    assert result["live"]["loss"] != result["ema"]["loss"]
+
+
+def test_summary_counts_exactly(workdir, tmp_path):
+    result = run("summary", tmp_path, workdir=workdir)
+    model = nnx.eval_shape(
+        lambda: models.create_model("lambda_resnet_digits", rngs=nnx.Rngs(0), num_classes=3, **OPTIONS)
+    )
+    exact = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    assert result["parameters"] == exact == sum(row["parameters"] for row in result["rows"])
+    assert result["macs"] == model.macs(8, 8)
+    assert result["compiler_flops"] == pytest.approx(2 * result["macs"], rel=0.5)
+
+
+def test_summary_of_a_recipe_without_its_data(tmp_path, capsys):
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(
+        "from configs import base\n"
+        "def get_config(arg):\n"
+        "    config = base.get_config()\n"
+        "    config.data.source, config.data.data_dir, config.data.channels = 'tfds', 'no/where', 3\n"
+        "    config.data.image_size, config.model.name = (224, 224), arg\n"
+        "    return config\n"
+    )
+    result = run("summary", tmp_path, config=f"{recipe}:resnet18")
+    assert result["parameters"] == 11_689_512
+    assert "no/where" in capsys.readouterr().out, "says why the number of classes is the model's own"
+
+
+def test_speed(workdir, tmp_path):
+    with flagsaver.flagsaver(batch_sizes=[2], repeats=2):
+        result = run("speed", tmp_path, workdir=workdir)
+    assert [r["batch_size"] for r in result["results"]] == [2]
+
+
+def test_attention_pictures(workdir, tmp_path):
+    with flagsaver.flagsaver(images=2):
+        pictures = run("attention", tmp_path, workdir=workdir)["pictures"]
+    assert len(pictures) == 2, "one lambda layer in each of the two stages"
+    for path in pictures.values():
+        with Image.open(path) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 100
+
+
+def test_attention_of_a_model_without_any(plain_workdir, tmp_path):
+    assert "no layer of this model can show its attention" in error_of("attention", tmp_path, workdir=plain_workdir)
+
+
+def test_exported_weights_are_a_weights_file(workdir, tmp_path):
+    """live -> export -> --weights gives the same accuracy as the checkpoint, and the exported program its logits."""
+    result = run("export", tmp_path, workdir=workdir)
+    assert result["reload_difference"] < 1e-5
+    images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
+    assert export.load_exported(tmp_path / "model.stablehlo")(images).shape == (5, 3)
+    own = run("accuracy", tmp_path, workdir=workdir)["live"]
+    read = run("accuracy", tmp_path, workdir=workdir, weights=tmp_path / "model.safetensors")
+    assert "ema" not in read
+    assert {k: v for k, v in read["live"].items() if k != "source"} == {k: v for k, v in own.items() if k != "source"}
+
+
+def test_pseudo_labels_can_be_trained_on(workdir, tmp_path):
+    with flagsaver.flagsaver(threshold=0.1):
+        run("pseudo_label", tmp_path, workdir=workdir)
+    labels = pseudo_labels.read(tmp_path / "pseudo_labels.json")
+    assert labels and set(labels) <= set(range(22)) and set(labels.values()) <= {0, 1, 2}
+
+
+def test_describe(tmp_path, capsys):
+    run("describe", tmp_path, name="lambda_resnet_d*")
+    assert "blocks" in capsys.readouterr().out
+    run("describe", tmp_path, name="lambda*")
+    assert "lambda_resnet50 " in capsys.readouterr().out.replace("\n", " \n")
+    assert "no such model" in error_of("describe", tmp_path, name="lamdba")
+
+
+ERRORS = {
+    "nothing given": (dict(mode="accuracy"), "give --workdir=DIR"),
+    "no run there": (dict(mode="accuracy", workdir="nowhere"), "config.json: no such file"),
+    "no weights": (dict(mode="export", config="configs/base.py"), "--mode=export needs weights"),
+    "no such step": (dict(mode="accuracy", step="7"), "no checkpoint of step 7"),
+    "bad step": (dict(mode="accuracy", step="last"), "allowed: best, latest"),
+    "no such split": (dict(mode="accuracy", split="tests"), "'tests'"),
+    "missing weights file": (dict(mode="accuracy", weights="none.pth"), "none.pth"),
+    "confidence not reached": (dict(mode="pseudo_label", threshold="1.0"), "no record reaches confidence 1.0"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case, workdir, tmp_path):
+    given, text = ERRORS[case]
+    if case not in ("nothing given", "no weights", "no run there"):
+        given = {"workdir": workdir} | given
+    given = dict(given)
+    threshold = float(given.pop("threshold", 0.9))
+    with flagsaver.flagsaver(threshold=threshold):
+        assert text in error_of(given.pop("mode"), tmp_path, **given)
+
+
+def test_weights_of_another_model(workdir, tmp_path, monkeypatch):
+    other = base.get_config()
+    other.data.source, other.data.synthetic_classes = "synthetic", 4
+    monkeypatch.setattr(type(program.CONFIG), "value", property(lambda self: other))
+    text = error_of("accuracy", tmp_path, workdir=workdir, config="other")
+    assert "belongs to another model" in text and "head/fc/kernel" in text
+
+
+def test_too_few_classes(workdir, tmp_path, monkeypatch):
+    overrides = {"model.num_classes": "2"}
+    monkeypatch.setattr(type(program.CONFIG), "overrides", property(lambda self: overrides))
+    assert "model.num_classes=2, but the data has 3" in error_of("accuracy", tmp_path, workdir=workdir)
