@@ -15,6 +15,17 @@ def suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
     return f" Did you mean '{close[0]}'?" if close else ""
 
 
+def signature(factory: Callable[..., Any]) -> inspect.Signature:
+    """Returns the signature of a function, or of a class's constructor without `self`, its annotations evaluated.
+
+    `inspect.signature` of an NNX module class gives (*args, **kwargs): its metaclass defines `__call__`.
+    """
+    if not inspect.isclass(factory):
+        return inspect.signature(factory, eval_str=True)
+    declared = inspect.signature(factory.__init__, eval_str=True)
+    return declared.replace(parameters=list(declared.parameters.values())[1:], return_annotation=declared.empty)
+
+
 class Registry:
     """A table of named factories with their preset options.
 
@@ -58,7 +69,7 @@ class Registry:
 
     def parameters(self, name: str) -> Mapping[str, inspect.Parameter]:
         """Returns the factory's parameters by name, as its signature declares them."""
-        return inspect.signature(self.lookup(name)[0]).parameters
+        return signature(self.lookup(name)[0]).parameters
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
         """Raises ValueError naming every option the factory does not declare and the nearest one it does."""
@@ -74,7 +85,6 @@ class Registry:
     def describe(self, name: str) -> str:
         """Returns the name, its signature, its preset options and its docstring as text."""
         factory, preset = self.lookup(name)
-        signature = inspect.signature(factory)
         preset_text = "".join(f"\n  preset {k}={v!r}" for k, v in preset.items())
         doc = inspect.getdoc(factory) or ""
-        return f"{name}: {factory.__module__}.{factory.__qualname__}{signature}{preset_text}\n\n{doc}"
+        return f"{name}: {factory.__module__}.{factory.__qualname__}{signature(factory)}{preset_text}\n\n{doc}"

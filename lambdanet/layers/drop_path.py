@@ -38,6 +38,8 @@ class DropPath(nnx.Module):
         """Maps [batch, ...] to the same shape; `rngs.dropout` is read in the training view when rate > 0."""
         if self.deterministic or self.rate == 0.0:
             return x
+        if rngs is None:
+            raise ValueError("drop path in the training view needs `rngs` with a 'dropout' stream at the call; got None")
         keep = 1.0 - self.rate
         mask = jax.random.bernoulli(rngs.dropout(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / keep, 0).astype(x.dtype)

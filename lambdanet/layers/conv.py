@@ -1,0 +1,93 @@
+"""Convolution, batch norm and activation: the unit that convolutional backbones are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lambdanet.layers.norm import batch_norm
+from lambdanet.registry import suggest
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "gelu": jax.nn.gelu,
+    "none": lambda x: x,
+}
+
+
+def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns the activation of that name; raises ValueError with the allowed names otherwise."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation is {name!r}.{suggest(name, list(ACTIVATIONS))} Allowed: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class ConvNormAct(nnx.Module):
+    """activation(batch_norm(conv(x))), the convolution without bias and padded by kernel_size // 2 on every side.
+
+    Args:
+        dim: input channels.
+        dim_out: output channels.
+        kernel_size: odd side of the kernel.
+        stride: step of the convolution; the output has ceil(size / stride) positions per axis.
+        activation: 'relu' | 'silu' | 'gelu' | 'none'.
+        zero_init: start the norm's scale at zero (last norm of a residual branch).
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source. Kernels start He-normal over the outgoing fan.
+
+    Raises:
+        ValueError: even kernel size or unknown activation.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        activation: str = "relu",
+        zero_init: bool = False,
+        norm_momentum: float = 0.9,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel size is {kernel_size}; allowed: odd sides")
+        activation_function(activation)
+        self.dim, self.dim_out, self.kernel_size = dim, dim_out, kernel_size
+        self.stride, self.activation = stride, activation
+        pad = (kernel_size // 2, kernel_size // 2)
+        self.conv = nnx.Conv(
+            dim,
+            dim_out,
+            (kernel_size, kernel_size),
+            strides=stride,
+            padding=(pad, pad),
+            use_bias=False,
+            kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.norm = batch_norm(
+            dim_out, momentum=norm_momentum, zero_init=zero_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+        """Maps [b, h, w, dim] to [b, ceil(h / stride), ceil(w / stride), dim_out]."""
+        return ACTIVATIONS[self.activation](self.norm(self.conv(x)))
+
+    def macs(self, h: int, w: int) -> int:
+        """Multiply-accumulates of the convolution for one [h, w] input map (taps on the padding counted, as is customary)."""
+        positions = -(-h // self.stride) * -(-w // self.stride)
+        return positions * self.kernel_size**2 * self.dim * self.dim_out

@@ -1,0 +1,63 @@
+"""Pooling: both lowerings of the maximum, and the padding rules against a written-out reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lambdanet.layers import avg_pool, max_pool
+
+SIZES = [(1, 1), (1, 5), (2, 2), (7, 4), (8, 9)]
+
+
+def window_reference(x, window, stride, low, reduce):
+    """Reduces the part of each window that lies inside the map; `low` is the padding before each axis."""
+    b, h, w, c = x.shape
+    out = np.zeros((b, -(-h // stride), -(-w // stride), c), x.dtype)
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            top, left = i * stride - low[0], j * stride - low[1]
+            part = x[:, max(top, 0) : top + window, max(left, 0) : left + window]
+            out[:, i, j] = reduce(part, axis=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_max_pool_lowerings_equal_the_reference(size, stride):
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0  # negative: zero padding would show
+    expected = window_reference(x, 3, stride, (1, 1), np.max)
+    for impl in ("window", "slices", "auto"):
+        np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)
+
+
+def test_max_pool_gradients_agree_without_ties_and_keep_their_sum_with_ties():
+    x = jnp.asarray(np.random.default_rng(1).permutation(2 * 7 * 6 * 3).reshape(2, 7, 6, 3), jnp.float32)
+    grads = [jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum())(x) for impl in ("window", "slices")]
+    np.testing.assert_array_equal(*grads)
+    ties = [jax.grad(lambda x, i=impl: max_pool(x, impl=i).sum())(jnp.zeros_like(x)) for impl in ("window", "slices")]
+    assert ties[0].sum() == pytest.approx(float(ties[1].sum()))
+
+
+def test_max_pool_refuses_what_it_cannot_do():
+    x = jnp.zeros((1, 4, 4, 1))
+    with pytest.raises(ValueError, match="'gather'; allowed: auto, window, slices"):
+        max_pool(x, impl="gather")
+    with pytest.raises(ValueError, match="window is 2; allowed: odd"):
+        max_pool(x, 2)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("window", [2, 3])
+def test_avg_pool_is_tensorflows_same_without_the_padding_in_the_mean(size, window):
+    x = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32)
+    low = [max((-(-n // 2) - 1) * 2 + window - n, 0) // 2 for n in size]
+    np.testing.assert_allclose(avg_pool(x, window), window_reference(x, window, 2, low, np.mean), rtol=1e-5, atol=1e-6)
+
+
+def test_avg_pool_sums_in_float32():
+    x = jnp.asarray(np.random.default_rng(3).normal(size=(1, 9, 9, 8)) + 100, jnp.bfloat16)
+    exact = avg_pool(x.astype(jnp.float32), 3)
+    pooled = avg_pool(x, 3)
+    assert pooled.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
