@@ -30,8 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.std = (0.5,)  # per channel, likewise
     data.on_error = "raise"  # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
     data.num_workers = 0  # reader processes; 0 = threads of this process only
-    data.num_threads = 4  # reader threads of this process (num_workers = 0) or of each worker
-    data.prefetch = 16  # records read ahead (batches per worker when num_workers > 0)
+    data.num_threads = 4  # reader threads of this process (num_workers = 0) or of each worker; each builds a batch
+    data.prefetch = 4  # batches read ahead (by each worker when num_workers > 0)
     data.synthetic_records = 1024  # source 'synthetic': number of records
     data.synthetic_classes = 10  # source 'synthetic': number of classes
     # Augmentation on the host, per record, in this order.

@@ -1,0 +1,125 @@
+"""Pseudo-labels: a teacher's confident predictions for unlabelled records, balanced over classes, in a JSON file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+FORMAT = "lambdanet pseudo-labels 1"
+
+
+def write(
+    path: str | os.PathLike,
+    ids: Int[np.ndarray, " n"],
+    probabilities: Float[np.ndarray, "n classes"],
+    threshold: float,
+    num_classes: int,
+    *,
+    split: str = "",
+    per_class: int | None = None,
+) -> dict[str, Any]:
+    """Selects records and writes their labels.
+
+    A record qualifies if its largest probability is at least `threshold`; of each class the most confident ones are
+    taken, up to an equal quota. This is the class balance of Noisy Student (Xie et al. 2019), without its repetition of
+    records of rare classes.
+
+    Args:
+        path: of the JSON file; written to a temporary file first and renamed.
+        ids: stable record numbers, all different (the batches' `id`).
+        probabilities: the teacher's, rows summing to one.
+        threshold: least confidence, in [0, 1].
+        num_classes: number of classes; must equal the columns of `probabilities`.
+        split: the split that the ids belong to; stored, and compared with data.pseudo_split when it is read.
+        per_class: quota; None = qualifying records / classes, rounded up.
+
+    Returns:
+        dict(selected, qualified, records, per_class_quota, class_counts).
+
+    Raises:
+        ValueError: shapes or values that do not fit, or no record qualifies.
+    """
+    ids, probabilities = np.asarray(ids), np.asarray(probabilities)
+    if probabilities.ndim != 2 or probabilities.shape != (len(ids), num_classes):
+        raise ValueError(f"probabilities have shape {probabilities.shape}; expected ({len(ids)}, {num_classes})")
+    if len(np.unique(ids)) != len(ids):
+        raise ValueError("ids must be unique: one prediction per record")
+    if not 0.0 <= threshold <= 1.0:
+        raise ValueError(f"threshold is {threshold}; allowed: 0 <= threshold <= 1")
+    if not np.isfinite(probabilities).all():
+        raise ValueError("probabilities contain NaN or infinity")
+    labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    qualified = int((confidence >= threshold).sum())
+    if qualified == 0:
+        raise ValueError(f"no record reaches confidence {threshold}; the largest is {confidence.max(initial=0):.4f}")
+    quota = -(-qualified // num_classes) if per_class is None else per_class
+    if quota < 1:
+        raise ValueError(f"per_class is {per_class}; allowed: at least 1")
+    order = np.lexsort((ids, -confidence))  # most confident first, ties by id
+    order = order[confidence[order] >= threshold]
+    chosen = np.sort(np.concatenate([order[labels[order] == c][:quota] for c in range(num_classes)]))
+    counts = np.bincount(labels[chosen], minlength=num_classes).tolist()
+    summary = dict(
+        selected=len(chosen),
+        qualified=qualified,
+        records=len(ids),
+        per_class_quota=quota,
+        class_counts=counts,
+    )
+    content = dict(
+        format=FORMAT,
+        split=split,
+        threshold=threshold,
+        num_classes=num_classes,
+        **summary,
+        ids=ids[chosen].tolist(),
+        labels=labels[chosen].tolist(),
+        confidences=[round(float(c), 6) for c in confidence[chosen]],
+    )
+    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "w") as file:
+            json.dump(content, file)
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+    return summary
+
+
+def read_file(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns the whole content of a file made by `write`: format, split, threshold, num_classes, ids, labels, ...
+
+    Raises:
+        ValueError: missing, not such a file, or damaged.
+    """
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except OSError as error:
+        raise ValueError(
+            f"cannot read pseudo-labels {os.fspath(path)!r}: {error}; write them with eval.py --mode=pseudo_label"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a JSON file of pseudo-labels: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(f"{os.fspath(path)!r} is not a file of pseudo-labels (format {FORMAT!r})")
+    if len(content["ids"]) != len(content["labels"]):
+        raise ValueError(f"{os.fspath(path)!r} has {len(content['ids'])} ids but {len(content['labels'])} labels")
+    return content
+
+
+def read(path: str | os.PathLike) -> dict[int, int]:
+    """Returns the labels by record id of a file made by `write`."""
+    content = read_file(path)
+    return dict(zip(content["ids"], content["labels"], strict=True))
+
+
+def digest(labels: dict[int, int]) -> str:
+    """Returns a short hash of ids and labels, by which a resume notices that the file changed."""
+    return hashlib.sha256(json.dumps(sorted(labels.items())).encode()).hexdigest()[:16]

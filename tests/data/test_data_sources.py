@@ -1,0 +1,258 @@
+"""Opening data sets: digits, prepared TFDS directories, image folders, synthetic images."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_helpers import jpeg
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from lambdanet import data
+from lambdanet.data import decode, digits, image_folder, prepare, records, sources, storage
+
+ROOT = Path(__file__).parents[2]
+
+
+def all_ids(config, split):
+    return sources.open_source(config, split).ids()
+
+
+def test_digits_splits_are_stratified_disjoint_and_fixed(config):
+    info = data.describe(config)
+    assert info.num_classes == 10 and info.class_names == tuple("0123456789") and info.channels == 1
+    assert info.split_sizes == {
+        "train": 1077, "validation": 360, "test": 360, "train_labelled": 108, "train_unlabelled": 969
+    }  # fmt: skip
+    assert info.train_records == 1077
+    parts = {split: all_ids(config, split) for split in info.split_sizes}
+    everything = np.concatenate([parts["train"], parts["validation"], parts["test"]])
+    assert sorted(everything) == list(range(1797))
+    assert sorted(np.concatenate([parts["train_labelled"], parts["train_unlabelled"]])) == sorted(parts["train"])
+    target = load_digits().target
+    for split, ids in parts.items():
+        expected = np.bincount(target) * len(ids) / 1797
+        assert np.abs(np.bincount(target[ids]) - expected).max() < 1.1, split
+    assert sorted(parts["test"])[:6] == [1, 2, 10, 22, 27, 29]  # the split never changes
+
+
+def test_digits_pixels_survive_exactly(config):
+    source = sources.open_source(config, "validation")
+    original = load_digits()
+    for index in (0, 100, 359):
+        record = source.read(index)
+        image = decode.to_array(decode.open_image(record.image))
+        assert np.array_equal(image[..., 0], np.round(original.images[record.id] * 255 / 16))
+        assert record.label == original.target[record.id]
+
+
+def test_stratified_split_largest_remainder():
+    labels = np.repeat([0, 1, 2], [50, 30, 21])
+    first, second = digits.stratified_split(labels, [20, 31])
+    assert np.bincount(labels[first]).tolist() == [10, 6, 4] and len(second) == 31
+    assert not set(first) & set(second)
+    with pytest.raises(ValueError, match="cannot split 101 records"):
+        digits.stratified_split(labels, [100, 2])
+
+
+def test_racing_preparations_leave_one_whole_set(tmp_path):
+    (tmp_path / "digits").mkdir()
+    process = subprocess.Popen(["true"])
+    process.wait()  # its number now belongs to nobody, as after a kill -9
+    leftover = Path(f"{tmp_path}/digits/{storage._scratch_prefix(Path('1.0.0'))}{process.pid}-abc")
+    (leftover / "digits").mkdir(parents=True)
+    code = f"from lambdanet.data import digits; print(digits.prepare({str(tmp_path)!r}))"
+    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    outputs = [process.communicate()[0].decode().strip() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs == [f"{tmp_path}/digits/1.0.0"] * 2
+    assert os.listdir(tmp_path / "digits") == ["1.0.0"]  # no temporary directory, not even that of the killed one
+    assert len(tfds.builder_from_directory(tmp_path / "digits" / "1.0.0").as_data_source(split="test")) == 360
+
+
+def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
+    def fail(self, *args):
+        yield 0, {"id": 0, "image": digits.png_bytes(np.zeros((8, 8), np.uint8)), "label": 0}
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr(digits.Digits, "_generate_examples", fail)
+    with pytest.raises(RuntimeError, match="disk full"):
+        digits.prepare(str(tmp_path))
+    assert os.listdir(tmp_path / "digits") == []
+
+
+def test_unwritable_data_dir_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot prepare the digits under data.data_dir=.*file.*writable"):
+        digits.prepare(str(tmp_path / "file"))
+
+
+@pytest.fixture
+def tfds_config(config):
+    """The digits read as any prepared TFDS directory."""
+    config.source, config.data_dir = "tfds", digits.prepare(config.data_dir)
+    return config
+
+
+def test_tfds_directory_with_slices_and_sums(tfds_config):
+    tfds_config.train_split, tfds_config.eval_split = "train[:50%]+validation", "train[:10]"
+    info = data.describe(tfds_config)
+    assert info.split_sizes["train[:50%]+validation"] == 538 + 360 and info.train_records == 898
+    assert info.split_sizes["train[:10]"] == 10 and info.split_sizes["train"] == 1077
+    assert np.array_equal(all_ids(tfds_config, "train[:10]"), all_ids(tfds_config, "train")[:10])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"train_split": "trian"}, r"split 'trian'.*Splits: train \(1077\), validation"),
+        ({"train_split": "train[:0]"}, "cannot read split 'train.:0.'.*0 length Splits"),
+        ({"train_split": "train[:10"}, "cannot read split"),
+        (
+            {"data_dir": "missing/1.0.0"},
+            "data_dir='missing/1.0.0' does not exist; name the directory that holds",
+        ),
+        ({"source": "image_folder", "data_dir": "tests"}, "no prepared data set.*lambdanet.data.prepare"),
+        ({"source": "folder"}, "unknown data.source 'folder'; allowed: digits, tfds"),
+    ],
+)
+def test_what_cannot_be_opened_is_named(tfds_config, change, message):
+    tfds_config.update(change)
+    with pytest.raises(ValueError, match=message):
+        data.describe(tfds_config)
+
+
+class Pairs(tfds.core.GeneratorBasedBuilder):
+    """A set whose features have other names, and one without classes."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, label, *, data_dir):
+        self.label_feature = label
+        super().__init__(data_dir=data_dir)
+
+    def _info(self):
+        features = {"picture": tfds.features.Image(shape=(None, None, 3)), "kind": self.label_feature}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(3):
+            yield i, {"picture": jpeg((9, 9, 9)), "kind": i}
+
+
+def test_features_are_found_by_type_or_named_in_the_error(tmp_path, config):
+    config.source, config.eval_split, config.test_split = "tfds", "", ""
+    for name, feature in (("classes", tfds.features.ClassLabel(names=["a", "b", "c"])), ("plain", np.int64)):
+        storage.prepare_atomically(lambda scratch, f=feature: Pairs(f, data_dir=scratch), tmp_path / name)
+    config.data_dir = str(tmp_path / "classes")
+    info = data.describe(config)
+    assert info.class_names == ("a", "b", "c") and info.channels == 3 and info.split_sizes == {"train": 3}
+    assert sorted(sources.open_source(config, "train").read(i).label for i in range(3)) == [0, 1, 2]
+    config.data_dir = str(tmp_path / "plain")
+    with pytest.raises(ValueError, match="needs a feature 'label' of type ClassLabel.*kind: Tensor, picture: Image"):
+        data.describe(config)
+
+
+def test_synthetic_source(config):
+    config.source, config.image_size, config.channels = "synthetic", (6, 5), 3
+    config.synthetic_records, config.synthetic_classes = 40, 4
+    info = data.describe(config)
+    assert info.num_classes == 4 and info.split_sizes == {"train": 40, "validation": 40, "test": 40}
+    first, second = (sources.open_source(config, "train").read(7) for _ in range(2))
+    assert np.array_equal(first.image, second.image) and first.image.shape == (6, 5, 3) and first.label == second.label
+    other = sources.open_source(config, "validation").read(7)
+    assert not np.array_equal(first.image, other.image)
+    assert {sources.open_source(config, "train").read(i).label for i in range(40)} == set(range(4))
+    with pytest.raises(ValueError, match="no split 'train_labelled'; allowed: train, validation, test"):
+        sources.open_source(config, "train_labelled")
+
+
+def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
+    destination = tmp_path / "prepared"
+    assert prepare.main([str(folder), str(destination), "--val-fraction", "0.2", "--test-fraction", "0.1"]) == 0
+    assert "2 classes, train 14, validation 4, test 2" in capsys.readouterr().out
+    config.source, config.data_dir = "image_folder", str(destination)
+    info = data.describe(config)
+    assert info.class_names == ("cat", "dog") and info.channels == 3
+    files = []
+    for split in ("train", "validation", "test"):
+        source = sources.open_source(config, split)
+        found = [source.read(i) for i in range(len(source))]
+        assert np.bincount([r.label for r in found]).tolist() == [len(found) // 2] * 2  # stratified
+        assert [r.id for r in found] == list(range(len(found))) and np.array_equal(source.ids(), np.arange(len(found)))
+        files += [r.name.rsplit("file ", 1)[1] for r in found]
+        for record in found:
+            assert record.image == (folder / files[-len(found) + record.id]).read_bytes()
+    assert sorted(files) == sorted(str(f.relative_to(folder)) for f in folder.rglob("*.jpg"))
+    assert prepare.main([str(folder), str(destination)]) == 1
+    assert "is a prepared data set already" in capsys.readouterr().err
+
+
+def test_prepare_command_reads_split_folders(folder, tmp_path, capsys):
+    source = tmp_path / "splits"
+    (source / "train").mkdir(parents=True)
+    shutil.copytree(folder, source / "train", dirs_exist_ok=True)
+    shutil.copytree(folder / "cat", source / "val" / "cat")
+    (source / ".DS_Store").write_text("passed over")
+    assert prepare.main([str(source), str(tmp_path / "prepared")]) == 0
+    out = capsys.readouterr().out
+    assert "2 classes, train 20, validation 10" in out and "--config.data.test_split=''" in out
+
+
+def test_prepare_lists_everything_that_is_wrong(folder, tmp_path, capsys):
+    (folder / "cat" / "notes.txt").write_text("no image")
+    (folder / "dog" / "nested").mkdir()
+    (folder / "bird").mkdir()
+    (folder / "readme.md").write_text("x")
+    Image.new("I;16", (4, 4)).save(folder / "dog" / "deep.png")
+    Image.new("RGB", (4, 4)).save(folder / "dog" / "old.tga")
+    assert prepare.main([str(folder), str(tmp_path / "prepared")]) == 1
+    err = capsys.readouterr().err
+    for problem in (
+        "cat/notes.txt: not an image",
+        "dog/nested: a folder inside a class folder",
+        "bird/: class without images",
+        "readme.md: a file where class folders are expected",
+        "dog/deep.png: pixel mode 'I;16'",
+        "dog/old.tga: format TGA; allowed: JPEG",
+    ):
+        assert problem in err
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_scan_refuses_foreign_classes_and_long_lists_are_cut(folder):
+    (folder / "train").mkdir()
+    for name in ("cat", "dog"):
+        shutil.move(folder / name, folder / "train" / name)
+    shutil.copytree(folder / "train" / "cat", folder / "validation" / "lion")
+    with pytest.raises(ValueError, match="class 'lion' does not occur in train/"):
+        image_folder.scan(folder)
+    for i in range(25):
+        (folder / "train" / "cat" / f"{i}.txt").write_text("")
+    with pytest.raises(ValueError, match="and 6 more"):
+        image_folder.scan(folder)
+
+
+def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
+    (folder / "cat" / "3.jpg").write_bytes(jpeg((1, 2, 3), size=(400, 300))[:-40])
+    image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)
+    config.source, config.data_dir, config.eval_split, config.test_split = (
+        "image_folder",
+        str(tmp_path / "prepared"),
+        "",
+        "",
+    )
+    part = records.Part(sources.open_source(config, "train"))
+    bad = [i for i in range(20) if part.read(i).name.endswith("cat/3.jpg")]
+    with pytest.raises(
+        records.CorruptRecordError, match=rf"record {bad[0]} of split 'train'.*file cat/3.jpg.*truncated"
+    ):
+        records.load(part, bad[0], 2, decode.to_array)
