@@ -1,0 +1,59 @@
+"""Attention maps: what is captured is what the layer computes with, and the pictures show it."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from lambdanet.analysis import attention_maps
+from lambdanet.attention import create_attention
+
+SPECS = {
+    "local": dict(name="lambda", num_heads=2, key_depth=4, scope=3),
+    "global": dict(name="lambda", num_heads=2, key_depth=4, scope=None),
+    "content only": dict(name="lambda", num_heads=2, key_depth=4, position=False),
+    "position only": dict(name="lambda", num_heads=2, key_depth=4, scope=5, content=False),
+}
+
+
+class Net(nnx.Module):
+    """Two attention layers, one of them in a list."""
+
+    def __init__(self, spec):
+        rngs = nnx.Rngs(0)
+        self.first = create_attention(spec, 8, size=(4, 6), rngs=rngs)
+        self.rest = nnx.List([create_attention(spec, 8, size=(4, 6), rngs=rngs)])
+
+    def __call__(self, x):
+        return self.rest[0](self.first(x))
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_map_times_values_is_the_output(spec):
+    """y_n = sum_m a_nm v_m: with the captured map and the layer's own values, the layer's output comes out."""
+    net = nnx.view(Net(SPECS[spec]), use_running_average=True)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 8)), jnp.float32)
+    maps = attention_maps.capture_maps(net, x)
+    assert list(maps) == ["first", "rest/0"]
+    values = net.first.norm_value(net.first.value(x))
+    expected = jnp.einsum("bhyxij,bijv->byxhv", maps["first"], values).reshape(x.shape)
+    np.testing.assert_allclose(net.first(x), expected, atol=1e-5)
+
+
+def test_pictures(tmp_path):
+    rng = np.random.default_rng(0)
+    maps = {"stages/0/blocks/1/attention": rng.normal(size=(2, 2, 4, 6, 4, 6)), "b": np.zeros((2, 1, 2, 3, 2, 3))}
+    for channels in (1, 3):
+        images = rng.integers(0, 256, (2, 16, 24, channels), dtype=np.uint8)
+        paths = attention_maps.draw_maps(maps, images, tmp_path / str(channels))
+        assert [p.name for p in paths] == ["stages.0.blocks.1.attention.png", "b.png"]
+        with Image.open(paths[0]) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        assert (pixels[..., 0] - pixels[..., 2] > 80).any(), "something adds (red)"
+        assert (pixels[..., 2] - pixels[..., 0] > 80).any(), "something subtracts (blue)"
+
+
+def test_models_without_attention():
+    with pytest.raises(ValueError, match="no layer of this model"):
+        attention_maps.capture_maps(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), jnp.ones((1, 2, 2, 2)))
