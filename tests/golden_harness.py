@@ -99,12 +99,23 @@ Builder = Callable[[Fixture], Ours]
 
 @dataclass(frozen=True)
 class Pair:
-    """One array of ours beside the reference's."""
+    """One array of ours beside the reference's.
+
+    Args:
+      key: name for messages.
+      ours: our array.
+      reference: the reference's, in our layout.
+      tolerance: allowed difference, as a fraction of `largest`.
+      largest: largest absolute value of the fixture's array; None where `reference` is that array. They differ where a
+        name table cuts one array into several: the gradient of a fused bias has a part that is zero but for rounding
+        (softmax over the context cancels a bias of the keys), and only the whole array has a scale.
+    """
 
     key: str
     ours: np.ndarray
     reference: np.ndarray
     tolerance: float
+    largest: float | None = None
 
     def problem(self) -> str | None:
         """What is wrong, or None."""
@@ -114,7 +125,8 @@ class Pair:
         if reference.dtype.kind in "iub":
             return None if np.array_equal(ours, reference) else f"{self.key}: {ours}, the reference has {reference}"
         difference = np.abs(ours.astype(np.float64) - reference.astype(np.float64))
-        worst, largest = difference.max(initial=0.0), np.abs(reference).max(initial=0.0)
+        worst = difference.max(initial=0.0)
+        largest = np.abs(reference).max(initial=0.0) if self.largest is None else self.largest
         if worst <= self.tolerance * largest:  # false for NaN, too
             return None
         where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
@@ -166,6 +178,16 @@ def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
             pairs.append(Pair(key, np.asarray(array), fixture.arrays[key], tolerance))
             read.add(key)
 
+    def take_named(prefix: str, arrays, tolerance: float) -> None:
+        theirs = fixture.under(prefix)
+        if not theirs or ours.to_ours is None:
+            return
+        scales = ours.to_ours({key: np.full_like(array, np.abs(array).max()) for key, array in theirs.items()})
+        for path, reference in ours.to_ours(theirs).items():
+            largest = float(scales[path].max())
+            pairs.append(Pair(f"{prefix}... -> {path}", np.asarray(arrays[path]), reference, tolerance, largest))
+        read.update(prefix + key for key in theirs)
+
     for key, array in jax.jit(ours.outputs)(params, inputs).items():
         take(key, array)
 
@@ -180,22 +202,13 @@ def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
         param_grads, input_grads = jax.jit(jax.grad(loss, (0, 1)))(params, floating)
         for name in wanted_inputs:
             take(f"grad/in/{name}", input_grads[name], GRADIENT_TOLERANCE)
-        if wanted_params and ours.to_ours:
-            for path, reference in ours.to_ours(wanted_params).items():
-                pairs.append(
-                    Pair(f"grad/param -> {path}", np.asarray(param_grads[path]), reference, GRADIENT_TOLERANCE)
-                )
-            read |= {f"grad/param/{key}" for key in wanted_params}
+        take_named("grad/param/", param_grads, GRADIENT_TOLERANCE)
 
     if ours.train:
         outputs, statistics = jax.jit(ours.train)(params, inputs)
         for key, array in outputs.items():
             take(key, array)
-        wanted = fixture.under("after_train/")
-        if wanted and ours.to_ours:
-            for path, reference in ours.to_ours(wanted).items():
-                pairs.append(Pair(f"after_train -> {path}", np.asarray(statistics[path]), reference, ours.tolerance))
-            read |= {f"after_train/{key}" for key in wanted}
+        take_named("after_train/", statistics, ours.tolerance)
 
     unread = [key for key in fixture.arrays if key not in read and not _excused(fixture.family, key)]
     return pairs, [f"{key}: our module gives no such array, and it is not in NOT_PRODUCED" for key in unread]

@@ -1,0 +1,235 @@
+"""The golden harness: it fails for every kind of difference, and every case of other_configs.json can be built."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import golden_harness
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from golden_families import FAMILIES
+from golden_harness import Fixture, Ours, check, module_case, run
+
+from lambdanet.interop.names import BATCH_NORM, LINEAR, NameMappingError, prefixed
+
+ROOT = Path(__file__).resolve().parents[2]
+BATCH, EPSILON = 6, 1e-5
+
+
+class LinearNorm(nnx.Module):
+    """The smallest module with a gradient and running statistics: y = batch_norm(x W + b)."""
+
+    def __init__(self, rngs):
+        self.linear = nnx.Linear(3, 4, rngs=rngs)
+        self.norm = nnx.BatchNorm(4, momentum=0.9, epsilon=EPSILON, rngs=rngs)
+
+    def __call__(self, x):
+        return self.norm(self.linear(x))
+
+
+RULES = (*prefixed(LINEAR, r"fc\.", "linear"), *prefixed(BATCH_NORM, r"bn\.", "norm"))
+
+
+def build(fixture: Fixture) -> Ours:
+    def call(module, inputs):
+        return {"out/y": module(inputs["x"])}
+
+    return module_case(fixture, lambda: LinearNorm(nnx.Rngs(0)), RULES, call, norm_count=BATCH)
+
+
+def reference() -> Fixture:
+    """What PyTorch would write for LinearNorm, from its formulas in float64."""
+    draw = np.random.RandomState(0)
+    x, weight, bias, gamma, beta, mean = (
+        draw.standard_normal(shape) for shape in ((BATCH, 3), (4, 3), (4,), (4,), (4,), (4,))
+    )
+    var, cotangent = draw.uniform(0.5, 1.5, 4), draw.standard_normal((BATCH, 4))
+    z = x @ weight.T + bias
+    scale = gamma / np.sqrt(var + EPSILON)
+    grad_z = cotangent * scale
+    batch_mean, batch_var = z.mean(0), z.var(0)
+    arrays = {
+        "in/x": x,
+        "param/fc.weight": weight,
+        "param/fc.bias": bias,
+        "param/bn.weight": gamma,
+        "param/bn.bias": beta,
+        "param/bn.running_mean": mean,
+        "param/bn.running_var": var,
+        "out/y": (z - mean) * scale + beta,
+        "out/y_train": (z - batch_mean) / np.sqrt(batch_var + EPSILON) * gamma + beta,
+        "cotangent/y": cotangent,
+        "grad/in/x": grad_z @ weight,
+        "grad/param/fc.weight": grad_z.T @ x,
+        "grad/param/fc.bias": grad_z.sum(0),
+        "grad/param/bn.weight": (cotangent * (z - mean) / np.sqrt(var + EPSILON)).sum(0),
+        "grad/param/bn.bias": cotangent.sum(0),
+        "after_train/bn.running_mean": 0.9 * mean + 0.1 * batch_mean,
+        "after_train/bn.running_var": 0.9 * var + 0.1 * z.var(0, ddof=1),
+    }
+    return Fixture("toy_a", {"family": "toy"}, {key: array.astype(np.float32) for key, array in arrays.items()})
+
+
+REFERENCE = reference()
+COMPARED = [key for key in REFERENCE.arrays if key.startswith(("out/", "grad/", "after_train/"))]
+TOY = {"toy": build}
+
+
+def changed(**arrays) -> Fixture:
+    return replace(REFERENCE, arrays={**REFERENCE.arrays, **{key.replace("__", "/"): a for key, a in arrays.items()}})
+
+
+def test_equal_module_passes():
+    check(REFERENCE, TOY)
+
+
+@pytest.mark.parametrize("key", COMPARED)
+def test_a_change_in_any_array_is_found(key):
+    array = REFERENCE.arrays[key].copy()
+    array.flat[-1] += 3e-4 * np.abs(array).max()
+    with pytest.raises(AssertionError, match="toy_a: 1 problems") as caught:
+        check(changed(**{key: array}), TOY)
+    assert ("grad/param" if key.startswith("grad/param") else key.split("/")[0]) in str(caught.value)
+
+
+def test_nan_shape_and_unknown_arrays_are_found(monkeypatch):
+    y = REFERENCE.arrays["out/y"]
+    with pytest.raises(AssertionError, match="out/y: differs by nan"):
+        check(changed(out__y=np.where(y == y.max(), np.nan, y)), TOY)
+    with pytest.raises(AssertionError, match=r"out/y: shape \(6, 4\), the reference has \(4, 6\)"):
+        check(changed(out__y=y.T), TOY)
+    for key in ("out__z", "feat_shape__stem", "buffer__index", "meta__note"):
+        with pytest.raises(AssertionError, match=f"{key.replace('__', '/')}: our module gives no such array"):
+            check(changed(**{key: y}), TOY)
+    monkeypatch.setitem(golden_harness.NOT_PRODUCED, ("toy", "out/z"), "a reason")
+    check(changed(out__z=y), TOY)
+    with pytest.raises(NameMappingError, match="fc.extra"):
+        check(changed(**{"param/fc.extra": y}), TOY)
+
+
+def test_family_without_builder_and_empty_fixture_fail():
+    with pytest.raises(AssertionError, match="no builder for the family 'toy' of toy_a"):
+        check(REFERENCE, {})
+    with pytest.raises(AssertionError, match="nothing to compare"):
+        check(replace(REFERENCE, arrays={"in/x": REFERENCE.arrays["in/x"]}), {"toy": lambda f: Ours(lambda p, i: {})})
+
+
+def test_prefixed_cases_are_checked_one_by_one():
+    def double(fixture):
+        return Ours(lambda params, inputs: {"out/y": 2 * inputs["x"]})
+
+    x = np.arange(3, dtype=np.float32)
+    arrays = {"1d/in/x": x, "1d/out/y": 2 * x, "cross/in/x": x, "cross/out/y": 2 * x}
+    check(Fixture("toy_b", {"family": "double"}, arrays), {"double": double})
+    with pytest.raises(AssertionError, match="cross/out/y: differs"):
+        check(Fixture("toy_b", {"family": "double"}, {**arrays, "cross/out/y": x}), {"double": double})
+
+
+def test_command_line(tmp_path):
+    def pytest_run(*options):
+        command = [sys.executable, "-m", "pytest", "tests/test_golden.py", "-p", "no:cacheprovider", *options]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    np.savez(tmp_path / "toy_a.npz", config=json.dumps({"family": "toy"}), **{"out/y": np.zeros(3)})
+    result = pytest_run("--golden-dir", str(tmp_path), "--golden-family", "to*")
+    assert result.returncode == 1 and "no builder for the family 'toy'" in result.stdout, result.stdout
+    assert "test_golden[toy_a]" in result.stdout
+    result = pytest_run("--golden-dir", str(tmp_path), "--golden-family", "other*")
+    assert result.returncode not in (0, 5) and "holds 1 .npz files" in result.stdout + result.stderr
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Cases known by configuration and shapes only
+
+OTHER = json.loads((ROOT / "tests" / "golden" / "other_configs.json").read_text())
+
+
+def timm_keys(blocks: str, table: dict[str, int]) -> list[tuple[str, tuple[int, ...]]]:
+    """State-dict keys of timm's lambda networks, from the grammar of the architecture alone.
+
+    Args:
+      blocks: stages separated by '/', one letter per block: B(ottleneck) or S (lambda).
+      table: "stage.block" -> side of the map that a relative table belongs to; {} for the convolutional networks.
+    """
+
+    def norm(name, channels):
+        kinds = ("weight", "bias", "running_mean", "running_var")
+        return [(f"{name}.{kind}", (channels,)) for kind in kinds] + [(f"{name}.num_batches_tracked", ())]
+
+    def conv(name, out, into, side):
+        return [(f"{name}.conv.weight", (out, into, side, side)), *norm(f"{name}.bn", out)]
+
+    keys, into = [], 3
+    for number, out in enumerate((24, 32, 64), 1):
+        keys += conv(f"stem.conv{number}", out, into, 3)
+        into = out
+    for stage, letters in enumerate(blocks.split("/")):
+        width, out = 64 * 2**stage, 256 * 2**stage
+        for index, letter in enumerate(letters):
+            name = f"stages.{stage}.{index}"
+            if index == 0:
+                keys += conv(f"{name}.shortcut", out, into, 1)
+            keys += conv(f"{name}.conv1_1x1", width, into, 1)
+            if letter == "B":
+                keys += conv(f"{name}.conv2_kxk", width, width, 3)
+            else:
+                attention = f"{name}.self_attn"
+                keys.append((f"{attention}.qkv.weight", (64 + 16 + width // 4, width, 1, 1)))
+                keys += norm(f"{attention}.norm_q", 64) + norm(f"{attention}.norm_v", width // 4)
+                if table:
+                    side = 2 * table[f"{stage}.{index}"] - 1
+                    keys.append((f"{attention}.pos_emb", (side, side, 16)))
+                else:
+                    keys += [
+                        (f"{attention}.conv_lambda.weight", (16, 1, 9, 9, 1)),
+                        (f"{attention}.conv_lambda.bias", (16,)),
+                    ]
+                keys += norm(f"{name}.post_attn", width)
+            keys += conv(f"{name}.conv3_1x1", out, width, 1)
+            into = out
+    return [*keys, ("head.fc.weight", (1000, into)), ("head.fc.bias", (1000,))]
+
+
+GRAMMARS = {
+    "timm_lambda_resnet26t_logits": ("BB/BB/BS/SS", {}),
+    # at 128 pixels: stride 8 in front of the first lambda blocks of stages 2 and 3 means maps of 8 and, after it, 4
+    "timm_lambda_resnet26rpt_logits": ("BB/BB/BS/SS", {"2.1": 8, "3.0": 8, "3.1": 4}),
+    "timm_lambda_resnet50ts_logits": ("BBB/BBBS/BSBSBS/BSB", {}),
+}
+
+
+def test_grammar_gives_the_keys_of_the_reference():
+    fixture = Fixture.load(ROOT / "tests" / "golden" / "timm_lambda_resnet26t_logits.npz")
+    stored = [(key, tuple(shape)) for key, shape in json.loads(str(fixture.arrays["meta/state_dict_keys"]))]
+    assert sorted(stored) == sorted(timm_keys(*GRAMMARS[fixture.family]))
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_other_case_has_the_reference_shapes(name):
+    draw = np.random.RandomState(0)
+    arrays = {}
+    for key, shape in OTHER[name]["shapes"].items():
+        array = draw.standard_normal(shape).astype(np.float32)
+        arrays[key] = np.abs(array) + 0.5 if key.endswith("running_var") else array
+    family = OTHER[name]["config"]["family"]
+    if family in GRAMMARS:
+        arrays["meta/state_dict_keys"] = np.asarray(json.dumps(timm_keys(*GRAMMARS[family])))
+    fixture = Fixture(name, OTHER[name]["config"], arrays)
+    for case in fixture.cases():
+        ours = FAMILIES[family](case)
+        if family in GRAMMARS:  # whole networks: shapes only, nothing is run
+            made = jax.eval_shape(ours.outputs, ours.params, {})
+            pairs = {key: value.shape for key, value in made.items()}
+            assert {key: array.shape for key, array in case.arrays.items() if key in pairs} == pairs
+            assert set(case.arrays) <= set(pairs) | set(ours.checked)
+            continue
+        pairs, missing = run(case, ours)
+        assert not missing and pairs
+        for pair in pairs:
+            assert pair.ours.shape == pair.reference.shape, pair.key
+            assert jnp.isfinite(pair.ours).all(), pair.key
