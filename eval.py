@@ -42,14 +42,16 @@ CONFIG = configs.define_config_flag(None)
 MODE = flags.DEFINE_enum("mode", "accuracy", MODES, "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a training run; gives config and weights")
 WEIGHTS = flags.DEFINE_string("weights", None, "weights file (safetensors, npz, PyTorch) instead of a checkpoint")
-STEP = flags.DEFINE_string("step", "best", "checkpoint: 'best' (the latest if the run chose none), 'latest' or a step")
+STEP = flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' (by train.keep_best) or a step number")
 AVERAGE = flags.DEFINE_enum(
     "average", "live", ("live", "ema"), "weights used by all modes but accuracy, which shows both"
 )
 OUTPUT = flags.DEFINE_string(
     "output", None, "directory for results; default <workdir>/eval, without a workdir runs/eval"
 )
-SPLIT = flags.DEFINE_string("split", None, "split for accuracy and attention; default data.test_split, else eval_split")
+SPLIT = flags.DEFINE_string(
+    "split", None, "split; default data.test_split, else eval_split; for pseudo_label data.pseudo_split"
+)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "evaluation batch size; 0 = that of the config", lower_bound=0)
 BATCH_SIZES = flags.DEFINE_multi_integer("batch_sizes", [1, 8, 64], "speed: sizes (repeat the flag)", lower_bound=1)
 REPEATS = flags.DEFINE_integer("repeats", 20, "speed: timed calls per batch size", lower_bound=1)
@@ -134,7 +136,6 @@ def load_weights(subject: Subject, which: str) -> tuple[tuple[dict, dict], str]:
     if STEP.value not in ("best", "latest") and not STEP.value.isdigit():
         raise ValueError(f"--step={STEP.value}; allowed: best, latest, or the number of a step")
     wanted = int(STEP.value) if STEP.value.isdigit() else STEP.value
-    wanted = "latest" if wanted == "best" and not subject.config.train.keep_best else wanted
     params, stats, number = checkpoint.load_weights(WORKDIR.value, which, wanted, params, stats)
     return (params, stats), f"{WORKDIR.value}, step {number}"
 
@@ -263,7 +264,7 @@ def run_export(subject: Subject) -> None:
 
 def run_pseudo_label(subject: Subject) -> None:
     """Class-balanced labels above --threshold for data.pseudo_split, for data.pseudo_labels of another run."""
-    split = subject.config.data.pseudo_split
+    split = SPLIT.value or subject.config.data.pseudo_split
     weights, source = load_weights(subject, AVERAGE.value)
     path = output_dir() / "pseudo_labels.json"
     ids, probabilities = predict(subject.forward, weights, eval_batches(subject, split))

@@ -1,7 +1,7 @@
 """Semi-supervised digits: a teacher learns from a tenth of the labels, a student from those and the teacher's pseudo-labels.
 
     python train.py --config=configs/digits_semi.py:teacher --workdir=runs/teacher
-    python eval.py --mode=pseudo_label --workdir=runs/teacher --split=train_unlabelled --output=runs/teacher/pseudo_labels.json
+    python eval.py --mode=pseudo_label --workdir=runs/teacher --split=train_unlabelled --output=runs/teacher
     python train.py --config=configs/digits_semi.py:student --workdir=runs/student \\
         --config.data.pseudo_labels=runs/teacher/pseudo_labels.json
 

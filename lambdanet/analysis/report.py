@@ -23,6 +23,13 @@ SAMPLE_POOL = (
     512  # sample predictions are chosen among so many records, so that no second pass over a large split is needed
 )
 SAMPLE_GRID = (4, 12)  # rows, columns
+METRICS = {
+    "accuracy": "accuracy",
+    "top5": "top-5 accuracy",
+    "loss": "loss",
+    "ema_accuracy": "accuracy of averaged weights",
+    "ema_loss": "loss of averaged weights",
+}
 
 
 def write_report(
@@ -206,17 +213,17 @@ def _markdown(
     facts: Mapping[str, Any],
 ) -> str:
     rows: list[tuple[str, str]] = []
+    sources = [
+        (split, result or {}),
+        *((f"last {name}", (records.get(name) or [{}])[-1]) for name in ("eval", "train")),
+    ]
+    for source, values in sources:
+        for key, label in METRICS.items():
+            if values.get(key) is not None and ("top5" not in key or len(class_names) > 5):
+                value = values[key]
+                rows.append((f"{source} {label}", f"{value:.4f}" if key.endswith("loss") else f"{100 * value:.2f} %"))
     if result is not None:
-        rows.append((f"{split} accuracy (top-1)", f"{100 * result['accuracy']:.2f} %"))
-        if result.get("top5") is not None and len(class_names) != 0 and len(class_names) > 5:
-            rows.append((f"{split} accuracy (top-5)", f"{100 * result['top5']:.2f} %"))
-        rows.append((f"{split} loss", f"{result['loss']:.4f}"))
-        rows.append((f"{split} images", f"{int(result['count'])}"))
-    for name in ("eval", "train"):
-        for key, value in (records.get(name) or [{}])[-1].items():
-            if key.removeprefix("ema_") in ("loss", "accuracy", "top5") and isinstance(value, (int, float)):
-                text = f"{value:.4f}" if key.endswith("loss") else f"{100 * value:.2f} %"
-                rows.append((f"last {name} {key.replace('_', ' ')}", text))
+        rows.append((f"{split} images", f"{int(result['count']):,}"))
     speeds = [r["images_per_second"] for r in records.get("train", []) if "images_per_second" in r]
     if speeds:
         rows.append(("training images per second (median)", f"{np.median(speeds):,.0f}"))
@@ -241,6 +248,8 @@ def _markdown(
     lines += ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in settings), ""]
     if result is not None:
         lines += _common_confusions(result, class_names)
+    if train.label_smoothing or train.mixup_alpha or train.cutmix_alpha:
+        lines.append("The training loss includes label smoothing and mixing, the other losses do not.\n")
     lines.append("Every setting is in config.json, every logged step in metrics.jsonl.")
     return "\n".join(lines) + "\n"
 
