@@ -156,17 +156,22 @@ def check(fixture: Fixture, families: Mapping[str, Builder]) -> None:
         raise AssertionError(f"{fixture.stem}: {len(problems)} problems\n  " + "\n  ".join(problems))
 
 
-def run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
+def run(fixture: Fixture, ours: Ours, evaluate: Callable | None = None) -> tuple[list[Pair], list[str]]:
     """Computes our side of one case.
+
+    Args:
+      fixture: the case.
+      ours: what its builder made.
+      evaluate: (function, *arguments) -> result; None compiles and runs, `jax.eval_shape` gives shapes alone.
 
     Returns:
       One pair per compared array, and what could not be compared.
     """
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
-        return _run(fixture, ours)
+        return _run(fixture, ours, evaluate or (lambda function, *arguments: jax.jit(function)(*arguments)))
 
 
-def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
+def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], list[str]]:
     inputs = {name: jnp.asarray(array) for name, array in fixture.under("in/").items()}
     params = {path: jnp.asarray(array) for path, array in ours.params.items()}
     cotangents = fixture.under("cotangent/")
@@ -175,7 +180,7 @@ def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
 
     def take(key: str, array, tolerance: float = ours.tolerance) -> None:
         if key in fixture.arrays:
-            pairs.append(Pair(key, np.asarray(array), fixture.arrays[key], tolerance))
+            pairs.append(Pair(key, array, fixture.arrays[key], tolerance))
             read.add(key)
 
     def take_named(prefix: str, arrays, tolerance: float) -> None:
@@ -185,10 +190,10 @@ def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
         scales = ours.to_ours({key: np.full_like(array, np.abs(array).max()) for key, array in theirs.items()})
         for path, reference in ours.to_ours(theirs).items():
             largest = float(scales[path].max())
-            pairs.append(Pair(f"{prefix}... -> {path}", np.asarray(arrays[path]), reference, tolerance, largest))
+            pairs.append(Pair(f"{prefix}... -> {path}", arrays[path], reference, tolerance, largest))
         read.update(prefix + key for key in theirs)
 
-    for key, array in jax.jit(ours.outputs)(params, inputs).items():
+    for key, array in evaluate(ours.outputs, params, inputs).items():
         take(key, array)
 
     wanted_inputs, wanted_params = fixture.under("grad/in/"), fixture.under("grad/param/")
@@ -199,13 +204,13 @@ def _run(fixture: Fixture, ours: Ours) -> tuple[list[Pair], list[str]]:
             return sum(jnp.sum(outputs[f"out/{name}"] * cotangent) for name, cotangent in cotangents.items())
 
         floating = {name: inputs[name] for name in wanted_inputs}
-        param_grads, input_grads = jax.jit(jax.grad(loss, (0, 1)))(params, floating)
+        param_grads, input_grads = evaluate(jax.grad(loss, (0, 1)), params, floating)
         for name in wanted_inputs:
             take(f"grad/in/{name}", input_grads[name], GRADIENT_TOLERANCE)
         take_named("grad/param/", param_grads, GRADIENT_TOLERANCE)
 
     if ours.train:
-        outputs, statistics = jax.jit(ours.train)(params, inputs)
+        outputs, statistics = evaluate(ours.train, params, inputs)
         for key, array in outputs.items():
             take(key, array)
         take_named("after_train/", statistics, ours.tolerance)

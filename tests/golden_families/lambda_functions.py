@@ -53,7 +53,7 @@ def layer_output(q, keys, values, size, *, table=None, embeddings=None, **option
     select = jnp.eye(source.shape[-1])[:, source.shape[-1] - sum(a.shape[-1] for a in pairs) :]
     key_select, value_select = jnp.split(select, [pairs[0].shape[-1]], -1)
     layer.value.kernel[...] = value_select
-    if layer.content:
+    if layer.key is not None:
         layer.key.kernel[...] = key_select
     if layer.embedding is not None:
         cuts = [(full - taps) // 2 for full, taps in zip(table.shape[-2 - len(size) : -2], layer.scope, strict=True)]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import golden_harness
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -221,15 +220,6 @@ def test_other_case_has_the_reference_shapes(name):
         arrays["meta/state_dict_keys"] = np.asarray(json.dumps(timm_keys(*GRAMMARS[family])))
     fixture = Fixture(name, OTHER[name]["config"], arrays)
     for case in fixture.cases():
-        ours = FAMILIES[family](case)
-        if family in GRAMMARS:  # whole networks: shapes only, nothing is run
-            made = jax.eval_shape(ours.outputs, ours.params, {})
-            pairs = {key: value.shape for key, value in made.items()}
-            assert {key: array.shape for key, array in case.arrays.items() if key in pairs} == pairs
-            assert set(case.arrays) <= set(pairs) | set(ours.checked)
-            continue
-        pairs, missing = run(case, ours)
+        pairs, missing = run(case, FAMILIES[family](case), jax.eval_shape)
         assert not missing and pairs
-        for pair in pairs:
-            assert pair.ours.shape == pair.reference.shape, pair.key
-            assert jnp.isfinite(pair.ours).all(), pair.key
+        assert [(pair.key, pair.ours.shape) for pair in pairs] == [(pair.key, pair.reference.shape) for pair in pairs]
