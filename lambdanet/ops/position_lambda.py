@@ -1,0 +1,224 @@
+"""Position lambdas of the lambda layer: one sum, several lowerings.
+
+    y[b, n, h, :] = sum_{m, u} (q[b, n, h, :] . E[n, m, u, :]) v[b, m, u, :]        (Bello 2021, arXiv
+    2102.08602, eq. 3)
+
+No softmax couples queries and keys, so the products may be taken in either order, exactly: lambda order builds the map
+lambda[n, k, v] = sum_m E v first, attention order ("query first") builds the logits q . E first. On a grid E
+is a relative table, E[n, m] = table[offset of m from n], offset = key position - query position, zero outside
+the table (correlation, no flip).
+
+Array layouts: queries q [b, *s, h, k]; values v [b, *s, u, v]; table [*r, u, k] with every r odd; s has one,
+two or three axes. Flat embeddings are [n, m, k, u], as the paper writes them, with n and m row-major.
+Letters: b batch, h queries per lambda, k key depth, v value depth, u intra-depth, n queries, m context
+elements, r taps per axis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from lambdanet.ops import cost_model
+from lambdanet.ops.relative_table import clip_table, dense_table, merge_pairs, pairs_of_rest, per_axis, skew, spread
+
+IMPLS = ("auto", *cost_model.GRID_IMPLS)
+FLAT_IMPLS = ("auto", *cost_model.FLAT_IMPLS)
+
+
+def position_lambdas(v: Float[Array, "b m u v"], embeddings: Float[Array, "n m k u"]) -> Float[Array, "b n k v"]:
+    """Returns lambda_p[b, n] = sum_{m, u} E[n, m, :, u] v[b, m, u, :]^T, one linear function per query."""
+    return jnp.einsum("nmku,bmuv->bnkv", embeddings, v)
+
+
+def position_term(
+    q: Float[Array, "b *s h k"],
+    v: Float[Array, "b *s u v"],
+    table: Float[Array, "*r u k"],
+    *,
+    dilation: int | Sequence[int] = 1,
+    impl: str = "auto",
+    chunk_rows: int | None = None,
+) -> Float[Array, "b *s h v"]:
+    """Applies the position lambdas of a relative table to the queries, on a grid with one, two or three axes.
+
+    Lowerings, equal up to rounding in values and gradients:
+        'dense': the table written out for all pairs, lambda order, one matrix product with the batch in its columns.
+        'conv': correlation of the values with the table, value depth folded into the batch.
+        'query_first': the table written out for all pairs, attention order.
+        'row_chunks': attention order by chunks of query rows and the rows they see, each recomputed in the
+            backward pass.
+        'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`.
+
+    Args:
+        q: queries, h per position.
+        v: values, u planes of depth v.
+        table: relative embeddings, an odd number of taps per axis; taps that the map cannot reach are clipped away.
+        dilation: pixels between taps.
+        impl: the lowering.
+        chunk_rows: query rows per chunk of 'row_chunks'; None takes the cost model's.
+
+    Returns:
+        The position part of the layer's output, in the dtype of `q`.
+
+    Raises:
+        ValueError: unknown impl, even taps, or shapes that do not belong together.
+    """
+    shape = v.shape[1:-2]
+    if table.ndim != len(shape) + 2 or table.shape[-2:] != (v.shape[-2], q.shape[-1]):
+        raise ValueError(
+            f"table of shape {table.shape} does not fit a map of size {shape}: it needs {len(shape)} tap axes, "
+            f"then u={v.shape[-2]}, k={q.shape[-1]}"
+        )
+    if any(r % 2 == 0 for r in table.shape[:-2]):
+        raise ValueError(f"table has {table.shape[:-2]} taps per axis; each must be odd, so that one tap is the centre")
+    dilation = per_axis(dilation, len(shape))
+    geometry = cost_model.Geometry(
+        batch=cost_model.static_batch(v.shape[0]),
+        shape=shape,
+        scope=table.shape[:-2],
+        dilation=dilation,
+        num_heads=q.shape[-2],
+        key_depth=q.shape[-1],
+        value_depth=v.shape[-1],
+        intra_depth=v.shape[-2],
+        itemsize=q.dtype.itemsize,
+    )
+    backend = jax.default_backend()
+    impl = cost_model.resolve_impl(impl, geometry, backend, IMPLS)
+    table = clip_table(table, shape, dilation)
+    if impl == "conv":
+        return _by_convolution(q, v, table, dilation)
+    if impl == "row_chunks":
+        rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
+        return _by_row_chunks(q, v, table, dilation, rows)
+    dense = dense_table(table, shape, dilation)
+    return _by_pairs(impl, _flat(q), _flat(v), dense).reshape(*q.shape[:-1], v.shape[-1])
+
+
+def flat_position_term(
+    q: Float[Array, "b n h k"],
+    v: Float[Array, "b m u v"],
+    embeddings: Float[Array, "n m k u"],
+    *,
+    mask: Bool[Array, "n m"] | None = None,
+    impl: str = "auto",
+) -> Float[Array, "b n h v"]:
+    """Applies position lambdas of arbitrary embeddings: cross context with m != n, graphs, masked contexts.
+
+    Args:
+        q: queries.
+        v: values of the context.
+        embeddings: one embedding per (query, context element) pair.
+        mask: True where the context element may be seen; None sees everything.
+        impl: 'dense' (lambda order), 'query_first' (attention order) or 'auto'.
+
+    Returns:
+        The position part of the layer's output, in the dtype of `q`.
+
+    Raises:
+        ValueError: unknown impl (the grid lowerings need a relative table) or shapes that do not belong together.
+    """
+    expected = (q.shape[1], v.shape[1], q.shape[-1], v.shape[-2])
+    if embeddings.shape != expected:
+        raise ValueError(f"embeddings have shape {embeddings.shape}; expected [n, m, k, u] = {expected}")
+    geometry = cost_model.Geometry(
+        batch=cost_model.static_batch(v.shape[0]),
+        shape=(q.shape[1],),
+        context=v.shape[1],
+        num_heads=q.shape[-2],
+        key_depth=q.shape[-1],
+        value_depth=v.shape[-1],
+        intra_depth=v.shape[-2],
+        itemsize=q.dtype.itemsize,
+    )
+    impl = cost_model.resolve_impl(impl, geometry, jax.default_backend(), FLAT_IMPLS)
+    if mask is not None:
+        embeddings = jnp.where(mask[:, :, None, None], embeddings, 0)
+    return _by_pairs(impl, q, v, jnp.swapaxes(embeddings, -1, -2))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Lowerings
+
+
+def _by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Array:
+    """q [b, n, h, k], v [b, m, u, v], dense [n, m, u, k] -> [b, n, h, v], in lambda or attention order."""
+    # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of all pairs
+    # of one offset are added up in float32.
+    dense = dense.astype(q.dtype)
+    if impl == "dense":
+        lambdas = jnp.einsum("nmuk,bmuv->nkbv", dense, v)  # one product [n k, m u] x [m u, b v]
+        return jnp.einsum("bnhk,nkbv->bnhv", q, lambdas)
+    logits = jnp.einsum("bnhk,nmuk->nbhmu", q, dense)  # batched over n: [b h, k] x [k, m u]
+    b, n, h, _ = q.shape
+    logits = logits.transpose(1, 0, 2, 3, 4).reshape(b, n * h, -1)
+    return (logits @ v.reshape(b, -1, v.shape[-1])).reshape(b, n, h, -1)
+
+
+def _by_convolution(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]) -> jax.Array:
+    """Lambda order; value depth in the batch, so that the kernel is the table itself, [*c, u, k]."""
+    axes = v.ndim - 3
+    spatial = "DHW"[3 - axes :]
+    reach = [(c - 1) // 2 * d for c, d in zip(table.shape[:axes], dilation, strict=True)]
+    x = jnp.moveaxis(v, -1, 1)  # b v *s u
+    lambdas = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]),
+        table.astype(q.dtype),
+        (1,) * axes,
+        [(p, p) for p in reach],
+        rhs_dilation=tuple(dilation),
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+    lambdas = lambdas.reshape(*x.shape[:-1], -1)  # b v *s k
+    return jnp.einsum("b...hk,bv...k->b...hv", q, lambdas)
+
+
+def _by_row_chunks(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], rows: int) -> jax.Array:
+    """Attention order, chunk by chunk along the first axis; the last chunk is padded with zero queries."""
+    batch, height, *rest = v.shape[:-2]
+    rows = min(rows, height)
+    chunks = -(-height // rows)
+    reach = (table.shape[0] - 1) // 2 * dilation[0]
+    span = rows + 2 * reach  # rows of keys that one chunk can see
+    extra = chunks * rows - height
+    starts = jnp.arange(chunks) * rows
+
+    def pad_rows(a, before, after):
+        return jnp.pad(a, [(0, 0), (before, after)] + [(0, 0)] * (a.ndim - 2))
+
+    q = pad_rows(q, 0, extra)
+    q = jnp.moveaxis(q.reshape(batch, chunks, rows, *q.shape[2:]), 1, 0)
+    if span < height:  # a window of keys moves with the queries; all chunks share one table
+        v = pad_rows(v, reach, reach + extra)
+        dense = pairs_of_rest(skew(spread(table, 0, rows + reach, dilation[0]), 0, rows, span), rest, dilation[1:])
+
+        def window(start):
+            return lax.dynamic_slice_in_dim(v, start, span, axis=1), dense
+
+    else:  # every chunk sees all keys; a window of the table moves with the queries
+        offsets = spread(table, 0, height + extra, dilation[0])
+        for i, (size, step) in enumerate(zip(rest, dilation[1:], strict=True)):
+            offsets = skew(spread(offsets, 2 * i + 1, size, step), 2 * i + 1, size, size)
+
+        def window(start):
+            mine = lax.dynamic_slice_in_dim(offsets, height + extra - rows - start, rows + height - 1, axis=0)
+            return v, merge_pairs(skew(mine, 0, rows, height))
+
+    @jax.checkpoint
+    def chunk(queries, start):
+        keys, dense = window(start)
+        return _by_pairs("query_first", _flat(queries), _flat(keys), dense)
+
+    y = lax.map(lambda args: chunk(*args), (q, starts))  # chunks, b, rows * rest, h, v
+    y = jnp.moveaxis(y.reshape(chunks, batch, rows, *q.shape[3:-1], -1), 0, 1)
+    return y.reshape(batch, chunks * rows, *y.shape[3:])[:, :height]
+
+
+def _flat(a: jax.Array) -> jax.Array:
+    """Merges the spatial axes: [b, *s, x, y] -> [b, n, x, y]."""
+    return a.reshape(a.shape[0], -1, *a.shape[-2:])
