@@ -266,7 +266,7 @@ class LambdaLayer(nnx.Module):
             return y, lambda_mix.explain(q, keys, v, table, flat, mask=mask, dilation=self.dilation, **mixed)
 
         if self.multi_head:  # one layer with a single query per lambda for every head
-            heads = jax.vmap(mix, in_axes=(-2, -3, -3, 0, 0), out_axes=(-3, 1))
+            heads = jax.vmap(mix, in_axes=(-3, -3, -3, 0, 0), out_axes=(-3, 1))
             y, record = heads(q[..., None, :], keys, v, table, flat)
         else:
             y, record = mix(q, None if keys is None else keys.squeeze(-3), v.squeeze(-3), table, flat)
@@ -278,12 +278,11 @@ class LambdaLayer(nnx.Module):
         return y.reshape(batch, *spatial, self.dim_out)
 
     def macs(self, *spatial: int) -> int:
-        """Returns the multiply-adds of one sample on a map of the given size, as the paper counts them:
-        min(taps, n) taps per query.
+        """Returns the multiply-adds of one sample on a map of the given size, as the paper counts them.
 
-        Projections, making both lambdas and one application; norms and softmax are not counted. Independent
-        of `impl`; a context of its
-        own and masks are not counted.
+        Projections, making the lambdas with min(taps, n) taps per query, and applying content and position lambdas by a
+        product each; norms and softmax are not counted. Independent of `impl`; a context of its own and masks are
+        not counted.
         """
         if len(spatial) != self.spatial_dims:
             raise _error(f"macs{spatial} needs {self.spatial_dims} sizes")
@@ -291,11 +290,11 @@ class LambdaLayer(nnx.Module):
         v = self.dim_out // h
         groups = h if self.multi_head else 1
         projections = self.dim * h * k + self.context_dim * groups * u * (v + (k if self.key is not None else 0))
-        taps = 0
+        elements, applied = (0, 0) if self.key is None else (1, 1)
         if self.position:
-            taps = n if self.scope is None else min(math.prod(self.scope), n)
-        elements = taps + (1 if self.key is not None else 0)
-        return n * (projections + groups * elements * k * v * u + h * k * v)
+            elements += n if self.scope is None else min(math.prod(self.scope), n)
+            applied += 1
+        return n * (projections + groups * elements * k * v * u + applied * h * k * v)
 
     def _table_shape(self) -> tuple[int, ...]:
         heads = (self.num_heads,) if self.multi_head else ()
