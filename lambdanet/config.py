@@ -39,7 +39,7 @@ class ConfigError(ValueError):
         self.problems = problems
         plural = "problem" if len(problems) == 1 else "problems"
         lines = [f"  {i}. {p}" for i, p in enumerate(problems, 1)]
-        super().__init__(f"{what} has {len(problems)} {plural}:\n" + "\n".join(lines))
+        super().__init__(f"{what}: {len(problems)} {plural}\n" + "\n".join(lines))
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -188,10 +188,11 @@ def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
     specs = options.get("attention")
     for spec in specs if isinstance(specs, tuple) else (specs,):
         if isinstance(spec, dict) and "name" not in spec:
+            own = preset.get("attention")
+            whole = {"name": own if isinstance(own, str) else "...", **(own if isinstance(own, dict) else {}), **spec}
             problems.append(
-                f"model.attention = {spec!r}: has no 'name'; allowed: {', '.join(attention_registry.names())}. "
-                f"'{name}' itself has attention={preset.get('attention')!r}; an option of it is changed by giving the "
-                "whole: --config.model.attention=\"{'name': ..., ...}\""
+                f"model.attention = {spec!r}: has no 'name' ({', '.join(attention_registry.names())}); an option is "
+                f'changed by giving the whole: --config.model.attention="{whole}"'
             )
         elif isinstance(spec, (str, dict)):
             block = dict(spec) if isinstance(spec, dict) else {"name": spec}
@@ -218,7 +219,7 @@ def _check_options(where: str, registry: Registry, name: str, options: dict[str,
         annotation = declared[option].annotation
         if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
             text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-            problems.append(f"{where}.{option} = {value!r}: must be {text}, not {type(value).__name__}")
+            problems.append(f"{where}.{option} = {value!r} ({type(value).__name__}): must be {text}")
     return problems
 
 

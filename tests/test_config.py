@@ -81,7 +81,7 @@ WRONG = {
         {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
         ["model.attention.scop = 7", "Did you mean 'scope'?"],
     ),
-    "attention without a name": ({"model.attention.scope": "7"}, ["has no 'name'", "lambda"]),
+    "attention without a name": ({"model.attention.scope": "7"}, ["has no 'name'", "\"{'name': '...', 'scope': 7}\""]),
 }
 
 

@@ -51,7 +51,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_workdir(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("eval") / "plain", "resnet_digits")
+    return make_run(tmp_path_factory.mktemp("eval") / "plain", "resnet_digits", blocks=(1,), widths=(8,))
 
 
 def run(mode: str, output, **given) -> dict:
