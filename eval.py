@@ -207,10 +207,8 @@ def run_summary(subject: Subject) -> None:
     flops = summary.compiler_flops(subject.forward, state.abstract_weights(subject.build), subject.image_shape)
     say(f"{subject.name}, {'x'.join(map(str, subject.image_shape))}")
     console.print(summary.summary_table(rows))
-    say(
-        f"{2 * totals['macs']:,} FLOPs by the papers' closed forms, two per MAC. The compiler counts {flops:,.0f} for the"
-    )
-    say("lowerings chosen here: with element-wise work, without taps on padding, the body of a loop once.")
+    say(f"{2 * totals['macs']:,} FLOPs by the papers' closed forms, two per MAC. The compiler counts {flops:,.0f}")
+    say("for the lowerings chosen here: with element-wise work, without taps on padding, loop bodies once.")
     write_results(subject, {**totals, "compiler_flops": flops, "rows": rows})
 
 
