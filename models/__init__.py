@@ -1,0 +1,113 @@
+"""Backbones by name: `create_model(name, rngs=..., **overrides)`; one file per family."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from flax import nnx
+
+from .registration import registry
+
+# Importing a module registers its models.
+from . import lambda_resnet as _lambda_resnet  # noqa: F401, I001
+from . import resnet as _resnet  # noqa: F401
+from . import resnet_rs as _resnet_rs  # noqa: F401
+from .resnet_options import positives
+
+__all__ = ["create_from_config", "create_model", "describe", "list_models", "registry"]
+
+_log = logging.getLogger(__name__)
+
+
+def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
+    """Builds a model from its name.
+
+    Args:
+        name: one of `list_models()`.
+        rngs: initialisation source.
+        **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both. With other `blocks` and
+            no `attention_blocks`, the preset block numbers are cut to the new depth (see `fit_attention_blocks`).
+
+    Returns:
+        The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes].
+
+    Raises:
+        ValueError: unknown name or option, with the nearest known one; option out of its range.
+    """
+    factory, preset = registry.lookup(name)
+    registry.check_options(name, overrides)
+    options = {**preset, **overrides}
+    blocks = overrides.get("blocks")
+    if positives(blocks) and "attention_blocks" in preset and "attention_blocks" not in overrides:
+        options["attention_blocks"] = fit_attention_blocks(preset["attention_blocks"], blocks)
+        _log.info("%s with blocks %s: attention_blocks %s", name, blocks, options["attention_blocks"])
+    return factory(**options, rngs=rngs)
+
+
+def fit_attention_blocks(placed: str | tuple, blocks: tuple[int, ...]) -> str | tuple:
+    """Cuts preset block numbers to stages of another depth.
+
+    Args:
+        placed: 'all', or per stage 'all' or a tuple of 1-based block numbers.
+        blocks: the new number of blocks per stage, positive integers.
+
+    Returns:
+        The same with the numbers that exist in each stage; a stage that had some and would have none keeps its last block. Unchanged if
+        the number of stages differs, which the model then refuses.
+    """
+    if placed == "all" or len(placed) != len(blocks):
+        return placed
+    return tuple(
+        entry if entry == "all" or not entry else tuple(n for n in entry if n <= count) or (count,)
+        for entry, count in zip(placed, blocks, strict=True)
+    )
+
+
+def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+    """Builds `config.model`: its `name`, every other key being an option of that model.
+
+    Args:
+        config: the whole config; `config.data` gives `in_channels` and `image_size` unless the model section sets them.
+        num_classes: classes of the data, unless the model section sets them.
+        rngs: initialisation source.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: as `create_model`; also for a model section without `name`.
+    """
+    options = _plain(config.model.to_dict() if hasattr(config.model, "to_dict") else dict(config.model))
+    name = options.pop("name", None)
+    if name is None:
+        raise ValueError(f"config.model has no 'name'; allowed: {', '.join(list_models())}")
+    from_data = {
+        "in_channels": config.data.channels,
+        "image_size": _plain(config.data.image_size),
+        "num_classes": num_classes,
+    }
+    declared = registry.parameters(name)
+    return create_model(name, rngs=rngs, **{**{k: v for k, v in from_data.items() if k in declared}, **options})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the sorted model names that match a shell pattern."""
+    return registry.names(pattern)
+
+
+def describe(name: str) -> str:
+    """Returns signature, presets and docstring of a model, as text."""
+    return registry.describe(name)
+
+
+def _plain(value: Any) -> Any:
+    """Turns what JSON and ml_collections make of tuples and dicts back into those."""
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(entry) for entry in value)
+    return value

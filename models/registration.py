@@ -1,0 +1,5 @@
+"""The registry object alone, so that model files and the package can both import it."""
+
+from lambdanet.registry import Registry
+
+registry = Registry("model")

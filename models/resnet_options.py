@@ -1,0 +1,111 @@
+"""Checks of the ResNet options, in plain Python and before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lambdanet.attention import attention as attention_registry
+from lambdanet.layers import ACTIVATIONS
+from lambdanet.registry import suggest
+
+from .resnet_blocks import EXPANSION, POOL_WINDOWS, STEMS
+
+CHOICES = {
+    "block": tuple(EXPANSION),
+    "stem": tuple(STEMS),
+    "shortcut": ("conv", "avg"),
+    "pool": tuple(POOL_WINDOWS),
+    "activation": tuple(ACTIVATIONS),
+    "remat": ("none", "block", "stage"),
+    "dtype": ("float32", "bfloat16"),
+    "param_dtype": ("float32", "bfloat16"),
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks types, ranges, lengths and names.
+
+    Args:
+        options: every option of `ResNet` by name.
+
+    Raises:
+        ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
+    """
+    problems = []
+
+    def require(name: str, good: Any, allowed: str) -> None:
+        if not good:
+            problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
+
+    for name, choices in CHOICES.items():
+        require(name, options[name] in choices, f"{', '.join(choices)}.{suggest(options[name], choices)}")
+    for name in ("num_classes", "in_channels", "se_ratio"):
+        require(name, _positive(options[name]), "a positive integer")
+    for name in ("dropout_rate", "drop_path_rate", "norm_momentum"):
+        value = options[name]
+        require(name, isinstance(value, (int, float)) and 0.0 <= value < 1.0, "at least 0 and below 1")
+    require("image_size", positives(options["image_size"], 2), "(height, width), positive integers")
+    require("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
+    require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
+    if options["block"] == "basic":
+        require("post_norm_act", options["post_norm_act"], "True with block='basic', whose norm after the attention layer is its last")
+    if positives(options["blocks"]):
+        blocks = options["blocks"]
+        if positives(options["widths"]):
+            require("widths", len(options["widths"]) == len(blocks), f"{len(blocks)} entries, as many as blocks has")
+        stages = tuple(range(2, len(blocks) + 2))
+        good = isinstance(options["se_stages"], tuple) and all(stage in stages for stage in options["se_stages"])
+        require("se_stages", good, f"a tuple of stage numbers among {stages}; 2 is the first stage")
+        problems += _attention_problems(options, blocks)
+    if problems:
+        raise ValueError("; ".join(problems))
+
+
+def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
+    problems = []
+    specs = options["attention"]
+    if isinstance(specs, tuple) and len(specs) != len(blocks):
+        problems.append(f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has")
+    specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
+    for spec in specs:
+        problems += _spec_problems(spec, options["share_embeddings"])
+    if options["share_embeddings"] and not specs:
+        problems.append("share_embeddings is True; allowed: False where attention is None")
+
+    where = options["attention_blocks"]
+    form = "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block numbers, () for none"
+    if where == "all":
+        return problems
+    if not isinstance(where, tuple) or len(where) != len(blocks):
+        return [*problems, f"attention_blocks is {where!r}; allowed: {form} ({len(blocks)} stages)"]
+    for stage, (entry, count) in enumerate(zip(where, blocks, strict=True)):
+        if entry == "all":
+            continue
+        if not isinstance(entry, tuple) or not all(_positive(number) and number <= count for number in entry):
+            problems.append(f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}")
+    return problems
+
+
+def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
+    if not isinstance(spec, (str, Mapping)) or (isinstance(spec, Mapping) and "name" not in spec):
+        return [f"attention is {spec!r}; allowed: a name, a mapping with 'name', None, or a tuple of those"]
+    name = spec if isinstance(spec, str) else spec["name"]
+    given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
+    try:
+        attention_registry.check_options(name, given)
+        declared = attention_registry.parameters(name)
+    except ValueError as error:
+        return [str(error)]
+    if share_embeddings and "shared_embeddings" not in declared:
+        return [f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to share"]
+    return []
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def positives(value: Any, length: int | None = None) -> bool:
+    """Whether `value` is a non-empty tuple of positive integers, of that length if one is given."""
+    return isinstance(value, tuple) and len(value) in ((length,) if length else range(1, 100)) and all(map(_positive, value))

@@ -1,0 +1,26 @@
+"""ResNet-RS 50 to 420, with and without squeeze-excite: the base network of the LambdaResNets and their strongest baseline.
+
+Source: Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies".
+"""
+
+from __future__ import annotations
+
+from .registration import registry
+from .resnet import ResNet
+
+BLOCKS = {
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    270: (4, 29, 53, 4),
+    350: (4, 36, 72, 4),
+    420: (4, 44, 87, 4),
+}
+"""Blocks per stage by depth."""
+
+for _depth, _blocks in BLOCKS.items():
+    registry.register(f"resnet_rs{_depth}_nose", ResNet, blocks=_blocks, stem="resnet_rs", shortcut="avg")
+    registry.register(
+        f"resnet_rs{_depth}", ResNet, blocks=_blocks, stem="resnet_rs", shortcut="avg", se_stages=(2, 3, 4, 5)
+    )

@@ -1,0 +1,134 @@
+"""Models by name: presets, overrides, the smoke overrides on every model, configs, errors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+import models
+from configs import base
+
+
+def abstract(name, **overrides):
+    return nnx.eval_shape(lambda: models.create_model(name, **overrides, rngs=nnx.Rngs(0)))
+
+
+def placement(model):
+    """1-based numbers of the attention blocks, per stage."""
+    return [tuple(i + 1 for i, b in enumerate(stage.blocks) if b.attention is not None) for stage in model.stages]
+
+
+def test_names():
+    assert models.list_models("lambda_resnet50_?l*") == [
+        "lambda_resnet50_clll",
+        "lambda_resnet50_llcc",
+        "lambda_resnet50_lllc",
+        "lambda_resnet50_llll",
+        "lambda_resnet50_llll_u4",
+    ]
+    assert {"resnet50", "resnet_rs420_nose", "lambda_resnet26t", "lambda_resnet_digits"} <= set(models.list_models())
+
+
+def test_places_of_the_lambda_layers():
+    last = tuple(range(1, 4))
+    assert placement(abstract("lambda_resnet101")) == [(), (), (6, 12, 18), last]
+    assert placement(abstract("lambda_resnet50_c4")) == [(), (), (1, 2, 3, 4, 5, 6), last]
+    assert placement(abstract("lambda_resnet50ts")) == [(), (4,), (2, 4, 6), (2,)]
+    assert placement(abstract("lambda_resnet50_lccc")) == [last, (), (), ()]
+    squeeze = [[b.se is not None for b in stage.blocks] for stage in abstract("lambda_resnet50").stages]
+    assert [set(stage) for stage in squeeze] == [{True}, {True}, {False}, {False}]
+
+
+def test_other_depths_keep_the_preset_numbers_that_exist():
+    assert placement(abstract("lambda_resnet101", blocks=(1, 1, 13, 2))) == [(), (), (6, 12), (1, 2)]
+    assert placement(abstract("lambda_resnet101", blocks=(1, 1, 2, 2))) == [(), (), (2,), (1, 2)]
+    given = dict(blocks=(1, 1, 2, 2), attention_blocks=("all", (), (1,), ()))
+    assert placement(abstract("lambda_resnet101", **given)) == [(1,), (), (1,), ()]
+    with pytest.raises(ValueError, match=r"attention_blocks\[2\] is \(6, 12, 18\); allowed: .* from 1 to 2"):
+        abstract("lambda_resnet101", blocks=(1, 1, 2, 2), attention_blocks=((), (), (6, 12, 18), ()))
+    with pytest.raises(ValueError, match="3 stages"):
+        abstract("lambda_resnet101", blocks=(1, 1, 2), widths=(8, 8, 8))
+    with pytest.raises(ValueError, match=r"blocks is \[1, 1, 2, 2\]"):
+        abstract("lambda_resnet101", blocks=[1, 1, 2, 2])
+
+
+def test_smoke_overrides_run_every_model():
+    seen = set()
+    for name in models.list_models():
+        config = base.get_config("smoke")
+        config.model.name = name
+        _, preset = models.registry.lookup(name)
+        kind = json.dumps({**preset, "blocks": None}, sort_keys=True, default=str)
+        if kind in seen:
+            continue
+        seen.add(kind)
+        model = nnx.eval_shape(lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0)))
+        graph, state = nnx.split(model)
+        x = jax.ShapeDtypeStruct((2, 32, 32, 1), "float32")
+        logits = jax.eval_shape(lambda s, x, g=graph: nnx.merge(g, s, copy=True)(x), state, x)
+        assert logits.shape == (2, preset.get("num_classes", 10)), name
+        if "lambda" in name:
+            assert any(placement(model)), name
+    assert len(seen) > 15
+
+
+def test_config_section_becomes_options():
+    config = ConfigDict(
+        dict(
+            model=dict(
+                name="lambda_resnet50",
+                blocks=[1, 1, 2, 1],
+                widths=[8, 8, 8, 8],
+                attention=dict(name="lambda", key_depth=8, num_heads=2, scope=[3, 5]),
+                attention_blocks=[[], [], [2], "all"],
+                dropout_rate=0.1,
+            ),
+            data=dict(channels=1, image_size=(20, 24)),
+        )
+    )
+    for section in (config, ConfigDict(json.loads(config.to_json()))):
+        model = nnx.eval_shape(lambda c=section: models.create_from_config(c, num_classes=7, rngs=nnx.Rngs(0)))
+        assert placement(model) == [(), (), (2,), (1,)]
+        layer = model.stages[3].blocks[0].attention
+        assert (layer.key_depth, layer.num_heads, layer.scope) == (8, 2, (3, 5))
+        assert (model.in_channels, model.num_classes, model.head.dropout.rate) == (1, 7, 0.1)
+    config.model.num_classes, config.model.in_channels = 3, 4
+    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=7, rngs=nnx.Rngs(0)))
+    assert (model.in_channels, model.num_classes) == (4, 3)
+
+
+def test_image_size_of_the_data_sizes_global_tables():
+    config = base.get_config("smoke")
+    config.model.name = "lambda_resnet26rpt_256"
+    config.data.image_size = (64, 96)
+    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+    assert model.stages[2].blocks[0].attention.size == (8, 12)
+
+
+def test_seed_decides_the_parameters():
+    options = dict(blocks=(1,), widths=(4,), attention_blocks="all", attention=dict(name="lambda", num_heads=2, key_depth=2, scope=3))
+    a, b, c = (models.create_model("lambda_resnet_digits", **options, rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
+    a, b, c = (jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (a, b, c))
+    assert all(jnp.array_equal(p, q) for p, q in zip(a, b, strict=True))
+    drawn = [p for p in a if p.std() > 0]
+    assert not any(jnp.array_equal(p, q) for p, q in zip(a, c, strict=True) if p.std() > 0)
+    assert len({p.ravel()[:2].tobytes() for p in drawn}) == len(drawn)  # no key is used twice
+
+
+def test_errors_name_the_nearest():
+    with pytest.raises(ValueError, match="unknown model 'lambda_resnet5'. Did you mean 'lambda_resnet50'"):
+        abstract("lambda_resnet5")
+    with pytest.raises(ValueError, match="no option 'width'. Did you mean 'widths'"):
+        abstract("resnet50", width=(1, 2, 3, 4))
+    config = ConfigDict(dict(model=dict(), data=dict(channels=1, image_size=(8, 8))))
+    with pytest.raises(ValueError, match="config.model has no 'name'"):
+        models.create_from_config(config, num_classes=2, rngs=nnx.Rngs(0))
+
+
+def test_describe_shows_presets_and_options():
+    text = models.describe("lambda_resnet101")
+    assert "preset blocks=(3, 4, 23, 3)" in text
+    assert "share_embeddings: bool = False" in text and "Args:" in text

@@ -1,0 +1,180 @@
+"""Exact parameter counts and multiply-accumulates of every ResNet, against the papers' tables and counts derived from them."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from jax.extend.core import jaxprs_in_params
+
+import models
+from lambdanet.attention import create_attention
+
+COUNTS = {
+    "lambda_resnet101": 36866920,
+    "lambda_resnet101_c4": 25982120,
+    "lambda_resnet152": 51404696,
+    "lambda_resnet152_c4": 35077496,
+    "lambda_resnet200": 57993112,
+    "lambda_resnet200_c4": 41665912,
+    "lambda_resnet26rpt_256": 10988688,
+    "lambda_resnet26t": 10958272,
+    "lambda_resnet270": 81366248,
+    "lambda_resnet270_c4": 55786968,
+    "lambda_resnet350": 105475176,
+    "lambda_resnet350_c4": 69555336,
+    "lambda_resnet420": 124438664,
+    "lambda_resnet420_c4": 81443704,
+    "lambda_resnet50": 18963272,
+    "lambda_resnet50_c4": 16242072,
+    "lambda_resnet50_cccl": 18825176,
+    "lambda_resnet50_ccll": 15559736,
+    "lambda_resnet50_clll": 15061880,
+    "lambda_resnet50_lccc": 25490744,
+    "lambda_resnet50_llcc": 24992888,
+    "lambda_resnet50_lllc": 21727448,
+    "lambda_resnet50_llll": 14995592,
+    "lambda_resnet50_llll_u4": 16040360,
+    "lambda_resnet50ts": 21536832,
+    "resnet101": 44549160,
+    "resnet152": 60192808,
+    "resnet18": 11689512,
+    "resnet34": 21797672,
+    "resnet50": 25557032,
+    "resnet_rs101": 63618696,
+    "resnet_rs101_nose": 44605384,
+    "resnet_rs152": 86621576,
+    "resnet_rs152_nose": 60249032,
+    "resnet_rs200": 93209992,
+    "resnet_rs200_nose": 64730056,
+    "resnet_rs270": 129861448,
+    "resnet_rs270_nose": 89655496,
+    "resnet_rs350": 163956168,
+    "resnet_rs350_nose": 112842440,
+    "resnet_rs420": 191891656,
+    "resnet_rs420_nose": 131840712,
+    "resnet_rs50": 35691912,
+    "resnet_rs50_nose": 25613256,
+}
+
+
+def parameters(model) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def abstract(name, **overrides):
+    return nnx.eval_shape(lambda: models.create_model(name, **overrides, rngs=nnx.Rngs(0)))
+
+
+def lambda_layer_count(d, k, h, u, r):
+    v = d // h
+    return d * (h * k + k * u + v * u) + 2 * h * k + 2 * v * u + r * r * k * u
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_count(name):
+    assert parameters(abstract(name)) == COUNTS[name]
+
+
+def test_every_imagenet_model_is_counted():
+    assert set(models.list_models()) - set(COUNTS) == {"lambda_resnet_digits", "resnet_digits"}
+
+
+@pytest.mark.parametrize(("dim", "count"), [(64, 14768), (128, 22992), (256, 45584), (512, 115344)])
+def test_lambda_layer_count(dim, count):
+    assert parameters(nnx.eval_shape(lambda: create_attention("lambda", dim, rngs=nnx.Rngs(0)))) == count
+
+
+# Key depth, heads, intra-depth; the paper's millions where its table can be reproduced.
+GRID = {
+    (4, 4, 1): 14.7,
+    (8, 4, 1): 14.8,
+    (16, 4, 1): 15.0,
+    (32, 4, 1): 15.4,
+    (8, 8, 1): 14.7,
+    (16, 8, 1): 15.1,
+    (32, 8, 1): 15.8,  # printed 15.7
+    (8, 8, 4): 15.3,
+    (8, 8, 8): 16.0,
+    (8, 2, 1): None,
+    (8, 16, 1): None,
+    (2, 4, 1): None,
+    (2, 8, 1): None,
+    (4, 8, 1): None,
+}
+
+
+@pytest.mark.parametrize(("k", "h", "u"), GRID)
+def test_ablation_grid_is_a_config_value(k, h, u):
+    r = 23 if u == 1 else 7
+    spec = dict(name="lambda", key_depth=k, num_heads=h, intra_depth=u, scope=r)
+    # One block per stage is built; the other 12 add what a block of their stage adds, which test_parameter_count covers.
+    one = abstract("lambda_resnet50_llll", attention=spec, blocks=(1, 1, 1, 1))
+    two = abstract("lambda_resnet50_llll", attention=spec, blocks=(2, 2, 2, 2))
+    total = parameters(one)
+    for d, extra in zip((64, 128, 256, 512), (2, 3, 5, 2), strict=True):
+        block = 2 * 4 * d * d + 2 * (d + d + 4 * d) + lambda_layer_count(d, k, h, u, r)
+        total += extra * block
+    added = sum(2 * 4 * d * d + 12 * d + lambda_layer_count(d, k, h, u, r) for d in (64, 128, 256, 512))
+    assert parameters(two) - parameters(one) == added
+    if GRID[k, h, u] is not None:
+        assert round(total / 1e6, 1) == GRID[k, h, u]
+
+
+def test_without_norm_after_the_lambda_layer():
+    assert parameters(abstract("lambda_resnet50_llll", post_norm_act=False)) == 14988040
+
+
+def test_shared_embeddings_store_one_table_per_stage():
+    own = parameters(abstract("lambda_resnet50_llll"))
+    assert own - parameters(abstract("lambda_resnet50_llll", share_embeddings=True)) == (16 - 4) * 23 * 23 * 16
+
+
+CONTENT_AND_POSITION = {"content only": dict(position=False), "position only": dict(content=False), "both": {}}
+GFLOPS = [
+    ("llll", "content only", 23, 5.0),
+    ("llll", "position only", 23, 11.9),
+    ("llll", "both", 23, 12.0),
+    ("clll", "both", 3, 5.7),
+    ("clll", "both", 7, 6.1),
+    ("clll", "both", 15, 7.8),
+    ("clll", "both", 23, 10.0),
+    ("clll", "both", 31, 12.4),
+    ("clll", "both", None, 19.4),
+]
+
+
+@pytest.mark.parametrize(("placed", "parts", "scope", "gflops"), GFLOPS)
+def test_flops_of_the_papers_tables(placed, parts, scope, gflops):
+    spec = dict(name="lambda", scope=scope, **CONTENT_AND_POSITION[parts])
+    model = abstract(f"lambda_resnet50_{placed}", attention=spec)
+    assert round(2 * model.macs(224, 224) / 1e9, 1) == gflops
+
+
+def convolution_and_matrix_macs(jaxpr) -> int:
+    """Multiply-accumulates of all convolutions (taps on padding included) and matrix products of a jaxpr."""
+    total = 0
+    for equation in jaxpr.eqns:
+        for inner in jaxprs_in_params(equation.params):
+            total += convolution_and_matrix_macs(inner)
+        if equation.primitive.name == "conv_general_dilated":
+            total += int(np.prod(equation.outvars[0].aval.shape) * np.prod(equation.invars[1].aval.shape[:-1]))
+        elif equation.primitive.name == "dot_general":
+            contracted = equation.params["dimension_numbers"][0][0]
+            shape = equation.invars[0].aval.shape
+            total += int(np.prod(equation.outvars[0].aval.shape) * np.prod([shape[axis] for axis in contracted]))
+    return total
+
+
+@pytest.mark.parametrize("options", [dict(), dict(stem="resnet_rs", shortcut="avg", se_stages=(2, 3)), dict(block="basic")])
+def test_macs_equal_the_traced_program(options):
+    model = abstract("resnet50", blocks=(2, 1), widths=(16, 24), **options)
+    graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))
+
+    def run(state, x):
+        return nnx.merge(graph, state)(x)
+
+    x = jax.ShapeDtypeStruct((1, 75, 64, 3), "float32")
+    assert model.macs(75, 64) == convolution_and_matrix_macs(jax.make_jaxpr(run)(state, x).jaxpr)
+    # XLA leaves out taps on padding and adds norms, activations and pooling.
+    flops = jax.jit(run).lower(state, x).cost_analysis()["flops"]
+    assert 2 * model.macs(75, 64) == pytest.approx(flops, rel=0.1)
