@@ -1,0 +1,1 @@
+"""Timing of this project's own code: `python -m benchmarks input|ops|model`."""

@@ -1,0 +1,46 @@
+"""Command line of the benchmarks.
+
+    python -m benchmarks input|ops|model [--cases GLOB] [--rounds N] [--json FILE]
+
+Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import importlib
+import sys
+
+from benchmarks import harness
+
+SUITES = {"input": "input_suite", "ops": "ops_suite", "model": "model_suite"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one suite and returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser.add_argument("suite", choices=SUITES)
+    parser.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches")
+    parser.add_argument("--rounds", type=int, default=15, help="samples per candidate, in turns")
+    parser.add_argument("--json", metavar="FILE", help="append one JSON object per line")
+    args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
+    cases = importlib.import_module(f"benchmarks.{SUITES[args.suite]}").cases()
+    chosen = [case for case in cases if fnmatch.fnmatchcase(case.name, args.cases)]
+    if not chosen:
+        names = ", ".join(dict.fromkeys(case.name for case in cases))
+        print(f"error: no case of suite {args.suite!r} matches {args.cases!r}; cases: {names}", file=sys.stderr)
+        return 2
+    print(", ".join(f"{key} {value}" for key, value in harness.environment().items()))
+    with contextlib.ExitStack() as stack:
+        out = stack.enter_context(open(args.json, "a")) if args.json else None
+        records = harness.run_cases(chosen, rounds=args.rounds, out=out)
+    print(harness.table(records))
+    return int(any("wrong result" in record.get("error", "") for record in records))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""Timing candidates side by side: one process, correctness before speed, interleaved rounds, best and median."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TextIO
+
+SLOWEST_CALL = 3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
+SHORTEST_SAMPLE = 0.02  # seconds; shorter calls are repeated inside one sample
+BUDGET = 20.0  # seconds of sampling per group of candidates
+
+
+@dataclasses.dataclass
+class Prepared:
+    """A candidate that is ready to run.
+
+    Attributes:
+        run: does the work once and waits for it; or returns (wall seconds, CPU seconds) of the part that counts.
+        check: raises AssertionError unless the candidate's results are right.
+        items: pieces of work per call (images); adds two rates to the record.
+        temp_mib: temporary memory of the compiled program, MiB.
+        flops, bytes: useful work per call, the same for all candidates of a case: operations of the formula, and its
+            operands and results once.
+        close: called at the end.
+    """
+
+    run: Callable[[], tuple[float, float] | None]
+    check: Callable[[], None]
+    items: int | None = None
+    temp_mib: float | None = None
+    flops: float | None = None
+    bytes: float | None = None
+    close: Callable[[], None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One candidate: `name` and `direction` ('fwd' or 'train') say what is computed, `impl` how."""
+
+    suite: str
+    name: str
+    direction: str
+    impl: str
+    prepare: Callable[[], Prepared]
+
+
+def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) -> list[dict[str, Any]]:
+    """Measures all cases; those with the same name and direction take turns, round by round.
+
+    Args:
+        cases: what to measure.
+        rounds: samples per case (fewer when a group exceeds its time budget).
+        out: an open file for one JSON object per line; None writes none.
+
+    Returns:
+        The records. A candidate that failed its check has no times and `error` instead; a too slow one likewise.
+    """
+    groups: dict[tuple[str, str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.suite, case.name, case.direction), []).append(case)
+    records = []
+    for group in groups.values():
+        for record in _run_group(group, rounds):
+            records.append(record)
+            if out is not None:
+                print(json.dumps(record), file=out, flush=True)
+    return records
+
+
+def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+    records, ready = [], []
+    for case in group:
+        record = dict(suite=case.suite, case=case.name, direction=case.direction, framework="ours", impl=case.impl)
+        records.append(record)
+        prepared = case.prepare()
+        try:
+            prepared.check()
+        except AssertionError as error:
+            record["error"] = f"wrong result: {error}"
+            prepared.close()
+            continue
+        wall, _ = _sample(prepared, 1)
+        if wall > SLOWEST_CALL:
+            record["error"] = f"dropped: one call takes {wall:.1f} s"
+            prepared.close()
+            continue
+        ready.append((record, prepared, max(1, round(SHORTEST_SAMPLE / max(wall, 1e-9)))))
+    samples: dict[int, list[tuple[float, float]]] = {i: [] for i in range(len(ready))}
+    started = time.perf_counter()
+    for _ in range(rounds):
+        for i, (_, prepared, repeats) in enumerate(ready):
+            samples[i].append(_sample(prepared, repeats))
+        if time.perf_counter() - started > BUDGET:
+            break
+    for i, (record, prepared, _) in enumerate(ready):
+        wall, cpu = zip(*samples[i], strict=True)
+        record |= dict(ms=1e3 * min(wall), median_ms=1e3 * statistics.median(wall), cpu_ms=1e3 * min(cpu))
+        if prepared.items is not None:
+            record |= dict(items_per_s=prepared.items / min(wall), items_per_cpu_s=prepared.items / min(cpu))
+        extra = dict(temp_mib=prepared.temp_mib, flops=prepared.flops, bytes=prepared.bytes)
+        record |= {key: value for key, value in extra.items() if value is not None}
+        prepared.close()
+    return records
+
+
+def _sample(prepared: Prepared, repeats: int) -> tuple[float, float]:
+    """Returns (wall, CPU) seconds per call; CPU seconds are those of all threads of this process."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(repeats):
+        own = prepared.run()
+        if own is not None:
+            return own
+    return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a reader of the numbers has to know about the machine and the packages."""
+    import jax
+    import numpy as np
+
+    return dict(
+        python=platform.python_version(),
+        jax=jax.__version__,
+        numpy=np.__version__,
+        device=jax.devices()[0].device_kind,
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        load=round(os.getloadavg()[0], 2),
+    )
+
+
+COLUMNS = (
+    ("case", "{}"),
+    ("direction", "{}"),
+    ("impl", "{}"),
+    ("ms", "{:.3f}"),
+    ("median_ms", "{:.3f}"),
+    ("cpu_ms", "{:.3f}"),
+    ("items_per_s", "{:.0f}"),
+    ("items_per_cpu_s", "{:.0f}"),
+    ("temp_mib", "{:.1f}"),
+    ("error", "{}"),
+)
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """Returns the records as an aligned text table; columns that no record has are left out."""
+    columns = [(key, form) for key, form in COLUMNS if any(key in record for record in records)]
+    rows = [[key for key, _ in columns]]
+    for record in records:
+        rows.append([form.format(record[key]) if key in record else "" for key, form in columns])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

@@ -1,0 +1,88 @@
+"""The benchmarks' harness on made-up candidates, and every candidate's correctness gate on tiny problems."""
+
+import json
+import time
+
+import pytest
+
+from benchmarks import __main__ as command
+from benchmarks import harness, input_suite, ops_suite
+
+
+def case(name, impl, seconds=0.0, wrong="", closed=None, own=None):
+    def check():
+        if wrong:
+            raise AssertionError(wrong)
+
+    def run():
+        time.sleep(seconds)
+        return own
+
+    prepared = harness.Prepared(run, check, items=4, flops=8.0, close=lambda: closed.append(impl))
+    return harness.Case("made_up", name, "fwd", impl, lambda: prepared)
+
+
+def test_candidates_are_checked_timed_and_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "SLOWEST_CALL", 0.3)
+    closed = []
+    cases = [
+        case("a", "quick", 0.03, closed=closed),
+        case("a", "wrong", wrong="7 instead of 8", closed=closed),
+        case("a", "slow", 0.35, closed=closed),
+        case("b", "own_clock", own=(0.5e-3, 0.25e-3), closed=closed),
+    ]
+    with open(tmp_path / "out.json", "w") as file:
+        records = harness.run_cases(cases, rounds=3, out=file)
+    quick, wrong, slow, own = records
+    assert [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()] == records
+    assert quick["framework"] == "ours" and quick["flops"] == 8.0 and quick["suite"] == "made_up"
+    assert 30 <= quick["ms"] <= quick["median_ms"] and quick["cpu_ms"] < 20
+    assert quick["items_per_s"] == pytest.approx(4e3 / quick["ms"])
+    assert wrong["error"] == "wrong result: 7 instead of 8" and "ms" not in wrong
+    assert slow["error"].startswith("dropped: one call takes 0.")
+    assert own["ms"] == 0.5 and own["cpu_ms"] == 0.25 and own["items_per_cpu_s"] == 16000
+    assert sorted(closed) == ["own_clock", "quick", "slow", "wrong"]
+    table = harness.table(records)
+    assert "wrong result: 7" in table and len({line.index("fwd") for line in table.splitlines()[1:]}) == 1
+
+
+def test_short_calls_are_repeated_within_a_sample():
+    calls = []
+    prepared = harness.Prepared(lambda: calls.append(1), lambda: None)
+    (record,) = harness.run_cases([harness.Case("s", "n", "fwd", "i", lambda: prepared)], rounds=2)
+    assert len(calls) > 1000 and record["ms"] < 1.0
+
+
+def test_command_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(ops_suite, "SHAPES", ((1, 3, 8, 3, 1), (2, 4, 8, 3, 1)))
+    out = tmp_path / "out.json"
+    assert command.main(["ops", "--cases", "*3x3*", "--rounds", "1", "--json", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "lambda_b1_3x3_c8_r3_u1" in printed and "4x4" not in printed and "row_chunks" in printed
+    assert {json.loads(line)["direction"] for line in out.read_text().splitlines()} == {"fwd", "train"}
+    assert command.main(["ops", "--cases", "nothing"]) == 2
+    assert "no case of suite 'ops' matches 'nothing'; cases: lambda_b1_3x3" in capsys.readouterr().err
+    monkeypatch.setattr(ops_suite, "cases", lambda: [case("x", "bad", wrong="off", closed=[])])
+    assert command.main(["ops"]) == 1
+
+
+@pytest.mark.parametrize("impl", ops_suite.cost_model.GRID_IMPLS)
+@pytest.mark.parametrize("direction", ["fwd", "train"])
+def test_lowerings_pass_their_gate_and_a_wrong_one_does_not(impl, direction, monkeypatch):
+    shape = (2, 5, 8, 7, 2)
+    ops_suite.prepare(shape, direction, impl).check()
+    right = ops_suite.position_lambda.position_term
+    monkeypatch.setattr(ops_suite.position_lambda, "position_term", lambda *a, **k: right(*a, **k) * 1.001)
+    with pytest.raises(AssertionError, match="output is off by"):
+        ops_suite.prepare(shape, direction, impl).check()
+
+
+def test_input_cases_pass_their_gate(monkeypatch):
+    monkeypatch.setattr(input_suite, "FILES", 3)
+    names = []
+    for entry in input_suite.cases():
+        prepared = entry.prepare()
+        prepared.check()
+        prepared.close()
+        names.append(entry.name)
+    assert names[:2] == ["decode_crop_flip", "decode_crop_flip_bicubic"] and "pipeline_4_threads" in names
