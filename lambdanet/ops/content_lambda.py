@@ -53,11 +53,10 @@ def causal_content_lambdas(
 ) -> Float[Array, "b n k v"]:
     """Content lambdas over the raster-order past, in time and memory linear in n.
 
-    Softmax keys normalised per context follow lambda_n = a_n lambda_{n-1} + exp(key_n - l_n) v_n^T, l_n the
-    running log-sum-exp of the keys and
-    a_n = exp(l_{n-1} - l_n): every factor is at most one, so no key is too large or too small. (One maximum
-    shared by all contexts would let
-    early contexts underflow to 0 / 0.)
+    Softmax keys normalised per context are a quotient of two sums over the past, which follow
+    sum_n = exp(top_{n-1} - top_n) sum_{n-1} + exp(key_n - top_n) [v_n, 1] with top_n the largest key so far. No factor
+    exceeds one and no divisor is below one, so no key is too large or too small. (One maximum shared by all contexts
+    would let early contexts underflow to 0 / 0.)
 
     Args:
         keys: keys before normalisation.
@@ -73,12 +72,12 @@ def causal_content_lambdas(
         sums = jnp.cumsum(jnp.einsum("bnuk,bnuv->bnukv", keys, v), axis=1)
         lambdas = jnp.einsum("bnukv,bnuk->bnkv", sums, _inverse_root(jnp.cumsum(keys**2, axis=1)))
     else:
-        running = lax.cumlogsumexp(keys, axis=1)
-        keep = jnp.exp(running[:, :-1] - running[:, 1:])
-        keep = jnp.concatenate([jnp.zeros_like(keys[:, :1]), keep], axis=1)[..., None]
-        new = jnp.exp(keys - running)[..., None] * v[..., None, :]  # b n u k v
-        _, lambdas = lax.associative_scan(_combine, (keep, new), axis=1)
-        lambdas = lambdas.sum(2)
+        top = lax.cummax(lax.stop_gradient(keys), axis=1)  # cancels in the quotient, so it needs no gradient
+        keep = jnp.concatenate([jnp.zeros_like(top[:, :1]), jnp.exp(top[:, :-1] - top[:, 1:])], axis=1)[..., None]
+        values = jnp.concatenate([v, jnp.ones_like(v[..., :1])], axis=-1)  # the last channel sums the weights
+        new = jnp.exp(keys - top)[..., None] * values[..., None, :]  # b n u k v+1
+        _, sums = lax.associative_scan(_combine, (keep, new), axis=1)
+        lambdas = jnp.sum(sums[..., :-1] / sums[..., -1:], axis=2)
     if causal == "strict":
         lambdas = jnp.pad(lambdas[:, :-1], [(0, 0), (1, 0), (0, 0), (0, 0)])
     return lambdas

@@ -9,9 +9,10 @@ run to run.
 
 Where the constants come from. CPU: fitted by hand to forward and forward + backward times of 19 shapes (4x4
 to 56x56, r 7 to 55, u 1 and 4) on two cores of an AMD EPYC with 32 MiB of last-level cache, float32, JAX
-0.10.2; the choice is within 1.25x of the fastest of the four on each of them. `conv` has C_in = u input
-channels, which XLA's CPU convolution runs 10 to 100 times slower than a matrix product, so it is never the
-choice there. GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed
+0.10.2; the choice is the fastest of the four on each of them, within the
+spread of the timings. `conv` is no
+candidate there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times slower than
+a matrix product. GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed
 efficiencies, not measurements.
 """
 
@@ -62,7 +63,7 @@ class Device:
     launch: float  # seconds per operation that cannot be fused away
     memory: float  # cap on temporaries, bytes
     chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
-    efficiency: dict[str, float]
+    efficiency: dict[str, float]  # a lowering without an entry is never chosen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +85,7 @@ DEVICES = {
         launch=5e-6,
         memory=2 * 2**30,
         chunk_logits=2**18,
-        efficiency={"dense": 0.6, "query_first": 0.45, "row_chunks": 0.4, "conv": 0.02},
+        efficiency={"dense": 0.6, "query_first": 0.45, "row_chunks": 0.4},
     ),
     "gpu": Device(
         flops={2: 990e12, 4: 495e12, 8: 67e12},
@@ -188,6 +189,7 @@ def choose_impl(geometry: Geometry, backend: str) -> str:
     """
     device = device_of(backend)
     names = FLAT_IMPLS if geometry.scope is None else GRID_IMPLS
+    names = [name for name in names if name in device.efficiency]
     costs = {name: estimate(geometry, name, device) for name in names}
     fitting = {name: c for name, c in costs.items() if c.temporary <= device.memory}
     if fitting:

@@ -27,7 +27,9 @@ def test_equals_the_formula(bias, spatial):
     for path, variable in nnx.to_flat_state(nnx.state(layer)):
         weights["/".join(path)] = rng.normal(size=variable.shape).astype(np.float32)
         variable[...] = jnp.asarray(weights["/".join(path)])
-    assert set(weights) == {f"{m}/{p}" for m in ("reduce", "expand") for p in (("kernel", "bias") if bias else ("kernel",))}
+    assert set(weights) == {
+        f"{m}/{p}" for m in ("reduce", "expand") for p in (("kernel", "bias") if bias else ("kernel",))
+    }
     x = rng.normal(size=(2, *spatial, 12)).astype(np.float32)
     np.testing.assert_allclose(layer(jnp.asarray(x)), formula(x, weights), rtol=1e-5, atol=1e-5)
     assert layer.macs(*spatial) == 2 * 12 * 3

@@ -1,0 +1,189 @@
+"""Position lambdas: every lowering against the definition, written out pair by pair."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lambdanet.ops import position_lambda, relative_table
+
+# map size, taps per axis, dilation, u, rows per chunk
+GEOMETRIES = {
+    "local": ((5, 4), (3, 3), 1, 1, 2),  # five rows in chunks of two
+    "clipped": ((4, 7), (23, 23), 1, 2, 3),  # no tap beyond 2 n - 1 has a key to meet
+    "global": ((4, 3), (7, 5), 1, 1, 1),
+    "moving keys": ((11, 3), (5, 5), 1, 2, 4),
+    "dilated": ((9, 5), (5, 3), 2, 1, 2),
+    "dilated beyond the map": ((3, 8), (5, 5), (4, 3), 1, 2),
+    "one pixel": ((1, 1), (3, 3), 1, 2, 4),
+    "one row": ((1, 6), (3, 5), 1, 1, 1),
+    "1-D": ((7,), (5,), 2, 2, 3),
+    "3-D": ((3, 2, 4), (3, 5, 3), 1, 1, 2),
+}
+LOWERINGS = ("dense", "conv", "query_first", "row_chunks")
+
+
+def arrays(shape, scope, u, *, h=3, k=4, v=5, batch=2, dtype=np.float64):
+    rng = np.random.default_rng(0)
+    sizes = ((batch, *shape, h, k), (batch, *shape, u, v), (*scope, u, k))
+    return tuple(rng.standard_normal(size).astype(dtype) for size in sizes)
+
+
+def pairwise_embeddings(table, shape, dilation):
+    """E [n, m, u, k] by two loops over positions."""
+    steps = (dilation,) * len(shape) if isinstance(dilation, int) else dilation
+    places = list(itertools.product(*map(range, shape)))
+    out = np.zeros((len(places), len(places), *table.shape[-2:]), table.dtype)
+    for (i, query), (j, key) in itertools.product(enumerate(places), enumerate(places)):
+        offsets = [b - a for a, b in zip(query, key, strict=True)]
+        taps = [o // d + r // 2 for o, d, r in zip(offsets, steps, table.shape, strict=False)]
+        on_grid = all(o % d == 0 for o, d in zip(offsets, steps, strict=True))
+        if on_grid and all(0 <= t < r for t, r in zip(taps, table.shape, strict=False)):
+            out[i, j] = table[tuple(taps)]
+    return out
+
+
+def index_of_pairs(scope, shape, dilation):
+    """Flat tap index of every pair, and whether the pair has a tap; so that the reference can be differentiated."""
+    numbers = np.arange(1, np.prod(scope) + 1).reshape(*scope, 1, 1)
+    found = pairwise_embeddings(numbers, shape, dilation)[..., 0, 0]
+    return np.maximum(found - 1, 0), found > 0
+
+
+def reference(q, v, table, index, valid):
+    flat = table.reshape(-1, *table.shape[-2:])
+    pairs = jnp.where(valid[..., None, None], flat[index], 0)
+    flat_q = q.reshape(q.shape[0], -1, *q.shape[-2:])
+    flat_v = v.reshape(v.shape[0], -1, *v.shape[-2:])
+    return jnp.einsum("bnhk,nmuk,bmuv->bnhv", flat_q, pairs, flat_v).reshape(*q.shape[:-1], v.shape[-1])
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
+    shape, scope, dilation, u, rows = GEOMETRIES[name]
+    with jax.enable_x64():
+        q, v, table = arrays(shape, scope, u)
+        index, valid = index_of_pairs(scope, shape, dilation)
+        cotangent = np.random.default_rng(1).standard_normal((*q.shape[:-1], v.shape[-1]))
+
+        def with_gradients(function):
+            y, pull = jax.vjp(function, q, v, table)
+            return y, *pull(jnp.asarray(cotangent))
+
+        expected = jax.jit(lambda: with_gradients(lambda *a: reference(*a, index, valid)))()
+        for impl in LOWERINGS:
+            options = dict(dilation=dilation, impl=impl, chunk_rows=rows)
+            found = jax.jit(with_gradients, static_argnums=0)(
+                lambda *a, options=options: position_lambda.position_term(*a, **options)
+            )
+            for what, ours, theirs in zip(("y", "dq", "dv", "dtable"), found, expected, strict=True):
+                assert ours.dtype == jnp.float64
+                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10, err_msg=f"{impl} {what}")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
+def test_rows_per_chunk_do_not_matter(rows):
+    q, v, table = arrays((5, 3), (3, 5), 1, dtype=np.float32)
+    expected = position_lambda.position_term(q, v, table, impl="dense")
+    found = position_lambda.position_term(q, v, table, impl="row_chunks", chunk_rows=rows)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["local", "clipped", "dilated", "1-D", "3-D"])
+def test_dense_embeddings_are_the_table_at_key_minus_query(name):
+    shape, scope, dilation, u, _ = GEOMETRIES[name]
+    table = arrays(shape, scope, u, dtype=np.float32)[2]
+    found = relative_table.dense_embeddings(table, shape, dilation=dilation)
+    np.testing.assert_array_equal(found, np.swapaxes(pairwise_embeddings(table, shape, dilation), -1, -2))
+
+
+@pytest.mark.parametrize("impl", LOWERINGS)
+def test_shifting_the_map_shifts_the_answer(impl):
+    """Away from the border, for a local table."""
+    q, v, table = arrays((8, 7), (3, 3), 1, dtype=np.float32)
+    y = position_lambda.position_term(q, v, table, impl=impl)
+    rolled = position_lambda.position_term(np.roll(q, (2, 1), (1, 2)), np.roll(v, (2, 1), (1, 2)), table, impl=impl)
+    np.testing.assert_allclose(rolled[:, 3:-1, 2:-1], y[:, 1:-3, 1:-2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", LOWERINGS)
+@pytest.mark.parametrize("causal", ["inclusive", "strict"])
+def test_masked_taps_are_the_causal_mask(impl, causal):
+    q, v, table = arrays((3, 4), (5, 3), 2, dtype=np.float32)
+    masked = relative_table.mask_taps(table, causal)
+    found = position_lambda.position_term(q, v, masked, impl=impl)
+    n = 12
+    order = np.arange(n)[None] - np.arange(n)[:, None]
+    seen = order <= 0 if causal == "inclusive" else order < 0
+    pairs = pairwise_embeddings(table, (3, 4), 1) * seen[..., None, None]
+    expected = np.einsum("bnhk,nmuk,bmuv->bnhv", q.reshape(2, n, 3, 4), pairs, v.reshape(2, n, 2, 5))
+    np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["dense", "query_first", "auto"])
+def test_flat_embeddings_with_another_number_of_context_elements_and_a_mask(impl):
+    rng = np.random.default_rng(0)
+    q, v = rng.standard_normal((2, 5, 3, 4)), rng.standard_normal((2, 9, 2, 6))
+    embeddings, mask = rng.standard_normal((5, 9, 4, 2)), rng.random((5, 9)) < 0.5
+    with jax.enable_x64():
+        found = position_lambda.flat_position_term(q, v, jnp.asarray(embeddings), mask=mask, impl=impl)
+    masked = embeddings * mask[..., None, None]
+    np.testing.assert_allclose(found, np.einsum("bnhk,nmku,bmuv->bnhv", q, masked, v), atol=1e-10)
+    lambdas = position_lambda.position_lambdas(v.astype(np.float32), masked.astype(np.float32))
+    np.testing.assert_allclose(np.einsum("bnhk,bnkv->bnhv", q, lambdas), found, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("impl", LOWERINGS)
+def test_bfloat16_stays_close_and_adds_the_tables_gradient_in_float32(impl):
+    q, v, table = arrays((6, 5), (11, 9), 1, batch=16, dtype=np.float32)
+    q, v = np.float32(jnp.bfloat16(q)), np.float32(jnp.bfloat16(v))
+    table = np.float32(jnp.bfloat16(table))
+
+    def loss(table, dtype):
+        y = position_lambda.position_term(q.astype(dtype), v.astype(dtype), table, impl=impl, chunk_rows=2)
+        assert y.dtype == dtype
+        return jnp.sum(y.astype(jnp.float32) ** 2), y
+
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+    (_, exact), exact_grad = run(table, jnp.float32)
+    (_, rounded), grad = run(table, jnp.bfloat16)
+    assert grad.dtype == jnp.float32
+    for ours, theirs in ((rounded.astype(jnp.float32), exact), (grad, exact_grad)):
+        assert np.linalg.norm(ours - theirs) < 1e-2 * np.linalg.norm(theirs)
+
+
+def test_resized_table_crops_the_centre_or_keeps_ends_and_centre():
+    table = arrays((5, 3), (9, 5), 2, dtype=np.float32)[2]
+    np.testing.assert_array_equal(relative_table.resize_table(table, (5, 3), (3, 2)), table[2:-2, 1:-1])
+    grown = relative_table.resize_table(table, (5, 3), (9, 3))
+    assert grown.shape == (17, 5, 2, 4)
+    np.testing.assert_allclose(grown[::2], table, rtol=1e-6)
+    np.testing.assert_allclose(grown[1::2], (table[1:] + table[:-1]) / 2, rtol=1e-5, atol=1e-6)
+    assert relative_table.resize_table(table[:1, :1], (1, 1), (2, 3)).shape == (3, 5, 2, 4)
+    with pytest.raises(ValueError, match=r"from map size \(4, 3\) to \(5, 5\).*has \(7, 5\) taps"):
+        relative_table.resize_table(table, (4, 3), (5, 5))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (dict(impl="fft"), "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks"),
+        (dict(scope=(4, 3)), "must be odd"),
+        (dict(scope=(3,)), "needs 2 tap axes"),
+        (dict(dilation=(1, 2, 3)), "has 3 entries; the map has 2 spatial axes"),
+    ],
+)
+def test_wrong_arguments_are_named(call, message):
+    q, v, table = arrays((4, 4), call.pop("scope", (3, 3)), 1, dtype=np.float32)
+    with pytest.raises(ValueError, match=message):
+        position_lambda.position_term(q, v, table, **call)
+
+
+def test_wrong_flat_embeddings_are_named():
+    q, v = np.zeros((1, 4, 2, 3), np.float32), np.zeros((1, 5, 1, 2), np.float32)
+    with pytest.raises(ValueError, match=r"shape \(4, 4, 3, 1\); expected \[n, m, k, u\] = \(4, 5, 3, 1\)"):
+        position_lambda.flat_position_term(q, v, np.zeros((4, 4, 3, 1), np.float32))
+    with pytest.raises(ValueError, match="impl is 'conv'; allowed here: auto, dense, query_first"):
+        position_lambda.flat_position_term(q, v, np.zeros((4, 5, 3, 1), np.float32), impl="conv")
