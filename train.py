@@ -47,8 +47,8 @@ def run(
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (of this call), parameters, bytes_per_device (of the state); if not
-        interrupted also accuracy, top5, loss and count on the test split (without one, on the eval split), the first three also
+        step, total_steps, interrupted, train_seconds (with evaluation and saving, over all calls that made up the run),
+        parameters, bytes_per_device (of the state); if not interrupted also accuracy, top5, loss and count on the test split (without one, on the eval split), the first three also
         with the prefix 'ema_' if averages are kept, and report (its path) if one was written.
 
     Raises:
@@ -137,7 +137,7 @@ def run(
         data.check_resume(saved["data"], batches.state())
         now, *_ = checkpoints.restore(state.with_shardings(abstract, shardings), start)
     else:
-        now = jax.jit(init, out_shardings=shardings)()
+        now = state.initialise(init, shardings)
     outcome: dict[str, Any] = {
         "total_steps": total_steps,
         "parameters": sum(p.size for p in jax.tree.leaves(now.params)),
@@ -196,6 +196,10 @@ def run(
     def due(every: float) -> bool:
         return at == total_steps or (every > 0 and at % max(round(every * steps_per_epoch), 1) == 0)
 
+    def spent() -> float:
+        """Seconds in this loop, over all calls that made up this run."""
+        return (saved["data"]["seconds"] if saved else 0.0) + time.perf_counter() - began
+
     received: list[str] = []
     undo_signals = signals.catch(received)
     at, began = start, time.perf_counter()
@@ -215,7 +219,7 @@ def run(
                     score = scalars(evaluate_split(config.data.eval_split))
                     log.evaluation(at, "eval", score)
                 if stop or due(train.save_every):
-                    checkpoints.save(at, now, batches.state(), plain, score)
+                    checkpoints.save(at, now, batches.state() | {"seconds": spent()}, plain, score)
                 log.resume_clock()
             if stop or at == total_steps:
                 break
@@ -229,7 +233,7 @@ def run(
             if at == start + 1:
                 log.start_clock(at)  # the first step compiles
         checkpoints.wait()
-        outcome |= {"step": at, "interrupted": stop, "train_seconds": time.perf_counter() - began}
+        outcome |= {"step": at, "interrupted": stop, "train_seconds": spent()}
         if stop:
             log.message(f"{received or 'signal elsewhere'}: step {at} of {total_steps} is saved; the same command continues")
             return outcome
@@ -247,8 +251,9 @@ def run(
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
-            facts = {"parameters": outcome["parameters"], "seconds of training": round(outcome["train_seconds"], 1)}
-            facts |= {f"{split} {k.replace('_', ' ')}": f"{v:.4f}" for k, v in outcome.items() if k.startswith("ema_")}
+            macs = nnx.eval_shape(lambda: build(num_classes)).macs(*config.data.image_size)
+            facts = {"parameters": outcome["parameters"], "MACs per image": macs}
+            facts["seconds of training"] = round(outcome["train_seconds"], 1)
             shown = dict(split=split, result=result, batches=eval_batches(split)) if split else {}
             png, text = write_report(workdir, config=config, class_names=info.class_names, facts=facts, **shown)
             outcome["report"] = str(text)

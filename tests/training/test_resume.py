@@ -1,0 +1,214 @@
+"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes; all must train the same.
+
+One straight run of twenty steps on one device is the reference. The other runs are started together, since each process spends
+seconds on imports and compiling.
+"""
+
+import io
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+
+import train
+from configs import digits
+from lambdanet.config import to_json
+from lambdanet.training.metrics import read_records
+
+HERE = Path(__file__).resolve().parent
+STEPS, HALF = 20, 10
+
+
+def make_config(data_dir):
+    config = digits.get_config("lambda")
+    config.data.data_dir = str(data_dir)
+    config.model.blocks, config.model.widths = (1, 1), (8, 16)
+    config.model.dropout_rate, config.model.drop_path_rate = 0.2, 0.2
+    # Constant, so that a run of ten steps is the beginning of one of twenty; large, so that ten steps move the weights.
+    config.optim.schedule, config.optim.warmup_epochs, config.optim.lr = "constant", 0.0, 0.02
+    config.train.steps, config.train.batch_size, config.train.log_every = STEPS, 32, 1
+    config.train.mixup_alpha, config.train.ema_decay = 0.2, 0.99
+    config.train.eval_every, config.train.save_every = 0.0, HALF * 32 / 1077
+    config.train.keep_last, config.train.report = 3, False
+    config.train.cache_dir = ""  # the suite has its own
+    return config
+
+
+def flags_of(config, workdir, **overrides):
+    """The command-line flags that turn configs/digits.py into `config`."""
+    recipe = json.loads(to_json(digits.get_config("lambda")))
+    flags = [f"--config={HERE.parents[1]}/configs/digits.py", f"--workdir={workdir}"]
+    for section, values in json.loads(to_json(config)).items():
+        for key, value in values.items() if isinstance(values, dict) else ():
+            value = overrides.get(f"{section}.{key}", value)
+            if value != recipe[section].get(key):
+                value = tuple(value) if isinstance(value, list) else value
+                flags.append(f"--config.{section}.{key}={value}")
+    return flags
+
+
+def start_child(script, *args, xla_flags=""):
+    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"} if xla_flags else os.environ
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Runs:
+    """The reference run and the finished children with their work directories."""
+
+    def __init__(self, root):
+        self.root = root
+        self.config = make_config(root / "data")
+        self.straight = root / "straight"
+        self.outcome = train.run(self.config, self.straight, stream=io.StringIO(), devices=jax.devices()[:1])
+        # What a machine with one device leaves after ten steps, to be continued on eight.
+        moved = root / "moved"
+        shutil.copytree(self.straight, moved)
+        shutil.rmtree(moved / "checkpoints" / str(STEPS))
+        address = f"--coordinator_address=127.0.0.1:{free_port()}"
+        pair = ["--distributed", "--num_processes=2", address]
+        text = to_json(self.config)
+        jobs = [
+            dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
+            for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("data8", HALF, 8, 1), ("fsdp4", HALF, 2, 4))
+        ]
+        short = flags_of(self.config, root / "pair", **{"train.steps": HALF})
+        term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
+        # Children that are compared within a tolerance compile without optimisation, three times faster.
+        fast = "--xla_backend_optimization_level=0"
+        children = {
+            "kill": start_child("train_child.py", "kill", "15", *flags_of(self.config, root / "kill")),
+            "term": start_child("train_child.py", "term", "10", *term),
+            "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0", xla_flags=fast),
+            "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1", xla_flags=fast),
+            "devices": start_child(
+                "devices_child.py", json.dumps(jobs), xla_flags=f"{fast} --xla_force_host_platform_device_count=8"
+            ),
+        }
+        try:
+            self.output = {name: child.communicate(timeout=300) for name, child in children.items()}
+        finally:
+            for child in children.values():
+                child.kill()
+        self.code = {name: child.returncode for name, child in children.items()}
+
+    def state(self, name, step=STEPS):
+        """All arrays of a checkpoint by name, on the host, read without any of our own code."""
+        folder = self.root / name / "checkpoints" / str(step) / "state"
+        reader = ocp.PyTreeCheckpointer()
+        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree)
+        return reader.restore(folder, restore_args=args)
+
+    def steps(self, name):
+        return sorted(int(p.name) for p in (self.root / name / "checkpoints").iterdir() if p.name.isdigit())
+
+    def losses(self, name):
+        return {r["step"]: r["loss"] for r in read_records(self.root / name) if r["split"] == "train"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return Runs(tmp_path_factory.mktemp("runs"))
+
+
+def assert_bitwise_equal(runs, name):
+    one, other = runs.state("straight"), runs.state(name)
+    assert sorted(one) == sorted(other)
+    assert {"step", "params/head/fc/kernel", "ema/params/head/fc/kernel"} <= set(one)
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert runs.losses(name) == runs.losses("straight")  # of every step, once
+
+
+def continue_run(runs, name):
+    stream = io.StringIO()
+    outcome = train.run(runs.config, runs.root / name, stream=stream, devices=jax.devices()[:1])
+    return outcome, stream.getvalue()
+
+
+def test_the_reference_run_learns_and_ends_with_the_test_split(runs):
+    assert sorted(runs.losses("straight")) == list(range(1, STEPS + 1))
+    assert runs.outcome["loss"] < np.log(10) - 0.05  # what a network that knows nothing has
+    assert runs.outcome["step"] == STEPS and not runs.outcome["interrupted"]
+    last = read_records(runs.straight)[-1]
+    assert last["split"] == "test" and last["count"] == 360 and last["accuracy"] == runs.outcome["accuracy"]
+    assert runs.steps("straight") == [HALF, STEPS]
+
+
+def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
+    assert runs.code["kill"] == -9, runs.output["kill"]
+    assert runs.steps("kill") == [HALF]
+    assert max(runs.losses("kill")) > HALF  # records of lost steps, which the continuation must drop
+    outcome, text = continue_run(runs, "kill")
+    assert "continuing from step 10" in text
+    assert_bitwise_equal(runs, "kill")
+    assert outcome["loss"] == runs.outcome["loss"] and outcome["ema_loss"] == runs.outcome["ema_loss"]
+
+
+def test_sigterm_saves_exits_with_0_and_continues_bitwise_with_other_workers(runs):
+    # The first part read its data with two worker processes, the second reads with threads.
+    assert runs.code["term"] == 0, runs.output["term"]
+    assert "SIGTERM" in runs.output["term"][0] and "the same command continues" in runs.output["term"][0]
+    assert json.loads(runs.output["term"][0].splitlines()[-1])["interrupted"] is True
+    assert runs.steps("term") == [HALF, HALF + 1]
+    continue_run(runs, "term")
+    assert_bitwise_equal(runs, "term")
+
+
+def test_finished_run_is_only_evaluated_again(runs):
+    before = runs.losses("straight")
+    outcome, text = continue_run(runs, "straight")
+    assert "finished before" in text and outcome["accuracy"] == runs.outcome["accuracy"]
+    assert runs.losses("straight") == before
+    assert [r["split"] for r in read_records(runs.straight)].count("test") == 1
+
+
+def test_one_device_checkpoint_continues_on_eight(runs):
+    assert runs.code["devices"] == 0, runs.output["devices"]
+    one, eight = runs.losses("straight"), runs.losses("moved")
+    assert sorted(eight) == sorted(one)
+    for step in range(HALF + 1, STEPS + 1):
+        assert eight[step] == pytest.approx(one[step], abs=1e-4), step
+
+
+@pytest.mark.parametrize("name", ["data8", "fsdp4"])
+def test_eight_devices_train_like_one(runs, name):
+    one, eight = runs.losses("straight"), runs.losses(name)
+    for step in range(1, HALF + 1):
+        assert eight[step] == pytest.approx(one[step], abs=1e-5), step
+    _, replicated, sharded = json.loads(runs.output["devices"][0].splitlines()[-1])
+    whole = sum(leaf.nbytes for leaf in runs.state("straight").values())
+    outcome = replicated if name == "data8" else sharded
+    per_device = set(outcome["bytes_per_device"].values())
+    assert len(outcome["bytes_per_device"]) == 8 and len(per_device) == 1
+    if name == "data8":
+        assert per_device == {whole}
+    else:
+        assert per_device.pop() < 0.5 * whole  # a quarter of every array that divides
+
+
+def test_two_processes_train_like_one_and_only_the_first_writes(runs):
+    assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (runs.output["pair0"], runs.output["pair1"])
+    one, two = runs.losses("straight"), runs.losses("pair")
+    for step in range(1, HALF + 1):
+        assert two[step] == pytest.approx(one[step], abs=1e-5), step
+    assert runs.steps("pair") == [HALF]
+    last = [json.loads(runs.output[p][0].splitlines()[-1]) for p in ("pair0", "pair1")]
+    assert last[0]["count"] == last[1]["count"] == 360 and last[0]["loss"] == last[1]["loss"]
+    assert "step 1/10" in runs.output["pair0"][0] and "step" not in runs.output["pair1"][0].splitlines()[-2]
+    records = read_records(runs.root / "pair")
+    assert [r["split"] for r in records].count("test") == 1
