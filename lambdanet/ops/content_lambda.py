@@ -1,9 +1,8 @@
 """Content lambdas of the lambda layer, with and without masks, and what a query attends to.
 
-    lambda_c = sum_{m, u} kbar[m, u, :] v[m, u, :]^T,   kbar = keys normalised over the context m       (Bello
-    2021, eq. 3)
+    lambda_c = sum_{m, u} kbar[m, u, :] v[m, u, :]^T,   kbar = keys normalised over the context m
 
-A masked context (appendix B.2) gives every query its own content lambda. `per_context` normalises the keys
+(Bello 2021, arXiv 2102.08602, eq. 3.) A masked context (appendix B.2) gives every query its own content lambda. `per_context` normalises the keys
 inside each context, which is what the paper's text asks for; `shared` normalises them once over everything
 and only then masks, which is what its listing does.
 

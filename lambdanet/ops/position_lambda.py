@@ -1,12 +1,11 @@
 """Position lambdas of the lambda layer: one sum, several lowerings.
 
-    y[b, n, h, :] = sum_{m, u} (q[b, n, h, :] . E[n, m, u, :]) v[b, m, u, :]        (Bello 2021, arXiv
-    2102.08602, eq. 3)
+    y[b, n, h, :] = sum_{m, u} (q[b, n, h, :] . E[n, m, u, :]) v[b, m, u, :]
 
-No softmax couples queries and keys, so the products may be taken in either order, exactly: lambda order builds the map
-lambda[n, k, v] = sum_m E v first, attention order ("query first") builds the logits q . E first. On a grid E
-is a relative table, E[n, m] = table[offset of m from n], offset = key position - query position, zero outside
-the table (correlation, no flip).
+(Bello 2021, arXiv 2102.08602, eq. 3.) No softmax couples queries and keys, so the products may be taken in either
+order, exactly: lambda order builds the map lambda[n, k, v] = sum_m E v first, attention order ("query first") the
+logits q . E. On a grid E is a relative table, E[n, m] = table[offset of m from n], offset = key position - query
+position, zero outside the table (correlation, no flip).
 
 Array layouts: queries q [b, *s, h, k]; values v [b, *s, u, v]; table [*r, u, k] with every r odd; s has one,
 two or three axes. Flat embeddings are [n, m, k, u], as the paper writes them, with n and m row-major.
