@@ -2,9 +2,9 @@
 
     lambda_c = sum_{m, u} kbar[m, u, :] v[m, u, :]^T,   kbar = keys normalised over the context m
 
-(Bello 2021, arXiv 2102.08602, eq. 3.) A masked context (appendix B.2) gives every query its own content lambda. `per_context` normalises the keys
-inside each context, which is what the paper's text asks for; `shared` normalises them once over everything
-and only then masks, which is what its listing does.
+(Bello 2021, arXiv 2102.08602, eq. 3.) A masked context (appendix B.2) gives every query its own content lambda.
+`per_context` normalises the keys inside each context, which is what the paper's text asks for; `shared` normalises
+them once over everything and only then masks, which is what its listing does.
 
 Array layouts: queries q [b, n, h, k]; keys [b, m, u, k]; values v [b, m, u, v]. Letters as in
 `position_lambda`. Everything here computes in float32 (float64 for float64 inputs), whatever the dtype of the
