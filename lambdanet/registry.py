@@ -61,8 +61,7 @@ class Registry:
         """Returns (factory, preset options); raises ValueError with the nearest name if unknown."""
         if name not in self._entries:
             raise ValueError(
-                f"unknown {self.kind} {name!r}.{suggest(name, list(self._entries))} "
-                f"Known: {', '.join(self.names())}"
+                f"unknown {self.kind} {name!r}.{suggest(name, list(self._entries))} Known: {', '.join(self.names())}"
             )
         factory, preset = self._entries[name]
         return factory, dict(preset)
@@ -78,8 +77,7 @@ class Registry:
         if bad:
             lines = [f"{o!r}.{suggest(o, known)}" for o in bad]
             raise ValueError(
-                f"{self.kind} '{name}' has no option {' and no option '.join(lines)} "
-                f"Options: {', '.join(known)}"
+                f"{self.kind} '{name}' has no option {' and no option '.join(lines)} Options: {', '.join(known)}"
             )
 
     def describe(self, name: str) -> str:

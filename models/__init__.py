@@ -8,12 +8,11 @@ from typing import Any
 
 from flax import nnx
 
-from .registration import registry
-
 # Importing a module registers its models.
-from . import lambda_resnet as _lambda_resnet  # noqa: F401, I001
+from . import lambda_resnet as _lambda_resnet  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import resnet_rs as _resnet_rs  # noqa: F401
+from .registration import registry
 from .resnet_options import positives
 
 __all__ = ["create_from_config", "create_model", "describe", "list_models", "registry"]
@@ -27,8 +26,9 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     Args:
         name: one of `list_models()`.
         rngs: initialisation source.
-        **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both. With other `blocks` and
-            no `attention_blocks`, the preset block numbers are cut to the new depth (see `fit_attention_blocks`).
+        **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both.
+            With other `blocks` and no `attention_blocks`, the preset block numbers are cut to the new depth
+            (see `fit_attention_blocks`).
 
     Returns:
         The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes].
@@ -54,8 +54,8 @@ def fit_attention_blocks(placed: str | tuple, blocks: tuple[int, ...]) -> str | 
         blocks: the new number of blocks per stage, positive integers.
 
     Returns:
-        The same with the numbers that exist in each stage; a stage that had some and would have none keeps its last block. Unchanged if
-        the number of stages differs, which the model then refuses.
+        The same with the numbers that exist in each stage; a stage that had some and would have none keeps
+        its last block. Unchanged if the number of stages differs, which the model then refuses.
     """
     if placed == "all" or len(placed) != len(blocks):
         return placed

@@ -1,6 +1,7 @@
 """LambdaResNets: the paper's families and ablations, timm's three variants, and a small one for digits.
 
-Source: Bello 2021, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", table 13 and appendix E; timm's byobnet.
+Source: Bello 2021, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", table 13 and
+appendix E; timm's byobnet.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ HYBRID_C4_BLOCKS = {
     350: (10, 20, 30, 40, 50, 60),
     420: (10, 20, 30, 40, 50, 60, 70, 80),
 }
-"""Blocks of c4 with a lambda layer, by depth, counted from 1 (table 13; the paper does not say whether it counts from 0 or 1)."""
+"""Blocks of c4 with a lambda layer, by depth (table 13), counted from 1; the paper does not say where it starts."""
 
-# 350-epoch family: c2, c3 convolutional with squeeze-excite; all of c5 lambda; of c4 some blocks (hybrid) or all ("-C4").
+# 350-epoch family: c2, c3 convolutional with squeeze-excite; all of c5 lambda; of c4 some blocks (hybrid) or
+# all ("-C4").
 # The paper's parameter counts hold only if no block of c4 and c5 has squeeze-excite, the convolutional ones included.
 for _depth, _blocks in BLOCKS.items():
     for _suffix, _c4 in (("", HYBRID_C4_BLOCKS[_depth]), ("_c4", "all")):

@@ -22,13 +22,15 @@ from .resnet_options import check_options
 
 AttentionSpec = str | Mapping[str, Any] | None
 
+
 class Stage(nnx.Module):
     """Residual blocks on one map size; the first may stride.
 
     Args:
         blocks: the blocks, in order.
-        embedding: position embeddings that all attention layers of the stage share, or None. Tables tied to a map size are stored for
-            the stage's largest map; layers on a smaller one read the centre, which holds the same relative offsets.
+        embedding: position embeddings that all attention layers of the stage share, or None. Tables tied to a
+            map size are stored for the stage's largest map; layers on a smaller one read the centre, which
+            holds the same relative offsets.
         sizes: map size at each block's mixer, where the embedding is tied to the size; else ().
         remat: recompute each block's inner activations in the backward pass.
     """
@@ -88,13 +90,14 @@ class Head(nnx.Module):
 class ResNet(nnx.Module):
     """Residual network of any number of stages, with attention layers in any of its blocks.
 
-    Which layer stands in for the 3x3 convolutions (`attention`) and where (`attention_blocks`) are two options, so that either can be
-    changed alone. Runs on maps of any height and width, unless an attention layer is tied to a size.
+    Which layer stands in for the 3x3 convolutions (`attention`) and where (`attention_blocks`) are two
+    options, so that either can be changed alone. Runs on maps of any height and width, unless an attention
+    layer is tied to a size.
 
-    Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting ResNets" (stem 'resnet_rs', shortcut 'avg',
-    squeeze-excite); Bello 2021, "LambdaNetworks"; timm's byobnet (stem 'tiered', pool 'avg2'). Drop path grows linearly over all blocks
-    from 0 to its rate. Convolutions start He-normal over the outgoing fan, the last norm of each branch at zero, the classifier at
-    normal 0.01.
+    Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting ResNets" (stem
+    'resnet_rs', shortcut 'avg', squeeze-excite); Bello 2021, "LambdaNetworks"; timm's byobnet (stem 'tiered',
+    pool 'avg2'). Drop path grows linearly over all blocks from 0 to its rate. Convolutions start He-normal
+    over the outgoing fan, the last norm of each branch at zero, the classifier at normal 0.01.
 
     Args:
         blocks: number of blocks per stage; every stage but the first halves the map.
@@ -104,23 +107,26 @@ class ResNet(nnx.Module):
         in_channels: channels of the image.
         image_size: (height, width) of the images; read only by attention layers that are tied to a map size.
         stem: 'resnet' | 'resnet_rs' | 'tiered' | 'cifar' (stride 4, 4, 4, 1).
-        attention: spec of the attention layer: a registered name, a mapping with `name` and its options, or None; a tuple gives each stage
-            its own.
-        attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a tuple with, per stage, 'all' or the
-            1-based numbers of the blocks, () for none.
+        attention: spec of the attention layer: a registered name, a mapping with `name` and its options, or
+            None; a tuple gives each stage its own.
+        attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a tuple with,
+            per stage, 'all' or the 1-based numbers of the blocks, () for none.
         share_embeddings: one set of position embeddings per stage, shared by its attention layers.
-        se_stages: stages whose convolutional blocks have squeeze-excite, numbered as in the papers: 2 is the first stage (c2). Blocks with
-            an attention layer never have it.
+        se_stages: stages whose convolutional blocks have squeeze-excite, numbered as in the papers: 2 is the
+            first stage (c2). Blocks with an attention layer never have it.
         se_ratio: reduction of squeeze-excite.
         activation: 'relu' | 'silu' | 'gelu' | 'none'.
         shortcut: 'conv' (1x1 convolution with stride) | 'avg' (2x2 average pooling before it).
-        pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's 'SAME') | 'avg2' (2x2).
+        pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's 'SAME') |
+            'avg2' (2x2).
         post_norm_act: batch norm and activation after the attention layer of a bottleneck.
         dropout_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.
-        remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only each block's or stage's input).
-        dtype: activations: 'float32' | 'bfloat16'. Norm statistics, pooling, softmax and the head are float32 either way.
+        remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only each
+            block's or stage's input).
+        dtype: activations: 'float32' | 'bfloat16'. Norm statistics, pooling, softmax and the head are float32
+            either way.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
@@ -162,7 +168,9 @@ class ResNet(nnx.Module):
         placed = (attention_blocks,) * depth if attention_blocks == "all" else attention_blocks
         self.in_channels, self.num_classes, self.remat_stages = in_channels, num_classes, remat == "stage"
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=self.dtype, param_dtype=stored, rngs=rngs)
+        options = dict(
+            activation=activation, norm_momentum=norm_momentum, dtype=self.dtype, param_dtype=stored, rngs=rngs
+        )
 
         self.stem = Stem(stem, in_channels, widths[0], **options)
         make_block = functools.partial(
@@ -239,9 +247,13 @@ class ResNet(nnx.Module):
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
         if self.grammar not in resnet_names.TORCH_NAMES:
-            known = ", ".join(f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in resnet_names.TORCH_NAMES)
+            known = ", ".join(
+                f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in resnet_names.TORCH_NAMES
+            )
             stem, shortcut = self.grammar
-            raise ValueError(f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one for {known}")
+            raise ValueError(
+                f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one for {known}"
+            )
         return resnet_names.TORCH_NAMES[self.grammar]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
@@ -270,7 +282,8 @@ class ResNet(nnx.Module):
     def macs(self, h: int, w: int) -> int:
         """Returns the multiply-accumulates of convolutions, attention layers and matrices for one [h, w] image.
 
-        Twice this is the FLOP count of the LambdaNetworks paper: local position lambdas count min(scope**2, map positions) taps.
+        Twice this is the FLOP count of the LambdaNetworks paper: local position lambdas count min(scope**2,
+        map positions) taps.
         """
         return sum(row["macs"] for row in self.summary_rows(h, w))
 
@@ -283,7 +296,9 @@ def _run_stage(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     return stage(x, rngs=rngs)
 
 
-def _embedding(spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs) -> jax.Array:
+def _embedding(
+    spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs
+) -> jax.Array:
     """Returns the embeddings that a layer of this spec would start with, had it its own."""
     layer = create_attention({**spec, "shared_embeddings": False}, width, size=size, param_dtype=param_dtype, rngs=rngs)
     if layer.embedding is None:

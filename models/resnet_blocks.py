@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -29,11 +28,11 @@ STEMS = {
     "tiered": (((3, 2, 3), (3, 1, 4), (3, 1, 8)), True),
     "cifar": (((3, 1, 8),), False),
 }
-"""Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width), and whether a 3x3/2 max-pool follows."""
+"""Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width); max-pool 3x3/2 after them."""
 
 
 def strided_size(size: int, stride: int) -> int:
-    """Returns the positions that a strided convolution or pooling leaves of `size` along one axis: ceil(size / stride)."""
+    """Returns ceil(size / stride), the positions that a strided convolution or pooling leaves along one axis."""
     return -(-size // stride)
 
 
@@ -49,9 +48,10 @@ def stem_stride(kind: str) -> int:
 class Stem(nnx.Module):
     """The layers before the first stage.
 
-    'resnet' is a 7x7/2 convolution and a max-pool; 'resnet_rs' three 3x3 convolutions and a fourth, strided one in place of the
-    pool (ResNet-D, ResNet-RS); 'tiered' three 3x3 convolutions of growing width and a max-pool (timm); 'cifar' one 3x3 convolution
-    without stride. Every convolution has batch norm and activation.
+    'resnet' is a 7x7/2 convolution and a max-pool; 'resnet_rs' three 3x3 convolutions and a fourth, strided
+    one in place of the pool (ResNet-D, ResNet-RS); 'tiered' three 3x3 convolutions of growing width and a
+    max-pool (timm); 'cifar' one 3x3 convolution without stride. Every convolution has batch norm and
+    activation.
 
     Args:
         kind: a key of `STEMS`.
@@ -106,15 +106,18 @@ class Stem(nnx.Module):
 class ResidualBlock(nnx.Module):
     """y = activation(shortcut(x) + drop_path(se(branch(x)))), the branch being one of
 
-        bottleneck:  1x1 -> 3x3/stride -> 1x1        with attention:  1x1 -> attention -> pool/stride -> norm, act -> 1x1
-        basic:       3x3/stride -> 3x3               with attention:  3x3/stride -> attention -> norm
+        bottleneck       1x1 -> 3x3/stride -> 1x1
+          with attention 1x1 -> attention -> pool/stride -> norm, act -> 1x1
+        basic            3x3/stride -> 3x3
+          with attention 3x3/stride -> attention -> norm
 
-    where each convolution has batch norm and, but for the last, activation. Attention in a strided bottleneck works at the
-    resolution of the block's input. The last batch norm of the branch starts at scale zero. The shortcut is the identity where shapes
-    allow it, else 1x1 convolution and batch norm.
+    where each convolution has batch norm and, but for the last, activation. Attention in a strided bottleneck
+    works at the resolution of the block's input. The last batch norm of the branch starts at scale zero. The
+    shortcut is the identity where shapes allow it, else 1x1 convolution and batch norm.
 
-    Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Bello 2021, "LambdaNetworks", for
-    the place of the attention layer and of the pooling; the paper does not say whether norm and activation stay after it.
+    Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Bello 2021,
+    "LambdaNetworks", for the place of the attention layer and of the pooling; the paper does not say whether
+    norm and activation stay after it.
 
     Args:
         kind: 'bottleneck' | 'basic'.
@@ -160,7 +163,8 @@ class ResidualBlock(nnx.Module):
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         options = dict(norm_momentum=norm_momentum, **stored)
 
-        # A basic block strides in its first convolution, so that its mixer sees the small map; a bottleneck strides at the mixer.
+        # A basic block strides in its first convolution, so that its mixer sees the small map; a bottleneck
+        # strides at the mixer.
         self.mixer_stride = stride if bottleneck else 1
         first = dict(kernel_size=1) if bottleneck else dict(kernel_size=3, stride=stride)
         self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)

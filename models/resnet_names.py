@@ -15,7 +15,12 @@ def _byobnet() -> tuple[Rule, ...]:
     """timm's byobnet grammar, that of lambda_resnet26t, lambda_resnet26rpt_256 and lambda_resnet50ts."""
     block, ours = r"stages\.(\d+)\.(\d+)\.", r"stages/\1/blocks/\2"
     rules = list(_conv_norm(r"stem\.conv(\d)\.conv", r"stem\.conv(\d)\.bn", r"stem/conv\1"))
-    for theirs, name in (("conv1_1x1", "conv1"), ("conv2_kxk", "conv2"), ("conv3_1x1", "conv3"), ("shortcut", "shortcut")):
+    for theirs, name in (
+        ("conv1_1x1", "conv1"),
+        ("conv2_kxk", "conv2"),
+        ("conv3_1x1", "conv3"),
+        ("shortcut", "shortcut"),
+    ):
         rules += _conv_norm(rf"{block}{theirs}\.conv", rf"{block}{theirs}\.bn", f"{ours}/{name}")
     rules += prefixed(lambda_layer.TORCH_NAMES, rf"{block}self_attn\.", f"{ours}/attention")
     rules += prefixed(BATCH_NORM, rf"{block}post_attn\.", f"{ours}/norm_attention")

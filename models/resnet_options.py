@@ -49,7 +49,11 @@ def check_options(options: Mapping[str, Any]) -> None:
     require("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
     require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
     if options["block"] == "basic":
-        require("post_norm_act", options["post_norm_act"], "True with block='basic', whose norm after the attention layer is its last")
+        require(
+            "post_norm_act",
+            options["post_norm_act"],
+            "True with block='basic', whose norm after the attention layer is its last",
+        )
     if positives(options["blocks"]):
         blocks = options["blocks"]
         if positives(options["widths"]):
@@ -66,7 +70,9 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     problems = []
     specs = options["attention"]
     if isinstance(specs, tuple) and len(specs) != len(blocks):
-        problems.append(f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has")
+        problems.append(
+            f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has"
+        )
     specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
     for spec in specs:
         problems += _spec_problems(spec, options["share_embeddings"])
@@ -83,7 +89,9 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
         if entry == "all":
             continue
         if not isinstance(entry, tuple) or not all(_positive(number) and number <= count for number in entry):
-            problems.append(f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}")
+            problems.append(
+                f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}"
+            )
     return problems
 
 
@@ -108,4 +116,8 @@ def _positive(value: Any) -> bool:
 
 def positives(value: Any, length: int | None = None) -> bool:
     """Whether `value` is a non-empty tuple of positive integers, of that length if one is given."""
-    return isinstance(value, tuple) and len(value) in ((length,) if length else range(1, 100)) and all(map(_positive, value))
+    return (
+        isinstance(value, tuple)
+        and len(value) in ((length,) if length else range(1, 100))
+        and all(map(_positive, value))
+    )

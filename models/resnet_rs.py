@@ -1,4 +1,4 @@
-"""ResNet-RS 50 to 420, with and without squeeze-excite: the base network of the LambdaResNets and their strongest baseline.
+"""ResNet-RS 50 to 420, with and without squeeze-excite: base and baseline of the LambdaResNets.
 
 Source: Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling Strategies".
 """

@@ -17,11 +17,12 @@ from lambdanet.interop.names import POINTWISE, prefixed
 class SqueezeExcite(nnx.Module):
     """y = x * sigmoid(W2 relu(W1 mean(x))), the mean over all positions.
 
-    A context block with its gate inside: the output is `x` scaled per channel; there is no residual. In a ResNet it stands after the
-    last norm of the residual branch, before the addition. Mean, both matrices and the gate are computed in float32.
+    A context block with its gate inside: the output is `x` scaled per channel; there is no residual. In a
+    ResNet it stands after the last norm of the residual branch, before the addition. Mean, both matrices and
+    the gate are computed in float32.
 
-    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", equations 2-4. Their released networks have biases, the ablations of
-    the journal version do not: `bias=False`. ResNet-RS uses ratio 4, the paper 16.
+    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", equations 2-4. Their released networks have
+    biases, the ablations of the journal version do not: `bias=False`. ResNet-RS uses ratio 4, the paper 16.
 
     Args:
         dim: channels.
@@ -54,7 +55,9 @@ class SqueezeExcite(nnx.Module):
         self.reduce = nnx.Linear(dim, self.hidden, **options, rngs=rngs)
         self.expand = nnx.Linear(self.hidden, dim, **options, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *spatial c"]:
         """Maps [b, *spatial, dim] (one, two or three spatial axes) to the same shape; `rngs` is not read."""
         spatial = tuple(range(1, x.ndim - 1))
         mean = jnp.mean(x, axis=spatial, keepdims=True, dtype=jnp.float32)

@@ -88,6 +88,6 @@ class ConvNormAct(nnx.Module):
         return ACTIVATIONS[self.activation](self.norm(self.conv(x)))
 
     def macs(self, h: int, w: int) -> int:
-        """Multiply-accumulates of the convolution for one [h, w] input map (taps on the padding counted, as is customary)."""
+        """Multiply-accumulates of the convolution for one [h, w] input map, taps on the padding included."""
         positions = -(-h // self.stride) * -(-w // self.stride)
         return positions * self.kernel_size**2 * self.dim * self.dim_out

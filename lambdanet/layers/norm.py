@@ -19,7 +19,8 @@ def batch_norm(
 ) -> nnx.BatchNorm:
     """Builds a batch norm over the last axis with epsilon 1e-5 and float32 statistics.
 
-    Under a mesh it sees the global batch without an axis name. Running variance is the biased one; torch stores the unbiased one.
+    Under a mesh it sees the global batch without an axis name. Running variance is the biased one; torch
+    stores the unbiased one.
 
     Args:
         features: channels of the last axis.

@@ -17,15 +17,16 @@ def max_pool(
 ) -> Float[Array, "b oh ow c"]:
     """Takes the largest value of each window; borders are padded by window // 2 with minus infinity, as PyTorch does.
 
-    Both implementations give the same values. They differ where several entries of a window are equally large: 'window' sends the
-    gradient to one of them, 'slices' splits it between them.
+    Both implementations give the same values. They differ where several entries of a window are equally
+    large: 'window' sends the gradient to one of them, 'slices' splits it between them.
 
     Args:
         x: map [b, h, w, c].
         window: odd side of the window.
         stride: step between windows.
-        impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices: on CPU XLA lowers the gradient of
-            'window' to a scatter that is ten times slower); 'auto' takes 'slices' on CPU and 'window' elsewhere.
+        impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices: on CPU XLA lowers
+            the gradient of 'window' to a scatter that is ten times slower); 'auto' takes 'slices' on CPU and
+            'window' elsewhere.
 
     Returns:
         Map [b, ceil(h / stride), ceil(w / stride), c].
@@ -45,17 +46,15 @@ def max_pool(
     height, width = x.shape[1:3]
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
     rows, columns = stride * ((height - 1) // stride) + 1, stride * ((width - 1) // stride) + 1
-    slices = [
-        padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(window) for j in range(window)
-    ]
+    slices = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(window) for j in range(window)]
     return functools.reduce(jnp.maximum, slices)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[Array, "b oh ow c"]:
     """Averages each window over its entries inside the map, with TensorFlow's 'SAME' padding and float32 sums.
 
-    An even map gets its padding on the far side only, e.g. (0, 1) for a 3x3 window with stride 2; padded positions do not count in
-    the mean. With window = stride = 2 on an even map this is the plain 2x2 average.
+    An even map gets its padding on the far side only, e.g. (0, 1) for a 3x3 window with stride 2; padded
+    positions do not count in the mean. With window = stride = 2 on an even map this is the plain 2x2 average.
 
     Args:
         x: map [b, h, w, c].
@@ -66,7 +65,5 @@ def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[
         Map [b, ceil(h / stride), ceil(w / stride), c] in the dtype of `x`.
     """
     sides = (window, window)
-    mean = nnx.avg_pool(
-        x.astype(jnp.float32), sides, strides=(stride, stride), padding="SAME", count_include_pad=False
-    )
+    mean = nnx.avg_pool(x.astype(jnp.float32), sides, strides=(stride, stride), padding="SAME", count_include_pad=False)
     return mean.astype(x.dtype)

@@ -14,7 +14,9 @@ def conv_reference(x, kernel, stride):
     pad = side // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows, columns = range(0, x.shape[1] - side + 1, stride), range(0, x.shape[2] - side + 1, stride)
-    out = [[np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2))) for j in columns] for i in rows]
+    out = [
+        [np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2))) for j in columns] for i in rows
+    ]
     return np.moveaxis(np.asarray(out), 2, 0)
 
 
@@ -62,7 +64,12 @@ def test_bfloat16_keeps_statistics_and_parameters_in_float32():
 def test_macs_equal_the_compilers_count():
     layer = nnx.view(ConvNormAct(8, 16, 1, stride=2, activation="none", rngs=nnx.Rngs(0)), use_running_average=True)
     graph, state = nnx.split(layer)
-    cost = jax.jit(lambda s, x: nnx.merge(graph, s).conv(x)).lower(state, jnp.zeros((1, 14, 10, 8))).compile().cost_analysis()
+    cost = (
+        jax.jit(lambda s, x: nnx.merge(graph, s).conv(x))
+        .lower(state, jnp.zeros((1, 14, 10, 8)))
+        .compile()
+        .cost_analysis()
+    )
     assert 2 * layer.macs(14, 10) == cost["flops"]
 
 

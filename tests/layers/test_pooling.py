@@ -25,7 +25,9 @@ def window_reference(x, window, stride, low, reduce):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pool_lowerings_equal_the_reference(size, stride):
-    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0  # negative: zero padding would show
+    x = (
+        np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0
+    )  # negative: zero padding would show
     expected = window_reference(x, 3, stride, (1, 1), np.max)
     for impl in ("window", "slices", "auto"):
         np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)

@@ -108,8 +108,19 @@ def test_image_size_of_the_data_sizes_global_tables():
     assert model.stages[2].blocks[0].attention.size == (8, 12)
 
 
+def test_tables_of_the_global_timm_network_have_the_published_sizes():
+    stages = abstract("lambda_resnet26rpt_256").stages
+    layers = [stages[2].blocks[1], stages[3].blocks[0], stages[3].blocks[1]]
+    assert [b.attention.embedding.shape for b in layers] == [(31, 31, 1, 16), (31, 31, 1, 16), (15, 15, 1, 16)]
+
+
 def test_seed_decides_the_parameters():
-    options = dict(blocks=(1,), widths=(4,), attention_blocks="all", attention=dict(name="lambda", num_heads=2, key_depth=2, scope=3))
+    options = dict(
+        blocks=(1,),
+        widths=(4,),
+        attention_blocks="all",
+        attention=dict(name="lambda", num_heads=2, key_depth=2, scope=3),
+    )
     a, b, c = (models.create_model("lambda_resnet_digits", **options, rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
     a, b, c = (jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (a, b, c))
     assert all(jnp.array_equal(p, q) for p, q in zip(a, b, strict=True))

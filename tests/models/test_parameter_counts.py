@@ -1,4 +1,4 @@
-"""Exact parameter counts and multiply-accumulates of every ResNet, against the papers' tables and counts derived from them."""
+"""Exact parameter counts and multiply-accumulates of every ResNet, against the papers' tables."""
 
 import jax
 import numpy as np
@@ -107,7 +107,8 @@ GRID = {
 def test_ablation_grid_is_a_config_value(k, h, u):
     r = 23 if u == 1 else 7
     spec = dict(name="lambda", key_depth=k, num_heads=h, intra_depth=u, scope=r)
-    # One block per stage is built; the other 12 add what a block of their stage adds, which test_parameter_count covers.
+    # One block per stage is built; the other 12 add what a block of their stage adds, which
+    # test_parameter_count covers.
     one = abstract("lambda_resnet50_llll", attention=spec, blocks=(1, 1, 1, 1))
     two = abstract("lambda_resnet50_llll", attention=spec, blocks=(2, 2, 2, 2))
     total = parameters(one)
@@ -165,7 +166,9 @@ def convolution_and_matrix_macs(jaxpr) -> int:
     return total
 
 
-@pytest.mark.parametrize("options", [dict(), dict(stem="resnet_rs", shortcut="avg", se_stages=(2, 3)), dict(block="basic")])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(stem="resnet_rs", shortcut="avg", se_stages=(2, 3)), dict(block="basic")]
+)
 def test_macs_equal_the_traced_program(options):
     model = abstract("resnet50", blocks=(2, 1), widths=(16, 24), **options)
     graph, state = nnx.split(nnx.view(model, deterministic=True, use_running_average=True))

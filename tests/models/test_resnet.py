@@ -291,10 +291,19 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
         (dict(attention=("lambda",)), r"attention has 1 entries; allowed: one spec, or 2"),
         (dict(attention=dict(name="lambda", num_heads=3)), r"3 heads do not divide"),
         (dict(attention_blocks=("all",)), r"attention_blocks is \('all',\); allowed: 'all', or a tuple with one entry"),
-        (dict(attention_blocks=((), (3,))), r"attention_blocks\[1\] is \(3,\); allowed: 'all' or a tuple of numbers from 1 to 2"),
-        (dict(attention=None, share_embeddings=True), r"share_embeddings is True; allowed: False where attention is None"),
+        (
+            dict(attention_blocks=((), (3,))),
+            r"attention_blocks\[1\] is \(3,\); allowed: 'all' or a tuple of numbers from 1 to 2",
+        ),
+        (
+            dict(attention=None, share_embeddings=True),
+            r"share_embeddings is True; allowed: False where attention is None",
+        ),
         (dict(attention="se", share_embeddings=True), r"attention 'se' has no embeddings to share"),
-        (dict(attention=dict(name="lambda", num_heads=2, position=False), share_embeddings=True), r"no embeddings to share"),
+        (
+            dict(attention=dict(name="lambda", num_heads=2, position=False), share_embeddings=True),
+            r"no embeddings to share",
+        ),
         (dict(block="basic", post_norm_act=False), r"post_norm_act is False; allowed: True with block='basic'"),
     ],
 )
