@@ -35,6 +35,7 @@ from lambdanet.data import pseudo_labels
 from lambdanet.interop import files
 from lambdanet.training import checkpoint, mesh, state, step
 from lambdanet.training.evaluate import evaluate
+from lambdanet.training.weights import read_weights
 
 MODES = ("accuracy", "summary", "speed", "attention", "export", "pseudo_label", "describe")
 
@@ -95,7 +96,7 @@ def load_subject() -> Subject:
         raise ValueError("nothing to look at: give --workdir=DIR (a training run) or --config=configs/FILE.py")
     needs_data = MODE.value in ("accuracy", "attention", "pseudo_label")
     with config.ignore_type():
-        config.data.pseudo_labels = ""  # only training reads them
+        config.data.pseudo_labels = config.train.init_weights = ""  # only training reads them
     validate = functools.partial(configs.validate, config, base.get_config(), models.registry, check_paths=needs_data)
     validate()
     try:
@@ -122,15 +123,9 @@ def load_subject() -> Subject:
 
 def load_weights(subject: Subject, which: str) -> tuple[tuple[dict, dict], str]:
     """Returns ((params, stats), where they come from), from --weights or from a checkpoint of --workdir."""
-    abstract = params, stats = state.abstract_weights(subject.build)
+    params, stats = state.abstract_weights(subject.build)
     if WEIGHTS.value:
-        flat = [state.flatten_names(part) for part in abstract]
-        shapes = {name: tuple(leaf.shape) for name, leaf in (flat[0] | flat[1]).items()}
-        ours = files.read_metadata(WEIGHTS.value).get("layout") == files.LAYOUT
-        rules = () if ours else nnx.eval_shape(subject.build).torch_names
-        arrays = files.load_weights_file(WEIGHTS.value, rules, shapes)
-        named = ({name: arrays[name].astype(leaf.dtype) for name, leaf in part.items()} for part in flat)
-        return tuple(map(state.unflatten_names, named, abstract)), WEIGHTS.value
+        return read_weights(WEIGHTS.value, nnx.eval_shape(subject.build), params, stats), WEIGHTS.value
     if not WORKDIR.value:
         raise ValueError(f"--mode={MODE.value} needs weights: give --workdir=DIR (a training run) or --weights=FILE")
     if STEP.value not in ("best", "latest") and not STEP.value.isdigit():

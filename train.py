@@ -28,7 +28,7 @@ import models
 from configs import base
 from lambdanet import config as config_lib
 from lambdanet import data
-from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, state, step
+from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, state, step, weights
 
 
 def run(
@@ -101,6 +101,7 @@ def run(
     # ------------------------------------------------------------------------------------------------------------------
     # Model, optimiser, steps
     # ------------------------------------------------------------------------------------------------------------------
+    abstract_model = nnx.eval_shape(lambda: build(num_classes))
     graphdef_train, graphdef_eval = state.views(lambda: build(num_classes))
     lr = schedule.make_schedule(config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
     tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(lambda: build(num_classes))[0])
@@ -138,6 +139,8 @@ def run(
         now, *_ = checkpoints.restore(state.with_shardings(abstract, shardings), start)
     else:
         now = state.initialise(init, shardings)
+        if train.init_weights:
+            now = weights.start_from(now, train.init_weights, abstract_model, shardings, new_head=train.init_head == "new")
     outcome: dict[str, Any] = {
         "total_steps": total_steps,
         "parameters": sum(p.size for p in jax.tree.leaves(now.params)),
@@ -145,7 +148,6 @@ def run(
     }
     if main_process:
         config_lib.save(config, workdir)
-
     # ------------------------------------------------------------------------------------------------------------------
     # Loop: evaluate, save, next batch, step, log
     # ------------------------------------------------------------------------------------------------------------------
@@ -251,8 +253,7 @@ def run(
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
-            macs = nnx.eval_shape(lambda: build(num_classes)).macs(*config.data.image_size)
-            facts = {"parameters": outcome["parameters"], "MACs per image": macs}
+            facts = {"parameters": outcome["parameters"], "MACs per image": abstract_model.macs(*config.data.image_size)}
             facts["seconds of training"] = round(outcome["train_seconds"], 1)
             shown = dict(split=split, result=result, batches=eval_batches(split)) if split else {}
             png, text = write_report(workdir, config=config, class_names=info.class_names, facts=facts, **shown)

@@ -76,6 +76,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.batch_size = 64  # global, over all processes and devices
     train.epochs = 20.0
     train.steps = 0  # > 0 overrides epochs
+    train.init_weights = ""  # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
+    train.init_head = "load"  # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     train.label_smoothing = 0.1
     train.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off

@@ -108,6 +108,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "train.cutmix_alpha": _NOT_NEGATIVE,
     "train.ema_decay": _BELOW_1,
     "train.eval_every": _NOT_NEGATIVE,
+    "train.init_head": _one_of("load", "new"),
     "train.eval_batch_size": _NOT_NEGATIVE,
     "train.save_every": _NOT_NEGATIVE,
     "train.keep_last": _AT_LEAST_1,
@@ -169,6 +170,11 @@ PATH_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ..
         lambda c: c.data.source not in ("tfds", "image_folder") or Path(c.data.data_dir).is_dir(),
         "data_dir must be an existing, prepared directory for this source (class folders become one with "
         "`python -m lambdanet.data.prepare`)",
+    ),
+    (
+        ("train.init_weights",),
+        lambda c: not c.train.init_weights or Path(c.train.init_weights).is_file(),
+        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as well",
     ),
     (
         ("data.pseudo_labels",),

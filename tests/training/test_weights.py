@@ -1,0 +1,64 @@
+"""Starting a run from a weights file: our own layout and PyTorch's names, old and new classifier."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import models
+from lambdanet.interop import files
+from lambdanet.interop.names import NameMappingError
+from lambdanet.training import mesh, state, weights
+
+TINY = dict(blocks=(1, 1), widths=(8, 8), attention=None)
+
+
+def build(num_classes=10, seed=0):
+    return models.create_model("lambda_resnet_digits", num_classes=num_classes, rngs=nnx.Rngs(seed), **TINY)
+
+
+def fresh_state(num_classes=10, ema=True):
+    init = state.make_init(lambda: build(num_classes, seed=1), optax.sgd(0.1), ema=ema)
+    shardings = mesh.state_shardings(jax.eval_shape(init), mesh.make_mesh(), 2**18)
+    return state.initialise(init, shardings), shardings
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A weights file in our layout, and the names and arrays in it."""
+    _, params, stats = state.split_model(build())
+    flat = {k: np.asarray(v) for k, v in (state.flatten_names(params) | state.flatten_names(stats)).items()}
+    path = tmp_path_factory.mktemp("weights") / "own.safetensors"
+    files.save_safetensors(path, flat, files.export_metadata({"name": "lambda_resnet_digits"}))
+    return path, flat
+
+
+def test_everything_is_taken_and_the_averages_start_there_too(saved):
+    path, flat = saved
+    now, shardings = fresh_state()
+    now = weights.start_from(now, path, build(), shardings, new_head=False)
+    for tree in ({**now.params}, now.ema["params"]):
+        for name, leaf in state.flatten_names(tree).items():
+            np.testing.assert_array_equal(leaf, flat[name], err_msg=name)
+    pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((now.params, now.ema))]
+    assert len(set(pointers)) == len(pointers)  # or donating the state would give one buffer away twice
+
+
+def test_a_new_head_keeps_its_initialisation(saved):
+    path, flat = saved
+    before, shardings = fresh_state(num_classes=7)
+    head = np.asarray(before.params["head"]["fc"]["kernel"])
+    after = weights.start_from(before, path, build(7), shardings, new_head=True)
+    np.testing.assert_array_equal(after.params["head"]["fc"]["kernel"], head)
+    stem = next(k for k in flat if k.startswith("stem") and k.endswith("kernel"))
+    np.testing.assert_array_equal(state.flatten_names(after.params)[stem], flat[stem])
+    same_size, shardings = fresh_state()
+    after = weights.start_from(same_size, path, build(), shardings, new_head=True)
+    assert not np.array_equal(after.params["head"]["fc"]["kernel"], flat["head/fc/kernel"])
+
+
+def test_another_head_without_being_asked_for_is_an_error(saved):
+    now, shardings = fresh_state(num_classes=7)
+    with pytest.raises(NameMappingError, match="head/fc/kernel"):
+        weights.start_from(now, saved[0], build(7), shardings, new_head=False)
