@@ -74,7 +74,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Training.
     config.train = train = ConfigDict()
     train.batch_size = 64  # global, over all processes and devices
-    train.epochs = 20.0
+    train.epochs = 40.0
     train.steps = 0  # > 0 overrides epochs
     train.init_weights = ""  # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
     train.init_head = "load"  # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)

@@ -32,6 +32,6 @@ def get_config(arg: str = "lambda") -> ConfigDict:
     config.optim.schedule, config.optim.warmup_epochs = "cosine", 1.0
 
     config.train.batch_size = 64
-    config.train.epochs = 20.0
+    config.train.epochs = 40.0
     config.train.label_smoothing = 0.1
     return base.apply_smoke(config) if smoke else config
