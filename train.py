@@ -1,9 +1,10 @@
 """Trains a model on images: `python train.py --config=configs/digits.py --workdir=runs/digits`.
 
-The same command continues an interrupted run from its last checkpoint, and on a finished run repeats evaluation and report.
-SIGTERM or Ctrl-C saves, says how to go on, and exits with 0. Any key of the config can be overridden:
-`--config.optim.lr=1e-3`. On several hosts, start it on each with --distributed (on clusters that JAX does not recognise also
---coordinator_address, --num_processes and --process_id); the workdir must be shared.
+The same command continues an interrupted run from its last checkpoint, and on a finished run repeats
+evaluation and report. SIGTERM or Ctrl-C saves, says how to go on, and exits with 0. Any key of the config
+can be overridden: `--config.optim.lr=1e-3`. On several hosts, start it on each with --distributed (on
+clusters that JAX does not recognise also --coordinator_address, --num_processes and --process_id); the
+workdir must be shared.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def run(
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (with evaluation and saving, over all calls that made up the run),
-        parameters, bytes_per_device (of the state); if not interrupted also accuracy, top5, loss and count on the test split (without one, on the eval split), the first three also
-        with the prefix 'ema_' if averages are kept, and report (its path) if one was written.
+        step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the run), parameters,
+        bytes_per_device (of the state); if not interrupted also accuracy, top5, loss and count on the test split
+        (without one, the eval split), with the prefix 'ema_' too if averages are kept, and report, its path.
 
     Raises:
         ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any training.
@@ -62,13 +63,8 @@ def run(
     def build(num_classes: int) -> nnx.Module:
         return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(config.seed))
 
-    config_lib.validate(
-        config,
-        base.get_config(),
-        models.registry,
-        build=lambda: nnx.eval_shape(lambda: build(10)),
-        workdir=workdir,
-    )
+    shapes = lambda: nnx.eval_shape(lambda: build(10))  # noqa: E731
+    config_lib.validate(config, base.get_config(), models.registry, build=shapes, workdir=workdir)
     workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
     if train.cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path(train.cache_dir).absolute()))
@@ -104,19 +100,15 @@ def run(
     abstract_model = nnx.eval_shape(lambda: build(num_classes))
     graphdef_train, graphdef_eval = state.views(lambda: build(num_classes))
     lr = schedule.make_schedule(config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
-    tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(lambda: build(num_classes))[0])
+    tx = optimizer.make_optimizer(config.optim, lr, state.split_model(abstract_model)[1])
     init = state.make_init(lambda: build(num_classes), tx, ema=train.ema_decay > 0)
     abstract = jax.eval_shape(init)
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
     options = dict(num_classes=num_classes, seed=config.seed, schedule=lr, mesh=device_mesh)
-    train_step = jax.jit(
-        step.make_train_step(graphdef_train, tx, config, **options),
-        donate_argnums=0,
-        out_shardings=(shardings, replicated),
-    )
-    eval_step = jax.jit(
-        step.make_eval_step(graphdef_eval, config, num_classes), out_shardings=evaluate.eval_shardings(device_mesh)
-    )
+    train_step = step.make_train_step(graphdef_train, tx, config, **options)
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+    eval_step = step.make_eval_step(graphdef_eval, config, num_classes)
+    eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
 
     # ------------------------------------------------------------------------------------------------------------------
     # State: restored or new
@@ -148,6 +140,7 @@ def run(
     }
     if main_process:
         config_lib.save(config, workdir)
+
     # ------------------------------------------------------------------------------------------------------------------
     # Loop: evaluate, save, next batch, step, log
     # ------------------------------------------------------------------------------------------------------------------
@@ -237,7 +230,8 @@ def run(
         checkpoints.wait()
         outcome |= {"step": at, "interrupted": stop, "train_seconds": spent()}
         if stop:
-            log.message(f"{received or 'signal elsewhere'}: step {at} of {total_steps} is saved; the same command continues")
+            kept = f"step {at} of {total_steps} is saved" if at else "no step was done yet"
+            log.message(f"{received[0] if received else 'signal to another process'}: {kept}; the same command continues")
             return outcome
 
         # --------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,13 @@
 
     python train.py --config=configs/cifar.py --workdir=runs/cifar10 --config.data.data_dir=DIR
 
-Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images. DIR is the prepared TFDS set
-(the directory with dataset_info.json); for CIFAR-100 give its directory, the classes follow.
+Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images. DIR is the
+prepared TFDS set (the directory with dataset_info.json); for CIFAR-100 give its directory, the classes follow.
 
-Numbers: the lambda sizes are those with which a public PyTorch port reports 94.2 % on CIFAR-10 (leaderj1001/LambdaNetworks,
-issue 1); optimiser and augmentation are the usual CIFAR ones for ResNet-18, not that port's. The result of a whole run was not
-measured here (ten smoke steps in the tests only). `data.test_split` is read once; choices are made on a tenth of the training set.
+Numbers: the lambda sizes are those with which a public PyTorch port reports 94.2 % on CIFAR-10
+(leaderj1001/LambdaNetworks, issue 1); optimiser and augmentation are the usual CIFAR ones for ResNet-18, not
+that port's. The result of a whole run was not measured here (ten smoke steps in the tests only).
+`data.test_split` is read once; choices are made on a tenth of the training set.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,8 @@
     python train.py --config=configs/digits.py --config.seed=1 --workdir=runs/digits_1
 
 Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images.
-Numbers: our own, chosen on the validation split; the test split is read once, after the last step. Measured results: README.
+Numbers: our own, chosen on the validation split; the test split is read once, after the last step. Measured
+results: README.
 """
 
 from ml_collections import ConfigDict

@@ -1,15 +1,18 @@
-"""ImageNet, 350 epochs: the LambdaResNet family of the paper's speed-accuracy curve (Bello 2021, table 13 and appendix E.2).
+"""ImageNet, 350 epochs: the LambdaResNet family of the paper's speed-accuracy curve (Bello 2021, table 13
+and appendix E.2).
 
     python train.py --config=configs/imagenet350.py:152@224 --workdir=runs/imagenet350_152_224 --config.data.data_dir=DIR
 
-Argument: 'depth@size', a row of the table below (default '50@128'); ',smoke' as last part runs ten steps on synthetic images. These
-pairs are the paper's scaling rule. DIR is the prepared TFDS set (the directory with dataset_info.json).
+Argument: 'depth@size', a row of the table below (default '50@128'); ',smoke' as last part runs ten steps on
+synthetic images. These pairs are the paper's scaling rule. DIR is the prepared TFDS set (the directory with
+dataset_info.json).
 
-Numbers, from the paper: as the 90-epoch set-up (imagenet90.py) with weight decay 4e-5, RandAugment with 2 operations, dropout and
-stochastic depth as in the table; evaluation at the training size; settings tuned on 20 of 1024 training shards, here the first 2 %, on
-which also the best checkpoint is chosen. The paper does not restate optimiser and lr: the 90-epoch rule is taken. Ours: norms and
-biases are not decayed; bfloat16 activations. The deepest rows need `--config.model.remat=block` or more devices than the paper's 32
-to 64 TPUv3 cores had memory for. Every row ran ten smoke steps, or the checks and shapes of one, in the tests; no whole run was made.
+Numbers, from the paper: as the 90-epoch set-up (imagenet90.py) with weight decay 4e-5, RandAugment with 2
+operations, dropout and stochastic depth as in the table; evaluation at the training size; settings tuned on
+20 of 1024 training shards, here the first 2 %, on which also the best checkpoint is chosen. The paper does
+not restate optimiser and lr: the 90-epoch rule is taken. Ours: norms and biases are not decayed; bfloat16
+activations. The deepest rows need `--config.model.remat=block` or more devices than the paper's 32 to 64
+TPUv3 cores had memory for. The tests run ten smoke steps of one row and check the others; no whole run was made.
 """
 
 from ml_collections import ConfigDict

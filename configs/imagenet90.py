@@ -2,14 +2,16 @@
 
     python train.py --config=configs/imagenet90.py:llll --workdir=runs/imagenet90_llll --config.data.data_dir=DIR
 
-Argument: which of the stages c2 to c5 have lambda layers (l) or 3x3 convolutions (c): 'llll' (default), 'cccc' (the baseline),
-'lccc', 'llcc', 'lllc', 'clll', 'ccll', 'cccl', or 'llll_u4' (intra-depth 4, scope 7); ',smoke' as last part runs ten steps on
-synthetic images. DIR is the prepared TFDS set (the directory with dataset_info.json).
+Argument: which of the stages c2 to c5 have lambda layers (l) or 3x3 convolutions (c): 'llll' (default),
+'cccc' (the baseline), 'lccc', 'llcc', 'lllc', 'clll', 'ccll', 'cccl', or 'llll_u4' (intra-depth 4, scope 7);
+',smoke' as last part runs ten steps on synthetic images. DIR is the prepared TFDS set (the directory with
+dataset_info.json).
 
-Numbers, from the paper: SGD momentum 0.9, batch 4096, weight decay 1e-4, lr 0.1 B / 256 after 5 linear warm-up epochs, cosine,
-BN decay 0.9999, averages of the weights with decay 0.9999, label smoothing 0.1, random crop 224, flip. Its result: llll 78.4 % against
-76.9 % of cccc. Ours: norms and biases are not decayed (the paper is silent); bfloat16 activations. Every row ran ten smoke steps
-in the tests; no whole run was made here.
+Numbers, from the paper: SGD momentum 0.9, batch 4096, weight decay 1e-4, lr 0.1 B / 256 after 5 linear
+warm-up epochs, cosine, BN decay 0.9999, averages of the weights with decay 0.9999, label smoothing 0.1,
+random crop 224, flip. Its result: llll 78.4 % against 76.9 % of cccc. Ours: norms and biases are not decayed
+(the paper is silent); bfloat16 activations. The tests run ten smoke steps of llll and check the other rows;
+no whole run was made here.
 """
 
 from ml_collections import ConfigDict

@@ -1,1 +1,1 @@
-"""Training: state, step, optimiser, schedule, mesh, checkpoints, metrics, evaluation. Sees pytrees and callables, never a model class."""
+"""Training: state, step, optimiser, mesh, checkpoints, metrics; sees pytrees and callables, no model class."""

@@ -1,8 +1,8 @@
 """Checkpoints of (state, data position, config) together: asynchronous, atomic, checked on the way back.
 
 Layout: <workdir>/checkpoints/<step>/{state, meta, metrics}. A folder without a suffix is complete; a killed save leaves
-<step>.orbax-checkpoint-tmp, which the next start removes. Orbax does not notice flipped bits in array data (tried), so `meta`
-holds a checksum of every array.
+<step>.orbax-checkpoint-tmp, which the next start removes. Orbax does not notice flipped bits in array data
+(tried), so `meta` holds a checksum of every array.
 """
 
 from __future__ import annotations
@@ -67,7 +67,8 @@ def check_continues(
         config: today's.
 
     Raises:
-        CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now shorter than `step`.
+        CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now shorter
+            than `step`.
     """
     changed = changed_keys(saved, config)
     if changed:
@@ -83,11 +84,13 @@ def check_continues(
 
 @jax.jit
 def _checksums(flat: dict[str, jax.Array]) -> jax.Array:
-    """uint32 [n]: the sum of the bit patterns of each array, modulo 2^32. Exact, so independent of device count and order."""
+    """Returns uint32 [n], the sum of each array's bit patterns modulo 2^32: exact, so the same on any mesh."""
 
     def total(leaf: jax.Array) -> jax.Array:
-        bits = leaf.astype(jnp.uint8) if leaf.dtype == bool else jax.lax.bitcast_convert_type(
-            leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}")
+        bits = (
+            leaf.astype(jnp.uint8)
+            if leaf.dtype == bool
+            else jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
         )
         return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
@@ -112,9 +115,7 @@ class Checkpoints:
         CheckpointError: the folder cannot be made, or what it holds cannot be listed.
     """
 
-    def __init__(
-        self, workdir: str | Path, keep_last: int = 2, keep_best: str = "accuracy", *, read_only: bool = False
-    ):
+    def __init__(self, workdir: str | Path, keep_last: int = 2, keep_best: str = "accuracy", *, read_only: bool = False):
         self.directory = Path(workdir).absolute() / FOLDER
         self.keep_best = keep_best
         best = dict(best_fn=lambda metrics: metrics[keep_best], best_mode="min" if keep_best == "loss" else "max")

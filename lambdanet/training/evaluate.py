@@ -13,12 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambdanet.training.mesh import batch_sharding, put_batch
 
-
 SUMS = ("loss_sum", "correct_sum", "top5_sum", "count")
 
 
 def eval_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    """Where the results of an evaluation step lie: sums on every device, rows with their images. For `out_shardings`."""
+    """Returns the `out_shardings` of an evaluation step: sums on every device, rows where their images are."""
     rows = {k: batch_sharding(mesh) for k in ("prediction", "confidence", "logits")}
     return rows | {k: NamedSharding(mesh, PartitionSpec()) for k in SUMS}
 
@@ -85,7 +84,6 @@ def evaluate(
         "loss": sums["loss_sum"] / sums["count"],
         "count": int(sums["count"]),
         "predictions": joined["prediction"],
-        "confidences": joined["confidence"],
         "confidences": joined["confidence"],
         "labels": joined["label"],
         "ids": np.ascontiguousarray(joined["id"]).view(np.int64).reshape(-1),

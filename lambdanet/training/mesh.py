@@ -51,8 +51,8 @@ def check_batch(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
 def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
     """Returns a tree of shardings: each large array is split over 'fsdp' along its largest axis that divides.
 
-    Arrays with fewer than `min_size` elements, or without such an axis, are replicated. The rule looks at shapes only, so
-    momenta and averages lie where their parameter lies.
+    Arrays with fewer than `min_size` elements, or without such an axis, are replicated. The rule looks at
+    shapes only, so momenta and averages lie where their parameter lies.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`s.

@@ -35,7 +35,7 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def rewind(workdir: str | Path, step: int) -> None:
-    """Drops the records after `step`, and those of the test split (the run writes them anew), in one atomic exchange."""
+    """Drops the records after `step` and those of the test split, which are written anew; in one exchange."""
     path = Path(workdir) / FILE_NAME
     keep = [r for r in read_records(workdir) if r["step"] <= step and r["split"] != "test"]
     temporary = path.with_suffix(".tmp")
@@ -52,9 +52,9 @@ def _duration(seconds: float) -> str:
 class MetricLog:
     """Writes the records of one run. Only the process with `write=True` touches files or the console.
 
-    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train records hold the means over the
-    steps since the one before; images_per_second and eta_seconds count the time spent in training only (not in compiling,
-    evaluation or saving) and are missing while there is nothing to count.
+    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train records hold
+    the means over the steps since the one before; images_per_second and eta_seconds count the time spent in
+    training only (not in compiling, evaluation or saving) and are missing while there is nothing to count.
 
     Args:
         workdir: directory of the run.
@@ -122,7 +122,7 @@ class MetricLog:
         self._since = time.perf_counter()
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a train record; `values` are means over the steps since the last one, except 'lr', that of the step itself."""
+        """Adds a train record: means over the steps since the last one, but for 'lr', that of the step itself."""
         self.pause_clock()
         steps, speed, shown = step - self._clock_step, {}, ""
         if steps > 0:

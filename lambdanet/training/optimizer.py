@@ -17,9 +17,7 @@ OPTIMIZERS = ("sgd", "adamw", "lamb", "rmsprop")
 def match_mask(patterns: Sequence[str], tree: Any) -> Any:
     """Returns a tree of bools like `tree`: True where one of the regexes matches the whole 'a/0/b' path."""
     compiled = [re.compile(p) for p in patterns]
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: any(r.fullmatch(path_name(path)) for r in compiled), tree
-    )
+    return jax.tree_util.tree_map_with_path(lambda path, _: any(r.fullmatch(path_name(path)) for r in compiled), tree)
 
 
 def check_rules(optim: Any, params: Any) -> None:
@@ -59,8 +57,8 @@ def make_optimizer(optim: Any, schedule: optax.Schedule, params: Any) -> optax.G
     """Builds the optimiser of the `optim` section.
 
     - sgd: m = momentum m + (g + wd p); p -= lr m (nesterov: p -= lr (g + wd p + momentum m)).
-    - rmsprop: v = b2 v + (1 - b2) g^2; m = momentum m + lr g / sqrt(v + eps); p -= m, with g + wd p for g (lr inside the
-      momentum and eps inside the root, as in TensorFlow, where the published recipes come from).
+    - rmsprop: v = b2 v + (1 - b2) g^2; m = momentum m + lr g / sqrt(v + eps); p -= m, with g + wd p for g
+      (lr inside the momentum and eps inside the root, as in TensorFlow, where the published recipes come from).
     - adamw: Adam with decoupled decay, p -= lr (adam(g) + wd p).
     - lamb: the same direction, scaled per tensor by |p| / |direction| (You et al. 2020).
 

@@ -13,11 +13,13 @@ def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: int) -> opta
     r"""Builds step -> learning rate from the `optim` section of the config.
 
     With peak p, warm-up w steps, total T, t the step counted from 0 and s = (t - w) / (T - w):
-    warm-up p t / w for t < w; then constant p; cosine p (f + (1 - f) (1 + cos(pi s)) / 2); poly p (f + (1 - f) (1 - s)^power);
-    step p rate^(number of step_epochs already passed, counted from the start of training); exponential p rate^floor((t - w) / every).
+    warm-up p t / w for t < w; then constant p; cosine p (f + (1 - f) (1 + cos(pi s)) / 2); poly p (f + (1 -
+    f) (1 - s)^power); step p rate^(number of step_epochs already passed, counted from the start of
+    training); exponential p rate^floor((t - w) / every).
 
     Args:
-        optim: `config.optim`; reads lr, schedule, warmup_epochs, final_lr (f), step_epochs, decay_rate, decay_epochs, poly_power.
+        optim: `config.optim`; reads lr, schedule, warmup_epochs, final_lr (f), step_epochs, decay_rate,
+            decay_epochs, poly_power.
         total_steps: T. A warm-up as long as the run or longer is legal: then the lr rises until the end.
         steps_per_epoch: turns epochs into steps.
 

@@ -55,9 +55,7 @@ def abstract_weights(build: Callable[[], nnx.Module]) -> tuple[dict, dict]:
     return params, stats
 
 
-def make_init(
-    build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool
-) -> Callable[[], TrainState]:
+def make_init(build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool) -> Callable[[], TrainState]:
     """Returns a function without arguments that makes the state of step 0.
 
     `jax.eval_shape` of it gives the abstract state, `initialise` the arrays.
@@ -79,7 +77,8 @@ def make_init(
 
 def initialise(init: Callable[[], TrainState], shardings: Any) -> TrainState:
     """Runs a function of `make_init`, each array being made where `shardings` places it."""
-    # Hundreds of small random-number programs that run once: on CPU the compiler's optimisation costs three times what it saves.
+    # Hundreds of small random-number programs that run once: on CPU the compiler's optimisation costs three
+    # times what it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 

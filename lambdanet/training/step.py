@@ -17,22 +17,18 @@ from lambdanet.training.optimizer import match_mask
 from lambdanet.training.state import TrainState
 
 
-def normalise(
-    image: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]
-) -> Float[Array, "b h w c"]:
+def normalise(image: UInt8[Array, "b h w c"], mean: tuple[float, ...], std: tuple[float, ...]) -> Float[Array, "b h w c"]:
     """Maps uint8 images to float32: (image / 255 - mean) / std, per channel (one value serves all channels)."""
     scaled = image.astype(jnp.float32) / 255.0
     return (scaled - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
 
 
-def mix_weights(
-    key: jax.Array, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float
-) -> Float[Array, "h w"]:
+def mix_weights(key: jax.Array, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float) -> Float[Array, "h w"]:
     """Draws the weight of the own image at each pixel; the partner image gets the rest. One draw serves a whole batch.
 
     mixup (Zhang et al. 2018): lambda ~ Beta(alpha, alpha) everywhere. cutmix (Yun et al. 2019): 0 inside a box of area
-    1 - lambda around a uniform centre, clipped at the border, and 1 outside. With both on, a fair coin picks one. The label
-    weight is the mean of the map, which is lambda for mixup and the exact share of pixels for cutmix.
+    1 - lambda around a uniform centre, clipped at the border, and 1 outside. With both on, a fair coin picks
+    one. The label weight is the mean of the map, which is lambda for mixup and the exact share of pixels for cutmix.
 
     Args:
         key: random key.
@@ -55,7 +51,7 @@ def mix_weights(
     return maps[0] if maps else jnp.ones((height, width))
 
 
-def soft_targets(label: Int[Array, "b"], num_classes: int, smoothing: float) -> Float[Array, "b classes"]:
+def soft_targets(label: Int[Array, " b"], num_classes: int, smoothing: float) -> Float[Array, "b classes"]:
     """One-hot targets with label smoothing: 1 - s + s / classes for the class, s / classes elsewhere."""
     return jax.nn.one_hot(label, num_classes, dtype=jnp.float32) * (1.0 - smoothing) + smoothing / num_classes
 
@@ -78,7 +74,8 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Builds the training step; jit it once with `donate_argnums=0`.
 
-    All randomness comes from fold_in(seed, state.step), so a step is a pure function of its arguments and a resume is exact.
+    All randomness comes from fold_in(seed, state.step), so a step is a pure function of its arguments and a
+    resume is exact.
 
     Args:
         graphdef: training view of the model; it maps [b, h, w, c] and `rngs` to logits [b, classes].
@@ -90,8 +87,10 @@ def make_train_step(
         mesh: keeps micro-batches spread over all devices; None = one device.
 
     Returns:
-        step(state, batch) -> (state, metrics): batch {'image': uint8 [b, h, w, c], 'label': int32 [b]}; metrics are float32
-        scalars: loss (with smoothing and mixing) and accuracy (against the unmixed label) of the weights before the update,
+        step(state, batch) -> (state, metrics): batch {'image': uint8 [b, h, w, c], 'label': int32 [b]};
+        metrics are float32
+        scalars: loss (with smoothing and mixing) and accuracy (against the unmixed label) of the weights
+            before the update,
         grad_norm before clipping, update_norm, param_norm after the update, lr.
     """
     train, accumulate = config.train, config.train.accumulate
@@ -117,7 +116,8 @@ def make_train_step(
     gradient = jax.value_and_grad(loss_and_aux, has_aux=True)
 
     def over_micro_batches(state: TrainState, batch, weights, key):
-        # Rows i, i + accumulate, ... form micro-batch i: each device splits its own rows, and nothing moves between devices.
+        # Rows i, i + accumulate, ... form micro-batch i: each device splits its own rows, and nothing moves
+        # between devices.
         batch = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch)
         if mesh is not None:
             spread = NamedSharding(mesh, PartitionSpec(None, AXES))
@@ -140,11 +140,9 @@ def make_train_step(
         weights = None
         if mixing:
             height, width = batch["image"].shape[1:3]
-            weights = mix_weights(
-                mix_key, height, width, mixup_alpha=train.mixup_alpha, cutmix_alpha=train.cutmix_alpha
-            )
-            # The partner is the neighbour in the shuffled batch; taken as uint8 and before splitting, so that accumulation
-            # gives the same pairs.
+            weights = mix_weights(mix_key, height, width, mixup_alpha=train.mixup_alpha, cutmix_alpha=train.cutmix_alpha)
+            # The partner is the neighbour in the shuffled batch; taken as uint8 and before splitting, so
+            # that accumulation gives the same pairs.
             batch = batch | {f"partner_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()}
         if accumulate == 1:
             (loss, (stats, accuracy)), grads = gradient(state.params, state.stats, batch, weights, dropout_key)
@@ -180,9 +178,9 @@ def make_eval_step(graphdef: nnx.GraphDef, config: Any, num_classes: int) -> Cal
         num_classes: the width the logits must have.
 
     Returns:
-        f(params, stats, batch) with batch {'image', 'label', 'mask' float32 [b]} -> dict of float32 sums over rows with mask 1
-        (loss_sum: cross entropy without smoothing; correct_sum; top5_sum; count), 'prediction' int32 [b], 'confidence' float32
-        [b] (softmax of the prediction) and 'logits' float32 [b, classes].
+        f(params, stats, batch) with batch {'image', 'label', 'mask' float32 [b]} -> dict of float32 sums
+        over rows with mask 1 (loss_sum: cross entropy without smoothing; correct_sum; top5_sum; count),
+        'prediction' int32 [b], 'confidence' float32 [b] (softmax of the prediction) and 'logits' float32 [b, classes].
     """
 
     def evaluate(params: dict, stats: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

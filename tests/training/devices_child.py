@@ -1,6 +1,7 @@
 """Runs train.run on eight fake devices; started by test_resume.py. Usage: devices_child.py <JSON list of runs>.
 
-Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...}; prints the outcomes as the last line.
+Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...}; prints
+the outcomes as the last line.
 """
 
 import io

@@ -1,7 +1,8 @@
-"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes; all must train the same.
+"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes; all must
+train the same.
 
-One straight run of twenty steps on one device is the reference. The other runs are started together, since each process spends
-seconds on imports and compiling.
+One straight run of twenty steps on one device is the reference. The other runs are started together, since
+each process spends seconds on imports and compiling.
 """
 
 import io

@@ -142,7 +142,11 @@ def test_frozen_parameters_stay_and_leave_the_gradient_norm():
 def test_steps_depend_on_seed_and_step_only():
     _, start, train_step, _ = set_up(train=dict(mixup_alpha=0.2), dropout=0.5)
     batch = make_batch()
-    first, again, later = train_step(start, batch), train_step(start, batch), train_step(start.replace(step=start.step + 1), batch)
+    first, again, later = (
+        train_step(start, batch),
+        train_step(start, batch),
+        train_step(start.replace(step=start.step + 1), batch),
+    )
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert float(first[1]["loss"]) != float(later[1]["loss"])
 
@@ -151,7 +155,7 @@ def test_bfloat16_keeps_float32_state_and_comes_close():
     batch = make_batch()
     _, start, exact, _ = set_up(norm=True)
     _, start16, fast, _ = set_up(norm=True, dtype=jnp.bfloat16)
-    (after, metrics), (after16, metrics16) = exact(start, batch), fast(start16, batch)
+    (_, metrics), (after16, metrics16) = exact(start, batch), fast(start16, batch)
     assert {leaf.dtype for leaf in jax.tree.leaves((after16.params, after16.stats))} == {jnp.dtype("float32")}
     close(metrics16["loss"], metrics["loss"], rtol=1e-2)
 

@@ -1,0 +1,107 @@
+"""What train.run refuses, and how it stops: each wrong input gives a message that says what to do."""
+
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from configs import digits
+from lambdanet.config import ConfigError
+from lambdanet.training import checkpoint
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+def make_config(data_dir):
+    config = digits.get_config("conv")
+    config.data.data_dir = str(data_dir)
+    config.model.blocks, config.model.widths = (1,), (4,)
+    config.optim.warmup_epochs = 0.0
+    config.train.steps, config.train.batch_size, config.train.log_every = 6, 16, 1
+    config.train.eval_every, config.train.save_every = 0.0, 2 * 16 / 1077
+    config.train.report, config.train.cache_dir, config.train.keep_best = False, "", ""
+    config.data.eval_split = config.data.test_split = ""
+    return config
+
+
+def run(config, workdir):
+    return train.run(config, workdir, stream=io.StringIO(), devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("finished")
+    assert run(make_config(data_dir), workdir)["step"] == 6
+    return workdir
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir, tmp_path):
+    config = make_config(data_dir)
+    # The warm-up gives the first step lr 0, the second one that overflows.
+    config.optim.name, config.optim.lr, config.optim.warmup_epochs = "sgd", 1e38, 4 * 16 / 1077
+    config.train.save_every = 16 / 1077  # every step
+    with pytest.raises(FloatingPointError) as error:
+        run(config, tmp_path)
+    text = str(error.value)
+    assert "step 2 gave" in text and "Good checkpoints" in text and "[1]" in text and "optim.clip_norm" in text
+    kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["1"]
+
+
+def test_another_model_or_optimiser_is_refused_with_the_changed_keys(data_dir, finished):
+    config = make_config(data_dir)
+    config.model.widths, config.optim.lr, config.train.log_every = (8,), 0.5, 3
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        run(config, finished)
+    text = str(error.value)
+    assert "model.widths: [4] -> [8]" in text and "optim.lr: 0.004 -> 0.5" in text and "log_every" not in text
+    assert json.loads((finished / "config.json").read_text())["optim"]["lr"] == 0.004  # the record of the run is untouched
+
+
+def test_a_run_that_became_shorter_is_refused(data_dir, finished):
+    config = make_config(data_dir)
+    config.train.steps = 4
+    with pytest.raises(checkpoint.CheckpointError, match="holds step 6, but this run has only 4 steps"):
+        run(config, finished)
+
+
+def test_a_damaged_checkpoint_stops_the_run(data_dir, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    (tmp_path / "copy" / "checkpoints" / "6" / "meta" / "metadata").write_text("{")
+    with pytest.raises(checkpoint.CheckpointError, match="step 6 is damaged.*\n.*\n.*delete it to go on from step 4"):
+        run(make_config(data_dir), tmp_path / "copy")
+
+
+def test_workdir_that_cannot_be_written(data_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        run(make_config(data_dir), tmp_path / "file" / "run")
+
+
+def test_fewer_classes_than_the_data_has(data_dir, tmp_path):
+    config = make_config(data_dir)
+    config.model.num_classes = 4
+    with pytest.raises(ValueError, match="model.num_classes=4, but the data has 10 classes"):
+        run(config, tmp_path)
+
+
+def test_batch_that_does_not_divide(data_dir, tmp_path):
+    config = make_config(data_dir)
+    config.train.accumulate = 3
+    with pytest.raises(ValueError, match="train.batch_size"):
+        run(config, tmp_path)
+
+
+def test_accumulation_and_frozen_parameters_work_in_a_whole_run(data_dir, tmp_path):
+    config = make_config(data_dir)
+    config.train.accumulate, config.train.steps = 2, 2
+    config.optim.frozen = (r"stem/.*",)
+    assert run(config, tmp_path)["step"] == 2
+    assert np.isfinite([json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]).all()
