@@ -22,9 +22,9 @@ RECIPES = {
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
-# One row per recipe, with everything switched on: the others differ in constants, and each program costs ten
-# seconds to compile.
-STEPPED = [(digits, "lambda"), (cifar, "lambda"), (imagenet90, "llll"), (imagenet350, "152@224")]
+# One row per recipe, with everything switched on: the others differ in constants, and each program costs ten seconds to
+# compile. The digits recipes train for real in test_resume.py.
+STEPPED = [(cifar, "lambda"), (imagenet90, "llll"), (imagenet350, "152@224")]
 
 
 def name_of(case):
@@ -32,18 +32,17 @@ def name_of(case):
 
 
 @pytest.mark.parametrize("case", ALL, ids=name_of)
-def test_every_row_is_valid_at_full_size_and_as_smoke(case):
+def test_every_row_is_valid_and_its_smoke_version_builds(case):
     module, row = case
-    sources = []
-    for arg in (row, f"{row},smoke"):
-        config = module.get_config(arg)
+    full, smoke = module.get_config(row), module.get_config(f"{row},smoke")
 
-        def build(config=config):
-            return nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+    def build():
+        return nnx.eval_shape(lambda: models.create_from_config(smoke, num_classes=10, rngs=nnx.Rngs(0)))
 
-        validate(config, base.get_config(), models.registry, build=build, check_paths=False)
-        sources.append(config.data.source)
-    assert sources[0] != "synthetic" and sources[1] == "synthetic"
+    # Full-size models are built in tests/models; here it is the options that count.
+    validate(full, base.get_config(), models.registry, check_paths=False)
+    validate(smoke, base.get_config(), models.registry, build=build)
+    assert full.data.source != "synthetic" and smoke.data.source == "synthetic"
 
 
 @pytest.mark.parametrize("case", STEPPED, ids=name_of)

@@ -5,6 +5,7 @@ One straight run of twenty steps on one device is the reference. The other runs 
 each process spends seconds on imports and compiling.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -56,8 +57,21 @@ def flags_of(config, workdir, **overrides):
     return flags
 
 
-def start_child(script, *args, xla_flags=""):
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"} if xla_flags else os.environ
+@contextlib.contextmanager
+def quick_compilation():
+    """Compiles without optimisation, three times faster; children do the same, so all run the same programs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def start_child(script, *args, devices=1):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    if devices > 1:
+        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        environment |= {"XLA_FLAGS": flags}
     pipe = subprocess.PIPE
     return subprocess.Popen([sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe)
 
@@ -89,16 +103,12 @@ class Runs:
         ]
         short = flags_of(self.config, root / "pair", **{"train.steps": HALF})
         term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
-        # Children that are compared within a tolerance compile without optimisation, three times faster.
-        fast = "--xla_backend_optimization_level=0"
         children = {
             "kill": start_child("train_child.py", "kill", "15", *flags_of(self.config, root / "kill")),
             "term": start_child("train_child.py", "term", "10", *term),
-            "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0", xla_flags=fast),
-            "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1", xla_flags=fast),
-            "devices": start_child(
-                "devices_child.py", json.dumps(jobs), xla_flags=f"{fast} --xla_force_host_platform_device_count=8"
-            ),
+            "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
+            "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
+            "devices": start_child("devices_child.py", json.dumps(jobs), devices=8),
         }
         try:
             self.output = {name: child.communicate(timeout=300) for name, child in children.items()}
@@ -123,7 +133,8 @@ class Runs:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return Runs(tmp_path_factory.mktemp("runs"))
+    with quick_compilation():
+        yield Runs(tmp_path_factory.mktemp("runs"))
 
 
 def assert_bitwise_equal(runs, name):

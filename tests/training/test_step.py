@@ -13,6 +13,14 @@ from lambdanet.training import evaluate, optimizer, schedule, state, step
 CLASSES = 7
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation():
+    """Compiles without optimisation: these programs run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 class TinyNet(nnx.Module):
     """Convolution, optional batch norm, dropout, global pooling, linear head."""
 
