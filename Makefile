@@ -15,7 +15,7 @@ train: $(VENV)/installed-run-$(VERSION)
 	@echo "Report: $(WORKDIR)/report.md and $(WORKDIR)/report.png"
 
 test: $(VENV)/installed-test-$(VERSION)
-	$(RUN) -m pytest -n auto --maxprocesses=4 tests
+	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile tests
 
 $(VENV)/python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
