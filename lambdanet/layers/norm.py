@@ -4,8 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+
+
+class RunningStatistic(nnx.BatchStat):
+    """A batch statistic that is always replaced whole.
+
+    flax 0.12.8 compares shardings when `variable[...] = value` is assigned, which under tracing builds an error message over the whole
+    program traced so far: tracing a deep network takes time quadratic in its depth. Plain replacement stores the same value.
+    """
+
+    def set_value(self, value: jax.Array, **options: Any) -> None:
+        """Replaces the value; an index of `...` is dropped, any other goes to flax."""
+        if options.get("index") is ...:
+            options = {}
+        super().set_value(value, **options)
 
 
 def batch_norm(
@@ -31,7 +46,7 @@ def batch_norm(
         rngs: initialisation source.
     """
     scale_init = nnx.initializers.zeros_init() if zero_init else nnx.initializers.ones_init()
-    return nnx.BatchNorm(
+    norm = nnx.BatchNorm(
         features,
         momentum=momentum,
         epsilon=1e-5,
@@ -40,3 +55,5 @@ def batch_norm(
         param_dtype=param_dtype,
         rngs=rngs,
     )
+    norm.mean, norm.var = RunningStatistic(norm.mean[...]), RunningStatistic(norm.var[...])
+    return norm
