@@ -13,7 +13,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seeds initialisation, data order, augmentation and dropout
 
-    # Model: `name` from models.list_models(); every further key is an option of that model (see `python eval.py --mode=describe`).
+    # Model: `name` from models.list_models(); every further key is an option of that model (`python eval.py --mode=describe`).
     config.model = ConfigDict()
     config.model.name = "lambda_resnet_digits"
 

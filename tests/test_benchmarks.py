@@ -50,7 +50,8 @@ def test_short_calls_are_repeated_within_a_sample():
     calls = []
     prepared = harness.Prepared(lambda: calls.append(1), lambda: None)
     (record,) = harness.run_cases([harness.Case("s", "n", "fwd", "i", lambda: prepared)], rounds=2)
-    assert len(calls) > 10 and record["ms"] < 20.0  # two rounds and a warm-up alone make three calls; a busy machine lowers the count
+    # Two rounds and a warm-up alone would make three calls; a busy machine lowers the count.
+    assert len(calls) > 10 and record["ms"] < 20.0
 
 
 def test_command_line(monkeypatch, capsys, tmp_path):

@@ -7,11 +7,10 @@ from typing import Any
 
 from flax import nnx
 
-from lambdanet.attention.registration import attention
-
 # Importing a module registers its blocks.
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
+from lambdanet.attention.registration import attention
 
 __all__ = ["attention", "create_attention", "describe", "list_attention"]
 

@@ -12,8 +12,9 @@ from flax import nnx
 class RunningStatistic(nnx.BatchStat):
     """A batch statistic that is always replaced whole.
 
-    flax 0.12.8 compares shardings when `variable[...] = value` is assigned, which under tracing builds an error message over the whole
-    program traced so far: tracing a deep network takes time quadratic in its depth. Plain replacement stores the same value.
+    flax 0.12.8 compares shardings when `variable[...] = value` is assigned, which under tracing builds an error message over
+    the whole program traced so far: tracing a deep network takes time quadratic in its depth. Plain replacement stores the
+    same value.
     """
 
     def set_value(self, value: jax.Array, **options: Any) -> None:

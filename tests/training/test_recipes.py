@@ -22,9 +22,16 @@ RECIPES = {
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
-# One row per recipe, with everything switched on: the others differ in constants, and each program costs ten seconds to
-# compile. The digits recipes train for real in test_resume.py.
-STEPPED = [(cifar, "lambda"), (imagenet90, "llll"), (imagenet350, "152@224")]
+# Every row of the 350-epoch table (rows with the same constants share a compiled program through the cache), and of the other
+# recipes those with programs of their own; the remaining 90-epoch rows move the same blocks to other stages.
+STEPPED = [
+    (digits, "lambda"),
+    (digits_semi, "student"),
+    (cifar, "lambda"),
+    (imagenet90, "llll"),
+    (imagenet90, "cccc"),
+    *((imagenet350, row) for row in imagenet350.ROWS),
+]
 
 
 def name_of(case):
