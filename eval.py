@@ -187,7 +187,8 @@ def run_accuracy(subject: Subject) -> None:
     for which in ("live", "ema") if subject.config.train.ema_decay and not WEIGHTS.value else ("live",):
         weights, source = load_weights(subject, which)
         out = evaluate(eval_step, *weights, eval_batches(subject, split), sharding=sharding)
-        results[which] = {k: out[k] for k in ("accuracy", "top5", "loss", "count")} | {"source": source}
+        numbers = ("accuracy", "top5", "loss", "count", "skipped_records")
+        results[which] = {k: out[k] for k in numbers if k in out} | {"source": source}
         top1, top5, loss = f"{100 * out['accuracy']:.2f}", f"{100 * out['top5']:.2f}", f"{out['loss']:.4f}"
         rows.append((which, top1, top5, loss, out["count"], source))
     print_table(f"{subject.name} on {split}", ("weights", "top-1 %", "top-5 %", "loss", "images", "from"), rows)

@@ -50,7 +50,8 @@ def run(
     Returns:
         step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the run), parameters,
         bytes_per_device (of the state); if not interrupted also accuracy, top5, loss and count on the test split
-        (without one, the eval split), with the prefix 'ema_' too if averages are kept, and report, its path.
+        (without one, the eval split), with the prefix 'ema_' too if averages are kept, and report, its path;
+        skipped_records if damaged ones were replaced.
 
     Raises:
         ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any training.
@@ -229,6 +230,9 @@ def run(
                 log.start_clock(at)  # the first step compiles
         checkpoints.wait()
         outcome |= {"step": at, "interrupted": stop, "train_seconds": spent()}
+        if skipped:
+            outcome["skipped_records"] = skipped
+            log.message(f"{skipped} damaged records were replaced by their neighbours (data.on_error='skip')")
         if stop:
             kept = f"step {at} of {total_steps} is saved" if at else "no step was done yet"
             log.message(f"{received[0] if received else 'signal to another process'}: {kept}; the same command continues")

@@ -167,7 +167,9 @@ def _suggest_key(key: str, known: list[str]) -> str:
     """The nearest key: a similar one in the same section, the same last part anywhere, then a similar path."""
     section, _, last = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
-    close = [siblings[c] for c in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
+    initials = "".join(word[:1] for word in last.split("_"))  # learning_rate: lr
+    close = [siblings[initials]] if initials in siblings else []
+    close += [siblings[c] for c in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
     close += [k for k in known if k.rpartition(".")[2] == last]
     close += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else f" Keys there: {', '.join(siblings)}" if siblings else ""

@@ -63,6 +63,7 @@ WRONG = {
     "element of a tuple": ({"data.image_size": "(8, 'x')"}, ["data.image_size", "'x' does not belong"]),
     "section for a value": ({"train.epochs.x": "1"}, ["train.epochs.x = 1", "no such key"]),
     "value for a section": ({"optim": "3"}, ["optim = 3"]),
+    "long name of a short key": ({"optim.learning_rate": "1"}, ["optim.learning_rate", "Did you mean 'optim.lr'?"]),
     "unknown choice": ({"data.source": "digit"}, ["'digit'", "'tfds'", "Did you mean 'digits'?"]),
     "out of range": ({"data.flip": "1.5"}, ["data.flip = 1.5", "[0, 1]"]),
     "not finite": ({"optim.lr": "1e999"}, ["optim.lr = inf", "finite"]),

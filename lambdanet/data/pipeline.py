@@ -220,10 +220,14 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any]) -> None:
 
 
 class EvalBatches:
-    """Finite iterable over evaluation batches; made by `eval_batches`, may be iterated again and again."""
+    """Finite iterable over evaluation batches; made by `eval_batches`, may be iterated again and again.
 
-    def __init__(self, dataset: grain.MapDataset, config: Any):
-        self._dataset, self._config = dataset, config
+    Attributes:
+        num_records: records of the split, over all processes; those of them that the batches mask were damaged.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, config: Any, num_records: int):
+        self._dataset, self._config, self.num_records = dataset, config, num_records
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -268,7 +272,7 @@ def eval_batches(
     padded = -(-len(part) // batch_size) * batch_size
     examples = records.EvalExamples(part, num_classes, transform, config.on_error)
     rows = ProcessRows(grain.MapDataset.range(padded).map(examples), batch_size, process_index, process_count)
-    return EvalBatches(rows.batch(rows.rows, drop_remainder=True), config)
+    return EvalBatches(rows.batch(rows.rows, drop_remainder=True), config, len(part))
 
 
 def _start_readers(batches: grain.MapDataset, config: Any) -> Any:

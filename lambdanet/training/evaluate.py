@@ -47,7 +47,8 @@ def evaluate(
         sharding: of `mesh.batch_sharding`; None = one device.
 
     Returns:
-        accuracy, top5, loss (means as floats), count (int), and NumPy arrays over the counted records of all processes:
+        accuracy, top5, loss (means as floats), count (int), skipped_records (int; only if some were damaged and
+        data.on_error='skip' passed over them), and NumPy arrays over the counted records of all processes:
         predictions int32 [n], their confidences float32 [n] (softmax), labels int32 [n], ids int64 [n].
 
     Raises:
@@ -78,7 +79,9 @@ def evaluate(
         raise ValueError("evaluation counted no record: the split is empty or every record was skipped")
     keep = np.concatenate([r["mask"] for r in rows]) > 0
     joined = {k: np.concatenate([r[k] for r in rows])[keep] for k in ("prediction", "confidence", "label", "id")}
+    skipped = getattr(batches, "num_records", int(sums["count"])) - int(sums["count"])
     return {
+        **({"skipped_records": skipped} if skipped else {}),
         "accuracy": sums["correct_sum"] / sums["count"],
         "top5": sums["top5_sum"] / sums["count"],
         "loss": sums["loss_sum"] / sums["count"],

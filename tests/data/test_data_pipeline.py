@@ -170,7 +170,9 @@ def test_damaged_records_are_replaced_and_counted(damaged):
     assert [counts[i] + counts[i + 1] for i in (0, 2, 4)] == [2, 2, 2]  # two in each epoch of two batches
     assert len(set(ids(straight[:2]))) == 18
     assert same(straight[3:], take(data.train_batches(damaged, start=3, **args), 3))
-    (whole,) = data.eval_batches(damaged, "train", batch_size=20, num_classes=2)
+    batches = data.eval_batches(damaged, "train", batch_size=20, num_classes=2)
+    (whole,) = batches
+    assert batches.num_records == 20  # so an evaluation can say that two are missing
     assert whole["mask"].sum() == 18 and not whole["image"][whole["mask"] == 0].any()
     red, blue = whole["image"][..., 0].mean((1, 2)), whole["image"][..., 2].mean((1, 2))
     assert np.array_equal((blue > red)[whole["mask"] == 1], whole["label"][whole["mask"] == 1] == 1)

@@ -216,7 +216,12 @@ def test_evaluation_counts_unmasked_rows_only():
         batch["id"] = np.arange(rows, rows + 6, dtype=np.int64) + 2**40
         batches.append(batch)
         rows += valid
-    result = evaluate.evaluate(eval_step, start.params, start.stats, batches)
+
+    class Split(list):
+        num_records = 16
+
+    result = evaluate.evaluate(eval_step, start.params, start.stats, Split(batches))
+    assert result["skipped_records"] == 2
     image = np.concatenate([b["image"] for b in batches])[:14]
     label = np.concatenate([b["label"] for b in batches])[:14]
     logits = nnx.merge(graphdef, start.params, start.stats)(image / 127.5 - 1.0)
