@@ -27,7 +27,7 @@ from rich.table import Table
 
 import models
 from configs import base
-from lambdanet import attention, data
+from lambdanet import attention, config_flag, data
 from lambdanet import config as configs
 from lambdanet.analysis import attention_maps, export, speed, summary
 from lambdanet.analysis.predict import predict
@@ -39,7 +39,7 @@ from lambdanet.training.weights import read_weights
 
 MODES = ("accuracy", "summary", "speed", "attention", "export", "pseudo_label", "describe")
 
-CONFIG = configs.define_config_flag(None)
+CONFIG = config_flag.ConfigFlag(None)
 MODE = flags.DEFINE_enum("mode", "accuracy", MODES, "what to do")
 WORKDIR = flags.DEFINE_string("workdir", None, "directory of a training run; gives config and weights")
 WEIGHTS = flags.DEFINE_string("weights", None, "weights file (safetensors, npz, PyTorch) instead of a checkpoint")
@@ -91,7 +91,7 @@ def load_subject() -> Subject:
     if CONFIG.path:
         config = CONFIG.value
     elif WORKDIR.value:
-        config = configs.apply_overrides(configs.load(WORKDIR.value, base.get_config()), CONFIG.overrides)
+        config = config_flag.apply_overrides(configs.load(WORKDIR.value, base.get_config()), CONFIG.overrides)
     else:
         raise ValueError("nothing to look at: give --workdir=DIR (a training run) or --config=configs/FILE.py")
     needs_data = MODE.value in ("accuracy", "attention", "pseudo_label")

@@ -29,6 +29,7 @@ import models
 from configs import base
 from lambdanet import config as config_lib
 from lambdanet import data
+from lambdanet.config_flag import ConfigFlag
 from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, state, step, weights
 
 
@@ -200,7 +201,8 @@ def run(
     undo_signals = signals.catch(received)
     at, began = start, time.perf_counter()
     try:
-        what = f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x {jax.devices()[0].device_kind}"
+        kind, most = jax.devices()[0].device_kind, max(outcome["bytes_per_device"].values())
+        what = f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x {kind}, state {most:,} bytes each"
         how = f"continuing from step {start}" if start < total_steps else "finished before, only evaluated and reported again"
         log.message(f"{what}, {total_steps} steps" + (f": {how}" if start else ""))
         while True:
@@ -269,7 +271,7 @@ def run(
 # Flags
 # ----------------------------------------------------------------------------------------------------------------------
 if __name__ == "__main__":
-    CONFIG = config_lib.define_config_flag("configs/digits.py")
+    CONFIG = ConfigFlag("configs/digits.py")
     flags.DEFINE_string("workdir", None, "directory of the run; an existing run there is continued", required=True)
     flags.DEFINE_bool("distributed", False, "join the other processes by jax.distributed before anything else")
     flags.DEFINE_string("coordinator_address", None, "host:port of process 0; none = found from the cluster")

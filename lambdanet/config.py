@@ -6,14 +6,10 @@ open: its keys are options of the model named there and are checked against that
 
 from __future__ import annotations
 
-import ast
 import difflib
 import inspect
 import json
 import os
-import re
-import runpy
-import sys
 import tempfile
 import types
 import typing
@@ -21,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from absl import flags
 from ml_collections import ConfigDict
 
 from lambdanet.attention import attention as attention_registry
@@ -249,108 +244,6 @@ def _fits(value: Any, annotation: Any) -> bool:
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
         return isinstance(value, (dict, ConfigDict))
     return True
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Flags
-# ----------------------------------------------------------------------------------------------------------------------
-
-
-class ConfigFlag:
-    """The flag `--config=FILE.py[:arg]` with its overrides `--config.section.key=value`.
-
-    Not `config_flags.DEFINE_config_file`: that stops with a traceback at a misspelt section and at the first value of a
-    wrong type, while `validate` shall report all of them together. So overrides are taken as text here and put into the
-    config unchecked.
-    """
-
-    def __init__(
-        self, default: str | None, help_text: str = "recipe file, with an optional argument: configs/x.py:arg"
-    ):
-        self._flag = flags.DEFINE_string("config", default, help_text)
-        self._names = []
-        for i, arg in enumerate(sys.argv[1:], 1):
-            match = re.match(r"--?(no)?(config\.[^=]+)(=?)", arg)
-            if match and match[2] not in self._names:
-                following = sys.argv[i + 1] if i + 1 < len(sys.argv) else "-"
-                alone = not match[3] and following.startswith("-")  # `--config.a.b` or `--noconfig.a.b`
-                define = flags.DEFINE_bool if match[1] or alone else flags.DEFINE_string
-                define(match[2], None, f"overrides {match[2]}")
-                self._names.append(match[2])
-
-    @property
-    def path(self) -> str | None:
-        """The value of `--config` itself."""
-        return self._flag.value
-
-    @property
-    def overrides(self) -> dict[str, str]:
-        """The text given for each overridden key, by its path below the config."""
-        return {name.partition(".")[2]: str(flags.FLAGS[name].value) for name in self._names}
-
-    @property
-    def value(self) -> ConfigDict:
-        """The recipe's config with the overrides applied, not validated."""
-        return apply_overrides(load_recipe(self.path), self.overrides)
-
-
-def define_config_flag(default: str | None) -> ConfigFlag:
-    """Defines `--config` and the overrides found in `sys.argv`; call it once, at import, before flags are parsed.
-
-    Args:
-        default: the recipe when the flag is not given; None if there is none.
-    """
-    return ConfigFlag(default)
-
-
-def load_recipe(path: str) -> ConfigDict:
-    """Returns `get_config(arg)` of a recipe file given as 'FILE.py' or 'FILE.py:arg'."""
-    name, colon, argument = path.partition(":")
-    file = Path(name)
-    if not file.is_file():
-        near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
-        there = f"{suggest(str(file), near)} Files there: {', '.join(near) or 'none'}"
-        raise ConfigError([f"config = {path!r}: no such file.{there}"], "flags")
-    try:
-        get_config = runpy.run_path(str(file))["get_config"]
-        return get_config(argument) if colon else get_config()
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError([f"config = {path!r}: {error}"], "flags") from error
-
-
-def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-    """Puts the text of each override into a copy of the config, read as the type that the key has there.
-
-    Values are Python literals ('3', '1e-3', '(1, 2)', "{'name': 'lambda'}", true, false, None); text that is no literal
-    stays text, so that 'none' remains the name of an option. A single value for a tuple key becomes a tuple of one.
-    Nothing is checked: `validate` reports unknown keys and wrong types.
-    """
-    config = config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        for path, text in overrides.items():
-            *sections, key = path.split(".")
-            holder = config
-            for section in sections:
-                inner = holder.get(section)
-                if not isinstance(inner, ConfigDict):  # unknown section, or a block given by its name alone
-                    holder[section] = ConfigDict({"name": inner} if isinstance(inner, str) else {}, type_safe=False)
-                holder = holder[section]
-            holder[key] = _parse_value(text, holder.get(key))
-    return config
-
-
-def _parse_value(text: str, current: Any) -> Any:
-    if isinstance(current, str):
-        return text
-    try:
-        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        value = text
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(current, tuple) and not isinstance(value, tuple):
-        return tuple(value) if isinstance(value, list) else (value,)
-    return value
 
 
 # ----------------------------------------------------------------------------------------------------------------------

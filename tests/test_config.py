@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from lambdanet import config as configs
+from lambdanet import config_flag
 from lambdanet.config_checks import CHECKS, CROSS_CHECKS
 from lambdanet.registry import Registry
 
@@ -45,7 +46,7 @@ def check(config, registry, **kwargs):
 
 def problems_of(config, registry, overrides, **kwargs) -> list[str]:
     with pytest.raises(configs.ConfigError) as caught:
-        check(configs.apply_overrides(config, overrides), registry, **kwargs)
+        check(config_flag.apply_overrides(config, overrides), registry, **kwargs)
     return caught.value.problems
 
 
@@ -129,7 +130,7 @@ def test_overrides_take_the_type_of_the_key(config):
         "model.attention.scope": "7",
         "model.remat": "none",
     }
-    changed = configs.apply_overrides(config, overrides)
+    changed = config_flag.apply_overrides(config, overrides)
     assert changed.optim.name == "lamb" and changed.optim.lr == 1.0 and isinstance(changed.optim.lr, float)
     assert changed.data.mean == (0.3,) and changed.data.data_dir == "12" and changed.train.tensorboard is True
     assert configs.to_plain(changed.model) == {
@@ -161,13 +162,13 @@ def test_json_errors(tmp_path):
 
 def test_missing_recipe():
     with pytest.raises(configs.ConfigError, match=r"Did you mean '.*configs/base.py'"):
-        configs.load_recipe(str(ROOT / "configs" / "bass.py") + ":smoke")
+        config_flag.load_recipe(str(ROOT / "configs" / "bass.py") + ":smoke")
 
 
 def test_flags_in_a_process():
     script = (
-        "from absl import app; from lambdanet import config\n"
-        "FLAG = config.define_config_flag('configs/base.py')\n"
+        "from absl import app; from lambdanet import config_flag\n"
+        "FLAG = config_flag.ConfigFlag('configs/base.py')\n"
         "app.run(lambda argv: print(FLAG.value.to_dict(), FLAG.overrides, argv[1:]))\n"
     )
     arguments = [
