@@ -128,12 +128,12 @@ class MetricLog:
         if steps > 0:
             eta = (self.total_steps - step) * self._spent / steps
             speed = {"images_per_second": steps * self.batch_size / max(self._spent, 1e-9), "eta_seconds": eta}
-            shown = f"  {speed['images_per_second']:.0f} img/s  ETA {_duration(eta)}"
+            shown = f" {speed['images_per_second']:.0f} img/s ETA {_duration(eta)}"
         self.start_clock(step)
         self._record(step, "train", {**values, **speed})
-        text = (
-            f"step {step}/{self.total_steps}  epoch {step / self.steps_per_epoch:.2f}  loss {values['loss']:.4f}  "
-            f"acc {values['accuracy']:.3f}  lr {values['lr']:.2e}{shown}"
+        text = (  # fits 80 columns, or a terminal would cut the end
+            f"step {step}/{self.total_steps} epoch {step / self.steps_per_epoch:.1f} loss {values['loss']:.4f} "
+            f"acc {values['accuracy']:.3f} lr {values['lr']:.1e}{shown}"
         )
         if self._progress:
             self._progress.update(self._task, completed=step, description=text)

@@ -74,8 +74,8 @@ def test_metric_log_records_rewinds_and_survives_a_cut_line(tmp_path):
     log.evaluation(30, "eval", {"accuracy": 0.75})
     log.evaluation(30, "test", {"accuracy": 0.5})
     log.close()
-    assert "step 20/40  epoch 2.00  loss 0.0500  acc 0.500  lr 1.00e-01" in stream.getvalue()
-    assert "img/s  ETA 0:0" in stream.getvalue() and "eval  step 30  accuracy 0.7500" in stream.getvalue()
+    assert "step 20/40 epoch 2.0 loss 0.0500 acc 0.500 lr 1.0e-01" in stream.getvalue()
+    assert "img/s ETA 0:0" in stream.getvalue() and "eval  step 30  accuracy 0.7500" in stream.getvalue()
     file = tmp_path / metrics.FILE_NAME
     with open(file, "a") as out:
         out.write('{"step": 31, "los')  # a kill in the middle of a write
