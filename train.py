@@ -202,7 +202,7 @@ def run(
     at, began = start, time.perf_counter()
     try:
         kind, most = jax.devices()[0].device_kind, max(outcome["bytes_per_device"].values())
-        what = f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x {kind}, state {most:,} bytes each"
+        what = f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x {kind}, {most:,} bytes each"
         how = f"continuing from step {start}" if start < total_steps else "finished before, only evaluated and reported again"
         log.message(f"{what}, {total_steps} steps" + (f": {how}" if start else ""))
         while True:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import orbax.checkpoint as ocp
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
 FOLDER = "checkpoints"
+UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 
 # Config keys that may differ between a run and its continuation; everything else would silently make it another run.
 MAY_CHANGE = (
@@ -130,7 +132,6 @@ class Checkpoints:
                 )
             )
         options = ocp.CheckpointManagerOptions(
-            cleanup_tmp_directories=not read_only,
             read_only=read_only,
             create=not read_only,
             preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
@@ -140,6 +141,9 @@ class Checkpoints:
         try:
             if not read_only:
                 self.directory.mkdir(parents=True, exist_ok=True)  # orbax itself takes a file in its place without a word
+                if jax.process_index() == 0:
+                    for leftover in self.directory.glob(f"*{UNFINISHED}"):  # orbax would do it some time in the background
+                        shutil.rmtree(leftover)
             self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
         except Exception as error:  # orbax passes on whatever the file system or a broken file raised
             raise CheckpointError(f"the checkpoints in {self.directory} cannot be opened: {_first_line(error)}") from error
