@@ -14,12 +14,15 @@ from benchmarks.harness import Case, Prepared
 from lambdanet.ops import cost_model, position_lambda
 
 KEY_DEPTH, HEADS = 16, 4
-# (batch, map side, channels, scope, intra-depth): the stages of a LambdaResNet-50 at 224, then small scopes and u = 4.
+# (batch, map side, channels, scope, intra-depth): the stages of a LambdaResNet-50 at 224, two at a training batch, then small
+# scopes and u = 4.
 SHAPES = (
     (16, 7, 512, 23, 1),
     (8, 14, 256, 23, 1),
     (4, 28, 128, 23, 1),
     (2, 56, 64, 23, 1),
+    (64, 14, 256, 23, 1),
+    (64, 28, 128, 23, 1),
     (4, 28, 128, 7, 1),
     (8, 14, 256, 7, 4),
 )

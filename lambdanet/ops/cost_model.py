@@ -166,7 +166,7 @@ def estimate(geometry: Geometry, impl: str, device: Device) -> Cost:
     temporary = written * g.itemsize
     moved = (operands + 2 * written * (chunks if impl == "row_chunks" else 1)) * g.itemsize
     # A chunk's logits are used up image by image right after they are made, so only one image's share has to stay in the cache.
-    # Measured at batch 64, 28x28, c 128, r 23, forward + backward: row_chunks 310 ms, dense 643 ms.
+    # The cases `lambda_b64_*` of `python -m benchmarks ops` are there to hold this against (docs/benchmarks.md).
     resident = temporary / b if impl == "row_chunks" else temporary
     bandwidth = device.cached_bandwidth if resident <= device.cache else device.bandwidth
     seconds = (
