@@ -67,7 +67,7 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.decay_rate = 0.1  # step, exponential: factor
     optim.decay_epochs = 3.0  # exponential: lr is multiplied by decay_rate once every so many epochs (staircase)
     optim.poly_power = 1.0  # poly: exponent
-    optim.no_decay = (r".*(bias|scale|embedding)$",)  # regexes on 'a/b/c' parameter paths (full match): no weight decay
+    optim.no_decay = (r".*(bias|scale|embedding|gamma)$",)  # regexes on 'a/b/c' parameter paths (full match): no weight decay
     optim.frozen = ()  # regexes: parameters that are never updated
     optim.lr_multipliers = ()  # pairs (regex, factor); the first match counts
 

@@ -12,7 +12,11 @@ from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention.registration import attention
 
-__all__ = ["attention", "create_attention", "describe", "list_attention"]
+__all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
+
+KINDS = ("mixer", "context")
+"""What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is inserted anywhere and carries
+its own residual or gate."""
 
 
 def create_attention(
@@ -57,9 +61,16 @@ def create_attention(
     return factory(dim, **options, rngs=rngs)
 
 
-def list_attention(pattern: str = "*") -> list[str]:
-    """Returns the sorted names of the attention blocks that match a shell pattern."""
-    return attention.names(pattern)
+def kind(name: str) -> str:
+    """Returns the kind of a registered block, one of `KINDS`; raises ValueError for an unknown name."""
+    return attention.lookup(name)[0].kind
+
+
+def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:
+    """Returns the sorted names of the blocks that match a shell pattern; with `kind` only those of that kind."""
+    if kind not in (None, *KINDS):
+        raise ValueError(f"kind is {kind!r}; allowed: None, {', '.join(KINDS)}")
+    return [name for name in attention.names(pattern) if kind in (None, attention.lookup(name)[0].kind)]
 
 
 def describe(name: str) -> str:

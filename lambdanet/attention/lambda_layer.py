@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,8 @@ class LambdaLayer(nnx.Module):
     Raises:
         ValueError: an option outside its allowed values, or options that do not go together.
     """
+
+    kind: ClassVar[str] = "mixer"
 
     def __init__(
         self,
@@ -326,9 +328,7 @@ class LambdaLayer(nnx.Module):
         if context is not None or self.scope is None:
             expected = (*heads, n, m, self.key_depth, self.intra_depth)
             if shape != expected:
-                why = (
-                    "the layer has neither scope nor size" if context is None else "a context of its own has no offsets"
-                )
+                why = "the layer has neither scope nor size" if context is None else "a context of its own has no offsets"
                 raise _error(
                     f"{why}, so position lambdas need embeddings= [n, m, k, u] of shape {expected}, got {shape}; "
                     "or set position=False"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,8 @@ class SqueezeExcite(nnx.Module):
         ValueError: ratio leaves no hidden channel.
     """
 
+    kind: ClassVar[str] = "context"
+
     def __init__(
         self,
         dim: int,
@@ -49,15 +51,11 @@ class SqueezeExcite(nnx.Module):
         if not 1 <= ratio <= dim:
             raise ValueError(f"squeeze-excite ratio is {ratio} for {dim} channels; allowed: 1 <= ratio <= channels")
         self.dim, self.hidden, self.dtype = dim, dim // ratio, dtype
-        options = dict(
-            use_bias=bias, kernel_init=nnx.initializers.he_normal(), dtype=jnp.float32, param_dtype=param_dtype
-        )
+        options = dict(use_bias=bias, kernel_init=nnx.initializers.he_normal(), dtype=jnp.float32, param_dtype=param_dtype)
         self.reduce = nnx.Linear(dim, self.hidden, **options, rngs=rngs)
         self.expand = nnx.Linear(self.hidden, dim, **options, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b *spatial c"]:
+    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
         """Maps [b, *spatial, dim] (one, two or three spatial axes) to the same shape; `rngs` is not read."""
         spatial = tuple(range(1, x.ndim - 1))
         mean = jnp.mean(x, axis=spatial, keepdims=True, dtype=jnp.float32)

@@ -1,5 +1,6 @@
 """Building blocks with two or more users."""
 
+from lambdanet.layers.check import check_map
 from lambdanet.layers.conv import ACTIVATIONS, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
@@ -14,5 +15,6 @@ __all__ = [
     "activation_function",
     "avg_pool",
     "batch_norm",
+    "check_map",
     "max_pool",
 ]
