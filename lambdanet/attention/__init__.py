@@ -74,5 +74,5 @@ def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:
 
 
 def describe(name: str) -> str:
-    """Returns signature, paper, formula and cost of an attention block, as text."""
-    return attention.describe(name)
+    """Returns kind, signature, presets, formula, paper and options of an attention block, as text."""
+    return f"{kind(name)} {attention.describe(name)}"

@@ -53,6 +53,7 @@ class LambdaLayer(nnx.Module):
     every value enters every output, of both signs and not summing to one (for u > 1 their sum over u);
     `lambda_norm` [b, 1, *s] (multi-head: [b, h, *s]), the Frobenius norm of each query's lambda.
 
+    Source: Bello 2021, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", section 3 and listing 1.
     Beyond the paper: `pos_bias` is the bias of the PyTorch ports' position convolution; `shared_embeddings`,
     `dilation`, `context` and `mask` are what it describes without a listing.
 

@@ -54,6 +54,57 @@ def test_pictures(tmp_path):
         assert (pixels[..., 2] - pixels[..., 0] > 80).any(), "something subtracts (blue)"
 
 
+def test_pictures_of_gates_and_channel_maps(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
+    maps = {
+        "a/gate": rng.uniform(size=(2, 4, 6, 8)),
+        "b/gate": rng.uniform(size=(2, 1, 1, 8)),
+        "c/gate": rng.uniform(size=(2, 4, 6, 1)),
+        "d/channel_map": rng.uniform(size=(2, 8, 8)),
+        "e": rng.uniform(size=(2, 1, 1, 1, 4, 6)),
+    }
+    paths = attention_maps.draw_maps(maps, images, tmp_path)
+    assert [p.name for p in paths] == ["a.gate.png", "b.gate.png", "c.gate.png", "d.channel_map.png", "e.png"]
+    widths = {path.stem: Image.open(path).width for path in paths}
+    assert widths["a.gate"] > widths["b.gate"] > widths["c.gate"], "a panel per thing that varies"
+    with pytest.raises(ValueError, match=r"cannot draw f \(2, 2\); allowed: 6 axes"):
+        attention_maps.draw_maps({"f": np.zeros((2, 2))}, images, tmp_path)
+
+
+def test_captures_gates_beside_maps():
+    class Gated(nnx.Module):
+        def __init__(self):
+            self.capture = False
+
+        def set_view(self, capture: bool | None = None):
+            """Records.
+
+            Args:
+              capture: whether.
+            """
+            self.capture = self.capture if capture is None else capture
+
+        def __call__(self, x):
+            if self.capture:
+                self.sow(nnx.Intermediate, "gate", x[:, :1, :1])
+                self.sow(nnx.Intermediate, "lambda_norm", x)
+                self.sow(nnx.Intermediate, "channel_map", x[:, 0])
+            return x
+
+    class Host(nnx.Module):
+        def __init__(self):
+            self.inner = Gated()
+
+        def __call__(self, x):
+            return self.inner(self.inner(x))
+
+    x = jnp.arange(24.0).reshape(1, 2, 3, 4)
+    maps = attention_maps.capture_maps(Host(), x)
+    assert sorted(maps) == ["inner/channel_map", "inner/channel_map/1", "inner/gate", "inner/gate/1"]
+    np.testing.assert_array_equal(maps["inner/gate"], x[:, :1, :1])
+
+
 def test_models_without_attention():
     with pytest.raises(ValueError, match="no layer of this model"):
         attention_maps.capture_maps(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), jnp.ones((1, 2, 2, 2)))

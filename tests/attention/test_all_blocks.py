@@ -1,0 +1,140 @@
+"""What every registered attention block must do; a new block is checked here as soon as it is registered."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jaxpr_macs import jaxpr_macs
+
+from lambdanet.attention import KINDS, attention, create_attention, describe, kind, list_attention
+
+DIM, SIZE = 16, (5, 7)
+SOWN = ("attention_map", "gate", "channel_map")
+
+
+def plain_names() -> list[str]:
+    """Names without presets of their own: one per block."""
+    return [name for name in list_attention() if not attention.lookup(name)[1]]
+
+
+@functools.cache
+def block(name: str, size=SIZE, dtype=None):
+    """A block in the evaluation view, its zero-initialised parameters and running statistics replaced by random numbers."""
+    made = create_attention(name, DIM, size=size, dtype=dtype, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(1)
+    for path, variable in nnx.to_flat_state(nnx.state(made, (nnx.Param, nnx.BatchStat))):
+        value = np.asarray(variable[...])
+        if path[-1] == "var":
+            variable.set_value(jnp.asarray(rng.uniform(0.5, 1.5, value.shape), value.dtype))
+        elif not value.any() or path[-1] in ("scale", "mean", "gamma"):
+            variable.set_value(jnp.asarray(rng.normal(0.5, 0.3, value.shape), value.dtype))
+    return nnx.view(made, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def image(size=SIZE, batch=2, seed=0):
+    return jax.random.normal(jax.random.key(seed), (batch, *size, DIM))
+
+
+@pytest.mark.parametrize("name", list_attention())
+def test_describes_itself(name):
+    text = describe(name)
+    assert kind(name) in KINDS
+    assert "Source" in text and "Args:" in text and "rngs" in text
+    residual = ("residual", "gate", "projection")
+    assert any(word in text for word in residual), "the docstring must say what stands around the attention"
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_shape_batch_invariance_and_gradient(name):
+    module, x = block(name), image()
+
+    @jax.jit
+    def both(x):
+        y = module(x)
+        return y, jax.grad(lambda x: jnp.sum(module(x) ** 2))(x)
+
+    y, gradient = both(x)
+    assert y.shape == x.shape and y.dtype == x.dtype
+    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
+    swapped, _ = both(x[::-1])  # a sample's result does not depend on the samples beside it
+    np.testing.assert_allclose(swapped[::-1], y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_bfloat16_is_close(name):
+    x = image(seed=2)
+    exact = block(name)(x)
+    y = jax.jit(block(name, dtype=jnp.bfloat16).__call__)(x)
+    assert y.dtype == jnp.bfloat16
+    scale = np.abs(exact).max()
+    np.testing.assert_allclose(np.asarray(y, np.float32), exact, rtol=0, atol=4e-2 * scale)
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_smallest_map_and_long_maps(name):
+    for size in ((1, 1), (1, 6)):
+        x = image(size)
+        try:
+            y = block(name, size)(x)
+        except ValueError as error:
+            assert "size" in str(error) or "map" in str(error), "the refusal must say what sizes are allowed"
+            continue
+        assert y.shape == x.shape and np.isfinite(y).all()
+
+
+# The lambda layer counts as its paper does, whatever the lowering: tests/attention/test_lambda_layer.py.
+@pytest.mark.parametrize("name", [name for name in plain_names() if name != "lambda"])
+def test_multiply_adds_are_those_of_the_program(name):
+    assert block(name).macs(*SIZE) == jaxpr_macs(block(name), image(batch=1))
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_capture_shows_something_finite(name):
+    x = image()
+    graphdef, state = nnx.split(nnx.view(block(name), capture=True))
+    y, sown = nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(x)
+    np.testing.assert_allclose(y, block(name)(x), rtol=1e-5, atol=1e-5)
+    flat = {path[-2]: np.asarray(v[...] if hasattr(v, "get_value") else v) for path, v in _leaves(sown)}
+    shown = {key: value for key, value in flat.items() if key in SOWN}
+    assert shown, f"capture sowed {sorted(flat)}; one of {SOWN} is needed"
+    for key, value in shown.items():
+        assert np.isfinite(value).all() and value.shape[0] == len(x)
+        assert value.ndim == {"attention_map": 2 + 2 * len(SIZE), "gate": 2 + len(SIZE), "channel_map": 3}[key]
+
+
+def _leaves(tree, path=()):
+    if isinstance(tree, nnx.State):
+        tree = nnx.to_pure_dict(tree)
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, key))
+    elif isinstance(tree, (tuple, list)):
+        for key, value in enumerate(tree):
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path, tree
+
+
+@pytest.mark.parametrize("name", plain_names())
+def test_refuses_other_channels(name):
+    with pytest.raises(ValueError, match=f"{DIM + 1}"):
+        block(name)(jnp.ones((1, *SIZE, DIM + 1)))
+
+
+def test_kinds_split_the_list():
+    assert sorted(list_attention(kind="mixer") + list_attention(kind="context")) == list_attention()
+    with pytest.raises(ValueError, match="'mixr'; allowed: None, mixer, context"):
+        list_attention(kind="mixr")
+
+
+def test_counter_counts_loops_and_convolutions():
+    def program(x, kernel):
+        y = jax.lax.map(lambda row: row @ row.T, x)
+        image = jax.lax.conv_general_dilated(x[..., None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return y, image
+
+    shapes = jnp.ones((3, 4, 5)), jnp.ones((3, 3, 1, 2))
+    assert jaxpr_macs(program, *shapes) == 3 * 4 * 4 * 5 + 3 * 4 * 5 * 9 * 2
