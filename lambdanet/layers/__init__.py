@@ -5,16 +5,21 @@ from lambdanet.layers.conv import ACTIVATIONS, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.norm import batch_norm
+from lambdanet.layers.pointwise import PointwiseNormAct
 from lambdanet.layers.pooling import avg_pool, max_pool
+from lambdanet.layers.resize import resize_bilinear, resize_macs
 
 __all__ = [
     "ACTIVATIONS",
     "ConvNormAct",
     "DropPath",
     "InitKeys",
+    "PointwiseNormAct",
     "activation_function",
     "avg_pool",
     "batch_norm",
     "check_map",
     "max_pool",
+    "resize_bilinear",
+    "resize_macs",
 ]

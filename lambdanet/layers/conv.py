@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "gelu": jax.nn.gelu,
+    "leaky_relu_0.01": lambda x: jax.nn.leaky_relu(x, 0.01),
     "none": lambda x: x,
 }
 
@@ -29,14 +30,16 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
 
 
 class ConvNormAct(nnx.Module):
-    """activation(batch_norm(conv(x))), the convolution without bias and padded by kernel_size // 2 on every side.
+    """activation(batch_norm(conv(x))), the convolution padded by dilation * (kernel_size // 2) on every side.
 
     Args:
         dim: input channels.
         dim_out: output channels.
         kernel_size: odd side of the kernel.
         stride: step of the convolution; the output has ceil(size / stride) positions per axis.
-        activation: 'relu' | 'silu' | 'gelu' | 'none'.
+        dilation: positions from one tap of the kernel to the next.
+        bias: whether the convolution has a bias (the norm makes it redundant in training; some references have it).
+        activation: a name in `ACTIVATIONS`.
         zero_init: start the norm's scale at zero (last norm of a residual branch).
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.
@@ -54,6 +57,8 @@ class ConvNormAct(nnx.Module):
         kernel_size: int = 1,
         *,
         stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
         activation: str = "relu",
         zero_init: bool = False,
         norm_momentum: float = 0.9,
@@ -66,14 +71,15 @@ class ConvNormAct(nnx.Module):
         activation_function(activation)
         self.dim, self.dim_out, self.kernel_size = dim, dim_out, kernel_size
         self.stride, self.activation = stride, activation
-        pad = (kernel_size // 2, kernel_size // 2)
+        pad = (dilation * (kernel_size // 2),) * 2
         self.conv = nnx.Conv(
             dim,
             dim_out,
             (kernel_size, kernel_size),
             strides=stride,
             padding=(pad, pad),
-            use_bias=False,
+            kernel_dilation=dilation,
+            use_bias=bias,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=dtype,
             param_dtype=param_dtype,

@@ -14,9 +14,7 @@ def conv_reference(x, kernel, stride):
     pad = side // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows, columns = range(0, x.shape[1] - side + 1, stride), range(0, x.shape[2] - side + 1, stride)
-    out = [
-        [np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2))) for j in columns] for i in rows
-    ]
+    out = [[np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2))) for j in columns] for i in rows]
     return np.moveaxis(np.asarray(out), 2, 0)
 
 
@@ -64,12 +62,7 @@ def test_bfloat16_keeps_statistics_and_parameters_in_float32():
 def test_macs_equal_the_compilers_count():
     layer = nnx.view(ConvNormAct(8, 16, 1, stride=2, activation="none", rngs=nnx.Rngs(0)), use_running_average=True)
     graph, state = nnx.split(layer)
-    cost = (
-        jax.jit(lambda s, x: nnx.merge(graph, s).conv(x))
-        .lower(state, jnp.zeros((1, 14, 10, 8)))
-        .compile()
-        .cost_analysis()
-    )
+    cost = jax.jit(lambda s, x: nnx.merge(graph, s).conv(x)).lower(state, jnp.zeros((1, 14, 10, 8))).compile().cost_analysis()
     assert 2 * layer.macs(14, 10) == cost["flops"]
 
 
@@ -93,3 +86,15 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
         layer(x)
     with pytest.raises(ValueError, match="rate is 1.0"):
         DropPath(1.0)
+
+
+def test_dilation_is_a_kernel_with_holes_and_bias_is_added():
+    rng = np.random.default_rng(3)
+    layer = ConvNormAct(3, 4, 3, dilation=2, bias=True, activation="none", rngs=nnx.Rngs(0))
+    layer.conv.bias[...] = jnp.asarray(rng.normal(size=4), jnp.float32)
+    holes = np.zeros((5, 5, 3, 4))
+    holes[::2, ::2] = layer.conv.kernel[...]
+    x = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
+    expected = (conv_reference(x, holes, 1) + np.asarray(layer.conv.bias[...])) / np.sqrt(1 + 1e-5)
+    np.testing.assert_allclose(nnx.view(layer, use_running_average=True)(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+    assert layer.macs(4, 6) == 4 * 6 * 9 * 3 * 4
