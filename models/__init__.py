@@ -12,6 +12,7 @@ from flax import nnx
 from . import lambda_resnet as _lambda_resnet  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import resnet_rs as _resnet_rs  # noqa: F401
+from .context import fit_context
 from .registration import registry
 from .resnet_options import positives
 
@@ -27,8 +28,8 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         name: one of `list_models()`.
         rngs: initialisation source.
         **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both.
-            With other `blocks` and no `attention_blocks`, the preset block numbers are cut to the new depth
-            (see `fit_attention_blocks`).
+            With other `blocks` and no `attention_blocks` or `context`, the preset's places are fitted to the new depth
+            (see `fit_attention_blocks`, `fit_context`).
 
     Returns:
         The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes].
@@ -40,9 +41,10 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     registry.check_options(name, overrides)
     options = {**preset, **overrides}
     blocks = overrides.get("blocks")
-    if positives(blocks) and "attention_blocks" in preset and "attention_blocks" not in overrides:
-        options["attention_blocks"] = fit_attention_blocks(preset["attention_blocks"], blocks)
-        _log.info("%s with blocks %s: attention_blocks %s", name, blocks, options["attention_blocks"])
+    for option, fit in (("attention_blocks", fit_attention_blocks), ("context", fit_context)):
+        if positives(blocks) and option in preset and option not in overrides:
+            options[option] = fit(preset[option], blocks)
+            _log.info("%s with blocks %s: %s %s", name, blocks, option, options[option])
     return factory(**options, rngs=rngs)
 
 

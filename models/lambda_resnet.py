@@ -32,7 +32,7 @@ for _depth, _blocks in BLOCKS.items():
             blocks=_blocks,
             stem="resnet_rs",
             shortcut="avg",
-            se_stages=(2, 3),
+            context=dict(name="se", after="stage[12].*", placement="standard", ratio=4),
             attention="lambda",
             attention_blocks=((), (), _c4, "all"),
         )
@@ -46,9 +46,7 @@ for _pattern in ("llll", "lccc", "llcc", "lllc", "clll", "ccll", "cccl"):
         attention="lambda",
         attention_blocks=tuple("all" if letter == "l" else () for letter in _pattern),
     )
-registry.register(
-    "lambda_resnet50_llll_u4", ResNet, blocks=BLOCKS[50], attention=dict(name="lambda", intra_depth=4, scope=7)
-)
+registry.register("lambda_resnet50_llll_u4", ResNet, blocks=BLOCKS[50], attention=dict(name="lambda", intra_depth=4, scope=7))
 
 # timm's networks (byobnet): tiered stem, 2x2 pooling, torch-style bias of the position convolution.
 _TIMM = dict(stem="tiered", pool="avg2", image_size=(256, 256))

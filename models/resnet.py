@@ -16,6 +16,7 @@ from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
 from . import resnet_names
+from .context import Context, place_context
 from .registration import registry
 from .resnet_blocks import ResidualBlock, Row, Stem, mixer_size, stem_stride, strided_size
 from .resnet_options import check_options
@@ -88,14 +89,14 @@ class Head(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """Residual network of any number of stages, with attention layers in any of its blocks.
+    """Residual network of any number of stages, with attention layers and context blocks in any of its blocks.
 
     Which layer stands in for the 3x3 convolutions (`attention`) and where (`attention_blocks`) are two
-    options, so that either can be changed alone. Runs on maps of any height and width, unless an attention
-    layer is tied to a size.
+    options, so that either can be changed alone; what is inserted beside them is a third (`context`). Runs on maps of any
+    height and width, unless an attention layer or context block is tied to a size.
 
     Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting ResNets" (stem
-    'resnet_rs', shortcut 'avg', squeeze-excite); Bello 2021, "LambdaNetworks"; timm's byobnet (stem 'tiered',
+    'resnet_rs', shortcut 'avg', context squeeze-excite); Bello 2021, "LambdaNetworks"; timm's byobnet (stem 'tiered',
     pool 'avg2'). Drop path grows linearly over all blocks from 0 to its rate. Convolutions start He-normal
     over the outgoing fan, the last norm of each branch at zero, the classifier at normal 0.01.
 
@@ -105,16 +106,21 @@ class ResNet(nnx.Module):
         block: 'bottleneck' | 'basic'.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
-        image_size: (height, width) of the images; read only by attention layers that are tied to a map size.
+        image_size: (height, width) of the images; read only by attention layers and context blocks that are tied to a map
+            size.
         stem: 'resnet' | 'resnet_rs' | 'tiered' | 'cifar' (stride 4, 4, 4, 1).
         attention: spec of the attention layer: a registered name, a mapping with `name` and its options, or
             None; a tuple gives each stage its own.
         attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a tuple with,
             per stage, 'all' or the 1-based numbers of the blocks, () for none.
         share_embeddings: one set of position embeddings per stage, shared by its attention layers.
-        se_stages: stages whose convolutional blocks have squeeze-excite, numbered as in the papers: 2 is the
-            first stage (c2). Blocks with an attention layer never have it.
-        se_ratio: reduction of squeeze-excite.
+        context: None, an entry, or a tuple of entries. An entry is a mapping with `name` (a registered context block),
+            `after` (a place or a tuple of places), `placement`, and the block's own options. A place is a residual
+            block, 'stage3.4' for the fourth of the third stage (both from 1; stage 1 is the papers' c2 or res2), or a
+            shell pattern: 'stage3.*', 'stage[23].*', 'stage*.*'. Placement is 'post' (after the block's addition and
+            activation; the default), 'standard' (at the end of the branch, before the addition), 'pre' (in the branch,
+            before its first convolution) or 'identity' (at the end of the shortcut). Several entries at one place
+            stand there in the given order.
         activation: 'relu' | 'silu' | 'gelu' | 'none'.
         shortcut: 'conv' (1x1 convolution with stride) | 'avg' (2x2 average pooling before it).
         pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's 'SAME') |
@@ -147,8 +153,7 @@ class ResNet(nnx.Module):
         attention: AttentionSpec | tuple[AttentionSpec, ...] = None,
         attention_blocks: str | tuple[str | tuple[int, ...], ...] = "all",
         share_embeddings: bool = False,
-        se_stages: tuple[int, ...] = (),
-        se_ratio: int = 4,
+        context: Context = None,
         activation: str = "relu",
         shortcut: str = "conv",
         pool: str = "avg3",
@@ -166,16 +171,13 @@ class ResNet(nnx.Module):
         depth = len(blocks)
         specs = attention if isinstance(attention, tuple) else (attention,) * depth
         placed = (attention_blocks,) * depth if attention_blocks == "all" else attention_blocks
+        inserted = place_context(context, blocks)
         self.in_channels, self.num_classes, self.remat_stages = in_channels, num_classes, remat == "stage"
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-        options = dict(
-            activation=activation, norm_momentum=norm_momentum, dtype=self.dtype, param_dtype=stored, rngs=rngs
-        )
+        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=self.dtype, param_dtype=stored, rngs=rngs)
 
         self.stem = Stem(stem, in_channels, widths[0], **options)
-        make_block = functools.partial(
-            ResidualBlock, block, shortcut=shortcut, pool=pool, post_norm_act=post_norm_act, **options
-        )
+        make_block = functools.partial(ResidualBlock, block, shortcut=shortcut, pool=pool, post_norm_act=post_norm_act, **options)
         stride = stem_stride(stem)
         size = tuple(strided_size(n, stride) for n in image_size)
         dim, done, stages, info = widths[0], 0, [], []
@@ -195,7 +197,7 @@ class ResNet(nnx.Module):
                         stride=block_stride,
                         attention=mixer,
                         size=size,
-                        se_ratio=se_ratio if mixer is None and number + 2 in se_stages else 0,
+                        context=inserted.get((number, index), ()),
                         drop_path_rate=drop_path_rate * done / max(sum(blocks) - 1, 1),
                     )
                 )
@@ -247,13 +249,9 @@ class ResNet(nnx.Module):
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
         if self.grammar not in resnet_names.TORCH_NAMES:
-            known = ", ".join(
-                f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in resnet_names.TORCH_NAMES
-            )
+            known = ", ".join(f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in resnet_names.TORCH_NAMES)
             stem, shortcut = self.grammar
-            raise ValueError(
-                f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one for {known}"
-            )
+            raise ValueError(f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one for {known}")
         return resnet_names.TORCH_NAMES[self.grammar]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
@@ -280,7 +278,7 @@ class ResNet(nnx.Module):
         return rows
 
     def macs(self, h: int, w: int) -> int:
-        """Returns the multiply-accumulates of convolutions, attention layers and matrices for one [h, w] image.
+        """Returns the multiply-accumulates of convolutions, attention and context blocks and matrices for one [h, w] image.
 
         Twice this is the FLOP count of the LambdaNetworks paper: local position lambdas count min(scope**2,
         map positions) taps.
@@ -296,9 +294,7 @@ def _run_stage(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     return stage(x, rngs=rngs)
 
 
-def _embedding(
-    spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs
-) -> jax.Array:
+def _embedding(spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs) -> jax.Array:
     """Returns the embeddings that a layer of this spec would start with, had it its own."""
     layer = create_attention({**spec, "shared_embeddings": False}, width, size=size, param_dtype=param_dtype, rngs=rngs)
     if layer.embedding is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention import create_attention
-from lambdanet.attention.se import SqueezeExcite
 from lambdanet.layers import ACTIVATIONS, ConvNormAct, DropPath, avg_pool, batch_norm, max_pool
 
 Row = tuple[str, str, tuple[int, ...], int]
@@ -104,7 +103,7 @@ class Stem(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """y = activation(shortcut(x) + drop_path(se(branch(x)))), the branch being one of
+    """y = post(activation(identity(shortcut(x)) + drop_path(standard(branch(pre(x)))))), the branch being one of
 
         bottleneck       1x1 -> 3x3/stride -> 1x1
           with attention 1x1 -> attention -> pool/stride -> norm, act -> 1x1
@@ -113,11 +112,14 @@ class ResidualBlock(nnx.Module):
 
     where each convolution has batch norm and, but for the last, activation. Attention in a strided bottleneck
     works at the resolution of the block's input. The last batch norm of the branch starts at scale zero. The
-    shortcut is the identity where shapes allow it, else 1x1 convolution and batch norm.
+    shortcut is the identity where shapes allow it, else 1x1 convolution and batch norm. `pre`, `standard`, `identity`
+    and `post` are the context blocks of that placement, one after the other; without any, nothing. They carry their own
+    residuals and gates; drop path drops those of `pre` and `standard` with the branch.
 
-    Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Bello 2021,
-    "LambdaNetworks", for the place of the attention layer and of the pooling; the paper does not say whether
-    norm and activation stay after it.
+    Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Hu et al. 2018,
+    "Squeeze-and-Excitation Networks", for the four placements; where the paper leaves it open, `identity` is after the
+    projection. Bello 2021, "LambdaNetworks", for the place of the attention layer and of the pooling; the paper does not
+    say whether norm and activation stay after it.
 
     Args:
         kind: 'bottleneck' | 'basic'.
@@ -129,7 +131,7 @@ class ResidualBlock(nnx.Module):
         shortcut: 'conv' (stride in the 1x1 convolution) | 'avg' (2x2 average pooling before it).
         pool: a key of `POOL_WINDOWS`.
         post_norm_act: norm and activation after the mixer of a bottleneck.
-        se_ratio: reduction of squeeze-excite after the last norm; 0 = none.
+        context: (placement, attention spec) of every context block in here, in their order.
         drop_path_rate: probability of dropping the branch.
         activation: see `ConvNormAct`.
         norm_momentum: decay of the running statistics.
@@ -150,7 +152,7 @@ class ResidualBlock(nnx.Module):
         shortcut: str,
         pool: str,
         post_norm_act: bool,
-        se_ratio: int,
+        context: Iterable[tuple[str, Mapping[str, Any]]],
         drop_path_rate: float,
         activation: str,
         norm_momentum: float,
@@ -170,7 +172,7 @@ class ResidualBlock(nnx.Module):
         self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)
         self.mixer_activation = activation if bottleneck and post_norm_act else "none"
         self.pool_window = POOL_WINDOWS[pool]
-        conv = mixer = norm = conv3 = se = None
+        conv = mixer = norm = conv3 = None
         if attention is None:
             last = dict(activation=activation) if bottleneck else dict(activation="none", zero_init=True)
             conv = ConvNormAct(width, width, 3, stride=self.mixer_stride, **last, **options)
@@ -180,9 +182,14 @@ class ResidualBlock(nnx.Module):
                 norm = batch_norm(width, zero_init=not bottleneck, momentum=norm_momentum, **stored)
         if bottleneck:
             conv3 = ConvNormAct(width, self.dim_out, activation="none", zero_init=True, **options)
-        if se_ratio:
-            se = SqueezeExcite(self.dim_out, ratio=se_ratio, **stored)
-        self.conv2, self.attention, self.norm_attention, self.conv3, self.se = conv, mixer, norm, conv3, se
+        self.conv2, self.attention, self.norm_attention, self.conv3 = conv, mixer, norm, conv3
+
+        inserted: dict[str, list[nnx.Module]] = {}
+        size_out = (strided_size(size[0], stride), strided_size(size[1], stride))
+        for placement, spec in context:
+            channels, at = (dim, size) if placement == "pre" else (self.dim_out, size_out)
+            inserted.setdefault(placement, []).append(create_attention(spec, channels, size=at, **options))
+        self.context = nnx.Dict({placement: nnx.List(made) for placement, made in inserted.items()})
 
         self.drop_path = DropPath(drop_path_rate)
         self.pool_shortcut = shortcut == "avg" and stride > 1
@@ -202,7 +209,7 @@ class ResidualBlock(nnx.Module):
             embeddings: the stage's shared position embeddings, for a mixer built with `shared_embeddings`.
             rngs: `dropout` stream, read in the training view when something is dropped.
         """
-        y = self.conv1(x)
+        y = self.conv1(self._insert("pre", x, rngs))
         if self.attention is None:
             y = self.conv2(y)
         else:
@@ -214,18 +221,29 @@ class ResidualBlock(nnx.Module):
                 y = ACTIVATIONS[self.mixer_activation](self.norm_attention(y))
         if self.conv3 is not None:
             y = self.conv3(y)
-        if self.se is not None:
-            y = self.se(y)
-        y = self.drop_path(y, rngs=rngs)
+        y = self.drop_path(self._insert("standard", y, rngs), rngs=rngs)
         if self.shortcut is not None:
             x = self.shortcut(avg_pool(x, 2, self.stride) if self.pool_shortcut else x)
-        return ACTIVATIONS[self.activation](x + y)
+        y = ACTIVATIONS[self.activation](self._insert("identity", x, rngs) + y)
+        return self._insert("post", y, rngs)
+
+    def _insert(self, placement: str, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Applies the context blocks of one placement."""
+        for block in self.context.get(placement, ()):
+            x = block(x, rngs=rngs)
+        return x
 
     def rows(self, h: int, w: int) -> list[Row]:
         """Returns the summary for one [h, w] input map; the last line has the block's output shape."""
-        rows = [_conv_row("conv1", self.conv1, h, w)]
-        mid_h, mid_w, width = rows[0][2]
         out_h, out_w = strided_size(h, self.stride), strided_size(w, self.stride)
+
+        def inserted(placement: str, *shape: int) -> list[Row]:
+            made = enumerate(self.context.get(placement, ()))
+            return [(f"context/{placement}/{i}", type(block).__name__, shape, block.macs(*shape[:2])) for i, block in made]
+
+        rows = inserted("pre", h, w, self.conv1.dim)
+        rows.append(_conv_row("conv1", self.conv1, h, w))
+        mid_h, mid_w, width = rows[-1][2]
         if self.attention is None:
             rows.append(_conv_row("conv2", self.conv2, mid_h, mid_w))
         else:
@@ -235,12 +253,11 @@ class ResidualBlock(nnx.Module):
             rows.append(("norm_attention", "BatchNorm", (out_h, out_w, width), 0))
         if self.conv3 is not None:
             rows.append(_conv_row("conv3", self.conv3, out_h, out_w))
-        if self.se is not None:
-            rows.append(("se", "SqueezeExcite", (out_h, out_w, self.dim_out), self.se.macs(out_h, out_w)))
+        rows += inserted("standard", out_h, out_w, self.dim_out)
         if self.shortcut is not None:
             pooled = (out_h, out_w) if self.pool_shortcut else (h, w)
             rows.append(_conv_row("shortcut", self.shortcut, *pooled))
-        return rows
+        return rows + inserted("identity", out_h, out_w, self.dim_out) + inserted("post", out_h, out_w, self.dim_out)
 
 
 def mixer_size(kind: str, size: tuple[int, int], stride: int) -> tuple[int, int]:

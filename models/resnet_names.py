@@ -43,7 +43,7 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
             rules += _conv_norm(rf"{block}conv{number}", rf"{block}bn{number}", f"{ours}/conv{number}")
         conv, norm = shortcut
         rules += _conv_norm(rf"{block}downsample\.{conv}", rf"{block}downsample\.{norm}", f"{ours}/shortcut")
-        rules += prefixed(se.TORCH_NAMES, rf"{block}se\.", f"{ours}/se")
+        rules += prefixed(se.TORCH_NAMES, rf"{block}se\.", f"{ours}/context/standard/0")
     return (*rules, *prefixed(LINEAR, r"fc\.", "head/fc"))
 
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lambdanet.attention import attention as attention_registry
+from lambdanet.attention import kind, list_attention
 from lambdanet.layers import ACTIVATIONS
 from lambdanet.registry import suggest
 
+from .context import context_problems
 from .resnet_blocks import EXPANSION, POOL_WINDOWS, STEMS
 
 CHOICES = {
@@ -40,7 +42,7 @@ def check_options(options: Mapping[str, Any]) -> None:
 
     for name, choices in CHOICES.items():
         require(name, options[name] in choices, f"{', '.join(choices)}.{suggest(options[name], choices)}")
-    for name in ("num_classes", "in_channels", "se_ratio"):
+    for name in ("num_classes", "in_channels"):
         require(name, _positive(options[name]), "a positive integer")
     for name in ("dropout_rate", "drop_path_rate", "norm_momentum"):
         value = options[name]
@@ -58,10 +60,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         blocks = options["blocks"]
         if positives(options["widths"]):
             require("widths", len(options["widths"]) == len(blocks), f"{len(blocks)} entries, as many as blocks has")
-        stages = tuple(range(2, len(blocks) + 2))
-        good = isinstance(options["se_stages"], tuple) and all(stage in stages for stage in options["se_stages"])
-        require("se_stages", good, f"a tuple of stage numbers among {stages}; 2 is the first stage")
-        problems += _attention_problems(options, blocks)
+        problems += _attention_problems(options, blocks) + context_problems(options["context"], blocks)
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -70,9 +69,7 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     problems = []
     specs = options["attention"]
     if isinstance(specs, tuple) and len(specs) != len(blocks):
-        problems.append(
-            f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has"
-        )
+        problems.append(f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has")
     specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
     for spec in specs:
         problems += _spec_problems(spec, options["share_embeddings"])
@@ -89,9 +86,7 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
         if entry == "all":
             continue
         if not isinstance(entry, tuple) or not all(_positive(number) and number <= count for number in entry):
-            problems.append(
-                f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}"
-            )
+            problems.append(f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}")
     return problems
 
 
@@ -105,6 +100,11 @@ def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
         declared = attention_registry.parameters(name)
     except ValueError as error:
         return [str(error)]
+    if kind(name) != "mixer":
+        return [
+            f"attention '{name}' is a context block, which is inserted beside the convolutions: "
+            f"context=dict(name='{name}', after='stage*.*'); allowed as attention: {', '.join(list_attention(kind='mixer'))}"
+        ]
     if share_embeddings and "shared_embeddings" not in declared:
         return [f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to share"]
     return []
@@ -116,8 +116,4 @@ def _positive(value: Any) -> bool:
 
 def positives(value: Any, length: int | None = None) -> bool:
     """Whether `value` is a non-empty tuple of positive integers, of that length if one is given."""
-    return (
-        isinstance(value, tuple)
-        and len(value) in ((length,) if length else range(1, 100))
-        and all(map(_positive, value))
-    )
+    return isinstance(value, tuple) and len(value) in ((length,) if length else range(1, 100)) and all(map(_positive, value))

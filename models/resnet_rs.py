@@ -20,7 +20,7 @@ BLOCKS = {
 """Blocks per stage by depth."""
 
 for _depth, _blocks in BLOCKS.items():
-    registry.register(f"resnet_rs{_depth}_nose", ResNet, blocks=_blocks, stem="resnet_rs", shortcut="avg")
-    registry.register(
-        f"resnet_rs{_depth}", ResNet, blocks=_blocks, stem="resnet_rs", shortcut="avg", se_stages=(2, 3, 4, 5)
-    )
+    _options = dict(blocks=_blocks, stem="resnet_rs", shortcut="avg")
+    _squeeze = dict(name="se", after="stage*.*", placement="standard", ratio=4)
+    registry.register(f"resnet_rs{_depth}_nose", ResNet, **_options)
+    registry.register(f"resnet_rs{_depth}", ResNet, **_options, context=_squeeze)

@@ -38,8 +38,8 @@ def test_places_of_the_lambda_layers():
     assert placement(abstract("lambda_resnet50_c4")) == [(), (), (1, 2, 3, 4, 5, 6), last]
     assert placement(abstract("lambda_resnet50ts")) == [(), (4,), (2, 4, 6), (2,)]
     assert placement(abstract("lambda_resnet50_lccc")) == [last, (), (), ()]
-    squeeze = [[b.se is not None for b in stage.blocks] for stage in abstract("lambda_resnet50").stages]
-    assert [set(stage) for stage in squeeze] == [{True}, {True}, {False}, {False}]
+    squeeze = [[list(b.context) for b in stage.blocks] for stage in abstract("lambda_resnet50").stages]
+    assert squeeze == [[["standard"]] * 3, [["standard"]] * 4, [[]] * 6, [[]] * 3]
 
 
 def test_other_depths_keep_the_preset_numbers_that_exist():

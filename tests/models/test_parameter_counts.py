@@ -171,8 +171,11 @@ def convolution_and_matrix_macs(jaxpr) -> int:
     return total
 
 
+SQUEEZE = dict(name="se", after="stage*.*", placement="standard")
+
+
 @pytest.mark.parametrize(
-    "options", [dict(), dict(stem="resnet_rs", shortcut="avg", se_stages=(2, 3)), dict(block="basic")]
+    "options", [dict(), dict(stem="resnet_rs", shortcut="avg", context=SQUEEZE), dict(block="basic", context=SQUEEZE)]
 )
 def test_macs_equal_the_traced_program(options):
     model = abstract("resnet50", blocks=(2, 1), widths=(16, 24), **options)

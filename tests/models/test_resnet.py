@@ -120,9 +120,7 @@ def training_pass(remat):
 
 @pytest.mark.parametrize("remat", ["block", "stage"])
 def test_remat_changes_neither_outputs_nor_statistics_nor_gradients(remat):
-    jax.tree.map(
-        lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4), training_pass("none"), training_pass(remat)
-    )
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4), training_pass("none"), training_pass(remat))
 
 
 @pytest.mark.parametrize(("remat", "regions"), [("none", 0), ("block", 3), ("stage", 2)])
@@ -234,23 +232,22 @@ def test_strided_attention_block_equals_its_formula(pool, window, post_norm_act)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_squeeze_excite_stands_in_convolutional_blocks_of_its_stages():
-    model = abstract(blocks=(2, 2), attention_blocks=((1,), (2,)), se_stages=(2,), se_ratio=8)
-    assert [[b.se is not None for b in s.blocks] for s in model.stages] == [[False, True], [False, False]]
-    assert model.stages[0].blocks[1].se.hidden == 4
-
-
 def test_attention_by_stage():
     model = abstract(attention=("lambda", None), share_embeddings=True)
     assert [[b.attention is not None for b in s.blocks] for s in model.stages] == [[True], [False, False]]
     assert [s.embedding is not None for s in model.stages] == [True, False]
 
 
+EVERYWHERE = tuple(
+    dict(name="se", after="stage*.*", placement=placement) for placement in ("post", "standard", "identity", "pre", "post")
+)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        dict(share_embeddings=True, se_stages=(2, 3), attention_blocks=((), (2,))),
-        dict(stem="resnet", block="basic"),
+        dict(share_embeddings=True, context=EVERYWHERE, attention_blocks=((), (2,))),
+        dict(stem="resnet", block="basic", context=EVERYWHERE),
         dict(stem="resnet_rs", shortcut="avg", attention=None),
     ],
 )
@@ -284,7 +281,6 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
         (dict(num_classes=0), r"num_classes is 0; allowed: a positive integer"),
         (dict(drop_path_rate=1.0), r"drop_path_rate is 1.0; allowed: at least 0 and below 1"),
         (dict(image_size=(8,)), r"image_size is \(8,\); allowed: \(height, width\)"),
-        (dict(se_stages=(1,)), r"se_stages is \(1,\); allowed: a tuple of stage numbers among \(2, 3\)"),
         (dict(attention="lamda"), r"unknown attention 'lamda'. Did you mean 'lambda'\?"),
         (dict(attention=dict(name="lambda", key_deph=4)), r"no option 'key_deph'. Did you mean 'key_depth'\?"),
         (dict(attention=dict(key_depth=4)), r"attention is {'key_depth': 4}; allowed: a name"),
@@ -299,7 +295,7 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
             dict(attention=None, share_embeddings=True),
             r"share_embeddings is True; allowed: False where attention is None",
         ),
-        (dict(attention="se", share_embeddings=True), r"attention 'se' has no embeddings to share"),
+        (dict(attention="se"), r"attention 'se' is a context block, .*: context=dict\(name='se', .*; .* attention: .*lambda"),
         (
             dict(attention=dict(name="lambda", num_heads=2, position=False), share_embeddings=True),
             r"no embeddings to share",

@@ -28,9 +28,7 @@ def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0
             hidden = out // se_ratio
             state |= {**conv(f"{block}.se.fc1", hidden, out, 1), f"{block}.se.fc1.bias": (hidden,)}
             state |= {**conv(f"{block}.se.fc2", out, hidden, 1), f"{block}.se.fc2.bias": (out,)}
-        state |= conv(f"{block}.downsample.{shortcut[0]}", out, channels, 1) | norm(
-            f"{block}.downsample.{shortcut[1]}", out
-        )
+        state |= conv(f"{block}.downsample.{shortcut[0]}", out, channels, 1) | norm(f"{block}.downsample.{shortcut[1]}", out)
         channels = out
     return state | {"fc.weight": (7, channels), "fc.bias": (7,)}
 
@@ -44,9 +42,7 @@ def timm_resnetrs():
     state = {}
     for index, (o, i) in zip((0, 3, 6), ((4, 3), (4, 4), (8, 4)), strict=True):
         state |= conv(f"conv1.{index}", o, i, 3)
-    state |= (
-        norm("conv1.1", 4) | norm("conv1.4", 4) | norm("bn1", 8) | conv("maxpool.0", 8, 8, 3) | norm("maxpool.1", 8)
-    )
+    state |= norm("conv1.1", 4) | norm("conv1.4", 4) | norm("bn1", 8) | conv("maxpool.0", 8, 8, 3) | norm("maxpool.1", 8)
     return state | torchvision_bottlenecks((8, 8, 8, 16), 8, shortcut=("1", "2"), se_ratio=4)
 
 
@@ -62,9 +58,7 @@ def timm_byobnet():
             state |= conv(f"{block}.conv2_kxk.conv", width, width, 3) | norm(f"{block}.conv2_kxk.bn", width)
         else:
             layer, v = f"{block}.self_attn", width // 4
-            state |= (
-                conv(f"{layer}.qkv", 64 + 16 + v, width, 1) | norm(f"{layer}.norm_q", 64) | norm(f"{layer}.norm_v", v)
-            )
+            state |= conv(f"{layer}.qkv", 64 + 16 + v, width, 1) | norm(f"{layer}.norm_q", 64) | norm(f"{layer}.norm_v", v)
             state |= {f"{layer}.conv_lambda.weight": (16, 1, 9, 9, 1), f"{layer}.conv_lambda.bias": (16,)}
             state |= norm(f"{block}.post_attn", width)
         state |= conv(f"{block}.conv3_1x1.conv", out, width, 1) | norm(f"{block}.conv3_1x1.bn", out)
@@ -104,7 +98,5 @@ def test_a_checkpoint_of_another_network_is_refused():
 
 
 def test_networks_without_a_pytorch_counterpart_say_so():
-    with pytest.raises(
-        ValueError, match="no PyTorch name table for stem='cifar' with shortcut='conv'; there is one for"
-    ):
+    with pytest.raises(ValueError, match="no PyTorch name table for stem='cifar' with shortcut='conv'; there is one for"):
         _ = tiny("resnet50", stem="cifar").torch_names
