@@ -9,6 +9,7 @@ from flax import nnx
 
 # Importing a module registers its blocks.
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
+from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention.registration import attention
 
