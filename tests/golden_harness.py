@@ -22,6 +22,7 @@ from lambdanet.interop.names import Rule, convert
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 
 GRADIENT_TOLERANCE = 1e-4
+VANISHING = 1e-2  # of another gradient: below this a gradient is small enough for `Ours.gradient_scale`
 KINDS = ("in", "param", "out", "after_train", "cotangent", "grad", "buffer", "merged", "meta")
 
 NOT_PRODUCED: dict[tuple[str, str], str] = {}
@@ -84,6 +85,9 @@ class Ours:
         statistic after the call in PyTorch's convention); None if there is no training mode.
       checked: keys that the builder itself compares while building.
       tolerance: of outputs, relative to the reference's largest absolute value.
+      gradient_scale: our path of a parameter -> our path of the parameter whose gradient gives the scale that differences
+        are measured by. For gradients that are zero but for rounding, because something later cancels the
+        parameter; a gradient that is not below `VANISHING` of that scale is compared like all others.
     """
 
     outputs: Callable[[Arrays, Arrays], dict[str, jax.Array]]
@@ -92,6 +96,7 @@ class Ours:
     train: Callable[[Arrays, Arrays], tuple[dict[str, jax.Array], dict[str, jax.Array]]] | None = None
     checked: tuple[str, ...] = ()
     tolerance: float = 1e-5
+    gradient_scale: Mapping[str, str] = field(default_factory=dict)
 
 
 Builder = Callable[[Fixture], Ours]
@@ -190,6 +195,9 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
         scales = ours.to_ours({key: np.full_like(array, np.abs(array).max()) for key, array in theirs.items()})
         for path, reference in ours.to_ours(theirs).items():
             largest = float(scales[path].max())
+            if prefix == "grad/param/" and path in ours.gradient_scale:
+                other = float(scales[ours.gradient_scale[path]].max())
+                largest = other if largest < VANISHING * other else largest
             pairs.append(Pair(f"{prefix}... -> {path}", arrays[path], reference, tolerance, largest))
         read.update(prefix + key for key in theirs)
 
@@ -229,6 +237,7 @@ def module_case(
     weights: Arrays | None = None,
     checked: tuple[str, ...] = (),
     tolerance: float = 1e-5,
+    gradient_scale: Mapping[str, str] | None = None,
 ) -> Ours:
     """Our side of a fixture made by one NNX module.
 
@@ -242,6 +251,7 @@ def module_case(
       weights: PyTorch key -> array, where the fixture holds a rule instead of `param/*`.
       checked: as in `Ours`.
       tolerance: as in `Ours`.
+      gradient_scale: as in `Ours`.
     """
     rules = tuple(rules)
     model = nnx.eval_shape(build)
@@ -269,7 +279,7 @@ def module_case(
     def to_ours(torch_named):
         return convert(torch_named, rules, shapes, require_all=False)
 
-    return Ours(outputs, arrays, to_ours, train if norm_count else None, checked, tolerance)
+    return Ours(outputs, arrays, to_ours, train if norm_count else None, checked, tolerance, gradient_scale or {})
 
 
 def _as_torch_statistic(path: str, before: jax.Array, after: jax.Array, count: int, momentum: float = 0.9) -> jax.Array:

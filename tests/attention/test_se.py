@@ -27,9 +27,7 @@ def test_equals_the_formula(bias, spatial):
     for path, variable in nnx.to_flat_state(nnx.state(layer)):
         weights["/".join(path)] = rng.normal(size=variable.shape).astype(np.float32)
         variable[...] = jnp.asarray(weights["/".join(path)])
-    assert set(weights) == {
-        f"{m}/{p}" for m in ("reduce", "expand") for p in (("kernel", "bias") if bias else ("kernel",))
-    }
+    assert set(weights) == {f"{m}/{p}" for m in ("reduce", "expand") for p in (("kernel", "bias") if bias else ("kernel",))}
     x = rng.normal(size=(2, *spatial, 12)).astype(np.float32)
     np.testing.assert_allclose(layer(jnp.asarray(x)), formula(x, weights), rtol=1e-5, atol=1e-5)
     assert layer.macs(*spatial) == 2 * 12 * 3
@@ -57,3 +55,33 @@ def test_names_of_both_ports(first, second, tail):
 def test_ratio_out_of_range(ratio):
     with pytest.raises(ValueError, match=f"ratio is {ratio} for 8 channels; allowed: 1 <= ratio"):
         create_attention(dict(name="se", ratio=ratio), 8, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("spatial", [(5,), (3, 5)])
+def test_capture_shows_the_gate(spatial):
+    layer = nnx.view(create_attention("se", 8, rngs=nnx.Rngs(0)), capture=True)
+    x = jax.random.normal(jax.random.key(0), (2, *spatial, 8))
+    y, recorded = nnx.capture(layer, nnx.Intermediate)(x)
+    (gate,) = nnx.to_pure_dict(recorded)["gate"]
+    assert gate.shape == (2, *(1,) * len(spatial), 8) and np.ptp(gate) > 0.1
+    np.testing.assert_allclose(x * gate, y, rtol=1e-6)
+
+
+# Parameters of the network without squeeze-excite, blocks per stage, and with it: with and without biases.
+NETWORKS = {
+    "ResNet-50": (25_557_032, (3, 4, 6, 3), 28_088_024, 28_071_976),
+    "ResNet-101": (44_549_160, (3, 4, 23, 3), 49_326_872, None),
+    "ResNet-152": (60_192_808, (3, 8, 36, 3), 66_821_848, None),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_counts_of_the_papers_networks(name):
+    def parameters(dim, bias):
+        layer = nnx.eval_shape(lambda: create_attention(dict(name="se", ratio=16, bias=bias), dim, rngs=nnx.Rngs(0)))
+        return sum(p.size for p in jax.tree.leaves(nnx.state(layer, nnx.Param)))
+
+    plain, blocks, *totals = NETWORKS[name]
+    for bias, total in zip((True, False), totals, strict=True):
+        if total is not None:
+            assert plain + sum(n * parameters(256 * 2**stage, bias) for stage, n in enumerate(blocks)) == total

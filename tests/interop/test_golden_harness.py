@@ -111,6 +111,36 @@ def test_nan_shape_and_unknown_arrays_are_found(monkeypatch):
         check(changed(**{"param/fc.extra": y}), TOY)
 
 
+def test_only_a_vanishing_gradient_takes_the_scale_of_another():
+    def scaled(fixture):
+        return replace(build(fixture), gradient_scale={"linear/bias": "linear/kernel"})
+
+    # Cotangents that sum to zero over the batch: the gradients of both biases vanish.
+    cotangent = REFERENCE.arrays["cotangent/y"] - REFERENCE.arrays["cotangent/y"].mean(0)
+    scale = REFERENCE.arrays["param/bn.weight"] / np.sqrt(REFERENCE.arrays["param/bn.running_var"] + EPSILON)
+    normed = (REFERENCE.arrays["out/y"] - REFERENCE.arrays["param/bn.bias"]) / REFERENCE.arrays["param/bn.weight"]
+    centred = changed(
+        cotangent__y=cotangent,
+        **{
+            "grad/in/x": cotangent * scale @ REFERENCE.arrays["param/fc.weight"],
+            "grad/param/fc.weight": (cotangent * scale).T @ REFERENCE.arrays["in/x"],
+            "grad/param/fc.bias": np.full(4, 1e-7, np.float32),  # another library's rounding
+            "grad/param/bn.weight": (cotangent * normed).sum(0),
+            "grad/param/bn.bias": np.full(4, 1e-7, np.float32),
+        },
+    )
+    with pytest.raises(AssertionError, match="toy_a: 2 problems") as caught:
+        check(centred, TOY)
+    assert "linear/bias" in str(caught.value) and "norm/bias" in str(caught.value)
+    with pytest.raises(AssertionError, match="toy_a: 1 problems") as caught:
+        check(centred, {"toy": scaled})
+    assert "norm/bias" in str(caught.value)
+    bias = REFERENCE.arrays["grad/param/fc.bias"].copy()  # not vanishing: no other scale, the small change is found
+    bias[np.abs(bias).argmin()] += 3e-4 * np.abs(bias).max()
+    with pytest.raises(AssertionError, match="toy_a: 1 problems"):
+        check(changed(**{"grad/param/fc.bias": bias}), {"toy": scaled})
+
+
 def test_family_without_builder_and_empty_fixture_fail():
     with pytest.raises(AssertionError, match="no builder for the family 'toy' of toy_a"):
         check(REFERENCE, {})
