@@ -41,9 +41,9 @@ class InterlacedSparseAttention(nnx.Module):
     the full map, zero between positions of different groups. Rows sum to less than one where padded positions, which are
     not shown, have weight.
 
-    Source: Huang et al. 2019, "Interlaced Sparse Self-Attention for Semantic Segmentation", figures 2 and 3, and the
-    openseg.pytorch release, which has the norms and the concatenation that the paper's equations leave out. There
-    C = 512, key_dim 256, value_dim 512, P = (8, 8), and dropout 0.05 in the segmentation head.
+    Source: Huang et al. 2019, "Interlaced Sparse Self-Attention for Semantic Segmentation", with norms, activations and
+    concatenation of the openseg.pytorch release. There C = 512, key_dim 256, value_dim 512, P = (8, 8), and dropout 0.05 in
+    the segmentation head.
 
     Args:
         dim: channels.

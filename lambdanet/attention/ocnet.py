@@ -31,7 +31,7 @@ class ObjectContext(nnx.Module):
     With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *pooled s], the weight with which the value
     of a pooled position enters the context of a position, the resizing included.
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", section 3, and its release, which uses
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release, which uses
     leaky ReLU (0.01) in in-place norms: `activation='leaky_relu_0.01'` for its weights (a checkpoint of the in-place norms
     stores a scale w that means |w| + 1e-5). openseg.pytorch has ReLU, separate queries and keys, two layers each:
     `share_qk=False, num_qk_convs=2`. There C = 512, key_dim = value_dim = 256, sizes (1,), dropout 0.05.
@@ -115,7 +115,7 @@ class PyramidObjectContext(nnx.Module):
 
     With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *s], zero between cells.
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", section 3, and its release: sizes
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release: sizes
     (1, 2, 3, 6), key_dim dim / 2, value_dim dim, behind a 3x3 from 2048 to dim = 512. Activation as for `ObjectContext`.
 
     Args:
@@ -190,7 +190,7 @@ class AspObjectContext(nnx.Module):
 
     With the view attribute `capture`, the unit sows `attention_map` [b, 1, *s, *pooled s].
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", section 3, and its release: dim 512,
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release: dim 512,
     width 256, dilations (12, 24, 36) at stride 8, key_dim width / 2, value_dim width, behind a 3x3 from 2048. Activation
     as for `ObjectContext`. The context keeps the map's size at odd sizes, too.
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxpr_macs import jaxpr_macs
 
-from lambdanet.layers import resize_bilinear
+from lambdanet.layers import resize_bilinear, resize_macs
 
 
 def axis_formula(x, length, align_corners):
@@ -51,6 +52,12 @@ def test_bfloat16_is_interpolated_in_float32():
     assert y.dtype == jnp.bfloat16
     exact = resize_bilinear(x.astype(jnp.float32), (7, 7), align_corners=True)
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("before", "after"), [((3, 4), (7, 9)), ((3, 4), (3, 8)), ((3, 4), (6, 4)), ((3, 4), (3, 4))])
+def test_multiply_adds_are_those_of_the_program(before, after):
+    counted = jaxpr_macs(lambda x: resize_bilinear(x, after), jnp.ones((1, *before, 5)))
+    assert counted == resize_macs(before, after, 5)
 
 
 def test_empty_size_is_refused():
