@@ -12,8 +12,10 @@ from lambdanet.attention import cbam as _cbam  # noqa: F401
 from lambdanet.attention import cgnl as _cgnl  # noqa: F401
 from lambdanet.attention import double_attention as _double_attention  # noqa: F401
 from lambdanet.attention import gc as _gc  # noqa: F401
+from lambdanet.attention import interlaced as _interlaced  # noqa: F401
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
 from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
+from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention.registration import attention
 
