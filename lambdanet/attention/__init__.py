@@ -8,12 +8,18 @@ from typing import Any
 from flax import nnx
 
 # Importing a module registers its blocks.
+from lambdanet.attention import bottleneck_attention as _bottleneck_attention  # noqa: F401
 from lambdanet.attention import cbam as _cbam  # noqa: F401
 from lambdanet.attention import cgnl as _cgnl  # noqa: F401
+from lambdanet.attention import criss_cross as _criss_cross  # noqa: F401
+from lambdanet.attention import danet as _danet  # noqa: F401
 from lambdanet.attention import double_attention as _double_attention  # noqa: F401
 from lambdanet.attention import gc as _gc  # noqa: F401
+from lambdanet.attention import halo_attention as _halo_attention  # noqa: F401
 from lambdanet.attention import interlaced as _interlaced  # noqa: F401
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
+from lambdanet.attention import linformer as _linformer  # noqa: F401
+from lambdanet.attention import mhsa as _mhsa  # noqa: F401
 from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
