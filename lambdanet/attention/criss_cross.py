@@ -1,0 +1,294 @@
+"""Criss-cross attention (CCNet): every position attends to its own row and column; two passes reach the whole map."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lambdanet.attention.registration import attention
+from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
+from lambdanet.layers import ConvNormAct, check_map
+
+
+@attention.register("criss_cross")
+class CrissCross(nnx.Module):
+    r"""x <- x + gamma * softmax over the cross of (q . k) applied to v, `recurrence` times.
+
+    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block starts as the identity.
+
+        q = x W_q + b_q,  k = x W_k + b_k,  v = x W_v + b_v
+        cross(i, j) = {(g, j) for all g} and {(i, g) for all g}: H + W - 1 positions
+        a[u, t] = softmax over t in cross(u) of q[u] . k[t];   y[u] = x[u] + gamma sum_t a[u, t] v[t]
+
+    There is no 1 / sqrt(d). A position counts itself once, in its row. One pass links a position with its row and column,
+    two passes link every pair of positions, through two corners of a rectangle. With three axes the cross is
+    T + H + W - 2 positions and the whole volume needs three passes; with one axis it is the axis itself. Memory is
+    N * (H + W) weights per pass, the pairs are never formed. Logits and softmax are float32.
+
+    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. Parameters: `passes/<i>/query`, `key`,
+    `value`, `gamma`; only `passes/0` where the passes share them. With the view attribute `capture`, a call sows
+    `attention_map` [b, recurrence, *spatial, *spatial], zero outside the crosses.
+
+    Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (ICCV 2019; TPAMI 2020), section 3, and
+    their code. The paper has neither gamma nor biases, the code has both: both are here. Their released 3-D code
+    gathers one axis in the wrong order and counts the own voxel twice; here it is the paper's cross, each position once.
+
+    Args:
+        dim: channels.
+        recurrence: passes, R. 'rcca' is the preset with 2.
+        share_weights: all passes use the same weights, as the paper does; False gives each pass its own.
+        reduction: q and k have dim // reduction channels.
+        dtype: activation dtype; None keeps the input's.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+
+    Raises:
+        ValueError: recurrence below 1, or a reduction that leaves no channel.
+    """
+
+    kind: ClassVar[str] = "context"
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        recurrence: int = 1,
+        share_weights: bool = True,
+        reduction: int = 8,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if recurrence < 1:
+            raise ValueError(f"criss-cross: recurrence is {recurrence}; allowed: 1 or more")
+        if not 1 <= reduction <= dim:
+            raise ValueError(f"criss-cross: reduction is {reduction} for {dim} channels; allowed: 1 <= reduction <= channels")
+        self.dim, self.depth, self.recurrence, self.dtype = dim, dim // reduction, recurrence, dtype
+        self.capture = False
+        count = 1 if share_weights else recurrence
+        options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.passes = nnx.List([_Pass(dim, self.depth, **options) for _ in range(count)])
+
+    def set_view(self, capture: bool | None = None):
+        """Switches the recording of what the block attends to.
+
+        Args:
+          capture: True sows `attention_map` at every call; None leaves it as it is.
+        """
+        if capture is not None:
+            self.capture = capture
+
+    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
+        """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
+        check_map("criss-cross", x, self.dim)
+        x = x.astype(self.dtype or x.dtype)
+        maps = []
+        for index in range(self.recurrence):
+            x, weights = self.passes[index % len(self.passes)](x)
+            if self.capture:
+                maps.append(_full_map(weights, x.shape[1:-1]))
+        if self.capture:
+            self.sow(nnx.Intermediate, "attention_map", jnp.stack(maps, 1))
+        return x
+
+    def macs(self, *spatial: int) -> int:
+        """Multiply-accumulates of one sample: projections, and both attention products over all axes, in every pass.
+
+        The own position is multiplied once per axis and then masked, so the axes count in full.
+        """
+        projections = self.dim * (2 * self.depth + self.dim)
+        return self.recurrence * math.prod(spatial) * (projections + sum(spatial) * (self.depth + self.dim))
+
+
+attention.register("rcca", CrissCross, recurrence=2)
+
+
+class _Pass(nnx.Module):
+    """One set of weights: (x + gamma * context, the softmax weights of every axis)."""
+
+    def __init__(self, dim: int, depth: int, **options: Any):
+        self.query = nnx.Linear(dim, depth, **options)
+        self.key = nnx.Linear(dim, depth, **options)
+        self.value = nnx.Linear(dim, dim, **options)
+        self.gamma = nnx.Param(jnp.zeros((1,), options["param_dtype"]))
+
+    def __call__(self, x):
+        query, key, value = (project(x).astype(x.dtype) for project in (self.query, self.key, self.value))
+        weights = criss_cross_weights(query, key)
+        context = criss_cross_values(weights, value)
+        return (x + self.gamma[...] * context).astype(x.dtype), weights
+
+
+def criss_cross_weights(query: Float[Array, "b *spatial d"], key: Float[Array, "b *spatial d"]) -> list[Array]:
+    """Softmax of query . key over the cross of every position, one piece per spatial axis.
+
+    Args:
+        query: [b, *spatial, d].
+        key: [b, *spatial, d].
+
+    Returns:
+        For each axis, of length l: [b, *other axes, l, l], the weight of every position of the line (last) for the query
+        at a position of the line (before it). All pieces of a query sum to one together; its own position is zero in all
+        pieces but the last. In that layout the products of a line are plain batched matrix products, and only
+        [b, *spatial] maxima and sums are transposed. At least float32.
+    """
+    last = query.ndim - 2
+    accumulate = jnp.promote_types(query.dtype, jnp.float32)
+    logits = {}
+    for axis in range(1, last + 1):
+        lines = (_to_lines(tensor, axis) for tensor in (query, key))
+        piece = jnp.einsum("...qc,...kc->...qk", *lines, preferred_element_type=accumulate)
+        if axis != last:  # the own position counts in the last axis alone
+            piece = jnp.where(jnp.eye(piece.shape[-1], dtype=bool), -jnp.inf, piece)
+        logits[axis] = piece
+    # One softmax over all pieces. The last piece has no masked entry, so the joint maximum is finite even where another
+    # piece is masked as a whole (an axis of length 1).
+    peaks = [_from_lines(piece.max(-1, keepdims=True), axis) for axis, piece in logits.items()]
+    peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
+    powers = {axis: jnp.exp(piece - _to_lines(peak, axis)) for axis, piece in logits.items()}
+    total = sum(_from_lines(piece.sum(-1, keepdims=True), axis) for axis, piece in powers.items())
+    return [piece / _to_lines(total, axis) for axis, piece in powers.items()]
+
+
+def criss_cross_values(weights: Sequence[Array], value: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
+    """Sums the values of every cross with the weights of `criss_cross_weights`; the result has the values' dtype."""
+    lines = [
+        _from_lines(jnp.einsum("...qk,...kc->...qc", piece.astype(value.dtype), _to_lines(value, axis)), axis)
+        for axis, piece in enumerate(weights, 1)
+    ]
+    return functools.reduce(operator.add, lines)
+
+
+def _to_lines(tensor: jax.Array, axis: int) -> jax.Array:
+    """[b, *spatial, c] -> [b, *other axes, axis, c]."""
+    return jnp.moveaxis(tensor, axis, -2)
+
+
+def _from_lines(tensor: jax.Array, axis: int) -> jax.Array:
+    return jnp.moveaxis(tensor, -2, axis)
+
+
+def _full_map(weights: Sequence[jax.Array], spatial: tuple[int, ...]) -> jax.Array:
+    """Pieces of `criss_cross_weights` -> [b, *spatial, *spatial], zero outside the crosses."""
+    axes, full = len(spatial), 0.0
+    for own, piece in enumerate(weights):
+        piece = _from_lines(piece, own + 1)  # [b, *query, key on the own axis]
+        shape = [1] * axes
+        shape[own] = spatial[own]
+        piece = piece.reshape(*piece.shape[:-1], *shape)
+        for other in range(axes):
+            if other != own:  # keys of this line have the query's coordinate on the other axes
+                shape = [1] * (2 * axes)
+                shape[other] = shape[axes + other] = spatial[other]
+                piece = piece * jnp.eye(spatial[other], dtype=piece.dtype).reshape(shape)
+        full = full + piece
+    return full
+
+
+class RCCAHead(nnx.Module):
+    """CCNet's segmentation head: logits(bottleneck([x, mix(rcca(reduce(x)))])).
+
+        h = reduce(x);  h = rcca(h), `recurrence` passes;  h = mix(h);  logits = classify(dropout(bottleneck([x, h])))
+
+    `reduce`, `mix` and `bottleneck` are 3x3 convolutions without bias, batch norm and activation; `classify` is a linear
+    map per position with bias. The logits have the size of the input; resizing them is the caller's business. The residual
+    is inside the attention passes; the head has none of its own.
+
+    Source: the RCCAModule of the CCNet code; the paper has 1x1 in place of 3x3 convolutions. Its norms are InPlace-ABN:
+    leaky ReLU with slope 0.01 after the norm (`activation='leaky_relu_0.01'`), and |weight| + 1e-5 in place of the norm's
+    weight. To read official weights, replace every `*.1.weight` of a norm by its absolute value plus 1e-5 and then use
+    `TORCH_NAMES_RCCA_HEAD`. 'relu' is what mmsegmentation trains with.
+
+    Args:
+        dim: channels of the feature map (2048 of a ResNet-101).
+        num_classes: classes of the logits.
+        hidden: channels inside the attention; None means dim // 4.
+        dim_out: channels in front of the classifier.
+        recurrence: passes, R.
+        share_weights: all passes use the same weights.
+        reduction: queries and keys have hidden // reduction channels.
+        activation: after each norm, a name of `lambdanet.layers.ACTIVATIONS`.
+        dropout: rate at which whole channels are dropped in front of the classifier.
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype; None keeps the input's.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+
+    Raises:
+        ValueError: dropout outside [0, 1), an unknown activation, or what `CrissCross` refuses.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        hidden: int | None = None,
+        dim_out: int = 512,
+        recurrence: int = 2,
+        share_weights: bool = True,
+        reduction: int = 8,
+        activation: str = "relu",
+        dropout: float = 0.1,
+        norm_momentum: float = 0.9,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        if not 0.0 <= dropout < 1.0:
+            raise ValueError(f"criss-cross head: dropout is {dropout}; allowed: 0 <= dropout < 1")
+        hidden = dim // 4 if hidden is None else hidden
+        self.dim, self.num_classes, self.dtype = dim, num_classes, dtype
+        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+
+        def conv(features_in: int, features: int) -> ConvNormAct:
+            return ConvNormAct(features_in, features, 3, activation=activation, norm_momentum=norm_momentum, **shared)
+
+        self.reduce, self.mix = conv(dim, hidden), conv(hidden, hidden)
+        passes = dict(recurrence=recurrence, share_weights=share_weights, reduction=reduction)
+        self.attention = CrissCross(hidden, **passes, **shared)
+        self.bottleneck = conv(dim + hidden, dim_out)
+        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
+        self.classify = nnx.Linear(dim_out, num_classes, **shared)
+
+    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
+        """Maps [b, h, w, dim] to logits [b, h, w, num_classes]; `rngs.dropout` is read in the training view."""
+        check_map("criss-cross head", x, self.dim, (2,))
+        x = x.astype(self.dtype or x.dtype)
+        h = self.mix(self.attention(self.reduce(x)))
+        h = self.bottleneck(jnp.concatenate([x, h], -1))
+        return self.classify(self.dropout(h, rngs=rngs))
+
+    def macs(self, h: int, w: int) -> int:
+        """Multiply-accumulates of one sample."""
+        parts = (self.reduce, self.attention, self.mix, self.bottleneck)
+        return sum(part.macs(h, w) for part in parts) + h * w * self.classify.in_features * self.num_classes
+
+
+TORCH_NAMES = (
+    *prefixed(POINTWISE, r"query_conv\.", "passes/0/query"),
+    *prefixed(POINTWISE, r"key_conv\.", "passes/0/key"),
+    *prefixed(POINTWISE, r"value_conv\.", "passes/0/value"),
+    Rule(r"gamma", "passes/0/gamma"),
+    Rule(r"gamma\.scale", "passes/0/gamma", lambda scale: scale.reshape(1)),  # mmcv
+)
+"""Names of the CrissCrossAttention of CCNet and of mmcv, for passes that share their weights."""
+
+_CONV_NORM_ACT = (*prefixed(CONV, r"0\.", "conv"), *prefixed(BATCH_NORM, r"1\.", "norm"))
+
+TORCH_NAMES_RCCA_HEAD = (
+    *prefixed(_CONV_NORM_ACT, r"conva\.", "reduce"),
+    *prefixed(TORCH_NAMES, r"cca\.", "attention"),
+    *prefixed(_CONV_NORM_ACT, r"convb\.", "mix"),
+    *prefixed(_CONV_NORM_ACT, r"bottleneck\.", "bottleneck"),
+    *prefixed(POINTWISE, r"bottleneck\.3\.", "classify"),
+)
+"""Names of CCNet's RCCAModule; see `RCCAHead` for the weights of its norms."""
