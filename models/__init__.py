@@ -9,6 +9,7 @@ from typing import Any
 from flax import nnx
 
 # Importing a module registers its models.
+from . import context_resnet as _context_resnet  # noqa: F401
 from . import lambda_resnet as _lambda_resnet  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import resnet_rs as _resnet_rs  # noqa: F401

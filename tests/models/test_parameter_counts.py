@@ -10,6 +10,16 @@ import models
 from lambdanet.attention import create_attention
 
 COUNTS = {
+    "a2_resnet50": 32911400,
+    "bot_resnet50": 20852008,
+    "cbam_resnet101": 49330172,
+    "cbam_resnet18": 11779392,
+    "cbam_resnet34": 21960468,
+    "cbam_resnet50": 28089624,
+    "cgnl_resnet101": 46189608,
+    "cgnl_resnet152": 61833256,
+    "cgnl_resnet50": 27197480,
+    "gc_resnet50": 28078773,
     "lambda_resnet101": 36866920,
     "lambda_resnet101_c4": 25982120,
     "lambda_resnet152": 51404696,
@@ -35,6 +45,10 @@ COUNTS = {
     "lambda_resnet50_llll": 14995592,
     "lambda_resnet50_llll_u4": 16040360,
     "lambda_resnet50ts": 21536832,
+    "nl10_resnet50": 40273960,
+    "nl5_resnet50": 32915496,
+    "nl_resnet101": 46650920,
+    "nl_resnet50": 27658792,
     "resnet101": 44549160,
     "resnet152": 60192808,
     "resnet18": 11689512,
@@ -54,6 +68,10 @@ COUNTS = {
     "resnet_rs420_nose": 131840712,
     "resnet_rs50": 35691912,
     "resnet_rs50_nose": 25613256,
+    "se_resnet101": 49326872,
+    "se_resnet152": 66821848,
+    "se_resnet50": 28088024,
+    "se_resnet50_nobias": 28071976,
 }
 
 
@@ -130,6 +148,59 @@ def test_content_only_and_without_norm_after_the_lambda_layer():
 def test_shared_embeddings_store_one_table_per_stage():
     own = parameters(abstract("lambda_resnet50_llll"))
     assert own - parameters(abstract("lambda_resnet50_llll", share_embeddings=True)) == (16 - 4) * 23 * 23 * 16
+
+
+def test_counts_that_no_table_prints():
+    """By hand, as what a block adds to the plain network."""
+    plain = COUNTS["resnet50"]
+    inserted = ((512, 2), (1024, 3))  # channels and number: two blocks in c3, three in c4
+    # A: three projections to c / 2 with biases, one back without, batch norm.
+    assert COUNTS["a2_resnet50"] - plain == sum(n * (3 * (c * c // 2 + c // 2) + c * c // 2 + 2 * c) for c, n in inserted)
+    # Logits; to c / 16 and back, with biases; layer norm between.
+    blocks = ((512, 4), (1024, 6), (2048, 3))
+    context = sum(n * (c + 1 + 2 * c * (c // 16) + c // 16 + c + 2 * (c // 16)) for c, n in blocks)
+    assert COUNTS["gc_resnet50"] - plain == context
+    # Three projections for the 3x3 kernel, and two tables per block on 14x14, 7x7, 7x7.
+    tables = sum(2 * (2 * side - 1) * 512 // 4 for side in (14, 7, 7))
+    assert COUNTS["bot_resnet50"] - plain == 3 * (3 - 9) * 512**2 + tables
+    # The published total is that without biases.
+    assert COUNTS["nl_resnet101"] - (3 * 512 + 1024) == 46_648_360
+
+
+def added_macs(context, side=224) -> float:
+    """Billions of multiply-adds that a context block adds to stages of the widths of ResNet-50."""
+    options = dict(blocks=(1, 1, 1, 1), image_size=(side, side))
+    with_block, without = (abstract("resnet50", context=entry, **options).macs(side, side) for entry in (context, None))
+    return (with_block - without) / 1e9
+
+
+RES3, RES4 = "stage2.1", "stage3.1"
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "side", "billions"),
+    [
+        ("nonlocal", RES3, 224, 0.336),
+        ("nonlocal", RES4, 224, 0.267),
+        ("nonlocal_paper", RES3, 224, 0.490),
+        ("nonlocal_paper", RES4, 224, 0.421),
+        ("nonlocal_cgnl_repo", RES3, 224, 0.726),
+        ("nonlocal_cgnl_repo", RES4, 224, 0.450),
+        ("nonlocal_cgnl_repo", RES4, 448, 2.274),
+        ("cgnl", RES4, 224, 0.321),
+        ("cgnl", RES4, 448, 1.285),
+        ("double_attention", RES3, 224, 0.514),
+        ("double_attention", RES4, 224, 0.514),
+    ],
+)
+def test_macs_of_one_context_block(name, place, side, billions):
+    assert round(added_macs(dict(name=name, after=place), side), 3) == billions
+
+
+def test_macs_of_double_attention_at_a_quarter_of_the_channels():
+    quarter = dict(name="double_attention", after=RES3, feature_dim=128, num_descriptors=128)
+    assert round(added_macs(quarter), 3) == 0.231
+    assert round((abstract("a2_resnet50").macs(224, 224) - abstract("resnet50").macs(224, 224)) / 1e9, 2) == 2.57
 
 
 CONTENT_AND_POSITION = {"content only": dict(position=False), "position only": dict(content=False), "both": {}}

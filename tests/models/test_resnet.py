@@ -295,6 +295,7 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
             dict(attention=None, share_embeddings=True),
             r"share_embeddings is True; allowed: False where attention is None",
         ),
+        (dict(attention="mhsa", share_embeddings=True), r"attention 'mhsa' has no embeddings to share"),
         (dict(attention="se"), r"attention 'se' is a context block, .*: context=dict\(name='se', .*; .* attention: .*lambda"),
         (
             dict(attention=dict(name="lambda", num_heads=2, position=False), share_embeddings=True),

@@ -1,0 +1,85 @@
+"""A block added as the README says, one new file and one import line, works everywhere without another change."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+# Runs in the copy. What it checks is found by name alone; the arguments are the block's name and kind.
+SCRIPT = """
+import sys
+
+import jax, jax.numpy as jnp, numpy as np, optax
+from flax import nnx
+
+import lambdanet
+from configs import attention_zoo, base
+from lambdanet.analysis.attention_maps import capture_maps
+from lambdanet.attention import describe, list_attention
+from lambdanet.training.state import make_init, views
+from lambdanet.training.step import make_train_step
+from models import create_from_config, create_model
+
+name, kind = sys.argv[1:]
+place = dict(attention=name) if kind == "mixer" else dict(context=dict(name=name, after="stage1.1"))
+
+def build():
+    options = dict(blocks=(1,), widths=(8,), block="basic", image_size=(8, 8), num_classes=2)
+    return create_model("resnet_digits", **options, **place, rngs=nnx.Rngs(0))
+
+assert name in list_attention(kind=kind) and "Args:" in describe(name)
+
+config = base.get_config()
+images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
+batch = {"image": images, "label": np.array([0, 1, 0, 1])}
+tx = optax.sgd(0.05)
+step = make_train_step(views(build)[0], tx, config, num_classes=2, seed=0)
+program = jax.jit(lambda: jax.lax.scan(lambda state, _: step(state, batch), make_init(build, tx, ema=False)(), length=2))
+losses = program()[1]["loss"]
+assert np.isfinite(losses).all() and losses[1] < losses[0], losses
+
+model = nnx.view(build(), deterministic=True, use_running_average=True)
+shown = capture_maps(model, jnp.asarray(images, jnp.float32))
+block = "attention" if kind == "mixer" else "context/post/0"
+assert list(shown) == [f"stages/0/blocks/0/{block}/gate"], list(shown)
+assert any(row["type"] == "Newcomer" for row in model.summary_rows(8, 8))
+
+assert name in attention_zoo.variants()
+compared = attention_zoo.get_config("digits," + name)
+abstract = nnx.eval_shape(lambda: create_from_config(compared, num_classes=10, rngs=nnx.Rngs(0)))
+assert any(row["type"] == "Newcomer" for row in abstract.summary_rows(8, 8))
+print(lambdanet.__file__)
+"""
+
+
+@pytest.mark.parametrize("kind", ["context", "mixer"])
+def test_a_copy_of_one_file_and_an_import_line(kind, tmp_path):
+    for folder in ("lambdanet", "models", "configs"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    blocks = tmp_path / "lambdanet" / "attention"
+    source = (blocks / "se.py").read_text()
+    changes = [
+        ('register("se")', 'register("newcomer")'),
+        ("class SqueezeExcite", "class Newcomer"),
+        ('kind: ClassVar[str] = "context"', f'kind: ClassVar[str] = "{kind}"'),
+        ("jax.nn.sigmoid(", "1 + jnp.tanh("),
+    ]
+    for old, new in changes:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    (blocks / "newcomer.py").write_text(source)
+    package = (blocks / "__init__.py").read_text()
+    line = "from lambdanet.attention import se as _se  # noqa: F401\n"
+    assert line in package
+    (blocks / "__init__.py").write_text(package.replace(line, line.replace("se as _se", "newcomer as _newcomer") + line))
+
+    command = [sys.executable, "-c", SCRIPT, "newcomer", kind]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "lambdanet" / "__init__.py")
