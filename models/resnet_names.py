@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lambdanet.attention import lambda_layer, se
+from lambdanet.attention import cbam, lambda_layer, se
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, Rule, prefixed
 
 
@@ -28,7 +28,7 @@ def _byobnet() -> tuple[Rule, ...]:
 
 
 def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -> tuple[Rule, ...]:
-    """The grammar of torchvision's ResNet, which timm's ResNet follows.
+    """The grammar of torchvision's ResNet, which timm's ResNet and SE-ResNet and the authors' CBAM networks follow.
 
     Args:
         stem: (their convolution, their norm, our name) of every stem convolution.
@@ -43,7 +43,8 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
             rules += _conv_norm(rf"{block}conv{number}", rf"{block}bn{number}", f"{ours}/conv{number}")
         conv, norm = shortcut
         rules += _conv_norm(rf"{block}downsample\.{conv}", rf"{block}downsample\.{norm}", f"{ours}/shortcut")
-        rules += prefixed(se.TORCH_NAMES, rf"{block}se\.", f"{ours}/context/standard/0")
+        for gate, names in (("se", se.TORCH_NAMES), ("cbam", cbam.TORCH_NAMES)):
+            rules += prefixed(names, rf"{block}{gate}\.", f"{ours}/context/standard/0")
     return (*rules, *prefixed(LINEAR, r"fc\.", "head/fc"))
 
 

@@ -1,4 +1,6 @@
-"""PyTorch checkpoints of torchvision's ResNet, timm's ResNet-RS and timm's byobnet fill our networks exactly."""
+"""PyTorch checkpoints of torchvision's, timm's (ResNet-RS, SE-ResNet, byobnet) and CBAM's networks fill ours exactly."""
+
+import functools
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ def conv(name, channels_out, channels_in, side):
     return {f"{name}.weight": (channels_out, channels_in, side, side)}
 
 
-def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0):
+def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0, cbam=False):
     state = {}
     for stage, width in enumerate(widths, 1):
         block, out = f"layer{stage}.0", 4 * width
@@ -28,14 +30,19 @@ def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0
             hidden = out // se_ratio
             state |= {**conv(f"{block}.se.fc1", hidden, out, 1), f"{block}.se.fc1.bias": (hidden,)}
             state |= {**conv(f"{block}.se.fc2", out, hidden, 1), f"{block}.se.fc2.bias": (out,)}
+        if cbam:
+            gate, spatial = f"{block}.cbam.ChannelGate.mlp", f"{block}.cbam.SpatialGate.spatial"
+            state |= {f"{gate}.1.weight": (out // 16, out), f"{gate}.1.bias": (out // 16,)}
+            state |= {f"{gate}.3.weight": (out, out // 16), f"{gate}.3.bias": (out,)}
+            state |= conv(f"{spatial}.conv", 1, 2, 7) | norm(f"{spatial}.bn", 1)
         state |= conv(f"{block}.downsample.{shortcut[0]}", out, channels, 1) | norm(f"{block}.downsample.{shortcut[1]}", out)
         channels = out
     return state | {"fc.weight": (7, channels), "fc.bias": (7,)}
 
 
-def torchvision():
+def torchvision(**gates):
     state = conv("conv1", 8, 3, 7) | norm("bn1", 8)
-    return state | torchvision_bottlenecks((8, 8, 8, 16), 8)
+    return state | torchvision_bottlenecks((8, 8, 8, 16), 8, **gates)
 
 
 def timm_resnetrs():
@@ -67,7 +74,13 @@ def timm_byobnet():
     return state | {"head.fc.weight": (7, channels), "head.fc.bias": (7,)}
 
 
-CASES = {"resnet50": torchvision, "resnet_rs50": timm_resnetrs, "lambda_resnet26t": timm_byobnet}
+CASES = {
+    "resnet50": torchvision,
+    "resnet_rs50": timm_resnetrs,
+    "se_resnet50": functools.partial(torchvision, se_ratio=16),
+    "cbam_resnet50": functools.partial(torchvision, cbam=True),
+    "lambda_resnet26t": timm_byobnet,
+}
 
 
 def tiny(name, **overrides):
