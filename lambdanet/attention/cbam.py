@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, prefixed
-from lambdanet.layers import ConvNormAct, check_map
+from lambdanet.layers import ConvNormAct, check_map, max_over
 
 
 def _root_of_squares(x: jax.Array) -> jax.Array:
@@ -23,7 +23,7 @@ def _root_of_squares(x: jax.Array) -> jax.Array:
 
 POOLS = {
     "avg": lambda x: jnp.mean(x, axis=1),
-    "max": lambda x: jnp.max(x, axis=1),
+    "max": lambda x: max_over(x, axis=1),
     "lp": _root_of_squares,
     "lse": lambda x: jax.nn.logsumexp(x, axis=1),
 }
@@ -115,7 +115,7 @@ class ConvolutionalBlockAttention(nnx.Module):
         gate = jax.nn.sigmoid(logits).reshape(x.shape[0], *(1,) * (x.ndim - 2), self.dim)
         x = x * gate.astype(x.dtype)
         if self.spatial is not None:
-            seen = jnp.stack([jnp.max(x, axis=-1).astype(wide), jnp.mean(x, axis=-1, dtype=wide)], axis=-1)
+            seen = jnp.stack([max_over(x, axis=-1).astype(wide), jnp.mean(x, axis=-1, dtype=wide)], axis=-1)
             per_position = jax.nn.sigmoid(self.spatial(seen))
             x = x * per_position.astype(x.dtype)
             gate = gate * per_position

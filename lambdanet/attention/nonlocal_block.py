@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import batch_norm, check_map
+from lambdanet.layers import batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
 
 _ALLOWED = {
@@ -210,10 +210,10 @@ class NonLocal(nnx.Module):
         spatial = x.shape[1:-1]
         window = self._window(spatial)
         x = x.astype(self.dtype or x.dtype)
-        source, pool_after = (_pool(x, window), (1,) * len(window)) if self.pool_first else (x, window)
+        source, pool_after = (max_pool_cells(x, window), (1,) * len(window)) if self.pool_first else (x, window)
         query = _flat(x if self.query is None else self.query(x))
-        key = _flat(_pool(source if self.key is None else self.key(source), pool_after))
-        value = _flat(_pool(self.value(source), pool_after))
+        key = _flat(max_pool_cells(source if self.key is None else self.key(source), pool_after))
+        value = _flat(max_pool_cells(self.value(source), pool_after))
         n, m = query.shape[1], key.shape[1]
         accumulate = jnp.promote_types(query.dtype, jnp.float32)
         if self.pair is not None:
@@ -307,16 +307,6 @@ def _linear_concatenation(query: jax.Array, key: jax.Array, value: jax.Array) ->
     first = jax.vmap(partial(jnp.searchsorted, side="right"))(key, -query)
     sums, key_sums = jnp.split(jax.vmap(lambda rows, i: rows[i])(above, first), 2, axis=-1)
     return query[..., None] * sums + key_sums
-
-
-def _pool(x: jax.Array, window: Sequence[int]) -> jax.Array:
-    """Max pooling with stride = window and no padding; a remainder is dropped."""
-    for axis, size in enumerate(window, 1):
-        if size > 1:
-            count = x.shape[axis] // size
-            x = jax.lax.slice_in_dim(x, 0, count * size, axis=axis)
-            x = jnp.max(x.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis=axis + 1)
-    return x
 
 
 def _grid(spatial: Sequence[int], window: Sequence[int]) -> tuple[int, ...]:

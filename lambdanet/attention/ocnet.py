@@ -191,8 +191,9 @@ class AspObjectContext(nnx.Module):
     With the view attribute `capture`, the unit sows `attention_map` [b, 1, *s, *pooled s].
 
     Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release: dim 512,
-    width 256, dilations (12, 24, 36) at stride 8, key_dim width / 2, value_dim width, behind a 3x3 from 2048. Activation
-    as for `ObjectContext`. The context keeps the map's size at odd sizes, too.
+    width 256, dilations (12, 24, 36) at stride 8, key_dim width / 2, value_dim width, behind a 3x3 from 2048. The context
+    keeps the map's size at odd sizes, too. The activation is the release's, unlike that of `ObjectContext`: behind a ReLU
+    the context branch would never start, since batch norm turns the constant into zero, where a ReLU has no gradient.
 
     Args:
         dim: channels.
@@ -229,7 +230,7 @@ class AspObjectContext(nnx.Module):
         dim_out: int | None = None,
         share_qk: bool = True,
         num_qk_convs: int = 1,
-        activation: str = "relu",
+        activation: str = "leaky_relu_0.01",
         dropout: float = 0.0,
         norm_momentum: float = 0.9,
         dtype: Any = None,

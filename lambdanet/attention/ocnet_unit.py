@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import PointwiseNormAct, resize_bilinear, resize_macs
+from lambdanet.layers import PointwiseNormAct, max_pool_cells, resize_bilinear, resize_macs
 from lambdanet.ops.cell_attention import cell_attention, cell_runs, full_map
 
 
@@ -64,7 +64,7 @@ class AttentionUnit(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Maps [b, h, w, dim] to [b, h, w, dim_out]."""
         batch, *size, _ = x.shape
-        x = _max_pool(x, self.pool)
+        x = max_pool_cells(x, [min(self.pool, side) for side in x.shape[1:3]])
         (h, w), key = x.shape[1:3], x
         for layer in self.key:
             key = layer(key)
@@ -92,13 +92,3 @@ class AttentionUnit(nnx.Module):
         projections = sum(layer.macs(ph * pw) for layer in layers) + ph * pw * (value + out)
         products = pairs * (self.key_dim + self.value.out_features)
         return projections + products + resize_macs((ph, pw), (h, w), self.out.out_features)
-
-
-def _max_pool(x: Float[Array, "b h w c"], window: int) -> Float[Array, "b oh ow c"]:
-    """Maxima of windows side by side; what fills no window is left out, and a shorter axis is one window."""
-    batch, h, w, channels = x.shape
-    rows, columns = min(window, h), min(window, w)
-    if rows == columns == 1:
-        return x
-    x = x[:, : h // rows * rows, : w // columns * columns]
-    return x.reshape(batch, h // rows, rows, w // columns, columns, channels).max((2, 4))

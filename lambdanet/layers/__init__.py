@@ -6,7 +6,7 @@ from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.norm import batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
-from lambdanet.layers.pooling import avg_pool, max_pool
+from lambdanet.layers.pooling import avg_pool, max_over, max_pool, max_pool_cells
 from lambdanet.layers.resize import resize_bilinear, resize_macs
 
 __all__ = [
@@ -19,7 +19,9 @@ __all__ = [
     "avg_pool",
     "batch_norm",
     "check_map",
+    "max_over",
     "max_pool",
+    "max_pool_cells",
     "resize_bilinear",
     "resize_macs",
 ]

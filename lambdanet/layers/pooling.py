@@ -1,8 +1,9 @@
-"""Pooling over the two spatial axes of channels-last maps; every output has ceil(size / stride) positions per axis."""
+"""Pooling of channels-last maps."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,7 @@ from jaxtyping import Array, Float
 MAX_POOL_IMPLS = ("auto", "window", "slices")
 
 
-def max_pool(
-    x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto"
-) -> Float[Array, "b oh ow c"]:
+def max_pool(x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto") -> Float[Array, "b oh ow c"]:
     """Takes the largest value of each window; borders are padded by window // 2 with minus infinity, as PyTorch does.
 
     Both implementations give the same values. They differ where several entries of a window are equally
@@ -48,6 +47,34 @@ def max_pool(
     rows, columns = stride * ((height - 1) // stride) + 1, stride * ((width - 1) // stride) + 1
     slices = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(window) for j in range(window)]
     return functools.reduce(jnp.maximum, slices)
+
+
+def max_pool_cells(x: Float[Array, "b *spatial c"], window: Sequence[int]) -> Float[Array, "b *cells c"]:
+    """Takes the largest value of each cell of a grid without overlap; a remainder that fills no cell is dropped.
+
+    Args:
+        x: map with any number of spatial axes.
+        window: positions of a cell along each of them.
+
+    Returns:
+        Map with size // window positions per axis. Equal entries of a cell share the gradient.
+    """
+    for axis, size in enumerate(window, 1):
+        last = x.shape[axis] // size * size
+        slices = [jax.lax.slice_in_dim(x, start, last, stride=size, axis=axis) for start in range(size)]
+        x = functools.reduce(jnp.maximum, slices)
+    return x
+
+
+def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    """Returns the maximum along an axis; the first of equal entries gets the gradient, as with PyTorch's pooling and `max`.
+
+    The gradient of `jnp.max` compares the input with the result once more and divides by the number of equal entries.
+    XLA may compute the input anew for that, with another rounding, and then none is equal and the gradient is NaN (seen on
+    CPU with optimisation level 0). Here the position is found once.
+    """
+    places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
+    return jnp.sum(jnp.where(places == jnp.argmax(x, axis=axis, keepdims=True), x, 0), axis=axis)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[Array, "b oh ow c"]:

@@ -172,7 +172,7 @@ def test_context_is_zero_at_first_and_only_its_output_projection_learns(spec):
 
 def test_asp_branches_and_size():
     """Every branch in its place of the concatenation: the context is constant while the attention's output is zero."""
-    built, x = build(AspObjectContext, dim=8, width=4, dilations=(1, 3)), image(7, 5, dim=8)
+    built, x = build(AspObjectContext, dim=8, width=4, dilations=(1, 3), activation="relu"), image(7, 5, dim=8)
     built.unit.out.kernel[...] = jnp.zeros_like(built.unit.out.kernel[...])
 
     @jax.jit
@@ -251,3 +251,19 @@ def test_dropout_takes_whole_channels():
 def test_bad_options(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_attention(dict(name=name, **options), 8, rngs=nnx.Rngs(0))
+
+
+def test_asp_context_starts_to_learn():
+    """Its norm turns the constant first context into zeros; only an activation with a gradient at zero lets it begin."""
+    x = image(6, 5, dim=8)
+
+    def gradient(activation):
+        options = {} if activation is None else dict(activation=activation)
+        built = create_attention(dict(name="asp_object_context", dilations=(1,), **options), 8, rngs=nnx.Rngs(0))
+        graphdef, params, rest = nnx.split(built, nnx.Param, ...)
+        target = jax.random.normal(jax.random.key(1), x.shape)
+        loss = lambda params: jnp.sum((nnx.merge(graphdef, params, rest, copy=True)(x) - target) ** 2)  # noqa: E731
+        return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["context_out"]["norm"]["bias"]
+
+    assert np.abs(gradient(None)).min() > 0
+    np.testing.assert_array_equal(gradient("relu"), 0)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.layers import avg_pool, max_pool
+from lambdanet.layers import avg_pool, max_over, max_pool, max_pool_cells
 
 SIZES = [(1, 1), (1, 5), (2, 2), (7, 4), (8, 9)]
 
@@ -25,9 +25,7 @@ def window_reference(x, window, stride, low, reduce):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pool_lowerings_equal_the_reference(size, stride):
-    x = (
-        np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0
-    )  # negative: zero padding would show
+    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0  # negative: zero padding would show
     expected = window_reference(x, 3, stride, (1, 1), np.max)
     for impl in ("window", "slices", "auto"):
         np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)
@@ -63,3 +61,22 @@ def test_avg_pool_sums_in_float32():
     pooled = avg_pool(x, 3)
     assert pooled.dtype == jnp.bfloat16
     np.testing.assert_array_equal(pooled, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("window", [(2, 2), (1, 3), (2, 3)])
+def test_max_of_cells_drops_the_remainder(window):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    rows, columns = 5 // window[0], 7 // window[1]
+    cells = x[:, : rows * window[0], : columns * window[1]].reshape(2, rows, window[0], columns, window[1], 3)
+    np.testing.assert_array_equal(max_pool_cells(x, window), cells.max((2, 4)))
+    gradient = jax.grad(lambda x: jnp.sum(max_pool_cells(x, window) ** 2))(x)
+    kept = np.asarray(gradient)[np.nonzero(gradient)]
+    np.testing.assert_allclose(np.sort(kept), np.sort(2 * np.ravel(cells.max((2, 4)))), rtol=1e-6)
+    assert np.count_nonzero(gradient) == 2 * rows * columns * 3
+
+
+def test_max_over_gives_the_gradient_to_the_first_of_equals():
+    x = jnp.asarray([[1.0, 3.0, 3.0], [2.0, -1.0, 0.0]])
+    for axis in (0, 1, -1):
+        np.testing.assert_array_equal(max_over(x, axis), x.max(axis))
+    np.testing.assert_array_equal(jax.grad(lambda x: max_over(x, 1).sum())(x), [[0, 1, 0], [1, 0, 0]])

@@ -17,6 +17,7 @@ from models import create_model
 CLASSES, SIDE, STEPS = 4, 8, 3
 # Where the defaults, made for large maps, leave a single position to attend to on maps of 8x8 and 4x4.
 OPTIONS = {
+    "cbam": dict(reduction=4),  # one hidden unit of a ReLU may be dead
     "asp_object_context": dict(dilations=(1, 2)),
     "interlaced": dict(group_size=(2, 2)),
     "pyramid_object_context": dict(sizes=(1, 2)),
