@@ -19,8 +19,8 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # Data.
     config.data = data = ConfigDict()
-    data.source = "digits"  # 'digits' | 'tfds' | 'image_folder' | 'synthetic'
-    data.data_dir = "data"  # digits: where it is prepared on first use; tfds, image_folder: the prepared directory itself
+    data.source = "digits"  # 'digits' | 'cued_digits' (image_size is its canvas) | 'tfds' | 'image_folder' | 'synthetic'
+    data.data_dir = "data"  # (cued_)digits: where it is prepared on first use; tfds, image_folder: the prepared directory itself
     data.train_split = "train"  # TFDS split text: 'train', 'train+validation', 'train[:90%]'
     data.eval_split = "validation"  # evaluated while training; 'best' checkpoints are chosen on it; '' = none
     data.test_split = "test"  # evaluated once, after the last step; '' = none

@@ -51,7 +51,7 @@ _NAME = (lambda v: bool(v)), "a non-empty text"
 # Key -> (predicate of a value whose type is right, what is allowed: words, or the names to choose from).
 CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "seed": _NOT_NEGATIVE,
-    "data.source": _one_of("digits", "tfds", "image_folder", "synthetic"),
+    "data.source": _one_of("digits", "cued_digits", "tfds", "image_folder", "synthetic"),
     "data.train_split": _NAME,
     "data.image_size": (_tuple_of(2, lambda x: x >= 1), "(height, width), both integers >= 1"),
     "data.channels": ((lambda v: v in (1, 3)), "1 (grey) or 3 (RGB)"),
@@ -135,6 +135,11 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
         ("data.std", "data.channels"),
         lambda c: len(c.data.std) in (1, c.data.channels),
         "std must have one value, or one per channel",
+    ),
+    (
+        ("data.source", "data.channels"),
+        lambda c: c.data.source != "cued_digits" or c.data.channels == 3,
+        "source 'cued_digits' needs 3 channels: the colours are the task",
     ),
     (
         ("optim.schedule", "optim.step_epochs"),

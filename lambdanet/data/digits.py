@@ -47,6 +47,12 @@ def stratified_split(labels: np.ndarray, sizes: list[int], seed: int = 0) -> lis
     return parts
 
 
+def split_rows(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the rows of load_digits that train, validation and test consist of, given the class of every row."""
+    validation, test, train = stratified_split(labels, [VALIDATION, TEST, len(labels) - VALIDATION - TEST])
+    return {"train": train, "validation": validation, "test": test}
+
+
 def png_bytes(image: np.ndarray) -> bytes:
     """Encodes a uint8 image [h, w] or [h, w, 3] losslessly (given arrays, TFDS would encode them with TensorFlow)."""
     buffer = io.BytesIO()
@@ -75,15 +81,10 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         data = load_digits()
         images = np.round(data.images * (255 / 16)).astype(np.uint8)  # stored as 0..16
         labels = data.target
-        validation, test, train = stratified_split(labels, [VALIDATION, TEST, len(labels) - VALIDATION - TEST])
+        splits = split_rows(labels)
+        train = splits["train"]
         (chosen,) = stratified_split(labels[train], [round(LABELLED_FRACTION * len(train))])
-        splits = {
-            "train": train,
-            "validation": validation,
-            "test": test,
-            "train_labelled": train[chosen],
-            "train_unlabelled": np.delete(train, chosen),
-        }
+        splits |= {"train_labelled": train[chosen], "train_unlabelled": np.delete(train, chosen)}
         return {name: self._generate_examples(images, labels, rows) for name, rows in splits.items()}
 
     def _generate_examples(self, images, labels, rows):

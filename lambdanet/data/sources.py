@@ -10,9 +10,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import digits, storage
+from lambdanet.data import cued_digits, digits, storage
 
-SOURCES = ("digits", "tfds", "image_folder", "synthetic")
+SOURCES = ("digits", "cued_digits", "tfds", "image_folder", "synthetic")
 SYNTHETIC_SPLITS = ("train", "validation", "test")
 FILE_FEATURES = (
     "file",
@@ -142,10 +142,15 @@ def open_source(config: Any, split: str) -> Source:
 
 
 def open_directory(config: Any) -> tfds.core.DatasetBuilder:
-    """Opens the prepared directory of the configured data set; prepares `digits` on first use."""
+    """Opens the prepared directory of the configured data set; prepares `digits` and `cued_digits` on first use."""
     if config.source not in SOURCES:
         raise ValueError(f"unknown data.source {config.source!r}; allowed: {', '.join(SOURCES)}")
-    directory = Path(digits.prepare(config.data_dir) if config.source == "digits" else config.data_dir)
+    if config.source == "digits":
+        directory = Path(digits.prepare(config.data_dir))
+    elif config.source == "cued_digits":
+        directory = Path(cued_digits.prepare(config.data_dir, tuple(config.image_size)))
+    else:
+        directory = Path(config.data_dir)
     if not storage.is_prepared(directory):
         what = "holds no prepared data set (no dataset_info.json)" if directory.is_dir() else "does not exist"
         fix = (

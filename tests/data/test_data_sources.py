@@ -118,7 +118,7 @@ def test_tfds_directory_with_slices_and_sums(tfds_config):
             "data_dir='missing/1.0.0' does not exist; name the directory that holds",
         ),
         ({"source": "image_folder", "data_dir": "tests"}, "no prepared data set.*lambdanet.data.prepare"),
-        ({"source": "folder"}, "unknown data.source 'folder'; allowed: digits, tfds"),
+        ({"source": "folder"}, "unknown data.source 'folder'; allowed: digits, cued_digits"),
     ],
 )
 def test_what_cannot_be_opened_is_named(tfds_config, change, message):
