@@ -6,7 +6,7 @@ VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
 
-.PHONY: train test clean
+.PHONY: train test compare clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -16,6 +16,10 @@ train: $(VENV)/installed-run-$(VERSION)
 
 test: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile tests
+
+# Every attention block under one recipe; continues where it was interrupted. Writes docs/comparison.md.
+compare: $(VENV)/installed-run-$(VERSION)
+	$(RUN) -m benchmarks.compare
 
 $(VENV)/python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

@@ -1,1 +1,1 @@
-"""Timing of this project's own code: `python -m benchmarks input|ops|model`."""
+"""Measuring this project's own code: `python -m benchmarks input|ops|model|memory` and `python -m benchmarks.compare`."""

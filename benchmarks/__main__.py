@@ -1,6 +1,6 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks input|ops|model [--cases GLOB] [--rounds N] [--json FILE]
+    python -m benchmarks input|ops|model|memory [--cases GLOB] [--rounds N] [--json FILE]
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was wrong.
 """
@@ -15,7 +15,7 @@ import sys
 
 from benchmarks import harness
 
-SUITES = {"input": "input_suite", "ops": "ops_suite", "model": "model_suite"}
+SUITES = {"input": "input_suite", "ops": "ops_suite", "model": "model_suite", "memory": "memory_suite"}
 
 
 def main(argv: list[str] | None = None) -> int:

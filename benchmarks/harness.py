@@ -1,4 +1,4 @@
-"""Timing candidates side by side: one process, correctness before speed, interleaved rounds, best and median."""
+"""Measuring candidates side by side: one process, correctness before speed, interleaved rounds, best and median."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
 SLOWEST_CALL = 3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
@@ -21,21 +21,24 @@ class Prepared:
     """A candidate that is ready to run.
 
     Attributes:
-        run: does the work once and waits for it; or returns (wall seconds, CPU seconds) of the part that counts.
+        run: does the work once and waits for it; or returns (wall seconds, CPU seconds) of the part that counts. None:
+            nothing is timed, `facts` are the measurement.
         check: raises AssertionError unless the candidate's results are right.
         items: pieces of work per call (images); adds two rates to the record.
         temp_mib: temporary memory of the compiled program, MiB.
         flops, bytes: useful work per call, the same for all candidates of a case: operations of the formula, and its
             operands and results once.
+        facts: further entries of the record, found while preparing.
         close: called at the end.
     """
 
-    run: Callable[[], tuple[float, float] | None]
+    run: Callable[[], tuple[float, float] | None] | None
     check: Callable[[], None]
     items: int | None = None
     temp_mib: float | None = None
     flops: float | None = None
     bytes: float | None = None
+    facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     close: Callable[[], None] = lambda: None
 
 
@@ -83,6 +86,10 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
             prepared.check()
         except AssertionError as error:
             record["error"] = f"wrong result: {error}"
+            prepared.close()
+            continue
+        record |= prepared.facts
+        if prepared.run is None:
             prepared.close()
             continue
         wall, _ = _sample(prepared, 1)
@@ -144,6 +151,11 @@ COLUMNS = (
     ("items_per_s", "{:.0f}"),
     ("items_per_cpu_s", "{:.0f}"),
     ("temp_mib", "{:.1f}"),
+    ("sides", "{}"),
+    ("bytes", "{}"),
+    ("growth", "{:.2f}"),
+    ("formula", "{}"),
+    ("formula_bytes", "{}"),
     ("error", "{}"),
 )
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,42 +33,15 @@ def cases() -> list[Case]:
 
 
 def prepare_dispatch(name: str) -> Prepared:
-    """Jits the training step of train.py (AdamW, moving averages, donated state) and times its calls."""
+    """Times the Python side of the calls of the training step (AdamW, moving averages, donated state)."""
     config = base.get_config()
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(config.train.cache_dir))
-    config.data.channels, config.train.ema_decay = 3, 0.999
-
-    def build():
-        return models.create_model(name, widths=WIDTHS, image_size=(SIDE, SIDE), num_classes=10, rngs=nnx.Rngs(0))
-
-    lr = schedule.make_schedule(config.optim, total_steps=1000, steps_per_epoch=100)
-    tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(build)[0])
-    init = state.make_init(build, tx, ema=True)
-    device_mesh = mesh.make_mesh(1, 1, devices=jax.devices()[:1])
-    shardings = mesh.state_shardings(jax.eval_shape(init), device_mesh, config.mesh.fsdp_min_size)
-    graphdef, _ = state.views(build)
-    train_step = jax.jit(
-        step.make_train_step(graphdef, tx, config, num_classes=10, seed=0, schedule=lr, mesh=device_mesh),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    rng = np.random.default_rng(0)
-    batch = {"image": rng.integers(0, 256, (1, SIDE, SIDE, 3), np.uint8), "label": np.array([3], np.int32)}
-    batch = mesh.put_batch(batch, mesh.batch_sharding(device_mesh))
-    make = jax.jit(init, out_shardings=shardings)
+    config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
+    config.model = dict(name=name, widths=WIDTHS)
+    make, train_step, batch = training_step(config, num_classes=10, batch_size=1)
     current = [make()]
 
     def check():
-        first, second = make(), make()
-        before = jax.tree.map(np.array, first.params)
-        outcomes = [train_step(start, batch) for start in (first, second)]
-        (after, metrics), (again, _) = outcomes
-        assert int(after.step) == 1 and np.isfinite(float(metrics["loss"]))
-        assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), after.params, again.params)))
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params)), "the state was not donated"
-        later, _ = train_step(after, batch)  # the warm-up starts at a learning rate of 0, so this is the first to move
-        changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, later.params)
-        assert any(jax.tree.leaves(changed)), "two steps changed no parameter"
+        check_step(make, train_step, batch)
 
     def run():
         samples = []
@@ -79,3 +54,56 @@ def prepare_dispatch(name: str) -> Prepared:
         return statistics.median(wall), statistics.median(cpu)
 
     return Prepared(run, check)
+
+
+def training_step(
+    config: Any, *, num_classes: int, batch_size: int
+) -> tuple[Callable[[], state.TrainState], Callable[..., Any], dict[str, jax.Array]]:
+    """Builds what train.py jits, on one device and for random images.
+
+    Args:
+        config: a whole config.
+        num_classes: of the labels.
+        batch_size: images per step.
+
+    Returns:
+        (function that makes the first state, jitted training step with donated state, batch).
+    """
+    if config.train.cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(config.train.cache_dir))
+
+    def build():
+        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+
+    lr = schedule.make_schedule(config.optim, total_steps=1000, steps_per_epoch=100)
+    tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(build)[0])
+    init = state.make_init(build, tx, ema=config.train.ema_decay > 0)
+    device_mesh = mesh.make_mesh(1, 1, devices=jax.devices()[:1])
+    shardings = mesh.state_shardings(jax.eval_shape(init), device_mesh, config.mesh.fsdp_min_size)
+    graphdef, _ = state.views(build)
+    train_step = jax.jit(
+        step.make_train_step(graphdef, tx, config, num_classes=num_classes, seed=0, schedule=lr, mesh=device_mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, None),
+    )
+    rng, shape = np.random.default_rng(0), (batch_size, *config.data.image_size, config.data.channels)
+    batch = {
+        "image": rng.integers(0, 256, shape, np.uint8),
+        "label": rng.integers(0, num_classes, batch_size, np.int32),
+    }
+    batch = mesh.put_batch(batch, mesh.batch_sharding(device_mesh))
+    return jax.jit(init, out_shardings=shardings), train_step, batch
+
+
+def check_step(make: Callable[[], state.TrainState], train_step: Callable[..., Any], batch: dict[str, jax.Array]) -> None:
+    """Raises AssertionError unless the step is finite, repeatable, donates its state and moves the parameters."""
+    first, second = make(), make()
+    before = jax.tree.map(np.array, first.params)
+    outcomes = [train_step(start, batch) for start in (first, second)]
+    (after, metrics), (again, _) = outcomes
+    assert int(after.step) == 1 and np.isfinite(float(metrics["loss"])), "the loss is not finite"
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), after.params, again.params)))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params)), "the state was not donated"
+    later, _ = train_step(after, batch)  # the warm-up starts at a learning rate of 0, so this is the first to move
+    changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, later.params)
+    assert any(jax.tree.leaves(changed)), "two steps changed no parameter"

@@ -1,0 +1,248 @@
+"""Every attention variant in the same small ResNet, trained by one recipe and measured: writes docs/comparison.md.
+
+    python -m benchmarks.compare [--quick] [--only GLOB] [--out DIR] [--jobs N]
+
+Trains all variants of configs/attention_zoo.py on both tasks, each run being one `train.py` command with a directory of
+its own, `--jobs` of them at a time with one core each; then, alone on the machine, times their training steps in turns
+and asks the compiler for the memory of every block (benchmarks/memory_suite.py). Called again, it skips what is
+finished, continues what was interrupted, does again what has another recipe by now, and writes the document anew.
+Changed code is not noticed: remove the runs to begin afresh.
+
+Files: docs/comparison.md, docs/images/comparison_*.png, benchmarks/results/cpu_compare.jsonl, which holds every number of
+the document, and runs/compare/ with the runs. With --out all of them lie in DIR; --quick (a few variants, short runs) and
+--only have a DIR of their own by default, so that the document is never one of parts. Its section 'Reading' is written by
+hand, and kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import fnmatch
+import functools
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+# Children and this process alike: the runs are far too small for an accelerator, and would have to share it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax  # noqa: E402
+from flax import nnx  # noqa: E402
+
+import models  # noqa: E402
+from benchmarks import compare_report, harness, memory_suite, model_suite  # noqa: E402
+from benchmarks.compare_runs import ROOT, Run, accuracy_record, make_run, train_all  # noqa: E402
+from configs import attention_zoo  # noqa: E402
+from lambdanet import data  # noqa: E402
+from lambdanet.config import to_plain  # noqa: E402
+from lambdanet.training import state  # noqa: E402
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is trained and measured.
+
+    Attributes:
+        seeds: seeds by task.
+        steps: steps by task; a task that is not named has the recipe's length.
+        variants: shell patterns; a variant takes part if one matches.
+        sides: sides of the maps whose memory is measured.
+        channels: of those maps.
+        rounds: samples of each step time.
+        options: further overrides of the config, as text.
+    """
+
+    seeds: Mapping[str, Sequence[int]]
+    steps: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    variants: Sequence[str] = ("*",)
+    sides: Sequence[int] = memory_suite.SIDES
+    channels: int = memory_suite.DIM
+    rounds: int = 15
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Returns the variants that take part, in the order of the tables; ValueError if a pattern matches none."""
+        known = list(attention_zoo.variants())
+        for pattern in self.variants:
+            if not fnmatch.filter(known, pattern):
+                raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(known)}")
+        return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.variants)]
+
+
+FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2)})
+QUICK = Plan(
+    seeds={"cued": (0,), "digits": (0,)},
+    steps={"cued": 50, "digits": 100},
+    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross"),
+    sides=(16, 32, 64),
+    channels=64,
+    rounds=5,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Where everything lies; `files_in` makes one."""
+
+    runs: Path
+    document: Path
+    images: Path
+    records: Path
+
+
+def files_in(out: Path | None) -> Files:
+    """Returns the project's own places, or all of them in one directory; ValueError if one cannot be written."""
+    if out is None:
+        results = ROOT / "benchmarks" / "results" / "cpu_compare.jsonl"
+        files = Files(ROOT / "runs" / "compare", ROOT / "docs" / "comparison.md", ROOT / "docs" / "images", results)
+    else:
+        files = Files(out / "runs", out / "comparison.md", out / "images", out / "compare.jsonl")
+    for directory in (files.runs, files.document.parent, files.images, files.records.parent):
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
+        except OSError as error:
+            raise ValueError(f"cannot write to {directory}: {error}; name a writable directory with --out") from error
+    return files
+
+
+def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
+    """Trains, measures and writes the document.
+
+    Args:
+        plan: what.
+        files: where.
+        jobs: training runs at a time.
+
+    Returns:
+        Name of every run that failed -> why; the document shows them as failed.
+    """
+    names = plan.names()
+    runs = []
+    for task, seeds in plan.seeds.items():
+        options = {**plan.options, **({"train.steps": str(plan.steps[task])} if task in plan.steps else {})}
+        runs += [make_run(task, name, seed, files.runs, options) for seed in seeds for name in names]
+        data.describe(runs[-1].config.data)  # prepares the data once, before several processes want it
+    failures = train_all(runs, jobs)
+    records = [accuracy_record(run, failures.get(run.name)) for run in runs]
+    firsts = {(run.task, run.variant): run for run in reversed(runs) if run.name not in failures}
+    records += measured_steps(list(firsts.values())[::-1], plan.rounds, files.runs / "steps.json")
+    records += measured_memory(names, plan.sides, plan.channels, files.runs / "memory.json")
+    files.records.write_text("".join(json.dumps(record) + "\n" for record in records))
+    compare_report.write(records, files.document, files.images, files.records)
+    return failures
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measuring
+# ----------------------------------------------------------------------------------------------------------------------
+def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[str, Any]]:
+    """Times the training steps of all variants of a task in turns.
+
+    Args:
+        runs: one per task and variant.
+        rounds: samples each.
+        kept: file with the records of an earlier call; taken if they are of the same networks.
+
+    Returns:
+        What the machine was, then one record per run: time, parameters and MACs of the network.
+    """
+    wanted = json.loads(json.dumps([rounds, [[run.task, run.variant, to_plain(run.config.model)] for run in runs]]))
+    if kept.is_file() and (earlier := json.loads(kept.read_text()))["of"] == wanted:
+        return earlier["records"]
+    print(f"step times: {len(runs)} training steps, in turns", flush=True)
+    cases = [harness.Case("step", r.task, "train", r.variant, functools.partial(prepare_step, r)) for r in runs]
+    records = [{"suite": "environment", **harness.environment()}, *harness.run_cases(cases, rounds=rounds)]
+    kept.write_text(json.dumps({"of": wanted, "records": records}))
+    return records
+
+
+def prepare_step(run: Run) -> harness.Prepared:
+    """Compiles the training step that train.py runs."""
+    config, num_classes = run.config, data.describe(run.config.data).num_classes
+
+    def build():
+        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+
+    batch_size = config.train.batch_size
+    make, train_step, batch = model_suite.training_step(config, num_classes=num_classes, batch_size=batch_size)
+    current = [make()]
+    compiled = train_step.lower(current[0], batch).compile()
+
+    def once():
+        current[0], metrics = compiled(current[0], batch)
+        jax.block_until_ready((current[0], metrics))
+
+    params, _ = state.abstract_weights(build)
+    facts = {
+        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
+        "macs": nnx.eval_shape(build).macs(*config.data.image_size),
+        "batch_size": batch_size,
+        "model": to_plain(config.model),
+    }
+    check = functools.partial(model_suite.check_step, make, compiled, batch)
+    return harness.Prepared(once, check, items=batch_size, facts=facts)
+
+
+def measured_memory(names: Sequence[str], sides: Sequence[int], channels: int, kept: Path) -> list[dict[str, Any]]:
+    """Compiles the blocks of the variants for maps of several sizes; what an earlier call has kept is not done again."""
+    specs = json.loads(json.dumps(attention_zoo.variants()))
+    wanted = {name: [specs[name], list(sides), channels] for name in names if specs[name] is not None}
+    earlier = json.loads(kept.read_text()) if kept.is_file() else {}
+    found = {name: entry for name, entry in earlier.items() if name in wanted and entry["of"] == wanted[name]}
+    cases: dict[str, list[harness.Case]] = {}
+    for case in memory_suite.cases(sides, channels):
+        if case.name in wanted and case.name not in found:
+            cases.setdefault(case.name, []).append(case)
+    for done, (name, group) in enumerate(cases.items(), 1):
+        print(f"memory: [{done}/{len(cases)}] {name}", flush=True)
+        found[name] = {"of": wanted[name], "records": harness.run_cases(group, rounds=1)}
+        kept.write_text(json.dumps(found))
+    return [record for name in wanted for record in found[name]["records"]]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Command line
+# ----------------------------------------------------------------------------------------------------------------------
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status: 1 if a run failed, 2 for wrong input."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="a few variants, short runs; no more than 5 minutes")
+    parser.add_argument("--only", metavar="GLOB", help="only the variants whose name matches")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="where everything is written")
+    parser.add_argument("--jobs", metavar="N", type=int, default=cores, help=f"training runs at a time ({cores})")
+    args = parser.parse_args(argv)
+    if args.jobs < 1:
+        parser.error(f"--jobs is {args.jobs}; allowed: at least 1")
+    plan, out = QUICK if args.quick else FULL, args.out
+    if args.only:
+        plan = dataclasses.replace(plan, variants=(args.only,))
+    if out is None and (args.quick or args.only):
+        out = ROOT / "runs" / ("compare_quick" if args.quick else "compare_only")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        plan.names()
+        files = files_in(None if out is None else out.absolute())
+        failures = run(plan, files, args.jobs)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 130
+    for reason in failures.values():
+        print(f"failed: {reason}", file=sys.stderr)
+    print(f"Written: {files.document}, {files.records}")
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
