@@ -9,7 +9,7 @@ from flax import nnx
 
 import models
 import train
-from configs import base, cifar, digits, digits_semi, imagenet90, imagenet350
+from configs import attention_zoo, base, cifar, cued_digits, digits, digits_semi, imagenet90, imagenet350
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
 
@@ -19,6 +19,8 @@ RECIPES = {
     imagenet90: list(imagenet90.MODELS),
     imagenet350: list(imagenet350.ROWS),
     digits_semi: list(digits_semi.ROLES),
+    cued_digits: ["none", "nonlocal", "lambda"],
+    attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
@@ -30,6 +32,7 @@ STEPPED = [
     (cifar, "lambda"),
     (imagenet90, "llll"),
     (imagenet90, "cccc"),
+    (cued_digits, "nonlocal"),
     *((imagenet350, row) for row in imagenet350.ROWS),
 ]
 
