@@ -130,6 +130,9 @@ def start(run: Run) -> subprocess.Popen:
     run.workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", f"--workdir={run.workdir}", *run.flags]
     environment = os.environ | {"PJRT_NPROC": "1", "OMP_NUM_THREADS": "1"}
+    # glibc keeps freed memory instead of returning it: XLA asks for the same buffers in every step, and fresh pages cost a
+    # fault each.
+    environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     with open(run.workdir / "train.log", "w") as log:
         # A session of its own, so that Ctrl-C reaches it once, from `train_all`: a second signal would not let it save.
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
