@@ -12,6 +12,8 @@ from jaxpr_macs import jaxpr_macs
 from lambdanet.attention import KINDS, attention, create_attention, describe, kind, list_attention
 
 DIM, SIZE = 16, (5, 7)
+# Everything here runs once: compiling is what it costs.
+once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 SOWN = ("attention_map", "gate", "channel_map")
 
 
@@ -51,7 +53,7 @@ def test_describes_itself(name):
 def test_shape_batch_invariance_and_gradient(name):
     module, x = block(name), image()
 
-    @jax.jit
+    @once
     def both(x):
         y = module(x)
         return y, jax.grad(lambda x: jnp.sum(module(x) ** 2))(x)
@@ -66,8 +68,8 @@ def test_shape_batch_invariance_and_gradient(name):
 @pytest.mark.parametrize("name", plain_names())
 def test_bfloat16_is_close(name):
     x = image(seed=2)
-    exact = block(name)(x)
-    y = jax.jit(block(name, dtype=jnp.bfloat16).__call__)(x)
+    exact = once(block(name).__call__)(x)
+    y = once(block(name, dtype=jnp.bfloat16).__call__)(x)
     assert y.dtype == jnp.bfloat16
     scale = np.abs(exact).max()
     np.testing.assert_allclose(np.asarray(y, np.float32), exact, rtol=0, atol=4e-2 * scale)
@@ -78,7 +80,7 @@ def test_smallest_map_and_long_maps(name):
     for size in ((1, 1), (1, 6)):
         x = image(size)
         try:
-            y = block(name, size)(x)
+            y = once(block(name, size).__call__)(x)
         except ValueError as error:
             assert "size" in str(error) or "map" in str(error), "the refusal must say what sizes are allowed"
             continue
@@ -95,9 +97,15 @@ def test_multiply_adds_are_those_of_the_program(name):
 def test_capture_shows_something_finite(name):
     x = image()
     graphdef, state = nnx.split(nnx.view(block(name), capture=True))
-    y, sown = nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(x)
-    np.testing.assert_allclose(y, block(name)(x), rtol=1e-5, atol=1e-5)
-    flat = {path[-2]: np.asarray(v[...] if hasattr(v, "get_value") else v) for path, v in _leaves(sown)}
+
+    @once
+    def run(x):
+        y, sown = nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(x)
+        return y, block(name)(x), nnx.to_pure_dict(sown)
+
+    y, uncaptured, sown = run(x)
+    np.testing.assert_allclose(y, uncaptured, rtol=1e-5, atol=1e-5)
+    flat = {path[-2]: np.asarray(value) for path, value in _leaves(sown)}
     shown = {key: value for key, value in flat.items() if key in SOWN}
     assert shown, f"capture sowed {sorted(flat)}; one of {SOWN} is needed"
     for key, value in shown.items():
@@ -106,8 +114,6 @@ def test_capture_shows_something_finite(name):
 
 
 def _leaves(tree, path=()):
-    if isinstance(tree, nnx.State):
-        tree = nnx.to_pure_dict(tree)
     if isinstance(tree, dict):
         for key, value in tree.items():
             yield from _leaves(value, (*path, key))
