@@ -167,13 +167,18 @@ def run(fixture: Fixture, ours: Ours, evaluate: Callable | None = None) -> tuple
     Args:
       fixture: the case.
       ours: what its builder made.
-      evaluate: (function, *arguments) -> result; None compiles and runs, `jax.eval_shape` gives shapes alone.
+      evaluate: (function, *arguments) -> result; None compiles and runs, `jax.eval_shape` gives shapes alone. What runs
+        once is compiled without XLA's optimisations, which would take most of the time.
 
     Returns:
       One pair per compared array, and what could not be compared.
     """
     with jax.default_device(jax.devices("cpu")[0]), jax.default_matmul_precision("highest"):
-        return _run(fixture, ours, evaluate or (lambda function, *arguments: jax.jit(function)(*arguments)))
+        return _run(fixture, ours, evaluate or _compile_and_run)
+
+
+def _compile_and_run(function: Callable, *arguments):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
 
 
 def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], list[str]]:
