@@ -27,9 +27,9 @@ from lambdanet.attention.registration import attention
 
 __all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
 
-KINDS = ("mixer", "context")
+KINDS = ("mixer", "context", "carried")
 """What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is inserted anywhere and carries
-its own residual or gate."""
+its own residual or gate; a carried one hands state, such as attention logits, from layer to layer."""
 
 
 def create_attention(
@@ -37,6 +37,7 @@ def create_attention(
     dim: int,
     *,
     size: tuple[int, int] | None = None,
+    num_heads: int | None = None,
     dtype: Any = None,
     param_dtype: Any = None,
     norm_momentum: float | None = None,
@@ -48,13 +49,14 @@ def create_attention(
         spec: a registered name, or a mapping with `name` and the block's own options.
         dim: channels of the map the block works on.
         size: map size (height, width); handed to blocks that declare `size`, unless the spec sets it.
+        num_heads: heads of the host's stage; handed to blocks that declare `num_heads`, unless the spec sets it.
         dtype: activation dtype; None keeps the block's default.
         param_dtype: dtype of stored parameters; None keeps the block's default.
         norm_momentum: decay of running statistics, for blocks with batch norms; None keeps the block's default.
         rngs: source of the parameter initialisation.
 
     Returns:
-        The block, an `nnx.Module` that maps [batch, *spatial, dim] to the same shape.
+        The block, an `nnx.Module` that maps [batch, *spatial, dim] to the same shape (a carried one: see its docstring).
 
     Raises:
         ValueError: unknown name or option, with the nearest known one.
@@ -67,7 +69,7 @@ def create_attention(
     options = {**preset, **options}
     attention.check_options(name, options)
     declared = attention.parameters(name)
-    host = {"size": size, "dtype": dtype, "param_dtype": param_dtype, "norm_momentum": norm_momentum}
+    host = dict(size=size, num_heads=num_heads, dtype=dtype, param_dtype=param_dtype, norm_momentum=norm_momentum)
     for key, value in host.items():
         if value is not None and key in declared:
             options.setdefault(key, value)

@@ -18,8 +18,8 @@ SOWN = ("attention_map", "gate", "channel_map")
 
 
 def plain_names() -> list[str]:
-    """Names without presets of their own: one per block."""
-    return [name for name in list_attention() if not attention.lookup(name)[1]]
+    """Names without presets of their own: one per block that maps a map to a map."""
+    return [name for name in list_attention() if not attention.lookup(name)[1] and kind(name) != "carried"]
 
 
 @functools.cache
@@ -131,8 +131,8 @@ def test_refuses_other_channels(name):
 
 
 def test_kinds_split_the_list():
-    assert sorted(list_attention(kind="mixer") + list_attention(kind="context")) == list_attention()
-    with pytest.raises(ValueError, match="'mixr'; allowed: None, mixer, context"):
+    assert sorted(name for kind in KINDS for name in list_attention(kind=kind)) == list_attention()
+    with pytest.raises(ValueError, match="'mixr'; allowed: None, mixer, context, carried"):
         list_attention(kind="mixr")
 
 

@@ -48,7 +48,7 @@ def train(name: str) -> tuple[TrainState, dict]:
     return run(batch)
 
 
-@pytest.mark.parametrize("name", list_attention())
+@pytest.mark.parametrize("name", list_attention(kind="mixer") + list_attention(kind="context"))
 def test_trains_in_every_stage(name):
     state, metrics = train(name)
     losses = np.asarray(metrics["loss"])
