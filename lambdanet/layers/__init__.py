@@ -4,6 +4,7 @@ from lambdanet.layers.check import check_map
 from lambdanet.layers.conv import ACTIVATIONS, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
+from lambdanet.layers.layer_scale import LayerScale
 from lambdanet.layers.norm import batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
 from lambdanet.layers.pooling import avg_pool, max_over, max_pool, max_pool_cells
@@ -14,6 +15,7 @@ __all__ = [
     "ConvNormAct",
     "DropPath",
     "InitKeys",
+    "LayerScale",
     "PointwiseNormAct",
     "activation_function",
     "avg_pool",
