@@ -23,6 +23,7 @@ from lambdanet.attention import mhsa as _mhsa  # noqa: F401
 from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
+from lambdanet.attention import slide as _slide  # noqa: F401
 from lambdanet.attention.registration import attention
 
 __all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
