@@ -2,11 +2,11 @@
 
     python -m benchmarks.compare [--quick] [--only GLOB] [--out DIR] [--jobs N]
 
-Trains all variants of configs/attention_zoo.py on both tasks, each run being one `train.py` command with a directory of
-its own, `--jobs` of them at a time with one core each; then, alone on the machine, times their training steps in turns
-and asks the compiler for the memory of every block (benchmarks/memory_suite.py). Called again, it skips what is
-finished, continues what was interrupted, does again what has another recipe by now, and writes the document anew.
-Changed code is not noticed: remove the runs to begin afresh.
+Trains all variants of configs/attention_zoo.py on both tasks and all backbones of configs/digits.py, each run being one
+`train.py` command with a directory of its own, `--jobs` of them at a time with one core each; then, alone on the machine,
+times their training steps in turns and asks the compiler for the memory of every block (benchmarks/memory_suite.py). Called
+again, it skips what is finished, continues what was interrupted, does again what has another recipe by now, and writes the
+document anew. Changed code is not noticed: remove the runs to begin afresh.
 
 Files: docs/comparison.md, docs/images/comparison_*.png, benchmarks/results/cpu_compare.jsonl, which holds every number of
 the document, and runs/compare/ with the runs. With --out all of them lie in DIR; --quick (a few variants, short runs) and
@@ -39,7 +39,7 @@ from flax import nnx  # noqa: E402
 import models  # noqa: E402
 from benchmarks import compare_report, harness, memory_suite, model_suite  # noqa: E402
 from benchmarks.compare_runs import ROOT, Run, accuracy_record, make_run, train_all  # noqa: E402
-from configs import attention_zoo  # noqa: E402
+from configs import attention_zoo, digits  # noqa: E402
 from lambdanet import data  # noqa: E402
 from lambdanet.config import to_plain  # noqa: E402
 from lambdanet.training import state  # noqa: E402
@@ -52,7 +52,7 @@ class Plan:
     Attributes:
         seeds: seeds by task.
         steps: steps by task; a task that is not named has the recipe's length.
-        variants: shell patterns; a variant takes part if one matches.
+        variants: shell patterns; a variant or a backbone takes part if one matches.
         sides: sides of the maps whose memory is measured.
         channels: of those maps.
         rounds: samples of each step time.
@@ -67,20 +67,21 @@ class Plan:
     rounds: int = 15
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def names(self) -> list[str]:
-        """Returns the variants that take part, in the order of the tables; ValueError if a pattern matches none."""
-        known = list(attention_zoo.variants())
+    def names(self, task: str) -> list[str]:
+        """Returns the variants that take part in a task, in the order of the tables; ValueError if a pattern matches none."""
+        blocks, backbones = list(attention_zoo.variants()), list(digits.MODELS.values())
         for pattern in self.variants:
-            if not fnmatch.filter(known, pattern):
-                raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(known)}")
+            if not fnmatch.filter(blocks + backbones, pattern):
+                raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(blocks + backbones)}")
+        known = backbones if task == "backbones" else blocks
         return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.variants)]
 
 
-FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2)})
+FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0, 1, 2)})
 QUICK = Plan(
-    seeds={"cued": (0,), "digits": (0,)},
-    steps={"cued": 50, "digits": 100},
-    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross"),
+    seeds={"cued": (0,), "digits": (0,), "backbones": (0,)},
+    steps={"cued": 50, "digits": 100, "backbones": 100},
+    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross", "resnet_digits", "lambda_resnet_digits"),
     sides=(16, 32, 64),
     channels=64,
     rounds=5,
@@ -124,17 +125,19 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
     Returns:
         Name of every run that failed -> why; the document shows them as failed.
     """
-    names = plan.names()
     runs = []
     for task, seeds in plan.seeds.items():
         options = {**plan.options, **({"train.steps": str(plan.steps[task])} if task in plan.steps else {})}
-        runs += [make_run(task, name, seed, files.runs, options) for seed in seeds for name in names]
-        data.describe(runs[-1].config.data)  # prepares the data once, before several processes want it
+        of_task = [make_run(task, name, seed, files.runs, options) for seed in seeds for name in plan.names(task)]
+        for run in of_task[:1]:
+            data.describe(run.config.data)  # prepares the data once, before several processes want it
+        runs += of_task
     failures = train_all(runs, jobs)
     records = [accuracy_record(run, failures.get(run.name)) for run in runs]
     firsts = {(run.task, run.variant): run for run in reversed(runs) if run.name not in failures}
     records += measured_steps(list(firsts.values())[::-1], plan.rounds, files.runs / "steps.json")
-    records += measured_memory(names, plan.sides, plan.channels, files.runs / "memory.json")
+    blocks = [name for name in attention_zoo.variants() if any(name == run.variant for run in runs)]
+    records += measured_memory(blocks, plan.sides, plan.channels, files.runs / "memory.json")
     files.records.write_text("".join(json.dumps(record) + "\n" for record in records))
     compare_report.write(records, files.document, files.images, files.records)
     return failures
@@ -229,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         out = ROOT / "runs" / ("compare_quick" if args.quick else "compare_only")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        plan.names()
+        plan.names("digits")
         files = files_in(None if out is None else out.absolute())
         failures = run(plan, files, args.jobs)
     except ValueError as error:

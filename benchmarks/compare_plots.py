@@ -13,8 +13,13 @@ from matplotlib.lines import Line2D
 
 from benchmarks.compare_report import Record, accuracies, kinds, memory, numbers, steps, tasks
 
-COLORS = {"convolutions": "#24292f", "mixer": "#1f6feb", "context": "#d1570a"}
-NAMES = {"convolutions": "convolutions only", "mixer": "mixer in place of 3x3", "context": "context block added"}
+COLORS = {"convolutions": "#24292f", "mixer": "#1f6feb", "context": "#d1570a", "backbone": "#1a7f37"}
+NAMES = {
+    "convolutions": "convolutions only",
+    "mixer": "mixer in place of 3x3",
+    "context": "context block added",
+    "backbone": "whole network",
+}
 SMALLEST_MIB = 2  # blocks that need less on the largest map are named, not drawn
 DIRECTIONS = {"fwd": "forward", "train": "forward and backward"}
 

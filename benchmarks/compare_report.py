@@ -9,9 +9,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("convolutions", "mixer", "context")
+KINDS = ("convolutions", "mixer", "context", "backbone")
+BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits"}
+"""What the step times of a task are compared with."""
+
 BEGIN, END = "<!-- reading: written by hand, kept by `make compare` -->", "<!-- end of the reading -->"
 NOT_WRITTEN = "(not written yet)"
+BACKBONES = (
+    "Whole networks of the digits' size, all by the recipe of [configs/digits.py](../configs/digits.py): what differs is the "
+    "family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`."
+)
 
 Record = Mapping[str, Any]
 
@@ -41,17 +48,17 @@ def read_reading(document: Path) -> str:
 # What the records say
 # ----------------------------------------------------------------------------------------------------------------------
 def kinds(records: Sequence[Record]) -> dict[str, str]:
-    """Returns the kind of every variant: 'convolutions', 'mixer' or 'context'."""
+    """Returns the kind of every variant, one of `KINDS`."""
     return {r["variant"]: r["kind"] for r in records if r["suite"] == "accuracy"}
 
 
 def tasks(records: Sequence[Record]) -> list[str]:
-    """Returns the tasks by name, backwards: the plain one, 'digits', comes before 'cued'."""
-    return sorted({r["task"] for r in records if r["suite"] == "accuracy"}, reverse=True)
+    """Returns the tasks in the order of `BASES`."""
+    return [task for task in BASES if any(r["suite"] == "accuracy" and r["task"] == task for r in records)]
 
 
 def numbers(records: Sequence[Record]) -> dict[str, int]:
-    """Returns the number of every variant in tables and plots: convolutions, mixers, context blocks, by name each."""
+    """Returns the number of every variant in tables and plots: convolutions, mixers, context blocks, backbones, by name each."""
     found = kinds(records)
     order = sorted(found, key=lambda name: (KINDS.index(found[name]), name))
     return {name: number for number, name in enumerate(order)}
@@ -118,9 +125,11 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
     finished = [r for r in runs if "accuracy" in r]
     seeds = sorted({r["seed"] for r in runs})
     timed = steps(records, task)
-    base = timed.get("none", {}).get("median_ms")
+    base = timed.get(BASES[task], {}).get("median_ms")
     rows, kind_of = [], kinds(records)
     for name, number in numbers(records).items():
+        if not any(r["variant"] == name for r in runs):
+            continue
         values, step = accuracies(records, task, name), timed.get(name, {})
         ms = step.get("median_ms")
         accuracy = f"{statistics.mean(values):.2f}" if values else "failed"
@@ -137,7 +146,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
                 ", ".join(f"{value:.2f}" for value in values) if len(seeds) > 1 else None,
             ]
         )
-    head = ["#", "variant", "kind", "parameters", "MMACs", "step ms", "x none", "test accuracy %"]
+    head = ["#", "variant", "kind", "parameters", "MMACs", "step ms", f"x {BASES[task]}", "test accuracy %"]
     head += [f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else None]
     lengths = sorted({r["total_steps"] for r in finished})
     counts = sorted({r["count"] for r in finished})
@@ -145,6 +154,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
     return [
         f"## {task}",
         "",
+        *([BACKBONES, ""] if task == "backbones" else []),
         f"{_listed(lengths)} steps of batch {_listed(batch)}; {_listed(counts)} test images, one of which is "
         f"{_listed([f'{100 / count:.2f}' for count in counts])} points; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}. "
         "Step: forward, backward and update on all cores, median of rounds in which all variants take turns.",

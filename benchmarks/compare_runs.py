@@ -17,14 +17,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import attention_zoo
+from configs import attention_zoo, digits
 from lambdanet import attention
 from lambdanet.config import to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
 from lambdanet.training.checkpoint import changed_keys
 
 ROOT = Path(__file__).resolve().parents[1]
-RECIPE = "configs/attention_zoo.py"
 
 # Bookkeeping of train.py that these runs do without; a run that is interrupted by a signal saves all the same.
 RUN_OPTIONS = {
@@ -62,8 +61,13 @@ class Run:
 
 
 def make_run(task: str, variant: str, seed: int, directory: Path, options: Mapping[str, str]) -> Run:
-    """Returns the run of a variant of the attention zoo; `options` are overrides of the config, as text."""
-    recipe, overrides = f"{RECIPE}:{task},{variant}", {"seed": str(seed), **RUN_OPTIONS, **options}
+    """Returns the run of a variant of the attention zoo, or of a backbone; `options` are overrides of the config, as text."""
+    if task == "backbones":
+        row = next(row for row, model in digits.MODELS.items() if model == variant)
+        recipe = f"configs/digits.py:{row}"
+    else:
+        recipe = f"configs/attention_zoo.py:{task},{variant}"
+    overrides = {"seed": str(seed), **RUN_OPTIONS, **options}
     flags = (f"--config={recipe}", *(f"--config.{key}={value}" for key, value in overrides.items()))
     config = apply_overrides(load_recipe(str(ROOT / recipe)), overrides)
     return Run(task, variant, seed, directory / task / variant / f"seed{seed}", flags, config)
@@ -172,8 +176,10 @@ def clock(seconds: float) -> str:
 
 def accuracy_record(run: Run, failure: str | None) -> dict[str, Any]:
     """Returns the record of a run: its outcome or, under `error`, why there is none."""
-    spec = attention_zoo.variants()[run.variant]
-    kind = "convolutions" if spec is None else attention.kind(spec["name"])
+    kind = "backbone"
+    if run.task != "backbones":
+        spec = attention_zoo.variants()[run.variant]
+        kind = "convolutions" if spec is None else attention.kind(spec["name"])
     record = dict(suite="accuracy", task=run.task, variant=run.variant, kind=kind, seed=run.seed)
     record["command"] = " ".join(["python train.py", *run.flags])
     if failure is not None:

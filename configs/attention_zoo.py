@@ -52,7 +52,8 @@ def variants() -> dict[str, dict[str, Any] | None]:
 
     A registered block appears by itself; names that only preset options of another block appear if `EXTRA` has them.
     """
-    plain = {name: {"name": name} for name in attention.names() if not attention.lookup(name)[1]}
+    blocks = [name for name in attention.names() if not attention.lookup(name)[1] and kind(name) != "carried"]
+    plain = {name: {"name": name} for name in blocks}
     return {"none": None, **{name: plain.get(name) or EXTRA[name] for name in sorted({*plain, *EXTRA})}}
 
 

@@ -65,7 +65,7 @@ def test_a_newly_registered_block_is_a_variant_by_itself():
         assert config.model.context.to_dict() == {"name": "doubled", "after": "stage1.2"}
         facts = memory_suite.prepare("doubled", {"name": "doubled"}, "train", (4, 8), 3).facts
         assert facts["formula"] == "(none given)" and "formula_bytes" not in facts and len(facts["bytes"]) == 2
-        assert "doubled" in compare.FULL.names() and "doubled" not in compare.QUICK.names()
+        assert "doubled" in compare.FULL.names("digits") and "doubled" not in compare.QUICK.names("digits")
     finally:
         attention._entries.pop("doubled")
     assert "nonlocal_paper" not in attention_zoo.variants()  # a preset of a block that is there
@@ -85,7 +85,8 @@ def test_unknown_tasks_and_variants_are_named():
 # ----------------------------------------------------------------------------------------------------------------------
 def plan_of(directory, **changes):
     options = {"data.data_dir": str(directory / "data"), "train.cache_dir": "", "train.batch_size": "16"}
-    wanted = dict(seeds={"digits": (0,)}, steps={"digits": 3}, variants=("none", "se"), sides=(8, 16), channels=8)
+    wanted = dict(seeds={"digits": (0,), "backbones": (0,)}, steps={"digits": 3, "backbones": 3}, sides=(8, 16), channels=8)
+    wanted["variants"] = ("none", "se", "resnet_digits")
     return compare.Plan(**{**wanted, **changes}, rounds=2, options=options)
 
 
@@ -110,9 +111,10 @@ def test_trains_measures_and_writes_what_the_records_say(made):
     runs = {r["variant"]: r for r in records if r["suite"] == "accuracy"}
     steps = {r["impl"]: r for r in records if r["suite"] == "step"}
     memory = {(r["case"], r["direction"]): r for r in records if r["suite"] == "memory"}
-    assert set(runs) == set(steps) == {"none", "se"} and set(memory) == {("se", "fwd"), ("se", "train")}
+    assert set(runs) == set(steps) == {"none", "se", "resnet_digits"} and set(memory) == {("se", "fwd"), ("se", "train")}
     assert all(r["total_steps"] == 3 and r["count"] == 360 and 0 <= r["accuracy"] <= 1 for r in runs.values())
     assert "--config=configs/attention_zoo.py:digits,se --config.seed=0" in runs["se"]["command"]
+    assert "--config=configs/digits.py:conv --config.seed=0" in runs["resnet_digits"]["command"]
     block = nnx.eval_shape(lambda: create_attention("se", 64, rngs=nnx.Rngs(0)))
     assert steps["se"]["macs"] - steps["none"]["macs"] == block.macs(8, 8)
     assert steps["se"]["parameters"] - steps["none"]["parameters"] == 64 * 16 + 16 + 16 * 64 + 64
@@ -121,7 +123,8 @@ def test_trains_measures_and_writes_what_the_records_say(made):
     text = files.document.read_text()
     row = next(line for line in text.splitlines() if line.startswith("| 1 | `se` | context |"))
     assert f"{steps['se']['parameters']:,}" in row and f"{100 * runs['se']['accuracy']:.2f}" in row
-    assert f"{steps['se']['median_ms']:.2f}" in row and "3 steps of batch 16; 360 test images" in text
+    assert f"{steps['se']['median_ms']:.2f}" in row and text.count("3 steps of batch 16; 360 test images") == 2
+    assert text.index("## digits") < text.index("| `se` |") < text.index("## backbones") < text.index("| `resnet_digits` |")
     for name in re.findall(r"\((images/\S+\.png)\)", text):
         assert (files.document.parent / name).read_bytes().startswith(b"\x89PNG")
     assert text == compare_report.markdown(records, compare_report.NOT_WRITTEN, "images", "compare.jsonl")
@@ -156,8 +159,9 @@ def test_the_committed_document_is_what_the_committed_records_say():
 
 
 def test_quick_plan_is_a_part_of_the_full_one():
-    assert set(compare.QUICK.names()) < set(compare.FULL.names())
-    assert set(compare.QUICK.seeds) == set(compare.FULL.seeds) == set(attention_zoo.TASKS)
+    for task in (*attention_zoo.TASKS, "backbones"):
+        assert set(compare.QUICK.names(task)) <= set(compare.FULL.names(task))
+    assert set(compare.QUICK.seeds) == set(compare.FULL.seeds) == {*attention_zoo.TASKS, "backbones"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
