@@ -20,6 +20,7 @@ from lambdanet.attention import interlaced as _interlaced  # noqa: F401
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
 from lambdanet.attention import linformer as _linformer  # noqa: F401
 from lambdanet.attention import mhsa as _mhsa  # noqa: F401
+from lambdanet.attention import neighborhood as _neighborhood  # noqa: F401
 from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import check_map
+from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
 
@@ -130,8 +131,8 @@ class HaloAttention(nnx.Module):
         q = q.reshape(batch, rows, columns, self.num_heads, self.key_depth)
         kv = self.key_value(x).reshape(batch, height, width, self.num_heads, -1)
         for axis, count in ((1, blocks[0]), (3, blocks[1])):  # axis 2 becomes 3 once the rows are cut
-            q = _windows(q, axis, count, side, side, 0)
-            kv = _windows(kv, axis, count, self.block_size, self.window_size, self.halo_size)
+            q = halo_windows(q, axis, count, side, side, 0)
+            kv = halo_windows(kv, axis, count, self.block_size, self.window_size, self.halo_size)
         q, kv = (jnp.swapaxes(a, 2, 3) for a in (q, kv))  # [b, block row, block column, y, x, h, d]
         k, v = kv[..., : self.key_depth], kv[..., self.key_depth :]
         scale = self.key_depth**-0.5
@@ -165,21 +166,6 @@ class HaloAttention(nnx.Module):
         shown = jnp.einsum("bijhyxuv,iuY,jvX->bhiyjxYX", weights, *places)
         heads, block = weights.shape[3:5]
         return shown.reshape(len(weights), heads, blocks[0] * block, blocks[1] * block, *size)
-
-
-def _windows(x: jax.Array, axis: int, count: int, step: int, length: int, before: int) -> jax.Array:
-    """Cuts an axis into `count` windows [count, length] that start at i * step - before; zeros outside.
-
-    Windows are joined from whole steps, so that gathering them is a few slices and its transpose a few additions.
-    """
-    steps = -(-length // step)  # whole steps that a window touches
-    total = (count + steps - 1) * step
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (before, total - before - x.shape[axis])
-    x = jnp.pad(x, padding)
-    x = x.reshape(*x.shape[:axis], count + steps - 1, step, *x.shape[axis + 1 :])
-    parts = [jax.lax.slice_in_dim(x, i, i + count, axis=axis) for i in range(steps)]
-    return jax.lax.slice_in_dim(jnp.concatenate(parts, axis + 1), 0, length, axis=axis + 1)
 
 
 def _error(text: str) -> ValueError:
