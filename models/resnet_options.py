@@ -90,22 +90,33 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     return problems
 
 
-def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
+def mixer_problems(spec: Any) -> list[str]:
+    """Returns what is wrong with the spec of a layer that mixes positions, one text per problem."""
     if not isinstance(spec, (str, Mapping)) or (isinstance(spec, Mapping) and "name" not in spec):
-        return [f"attention is {spec!r}; allowed: a name, a mapping with 'name', None, or a tuple of those"]
+        return [f"attention is {spec!r}; allowed: a name, or a mapping with 'name' and options"]
     name = spec if isinstance(spec, str) else spec["name"]
     given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
     try:
         attention_registry.check_options(name, given)
-        declared = attention_registry.parameters(name)
     except ValueError as error:
         return [str(error)]
-    if kind(name) != "mixer":
+    allowed = f"allowed as attention: {', '.join(list_attention(kind='mixer'))}"
+    if kind(name) == "context":
         return [
-            f"attention '{name}' is a context block, which is inserted beside the convolutions: "
-            f"context=dict(name='{name}', after='stage*.*'); allowed as attention: {', '.join(list_attention(kind='mixer'))}"
+            f"attention '{name}' is a context block, which is inserted beside the layers: "
+            f"context=dict(name='{name}', after='stage*.*'); {allowed}"
         ]
-    if share_embeddings and "shared_embeddings" not in declared:
+    if kind(name) == "carried":
+        return [f"attention '{name}' hands state from layer to layer, as the models lavit_* do; {allowed}"]
+    return []
+
+
+def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
+    problems = mixer_problems(spec)
+    if problems or not share_embeddings:
+        return problems
+    name = spec if isinstance(spec, str) else spec["name"]
+    if "shared_embeddings" not in attention_registry.parameters(name):
         return [f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to share"]
     return []
 
