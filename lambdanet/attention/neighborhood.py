@@ -64,7 +64,7 @@ class NeighborhoodAttention(nnx.Module):
         relative_bias: with the table B [heads, 2k - 1, 2k - 1]; centred windows read its middle k x k entries.
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
         small_map: maps smaller than the window, as above.
-        impl: lowering, 'shift', 'block', or 'auto' (by the size of the window).
+        impl: lowering, 'shift', 'block', or 'auto' ('block'; a call that captures takes 'shift').
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.

@@ -47,9 +47,9 @@ def neighborhood_attention(
 ) -> tuple[Float[Array, "b h w n d"], Float[Array, "b h w n s t"] | None]:
     """softmax(scale q . k + bias) v per head over the window of each query; softmax in float32 or wider.
 
-    Lowerings, equal up to rounding: 'shift' loops over the window's places and multiplies shifted maps elementwise; 'block'
-    cuts the map into blocks of about the window's size and multiplies each with all keys that its queries see, masked:
-    more products, but as matrix products. 'auto' shifts up to 9 places.
+    Lowerings, equal up to rounding: 'block' cuts the map into blocks of about the window's size and multiplies each with all keys
+    that its queries see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies
+    shifted maps elementwise; its derivative is slow and takes long to compile. 'auto' is 'block', whatever the window.
 
     Args:
         query: queries, heads before the last axis.
@@ -75,8 +75,6 @@ def neighborhood_attention(
         if given not in allowed:
             raise ValueError(f"neighborhood attention: {name} is {given!r}; allowed: {', '.join(allowed)}")
     size = query.shape[1:3]
-    if impl == "auto":
-        impl = "shift" if kernel_size[0] * kernel_size[1] <= 9 else "block"
     if border != "neighborhood":
         margins = [(0, 0), *((k // 2 * step,) * 2 for k, step in zip(kernel_size, dilation, strict=True)), (0, 0), (0, 0)]
         key, value = (jnp.pad(a, margins, "wrap" if border == "circular" else "constant") for a in (key, value))

@@ -86,15 +86,12 @@ def test_dilated_attention_is_attention_inside_each_residue_class():
         np.testing.assert_allclose(y[:, row::2, column::3], run(plain, x[:, row::2, column::3]), rtol=1e-5, atol=1e-5)
 
 
-def test_lowerings_are_equal_and_auto_takes_blocks_for_large_windows():
+def test_lowerings_are_equal_and_auto_takes_blocks():
     x = image(8, 6)
     shift, block, auto = (layer(kernel_size=5, impl=impl) for impl in ("shift", "block", "auto"))
     np.testing.assert_allclose(run(shift, x), run(block, x), rtol=1e-5, atol=1e-5)
     products = [jaxpr_macs(built, x[:1]) for built in (shift, block, auto)]
     assert products[2] == products[1] != products[0]
-    small = [layer(impl=impl) for impl in ("shift", "block", "auto")]
-    products = [jaxpr_macs(built, x[:1]) for built in small]
-    assert products[2] == products[0] != products[1]
 
 
 def test_borders_differ_at_the_border_alone():
