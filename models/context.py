@@ -93,7 +93,9 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
     except ValueError as error:
         return [f"{label}: {error}"]
     if of_kind != "context":
-        what = f"'{name}' is a mixer: attention='{name}'" if of_kind == "mixer" else f"{of_kind or 'name'} {name!r}"
+        what = f"name {name!r}" if of_kind is None else f"'{name}' is {of_kind}"
+        if of_kind == "mixer":
+            what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
     known = [option for option in attention_registry.parameters(name) if option not in ("dim", "rngs")]
     unknown = [key for key in entry if key not in (*_OWN_KEYS, *known)]
