@@ -18,6 +18,7 @@ from lambdanet.attention import gc as _gc  # noqa: F401
 from lambdanet.attention import halo_attention as _halo_attention  # noqa: F401
 from lambdanet.attention import interlaced as _interlaced  # noqa: F401
 from lambdanet.attention import lambda_layer as _lambda_layer  # noqa: F401
+from lambdanet.attention import less_attention as _less_attention  # noqa: F401
 from lambdanet.attention import linformer as _linformer  # noqa: F401
 from lambdanet.attention import mhsa as _mhsa  # noqa: F401
 from lambdanet.attention import neighborhood as _neighborhood  # noqa: F401
