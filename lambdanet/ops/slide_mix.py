@@ -21,7 +21,8 @@ Array layouts: q, k, v [b, h, w, heads, d]; weights [k, k, d, slots]; biases [d,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -154,33 +155,65 @@ tap_mix.defvjp(_tap_mix_forward, _tap_mix_backward)
 
 def _logits(q: Map, k: Map, weight: Weight) -> Slots:
     """By a."""
-    return sum(_product("bxync,co->bxyno", q * moved, one) for moved, one in _taps(k, weight))
+
+    def add(total, one, moved):
+        return total + _product("bxync,co->bxyno", q * moved, one), None
+
+    return _over_taps(add, _zeros(q, weight.shape[-1]), weight, k)[0]
 
 
 def _mix(a: Slots, v: Map, weight: Weight) -> Map:
     """By q."""
-    return sum(_product("bxyno,co->bxync", a, one) * moved for moved, one in _taps(v, weight))
+
+    def add(total, one, moved):
+        return total + _product("bxyno,co->bxync", a, one) * moved, None
+
+    return _over_taps(add, _zeros(v, v.shape[-1]), weight, v)[0]
 
 
 def _transposed(a: Slots, q: Map, weight: Weight) -> Map:
     """By k, as a gather: what position x + t receives from x is read at x, with the taps in reverse."""
-    taps = zip(_taps(a, weight[::-1, ::-1]), _taps(q, weight), strict=True)
-    return sum(_product("bxyno,co->bxync", slots, one) * moved for (slots, one), (moved, _) in taps)
+
+    def add(total, one, slots, moved):
+        return total + _product("bxyno,co->bxync", slots, one) * moved, None
+
+    return _over_taps(add, _zeros(q, q.shape[-1]), weight[::-1, ::-1], a, q)[0]
 
 
 def _correlation(a: Slots, q: Map, k: Map, weight: Weight) -> Weight:
     """By W."""
-    rows = [_product("bxync,bxyno->co", q * moved, a) for moved, _ in _taps(k, weight)]
-    return jnp.stack(rows).reshape(weight.shape)
+
+    def one_tap(nothing, one, moved):
+        return nothing, _product("bxync,bxyno->co", q * moved, a)
+
+    return jnp.stack(_over_taps(one_tap, None, weight, k)[1], axis=1)
 
 
-def _taps(x: jax.Array, weight: Weight) -> Iterator[tuple[jax.Array, jax.Array]]:
-    """Yields, tap by tap, the map moved so that x[position + tap] stands at the position, and the tap's weight [d, o]."""
-    (height, width), (rows, columns) = x.shape[1:3], weight.shape[:2]
-    x = jnp.pad(x, ((0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0), (0, 0)))
-    for i in range(rows):
-        for j in range(columns):
-            yield x[:, i : i + height, j : j + width], weight[i, j]
+def _over_taps(step: Callable, carry: Any, weight: Weight, *maps: jax.Array) -> tuple[Any, list]:
+    """Loops over the taps: carry, out = step(carry, weight of the tap [d, o], *maps moved so that x + tap stands at x).
+
+    Returns the last carry, and per column of the window what the steps gave, its rows stacked. One turn of the loop per
+    row of the window, so that what the taps need is held for a row at a time. Written out, the sum over all taps would
+    become one fused operation, before which all of its terms are held.
+    """
+    rows, columns = weight.shape[:2]
+    around = (0, 0), (rows // 2, rows // 2), (columns // 2, columns // 2), (0, 0), (0, 0)
+    padded = [jnp.pad(x, around) for x in maps]
+
+    def body(carry, one_row):
+        row, weights = one_row
+        outs = []
+        for column in range(columns):
+            moved = (lax.dynamic_slice(p, (0, row, column, 0, 0), x.shape) for p, x in zip(padded, maps, strict=True))
+            carry, out = step(carry, weights[column], *moved)
+            outs.append(out)
+        return carry, outs
+
+    return lax.scan(body, carry, (jnp.arange(rows), weight))
+
+
+def _zeros(x: jax.Array, channels: int) -> jax.Array:
+    return jnp.zeros((*x.shape[:-1], channels), jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
@@ -196,8 +229,8 @@ def _slots(x: Map, weight: Weight, bias: jax.Array | None, impl: str) -> Float[A
     batch, height, width, heads, depth = x.shape
     slots = weight.shape[-1]
     if impl == "im2col":
-        columns = jnp.stack([moved for moved, _ in _taps(x, weight)], axis=-1)
-        out = jnp.einsum("bxynct,tco->bxynco", columns, weight.reshape(-1, depth, slots))
+        columns = _over_taps(lambda nothing, one, moved: (nothing, moved), None, weight, x)[1]
+        out = jnp.einsum("jibxync,ijco->bxynco", jnp.stack(columns), weight)
     else:
         kernel = jnp.tile(weight.reshape(*weight.shape[:2], 1, depth * slots), heads)  # the same for every head
         numbers = ("NHWC", "HWIO", "NHWC")
