@@ -240,9 +240,10 @@ def reparameterise(model: nnx.Module) -> nnx.Module:
 
 def _merge(layer: SlideAttention):
     sums = [(kernel, jnp.zeros(kernel.shape[-1], kernel.dtype) if bias is None else bias) for kernel, bias in layer.path_sums()]
-    layer.deformed_kernel, layer.deformed_bias = map(nnx.Param, sums[0])
+    # nnx.data, because an attribute that was None may become a parameter here.
+    layer.deformed_kernel, layer.deformed_bias = (nnx.data(nnx.Param(array)) for array in sums[0])
     if not layer.share_kernel:
-        layer.deformed_value_kernel, layer.deformed_value_bias = map(nnx.Param, sums[1])
+        layer.deformed_value_kernel, layer.deformed_value_bias = (nnx.data(nnx.Param(array)) for array in sums[1])
     layer.fixed_bias, layer.merged = None, True
 
 
