@@ -44,7 +44,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.color_jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation strength
     data.random_erasing = 0.0  # probability
     data.eval_crop = 1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop
-    data.interpolation = "bilinear"  # 'bilinear' | 'bicubic', both antialiased when shrinking
+    data.eval_keep_aspect = True  # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
+    data.interpolation = "bilinear"  # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
     # Second, pseudo-labelled source mixed into training (semi-supervised); off while `pseudo_labels` is ''.
     data.pseudo_labels = ""  # file written by `eval.py --mode=pseudo_label`
     data.pseudo_split = "train_unlabelled"  # split of the same source that the file labels
@@ -61,7 +62,10 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.eps = 1e-8  # adamw, lamb, rmsprop
     optim.clip_norm = 0.0  # clip the gradient to this global norm; 0 = off
     optim.schedule = "cosine"  # 'constant' | 'cosine' | 'step' | 'poly' | 'exponential', after the warm-up
-    optim.warmup_epochs = 1.0  # linear from 0
+    optim.warmup_epochs = 1.0  # linear, up to the peak
+    optim.warmup_start = 0.0  # first value of the warm-up as a fraction of the peak
+    optim.warmup_overlaps = False  # True: the schedule begins with the run, and the warm-up hides its first part
+    optim.cooldown_epochs = 0.0  # cosine, poly: epochs at the last value, at the end of train.epochs
     optim.final_lr = 0.0  # cosine, poly: last value as a fraction of the peak
     optim.step_epochs = (30, 60, 80)  # step: epochs at which lr is multiplied by decay_rate
     optim.decay_rate = 0.1  # step, exponential: factor

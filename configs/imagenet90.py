@@ -43,12 +43,8 @@ def get_config(arg: str = "llll") -> ConfigDict:
 
 def set_imagenet(config: ConfigDict, *, size: int, epochs: float) -> None:
     """Sets what the 90- and the 350-epoch set-up share."""
-    data, optim, train = config.data, config.optim, config.train
-    data.source, data.data_dir = "tfds", "data/imagenet2012/5.1.0"
-    data.image_size, data.channels = (size, size), 3
-    data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    data.crop, data.flip, data.eval_crop = "random_resized", 0.5, 0.875
-    data.num_workers = 16
+    optim, train = config.optim, config.train
+    set_imagenet_data(config, size=size)
 
     optim.name, optim.momentum = "sgd", 0.9
     optim.schedule, optim.warmup_epochs = "cosine", 5.0
@@ -58,4 +54,14 @@ def set_imagenet(config: ConfigDict, *, size: int, epochs: float) -> None:
     optim.lr = 0.1 * train.batch_size / 256
     train.label_smoothing = 0.1
     train.ema_decay = 0.9999
-    train.log_every = 50
+
+
+def set_imagenet_data(config: ConfigDict, *, size: int) -> None:
+    """Sets what all ImageNet recipes share: the data set, its statistics, crop and flip."""
+    data = config.data
+    data.source, data.data_dir = "tfds", "data/imagenet2012/5.1.0"
+    data.image_size, data.channels = (size, size), 3
+    data.mean, data.std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    data.crop, data.flip, data.eval_crop = "random_resized", 0.5, 0.875
+    data.num_workers = 16
+    config.train.log_every = 50

@@ -74,7 +74,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "data.color_jitter": (_tuple_of(3, lambda x: x >= 0), "(brightness, contrast, saturation), each >= 0"),
     "data.random_erasing": _PROBABILITY,
     "data.eval_crop": ((lambda v: 0 < v <= 1), "a fraction in (0, 1]"),
-    "data.interpolation": _one_of("bilinear", "bicubic"),
+    "data.interpolation": _one_of("bilinear", "bicubic", "random"),
     "data.pseudo_fraction": ((lambda v: 0 < v < 1), "a fraction in (0, 1)"),
     "optim.name": _one_of("sgd", "adamw", "lamb", "rmsprop"),
     "optim.lr": _POSITIVE,
@@ -85,6 +85,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "optim.clip_norm": _NOT_NEGATIVE,
     "optim.schedule": _one_of("constant", "cosine", "step", "poly", "exponential"),
     "optim.warmup_epochs": _NOT_NEGATIVE,
+    "optim.warmup_start": _PROBABILITY,
+    "optim.cooldown_epochs": _NOT_NEGATIVE,
     "optim.final_lr": _PROBABILITY,
     "optim.step_epochs": (
         (lambda v: all(x > 0 for x in v) and list(v) == sorted(set(v))),
@@ -145,6 +147,11 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
         ("optim.schedule", "optim.step_epochs"),
         lambda c: c.optim.schedule != "step" or len(c.optim.step_epochs) > 0,
         "schedule 'step' needs at least one epoch in step_epochs",
+    ),
+    (
+        ("optim.schedule", "optim.cooldown_epochs"),
+        lambda c: c.optim.cooldown_epochs == 0 or c.optim.schedule in ("cosine", "poly"),
+        "only the schedules 'cosine' and 'poly' have a last value to cool down at",
     ),
     (
         ("data.crop", "data.shift", "data.image_size"),

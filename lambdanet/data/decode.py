@@ -67,14 +67,17 @@ def random_resized_box(
     return left, top, left + w, top + h
 
 
-def centre_box(width: int, height: int, *, size: tuple[int, int], fraction: float) -> Box:
+def centre_box(width: int, height: int, *, size: tuple[int, int], fraction: float, keep_aspect: bool = True) -> Box:
     """Returns the centred crop of evaluation: resizing until the image covers size / fraction, then cropping `size`.
 
     Args:
         width, height: of the image.
         size: (height, width) of the output.
         fraction: output side over resized side, in (0, 1]; 224 / 256 = 0.875 is the classic value.
+        keep_aspect: False resizes each side by itself to size / fraction, so that the crop is the middle of both sides.
     """
+    if not keep_aspect:
+        return tuple(side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in (width, height))
     scale = max(size[0] / fraction / height, size[1] / fraction / width)  # resized = scale * original
     w, h = min(size[1] / scale, width), min(size[0] / scale, height)
     left, top = (width - w) / 2, (height - h) / 2

@@ -134,9 +134,8 @@ class TrainTransform:
         box = (0, 0, *image.size)
         if self.crop == "random_resized":
             box = decode.random_resized_box(*image.size, scale=self.crop_scale, ratio=self.crop_ratio, rng=rng)
-        image = decode.crop_and_resize(
-            image, box, size=self.image_size, channels=self.channels, interpolation=self.interpolation
-        )
+        interpolation = str(rng.choice(list(decode.FILTERS))) if self.interpolation == "random" else self.interpolation
+        image = decode.crop_and_resize(image, box, size=self.image_size, channels=self.channels, interpolation=interpolation)
         if self.crop == "shift":
             image = augment.shift_crop(image, self.shift, rng)
         if self.flip > 0:
@@ -157,13 +156,14 @@ class EvalTransform:
     channels: int
     interpolation: str
     eval_crop: float
+    eval_keep_aspect: bool
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """Maps an opened image to uint8 [h, w, c]."""
-        box = decode.centre_box(*image.size, size=self.image_size, fraction=self.eval_crop)
-        image = decode.crop_and_resize(
-            image, box, size=self.image_size, channels=self.channels, interpolation=self.interpolation
-        )
+        options = dict(fraction=self.eval_crop, keep_aspect=self.eval_keep_aspect)
+        box = decode.centre_box(*image.size, size=self.image_size, **options)
+        interpolation = "bicubic" if self.interpolation == "random" else self.interpolation
+        image = decode.crop_and_resize(image, box, size=self.image_size, channels=self.channels, interpolation=interpolation)
         return decode.to_array(image)
 
 

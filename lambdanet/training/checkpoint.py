@@ -28,7 +28,7 @@ UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 # Config keys that may differ between a run and its continuation; everything else would silently make it another run.
 MAY_CHANGE = (
     r"train\.(epochs|steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every|tensorboard|report|cache_dir)",
-    r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split|eval_crop)",
+    r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split|eval_crop|eval_keep_aspect)",
     r"mesh\..*",
     r"model\.remat",
 )

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lambdanet.data import decode
+from configs import base
+from lambdanet.data import decode, records
 
 
 def encode(image, file_format="PNG", **options):
@@ -45,6 +46,9 @@ def test_centre_box_equals_resize_then_crop():
     box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875)
     assert np.allclose(box, ((500 - 328.125) / 2, (375 - 328.125) / 2, (500 + 328.125) / 2, (375 + 328.125) / 2))
     assert decode.centre_box(8, 8, size=(8, 8), fraction=1.0) == (0, 0, 8, 8)
+    # both sides of the picture squeezed to 256, of which the middle 224 are kept
+    box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875, keep_aspect=False)
+    assert np.allclose(box, (500 / 16, 375 / 16, 500 * 15 / 16, 375 * 15 / 16))
     # a wide output of a square picture: the width decides
     assert np.allclose(decode.centre_box(100, 100, size=(10, 20), fraction=1.0), (0, 25, 100, 75))
 
@@ -118,3 +122,18 @@ def test_truncated_file_raises():
     opened = decode.open_image(data[: len(data) // 2])
     with pytest.raises(OSError, match="truncated"):
         decode.crop_and_resize(opened, (0, 0, 100, 100), size=(8, 8), channels=3, interpolation="bilinear")
+
+
+def test_random_interpolation_is_one_of_the_two_and_bicubic_in_evaluation():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8))
+    config = base.get_config().data
+    config.image_size, config.channels, config.eval_crop = (16, 16), 3, 1.0
+
+    def transformed(kind, interpolation, *rng):
+        config.interpolation = interpolation
+        return records.transform_from_config(kind, config)(picture, *rng).tobytes()
+
+    plain = [transformed(records.TrainTransform, name, np.random.default_rng(0)) for name in decode.FILTERS]
+    drawn = [transformed(records.TrainTransform, "random", np.random.default_rng(seed)) for seed in range(40)]
+    assert {drawn.count(p) for p in plain} & set(range(10, 31)) and set(drawn) == set(plain) and len(set(plain)) == 2
+    assert transformed(records.EvalTransform, "random") == transformed(records.EvalTransform, "bicubic")

@@ -161,6 +161,19 @@ def test_schedule_equals_its_closed_form(name):
         np.testing.assert_allclose(lr(jnp.asarray(t)), expected, rtol=1e-5, atol=1e-7, err_msg=f"step {t}")
 
 
+def test_warmup_from_a_value_over_a_running_schedule_and_cooldown():
+    """As timm's schedulers have it: the cosine's time counts from step 0, and epochs at the last value follow."""
+    values = dict(lr=2.0, warmup_epochs=2.0, warmup_start=0.25, warmup_overlaps=True, cooldown_epochs=3.0, final_lr=0.1)
+    lr = schedule.make_schedule(section(schedule="cosine", **values), total_steps=100, steps_per_epoch=10)
+    for t in (0, 1, 19, 20, 21, 45, 69, 70, 71, 99):
+        cosine = 2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * min(t, 70) / 70)) / 2)
+        expected = 0.5 + 1.5 * t / 20 if t < 20 else cosine
+        np.testing.assert_allclose(lr(jnp.asarray(t)), expected, rtol=1e-5, err_msg=f"step {t}")
+    later = dict(values, schedule="step", cooldown_epochs=0.0, step_epochs=(3.5,), decay_rate=0.5)
+    lr = schedule.make_schedule(section(**later), total_steps=100, steps_per_epoch=10)
+    assert [float(lr(t)) for t in (20, 35, 36)] == [2.0, 1.0, 1.0]  # overlap does not move the epochs of steps
+
+
 def test_warmup_longer_than_the_run_only_rises():
     lr = schedule.make_schedule(section(schedule="cosine", lr=1.0, warmup_epochs=5.0), total_steps=10, steps_per_epoch=8)
     np.testing.assert_allclose([lr(t) for t in range(10)], np.arange(10) / 40, atol=1e-7)
