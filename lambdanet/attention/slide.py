@@ -32,17 +32,18 @@ class SlideAttention(nnx.Module):
     of the program and no parameter: nothing can train, decay or average it, and parameter counts are without it. Its bias
     b0 is a parameter. E + W is formed before it is applied, in training too, so that the shift costs nothing extra.
 
-    Outside the map keys and values are zero before the mixing, and nothing is masked: the key of a slot there is what W mixes
-    in from inside and the biases, and it takes its share of the softmax. The position bias r on keys makes its logit depend on the query, s sum(q) r.
+    Outside the map keys and values are zero before the mixing, and nothing is masked: the key of a slot there is what W
+    mixes in from inside and the biases, and it takes its share of the softmax. The position bias r on keys makes its logit
+    depend on the query, s sum(q) r.
 
     With the view attribute `capture` a call sows `slot_weights` [b, heads, slots, H, W], the softmax, and `attention_map`
     [b, heads, H, W, H, W], the same at the places that E shifts from; slots outside the map are left out there.
 
     Source: Pan et al. 2023, "Slide-Transformer: Hierarchical Vision Transformer with Local Self-Attention" (arXiv
     2304.04237), as its public code has it. From the code are: the trained bias of the fixed convolution, the one pair of
-    convolutions for keys, values and heads, r on the keys, the head-major qkv, the initial values. `merged` is the paper's inference form;
-    the public code cannot merge. `dim_reduction`, `share_qkv` and `share_kernel` are from the variant in the authors'
-    DAT++ code, whose scale keeps the head depth before the reduction.
+    convolutions for keys, values and heads, r on the keys, the head-major qkv, the initial values. `merged` is the paper's
+    inference form; the public code cannot merge. `dim_reduction`, `share_qkv` and `share_kernel` are from the variant in
+    the authors' DAT++ code, whose scale keeps the head depth before the reduction.
 
     Args:
         dim: channels, C.
