@@ -10,9 +10,14 @@ from flax import nnx
 
 # Importing a module registers its models.
 from . import context_resnet as _context_resnet  # noqa: F401
+from . import cswin as _cswin  # noqa: F401
 from . import lambda_resnet as _lambda_resnet  # noqa: F401
+from . import nat as _nat  # noqa: F401
+from . import pvt as _pvt  # noqa: F401
+from . import pvt_v2 as _pvt_v2  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import resnet_rs as _resnet_rs  # noqa: F401
+from . import swin as _swin  # noqa: F401
 from .context import fit_context
 from .registration import registry
 from .resnet_options import positives
@@ -30,7 +35,8 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         rngs: initialisation source.
         **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both.
             With other `blocks` and no `attention_blocks` or `context`, the preset's places are fitted to the new depth
-            (see `fit_attention_blocks`, `fit_context`).
+            (see `fit_attention_blocks`, `fit_context`); with other `widths` and no `num_heads`, the preset's heads to
+            the new widths (see `fit_heads`).
 
     Returns:
         The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes].
@@ -41,11 +47,17 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     factory, preset = registry.lookup(name)
     registry.check_options(name, overrides)
     options = {**preset, **overrides}
-    blocks = overrides.get("blocks")
-    for option, fit in (("attention_blocks", fit_attention_blocks), ("context", fit_context)):
-        if positives(blocks) and option in preset and option not in overrides:
-            options[option] = fit(preset[option], blocks)
-            _log.info("%s with blocks %s: %s %s", name, blocks, option, options[option])
+    fitted = (
+        ("attention_blocks", fit_attention_blocks, "blocks"),
+        ("context", fit_context, "blocks"),
+        ("num_heads", fit_heads, "widths"),
+    )
+    for option, fit, changed in fitted:
+        given = overrides.get(changed)
+        if positives(given) and option in preset and option not in overrides:
+            options[option] = fit(preset[option], given)
+            if options[option] != preset[option]:
+                _log.info("%s with %s %s: %s %s", name, changed, given, option, options[option])
     return factory(**options, rngs=rngs)
 
 
@@ -66,6 +78,16 @@ def fit_attention_blocks(placed: str | tuple, blocks: tuple[int, ...]) -> str | 
         entry if entry == "all" or not entry else tuple(n for n in entry if n <= count) or (count,)
         for entry, count in zip(placed, blocks, strict=True)
     )
+
+
+def fit_heads(num_heads: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the preset's heads for stages of other widths: of each the largest divisor of its width that is not above.
+
+    Unchanged if the number of stages differs, which the model then refuses.
+    """
+    if len(num_heads) != len(widths):
+        return num_heads
+    return tuple(max(n for n in range(1, heads + 1) if width % n == 0) for heads, width in zip(num_heads, widths, strict=True))
 
 
 def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:

@@ -17,7 +17,6 @@ from lambdanet.layers import InitKeys, resize_macs
 from .context import Context, place_context
 from .hierarchical_options import check_options, cycles
 from .transformer_blocks import Classifier, EmbedSpec, Row, TransformerBlock, create_embed, layer_norm, resize_positions
-from .transformer_names import TORCH_NAMES
 
 AttentionSpec = str | Mapping[str, Any]
 
@@ -280,6 +279,8 @@ class HierarchicalTransformer(nnx.Module):
         Raises:
             ValueError: the network belongs to no family with published weights.
         """
+        from .transformer_names import TORCH_NAMES
+
         if self.family not in TORCH_NAMES:
             raise ValueError(f"no PyTorch name table for family={self.family!r}; there is one for {', '.join(TORCH_NAMES)}")
         return TORCH_NAMES[self.family]

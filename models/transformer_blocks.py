@@ -372,8 +372,7 @@ class DepthwiseConv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Maps [b, h, w, dim] to the same shape."""
-        x = x.astype(self.dtype or x.dtype)
-        return depthwise_conv(x, self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype))
+        return depthwise_conv(x.astype(self.dtype or x.dtype), self.kernel[...], self.bias[...])
 
 
 class TransformerBlock(nnx.Module):

@@ -1,0 +1,647 @@
+"""Hierarchical Transformers: published counts, map sizes, the parts, mixers and context by stage, errors."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jaxpr_macs import jaxpr_macs
+
+import models
+from lambdanet.analysis.summary import summarise
+from lambdanet.attention import slide
+from lambdanet.layers import LayerScale
+from lambdanet.training.state import flatten_names, split_model, unflatten_names
+from models.hierarchical import HierarchicalTransformer
+from models.transformer_blocks import ConvEmbed, DoubleConvEmbed, Mlp, PatchMerging, conv_inits, resize_positions
+
+# Trainable parameters for 1000 classes.
+COUNTS = {
+    "cswin_base": 77382184,
+    "cswin_small": 34643304,
+    "cswin_tiny": 22320552,
+    "nat_base": 89769652,
+    "nat_mini": 19984174,
+    "nat_small": 50743297,
+    "nat_tiny": 27901582,
+    "pvt_large": 61369320,
+    "pvt_medium": 44208104,
+    "pvt_small": 24485864,
+    "pvt_tiny": 13229288,
+    "pvt_v2_b0": 3666760,
+    "pvt_v2_b1": 14009000,
+    "pvt_v2_b2": 25362856,
+    "pvt_v2_b2_li": 22553512,
+    "pvt_v2_b3": 45238696,
+    "pvt_v2_b4": 62556072,
+    "pvt_v2_b5": 81956008,
+    "slide_cswin_base": 77387200,
+    "slide_cswin_small": 34656092,
+    "slide_cswin_tiny": 22326946,
+    "slide_nat_base": 89784788,
+    "slide_nat_mini": 20002830,
+    "slide_nat_small": 50760193,
+    "slide_nat_tiny": 27920238,
+    "slide_pvt_large": 58551955,
+    "slide_pvt_medium": 42415435,
+    "slide_pvt_small": 22693195,
+    "slide_pvt_tiny": 12204958,
+    "slide_pvt_v2_b0": 3416766,
+    "slide_pvt_v2_b1": 12984670,
+    "slide_pvt_v2_b2": 23570187,
+    "slide_pvt_v2_b3": 43446027,
+    "slide_pvt_v2_b4": 59738707,
+    "slide_pvt_v2_b5": 79650991,
+    "slide_swin_base": 87777056,
+    "slide_swin_small": 49616050,
+    "slide_swin_tiny": 28298146,
+    "swin_base": 87768224,
+    "swin_small": 49606258,
+    "swin_tiny": 28288354,
+}
+# The same with slide attention re-parameterised.
+MERGED = {
+    "slide_cswin_base": 77385904,
+    "slide_cswin_small": 34654364,
+    "slide_cswin_tiny": 22326082,
+    "slide_nat_base": 89782772,
+    "slide_nat_mini": 20000814,
+    "slide_nat_small": 50758177,
+    "slide_nat_tiny": 27918222,
+    "slide_pvt_large": 58545619,
+    "slide_pvt_medium": 42411403,
+    "slide_pvt_small": 22689163,
+    "slide_pvt_tiny": 12202654,
+    "slide_pvt_v2_b0": 3415614,
+    "slide_pvt_v2_b1": 12982366,
+    "slide_pvt_v2_b2": 23566155,
+    "slide_pvt_v2_b3": 43441995,
+    "slide_pvt_v2_b4": 59732371,
+    "slide_pvt_v2_b5": 79645807,
+    "slide_swin_base": 87775904,
+    "slide_swin_base_release": 87937184,
+    "slide_swin_small": 49614898,
+    "slide_swin_small_release": 49735858,
+    "slide_swin_tiny": 28296994,
+    "slide_swin_tiny_release": 28337314,
+}
+# Multiply-adds of the reference programs on 224x224; of NAT without neighborhood attention itself, which is a program of
+# its own there; of the Slide networks in billions to three digits, after merging.
+MACS = {
+    "cswin_base": 14955348480,
+    "cswin_small": 6800714752,
+    "cswin_tiny": 4324203008,
+    "pvt_large": 9813765632,
+    "pvt_medium": 6659175424,
+    "pvt_small": 3815701504,
+    "pvt_tiny": 1932911616,
+    "pvt_v2_b0": 566065664,
+    "pvt_v2_b1": 2108355584,
+    "pvt_v2_b2": 4026734592,
+    "pvt_v2_b2_li": 3888850944,
+    "pvt_v2_b3": 6897303552,
+    "pvt_v2_b4": 10101116416,
+    "pvt_v2_b5": 11717260288,
+    "swin_base": 15430946816,
+    "swin_small": 8740875264,
+    "swin_tiny": 4490566656,
+}
+NAT_MACS = {"nat_mini": 2554671104, "nat_tiny": 4096077824, "nat_small": 7473580032, "nat_base": 13278797824}
+SLIDE_GMACS = {
+    "slide_nat_base": 13.842,
+    "slide_nat_mini": 2.777,
+    "slide_nat_small": 7.896,
+    "slide_nat_tiny": 4.378,
+    "slide_pvt_large": 10.056,
+    "slide_pvt_medium": 6.824,
+    "slide_pvt_small": 3.980,
+    "slide_pvt_tiny": 2.030,
+    "slide_pvt_v2_b0": 0.603,
+    "slide_pvt_v2_b1": 2.205,
+    "slide_pvt_v2_b2": 4.191,
+    "slide_pvt_v2_b3": 7.062,
+    "slide_pvt_v2_b4": 10.344,
+    "slide_pvt_v2_b5": 11.921,
+    "slide_swin_base": 15.530,
+    "slide_swin_base_release": 16.06,
+    "slide_swin_small": 8.815,
+    "slide_swin_small_release": 9.21,
+    "slide_swin_tiny": 4.565,
+    "slide_swin_tiny_release": 4.70,
+}
+DIGITS = sorted(name for name in models.list_models("*_digits") if models.registry.lookup(name)[0] is HierarchicalTransformer)
+WIDTHS = dict(blocks=(1, 1, 1, 1), widths=(8, 8, 16, 16), num_heads=(2, 2, 4, 4), num_classes=5)
+FAMILIES = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li", "swin_tiny", "cswin_tiny", "nat_mini")
+FORMS = (*FAMILIES, "slide_pvt_tiny", "slide_pvt_v2_b0", "slide_swin_tiny", "slide_cswin_tiny", "slide_nat_mini")
+SMALL = dict(
+    blocks=(1, 2),
+    widths=(8, 16),
+    num_heads=(2, 4),
+    mlp_ratios=(2, 2),
+    attention="mhsa",
+    stem=dict(name="conv", kernel_size=4),
+    downsample=dict(name="conv", kernel_size=2),
+    in_channels=1,
+    image_size=(16, 16),
+    num_classes=3,
+)
+
+
+@functools.cache
+def full_size(name):
+    return nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0)))
+
+
+def abstract(name, **overrides):
+    return nnx.eval_shape(lambda: models.create_model(name, **overrides, rngs=nnx.Rngs(0)))
+
+
+def abstract_small(**options):
+    return nnx.eval_shape(lambda: HierarchicalTransformer(**{**SMALL, **options}, rngs=nnx.Rngs(0)))
+
+
+def filled(model, seed=0):
+    """The abstract model with random numbers everywhere, which is quicker than its initialisers and leaves no zeros."""
+    random = np.random.default_rng(seed)
+    graph, state = nnx.split(model)
+    draw = lambda leaf: jnp.asarray(random.normal(0.3, 0.3, leaf.shape), leaf.dtype)  # noqa: E731
+    return nnx.merge(graph, jax.tree.map(draw, state))
+
+
+def small(**options):
+    return filled(abstract_small(**options))
+
+
+def parameters(model):
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def once(function, *arguments):
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})(*arguments)
+
+
+def evaluation(model):
+    return nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+
+
+def shapes(function, model, *image):
+    """Shapes of what a function of (model, images) returns, without computing it."""
+    graph, state = nnx.split(evaluation(model))
+    x = jax.ShapeDtypeStruct(image, "float32")
+    out = jax.eval_shape(lambda s, x: function(nnx.merge(graph, s, copy=True), x), state, x)
+    return jax.tree.map(lambda leaf: leaf.shape, out)
+
+
+# Published sizes
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_count(name):
+    assert parameters(full_size(name)) == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", MERGED)
+def test_parameter_count_after_merging(name):
+    assert parameters(nnx.eval_shape(slide.reparameterise, full_size(name))) == MERGED[name]
+
+
+def test_a_merged_network_can_also_be_built():
+    _, preset = models.registry.lookup("slide_nat_mini")
+    merged = dict(name="slide", merged=True)
+    model = abstract("slide_nat_mini", attention=(merged, merged, *preset["attention"][2:]))
+    assert parameters(model) == MERGED["slide_nat_mini"]
+
+
+def test_every_network_of_this_class_is_counted():
+    ours = {name for name in models.list_models() if models.registry.lookup(name)[0] is HierarchicalTransformer}
+    assert ours == {*COUNTS, *MERGED, *DIGITS}
+
+
+@pytest.mark.parametrize("name", MACS)
+def test_macs(name):
+    assert full_size(name).macs(224, 224) == pytest.approx(MACS[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", NAT_MACS)
+def test_macs_of_nat(name):
+    model = full_size(name)
+    shapes = [(56 // 2**stage, model.stage_info[stage][0], len(model.stages[stage].blocks)) for stage in range(4)]
+    core = sum(blocks * 2 * 49 * side**2 * width for side, width, blocks in shapes)
+    assert model.macs(224, 224) == pytest.approx(NAT_MACS[name] + core, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", SLIDE_GMACS)
+def test_macs_of_slide_networks(name):
+    assert full_size(name).macs(224, 224) / 1e9 == pytest.approx(SLIDE_GMACS[name], rel=1e-3)
+
+
+def test_drop_path_grows_over_all_blocks():
+    model = full_size("swin_tiny")
+    rates = [block.drop_path.rate for stage in model.stages for block in stage.blocks]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.2, 12))
+    heads = [[block.attention.num_heads for block in stage.blocks] for stage in model.stages]
+    assert heads == [[3, 3], [6, 6], [12] * 6, [24, 24]]
+
+
+# Maps of any size
+
+
+def grids(name, height, width):
+    """Sizes of the four maps, by the arithmetic of each family's convolutions."""
+    family = name.removeprefix("slide_").split("_")[0]
+    first, then = {
+        "pvt": (lambda n: n // 4, lambda n: n // 2),
+        "swin": (lambda n: math.ceil(n / 4), lambda n: math.ceil(n / 2)),
+        "cswin": (lambda n: (n + 4 - 7) // 4 + 1, lambda n: math.ceil(n / 2)),
+        "nat": (lambda n: math.ceil(math.ceil(n / 2) / 2), lambda n: math.ceil(n / 2)),
+    }["swin" if name.startswith(("pvt_v2", "slide_pvt_v2")) else family]
+    sizes = [(first(height), first(width))]
+    for _ in range(3):
+        sizes.append(tuple(map(then, sizes[-1])))
+    return sizes
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_features_and_logits_at_any_size(name):
+    model = abstract(name, **WIDTHS)
+    for size in ((224, 224), (256, 256), (192, 320), (97, 131)):
+        features, logits = shapes(lambda m, x: (m.features(x), m(x)), model, 1, *size, 3)
+        assert features == [
+            (1, *grid, info["channels"]) for grid, info in zip(grids(name, *size), model.feature_info, strict=True)
+        ]
+        assert logits == (1, 5)
+    assert model.feature_info == [dict(channels=c, stride=s) for c, s in ((8, 4), (8, 8), (16, 16), (16, 32))]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_runs_on_an_odd_map(name):
+    model = evaluation(models.create_model(name, **WIDTHS, image_size=(64, 64), rngs=nnx.Rngs(0)))
+    x = jax.random.normal(jax.random.key(0), (2, 97, 131, 3))
+    features, logits = once(lambda m, x: (m.features(x), m(x)), model, x)
+    assert all(np.isfinite(leaf).all() and leaf.std() > 0 for leaf in (*features, logits))
+    assert not np.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("name", DIGITS)
+def test_networks_for_digits_are_of_like_size(name):
+    model = full_size(name)
+    assert 60_000 <= parameters(model) <= 150_000
+    assert shapes(lambda m, x: m.features(x), model, 1, 8, 8, 1) == [(1, 8, 8, 32), (1, 4, 4, 64)]
+    assert shapes(lambda m, x: m(x), model, 3, 8, 8, 1) == (3, 10)
+    rows = summarise(model, 8, 8)
+    assert rows[-1]["path"] == "head/fc", "every parameter has its line"
+    assert sum(row["parameters"] for row in rows) == parameters(model)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(pool="cls", position_embedding=True),
+        dict(
+            stage_norm=True, stem=dict(name="conv", kernel_size=7, stride=4, padding=3), context=dict(name="gc", after="stage1.1")
+        ),
+        dict(stem=dict(name="conv", kernel_size=4, remainder="pad"), downsample="patch_merging", layer_scale=0.1),
+        dict(stem="double_conv", downsample=dict(name="conv", kernel_size=3, stride=2, padding=1, bias=False)),
+    ],
+)
+def test_macs_equal_the_traced_program(options):
+    model = abstract_small(**options)
+    graph, state = nnx.split(evaluation(model))
+    x = jax.ShapeDtypeStruct((1, 21, 26, 1), "float32")
+    assert model.macs(21, 26) == jaxpr_macs(lambda s, x: nnx.merge(graph, s)(x), state, x)
+
+
+# Parts
+
+
+def test_patches_that_do_not_fill_the_image():
+    x = jax.random.normal(jax.random.key(0), (1, 5, 7, 2))
+    drop = ConvEmbed(2, 4, kernel_size=4, rngs=nnx.Rngs(0))
+    pad = ConvEmbed(2, 4, kernel_size=4, remainder="pad", rngs=nnx.Rngs(0))
+    dropped, padded = drop(x), pad(x)
+    assert dropped.shape[1:3] == drop.out_size(5, 7) == (1, 1)
+    assert padded.shape[1:3] == pad.out_size(5, 7) == (2, 2)
+    np.testing.assert_array_equal(dropped, pad(x[:, :4, :4]))
+    np.testing.assert_array_equal(padded, drop(jnp.pad(x, ((0, 0), (0, 3), (0, 1), (0, 0)))))
+
+
+def test_patch_merging_by_hand():
+    layer = PatchMerging(3, 5, rngs=nnx.Rngs(0))
+    layer.norm.scale[...] = jax.random.normal(jax.random.key(1), (12,))
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 3)).astype(np.float32)
+    padded = np.concatenate([x, np.zeros((2, 1, 4, 3))], axis=1)
+    ours = layer(jnp.asarray(x))
+    assert ours.shape == (2, *layer.out_size(3, 4), 5) == (2, 2, 2, 5)
+    for i in range(2):
+        for j in range(2):
+            cell = [padded[:, 2 * i + dy, 2 * j + dx] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))]
+            four = np.concatenate(cell, axis=-1)
+            centred = four - four.mean(-1, keepdims=True)
+            normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * layer.norm.scale[...]
+            np.testing.assert_allclose(ours[:, i, j], normed @ np.asarray(layer.reduction.kernel[...]), atol=1e-5)
+
+
+def test_mlps():
+    x = np.random.default_rng(0).normal(size=(1, 3, 4, 2)).astype(np.float32)
+    erf = np.vectorize(math.erf)
+
+    def reference(mlp, kind):
+        y = x @ np.asarray(mlp.fc1.kernel[...])
+        if kind == "depthwise_linear":
+            y = np.maximum(y, 0)
+        if kind != "plain":
+            kernel, padded = np.asarray(mlp.depthwise.kernel[...])[:, :, 0], np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            taps = [padded[:, i : i + 3, j : j + 4] * kernel[i, j] for i in range(3) for j in range(3)]
+            y = sum(taps) + np.asarray(mlp.depthwise.bias[...])
+        return (y * 0.5 * (1 + erf(y / math.sqrt(2)))) @ np.asarray(mlp.fc2.kernel[...])
+
+    for kind, macs in (("plain", 12 * 2 * 2 * 6), ("depthwise", 12 * (2 * 2 * 6 + 9 * 6)), ("depthwise_linear", 12 * 78)):
+        mlp = Mlp(2, 6, kind=kind, rngs=nnx.Rngs(0))
+        for linear in (mlp.fc1, mlp.fc2):
+            linear.kernel[...] = linear.kernel[...] * 50
+        np.testing.assert_allclose(mlp(jnp.asarray(x)), reference(mlp, kind), atol=1e-5)
+        assert mlp.macs(12) == macs
+
+
+def test_initial_values():
+    rngs = nnx.Rngs(0)
+    torch, groups = ConvEmbed(8, 64, kernel_size=4, rngs=rngs), ConvEmbed(8, 64, kernel_size=4, conv_init="fan_out", rngs=rngs)
+    bound = (16 * 8) ** -0.5
+    for leaf in (torch.conv.kernel[...], torch.conv.bias[...]):
+        assert 0.9 * bound < np.abs(leaf).max() <= bound
+        assert np.std(leaf) == pytest.approx(bound / math.sqrt(3), rel=0.2)
+    assert np.std(groups.conv.kernel[...]) == pytest.approx(math.sqrt(2 / (16 * 64)), rel=0.1)
+    assert not np.any(groups.conv.bias[...])
+    depthwise = Mlp(64, 256, kind="depthwise", conv_init="fan_out", rngs=rngs)
+    assert np.std(depthwise.depthwise.kernel[...]) == pytest.approx(math.sqrt(2 / 9), rel=0.1)
+    kernel = np.asarray(depthwise.fc1.kernel[...])
+    assert 0.039 < np.abs(kernel).max() <= 0.04 and not np.any(depthwise.fc1.bias[...])
+    # A depthwise kernel's fan is that of one group.
+    drawn = [init(jax.random.key(0), (9, 64), jnp.float32) for init in conv_inits("fan_in", 9, 9)]
+    assert all(0.3 < np.abs(leaf).max() <= 1 / 3 for leaf in drawn)
+    tokenizer = DoubleConvEmbed(3, 8, rngs=rngs)
+    assert (tokenizer.conv1.kernel.shape, tokenizer.conv2.kernel.shape) == ((3, 3, 3, 4), (3, 3, 4, 8))
+
+
+def test_epsilons_of_the_families():
+    def epsilons(name):
+        model = full_size(name)
+        first, norms = model.stages[0], [model.stages[0].blocks[0].norm1, model.stages[3].blocks[0].norm2]
+        last = [stage.norm for stage in model.stages] if model.norm is None else [model.norm]
+        return {norm.epsilon for norm in (*norms, *last)}, first.embed.norm.epsilon
+
+    for name in ("pvt_tiny", "pvt_v2_b1"):
+        assert epsilons(name) == ({1e-6}, 1e-5)
+    for name in ("swin_tiny", "cswin_tiny", "nat_mini"):
+        assert epsilons(name) == ({1e-5}, 1e-5)
+
+
+def test_layer_scale_scales_both_branches():
+    model = small(layer_scale=0.5)
+    block = model.stages[0].blocks[0]
+    x = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
+
+    def by_hand(block, x):
+        x = x + block.layer_scale1.gamma[...] * block.attention(block.norm1(x))
+        return x + block.layer_scale2.gamma[...] * block.mlp(block.norm2(x))
+
+    np.testing.assert_allclose(*once(lambda b, x: (b(x), by_hand(b, x)), block, x), atol=1e-5)
+    scales = {path: leaf.shape for path, leaf in flatten_names(split_model(model)[1]).items() if path.endswith("gamma")}
+    assert len(scales) == 6 and scales["stages/1/blocks/0/layer_scale2/gamma"] == (16,)
+    np.testing.assert_array_equal(LayerScale(3, 1e-5).gamma[...], np.full(3, 1e-5, np.float32))
+
+
+# Positions and the class token
+
+
+def test_positions_are_resized_only_off_their_grid():
+    table = jax.random.normal(jax.random.key(0), (12, 3))
+    np.testing.assert_array_equal(resize_positions(table, (3, 4), (3, 4)), table.reshape(3, 4, 3))
+    turned = resize_positions(table, (3, 4), (4, 3))  # as many positions, another grid
+    assert turned.shape == (4, 3, 3) and not np.allclose(turned.reshape(12, 3), table)
+    rows = resize_positions(table, (3, 4), (6, 4))
+    inner = 0.75 * table.reshape(3, 4, 3)[0] + 0.25 * table.reshape(3, 4, 3)[1]
+    np.testing.assert_allclose(rows[1], inner, atol=1e-6)
+
+
+IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 24, 1))
+
+
+def moved(model, path):
+    """The model with another value of one parameter."""
+    graph, params, stats = split_model(model)
+    flat = flatten_names(params)
+    flat[path] = flat[path] + 1.0 + jnp.arange(flat[path].size, dtype=jnp.float32).reshape(flat[path].shape) / 7
+    return nnx.merge(graph, unflatten_names(flat, params), stats)
+
+
+def test_positions_are_added_at_every_stage():
+    model = small(position_embedding=True)
+    maps = jax.jit(lambda m: m.features(IMAGES))
+    before = maps(model)
+    for number, changed in enumerate(([True, True], [False, True])):
+        after = maps(moved(model, f"stages/{number}/position_embedding"))
+        assert [not np.allclose(a, b) for a, b in zip(before, after, strict=True)] == changed
+
+
+def test_the_class_token_is_in_the_logits_alone():
+    model = small(pool="cls", position_embedding=True)
+    run = jax.jit(lambda m: (m.features(IMAGES), m(IMAGES)))
+    features, logits = run(model)
+    for name in ("class_token", "class_position"):
+        again, other = run(moved(model, f"stages/1/{name}"))
+        jax.tree.map(np.testing.assert_array_equal, features, again)
+        assert not np.allclose(logits, other, atol=1e-3)
+    first, last = model.stages
+    assert first.class_token is None and last.class_token.shape == last.class_position.shape == (1, 16)
+
+
+def test_the_class_token_by_hand():
+    model = small(pool="cls", position_embedding=True, blocks=(1, 1), image_size=(16, 24))
+
+    def by_hand(model):
+        last, block = model.stages[1], model.stages[1].blocks[0]
+        patches = last.embed(model.stages[0](IMAGES)).reshape(2, 6, 16) + last.position_embedding[...]
+        token = jnp.broadcast_to(last.class_token[...] + last.class_position[...], (2, 1, 16))
+        tokens = jnp.concatenate([token, patches], axis=1)
+        tokens = tokens + block.attention(block.norm1(tokens))
+        tokens = tokens + block.mlp(block.norm2(tokens))
+        return model.head.fc(model.norm(tokens[:, 0]))
+
+    np.testing.assert_allclose(*once(lambda m: (m(IMAGES), by_hand(m)), model), rtol=1e-4)
+
+
+@pytest.mark.parametrize("stage_norm", [False, True])
+def test_pooling_means_over_the_normed_map(stage_norm):
+    model = small(stage_norm=stage_norm)
+    assert (model.norm is None) == stage_norm
+
+    def by_hand(model):
+        last = model.features(IMAGES)[-1]
+        normed = last if stage_norm else model.norm(last)
+        return last, model.head.fc(normed.mean((1, 2)))
+
+    (last, expected), logits = once(lambda m: (by_hand(m), m(IMAGES)), model)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4)
+    scale, bias = (model.stages[1].norm.scale[...], model.stages[1].norm.bias[...]) if stage_norm else (1.0, 0.0)
+    normed = np.allclose(((last - bias) / scale).mean(-1), 0, atol=1e-3)
+    assert normed == stage_norm, "maps have the norm that ends their stage and not the final one"
+
+
+# Mixers and context
+
+
+def kinds(model):
+    return [[type(block.attention).__name__ for block in stage.blocks] for stage in model.stages]
+
+
+def test_mixers_by_stage_and_in_turn():
+    local = dict(name="neighborhood", kernel_size=3)
+    model = abstract_small(blocks=(1, 5), attention=("mhsa", ("slide", local)))
+    names = {"slide": "SlideAttention", "near": "NeighborhoodAttention"}
+    assert kinds(model) == [["MultiHeadSelfAttention"], [names["slide"], names["near"]] * 2 + [names["slide"]]]
+    assert model.stages[1].blocks[1].attention.kernel_size == (3, 3)
+    assert {block.attention.num_heads for block in model.stages[1].blocks} == {4}
+    own = abstract_small(attention=dict(name="mhsa", num_heads=8))
+    assert {block.attention.num_heads for stage in own.stages for block in stage.blocks} == {8}
+
+
+def test_swin_with_lambda_layers_is_one_option():
+    windows = ("window", "shifted_window")
+    model = abstract("swin_tiny", attention=("lambda", windows, windows, "mhsa"), widths=(32, 64, 96, 128))
+    assert kinds(model)[0] == ["LambdaLayer"] * 2 and kinds(model)[3] == ["MultiHeadSelfAttention"] * 2
+    shifts = [block.attention.shift_size for block in model.stages[2].blocks]
+    assert shifts[0] != shifts[1] and shifts[::2] == [shifts[0]] * 3
+
+
+def test_context_blocks_after_the_blocks():
+    entries = (dict(name="se", after="stage2.2"), dict(name="gc", after="stage*.*"))
+    model = small(context=entries)
+    made = [[[type(c).__name__ for c in block.context] for block in stage.blocks] for stage in model.stages]
+    assert made == [[["GlobalContext"]], [["GlobalContext"], ["SqueezeExcite", "GlobalContext"]]]
+    block = model.stages[1].blocks[1]
+
+    def by_hand(block, x):
+        x = x + block.attention(block.norm1(x))
+        x = x + block.mlp(block.norm2(x))
+        return block.context[1](block.context[0](x))
+
+    x = jax.random.normal(jax.random.key(1), (1, 2, 3, 16))
+    np.testing.assert_allclose(*once(lambda b, x: (b(x), by_hand(b, x)), block, x), rtol=1e-4)
+    assert [row["path"] for row in model.summary_rows(16, 16) if "context" in row["path"]] == [
+        "stages/0/blocks/0/context/0",
+        "stages/1/blocks/0/context/0",
+        "stages/1/blocks/1/context/0",
+        "stages/1/blocks/1/context/1",
+    ]
+
+
+# Training
+
+
+def test_remat_changes_nothing():
+    def loss_and_gradients(remat):
+        model = small(remat=remat, drop_path_rate=0.3, position_embedding=True, pool="cls")
+        graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+        def loss(params):
+            logits = nnx.merge(graph, params, rest, copy=True)(IMAGES, rngs=nnx.Rngs(dropout=3))
+            return jnp.sum(logits**2), logits
+
+        return *once(jax.value_and_grad(loss, has_aux=True), params), str(jax.make_jaxpr(loss)(params))
+
+    (_, logits), gradients, text = loss_and_gradients("none")
+    (_, saved), again, remat_text = loss_and_gradients("block")
+    assert "remat" in remat_text and "remat" not in text
+    np.testing.assert_allclose(logits, saved, rtol=1e-5)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradients, again)
+
+
+def test_drop_path_is_random_in_training_alone():
+    model = small(drop_path_rate=0.9)
+    x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 16, 16, 1)), (8, 16, 16, 1))
+    logits = once(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, x)
+    assert len(np.unique(np.asarray(logits)[:, 0].round(5))) > 1
+    calm = once(lambda m, x: m(x), evaluation(model), x)
+    np.testing.assert_allclose(calm, calm[:1].repeat(8, 0), atol=1e-6)
+
+
+def test_half_precision_keeps_the_classifier_in_full():
+    options = dict(position_embedding=True, pool="cls", layer_scale=0.5)
+    model = small(dtype="bfloat16", **options)
+    features, logits = once(lambda m: (m.features(IMAGES), m(IMAGES)), model)
+    assert {leaf.dtype for leaf in features} == {jnp.dtype("bfloat16")} and logits.dtype == jnp.float32
+    full = once(lambda m: m(IMAGES), small(**options))
+    np.testing.assert_allclose(logits, full, atol=0.02 * np.abs(full).max())
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
+
+
+def test_heads_are_fitted_to_other_widths():
+    model = abstract("pvt_tiny", blocks=(1, 1, 1, 1), widths=(8, 16, 24, 36))
+    assert [stage.blocks[0].attention.num_heads for stage in model.stages] == [1, 2, 4, 6]
+    with pytest.raises(ValueError, match=r"num_heads is \(1, 2, 5, 8\); allowed: a tuple of 2 positive integers"):
+        abstract("pvt_tiny", blocks=(1, 1), widths=(8, 16))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_heads=(2, 5)), r"num_heads\[1\] is 5; allowed: divisors of widths\[1\]=16"),
+        (dict(num_heads=(2,)), r"num_heads is \(2,\); allowed: a tuple of 2 positive integers"),
+        (dict(widths=[8, 16]), r"widths is \[8, 16\]; allowed: a tuple of 2"),
+        (dict(blocks=()), r"blocks is \(\); allowed: a tuple of positive integers"),
+        (dict(mlp_ratios=(2, 0)), r"mlp_ratios is \(2, 0\); allowed: a tuple of 2 positive numbers"),
+        (dict(attention=("mhsa",) * 3), "attention has 3 entries; allowed: one spec, or 2, as many as blocks has"),
+        (dict(attention=("mhsa", ())), r"attention\[1\] is \(\); allowed"),
+        (dict(attention="mhsaa"), "unknown attention 'mhsaa'. Did you mean 'mhsa'"),
+        (dict(attention=dict(name="mhsa", head=3)), "no option 'head'. Did you mean 'num_heads'|head_dim"),
+        (dict(attention=("mhsa", ("mhsa", "gc"))), "'gc' is a context block, .*context=dict"),
+        (dict(attention="less_attention"), "'less_attention' hands state from layer to layer, as the models lavit_"),
+        (dict(attention=None), "attention is None; allowed: a name, or a mapping"),
+        (dict(context=dict(name="mhsa", after="stage1.1")), "'mhsa' is a mixer"),
+        (dict(context=dict(name="less_attention", after="stage1.1")), "'less_attention' is carried; allowed as context"),
+        (dict(context=dict(name="gc", after="stage1.2")), "which matches no block"),
+        (dict(context=dict(name="gc", after="stage1.1", placement="pre")), "placement 'pre'; allowed in a Transformer: post"),
+        (dict(stem="con"), "stem is 'con'; allowed: conv, double_conv, patch_merging.* Did you mean 'conv'"),
+        (dict(downsample=dict(name="conv")), "downsample 'conv' needs the option 'kernel_size'"),
+        (dict(downsample=dict(name="conv", kernel_size=2, stirde=2)), "no option 'stirde'. Did you mean 'stride'"),
+        (dict(stem=dict(name="conv", kernel_size=0)), "embed: kernel_size is 0; allowed: an integer of 1 or more"),
+        (dict(stem=dict(name="conv", kernel_size=2, remainder="keep")), "remainder is 'keep'; allowed: drop, pad"),
+        (dict(mlp="wide"), "mlp is 'wide'; allowed: plain, depthwise, depthwise_linear"),
+        (dict(mlp="depthwise", pool="cls"), "mlp is 'depthwise'; allowed: plain with pool='cls'"),
+        (dict(pool="max"), "pool is 'max'; allowed: mean, cls"),
+        (dict(layer_scale="big"), "layer_scale is 'big'; allowed: a number, or None"),
+        (dict(norm_epsilon=0), "norm_epsilon is 0; allowed: a positive number"),
+        (dict(stage_norm=1), "stage_norm is 1; allowed: True, False"),
+        (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; allowed: at least 0 and below 1"),
+        (dict(remat="stage"), "remat is 'stage'; allowed: none, block"),
+        (dict(image_size=(4, 16)), r"image_size is \(4, 16\); allowed: larger ones, stage 2 has no position left"),
+        (dict(pool="cls", attention="neighborhood"), r"NeighborhoodAttention does not take .*allowed: pool='mean'"),
+        (dict(pool="cls", context=dict(name="cbam", after="stage2.1")), "BlockAttention does not take .*pool='mean'"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        abstract_small(**options)
+
+
+def test_all_problems_in_one_message():
+    with pytest.raises(ValueError, match=r"(?s)pool is 'max'.*num_heads\[1\] is 5.*attention has 3 entries"):
+        abstract_small(pool="max", num_heads=(2, 5), attention=("mhsa",) * 3)
+
+
+def test_inputs_that_do_not_fit():
+    model = small()
+    with pytest.raises(ValueError, match=r"images have shape \(1, 16, 16, 3\); expected \[batch, height, width, 1\]"):
+        model.features(jnp.zeros((1, 16, 16, 3)))
+    with pytest.raises(ValueError, match="the map is 3x16; a window needs 4x4 or more"):
+        model(jnp.zeros((1, 3, 16, 1)))
+    with pytest.raises(ValueError, match="no PyTorch name table for family=None"):
+        _ = model.torch_names

@@ -1,0 +1,86 @@
+"""Every mixer in every backbone family: it trains, or it is refused with the reason and the way out.
+
+One network per family holds all mixers, one block each, so that a single step of a single program trains every pair; the
+gradients tell them apart. ResNets are trained with every block in test_every_block.py.
+"""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from configs import base
+from lambdanet.attention import list_attention
+from lambdanet.training.state import flatten_names, make_init, views
+from lambdanet.training.step import make_train_step
+from models import create_model
+
+CLASSES, SIDE, STEPS = 4, 8, 2
+# Options for maps of 8x8 and 4x4, where the defaults are for larger ones.
+OPTIONS = {
+    "cross_shaped_window": dict(stripe_width=2),
+    "halo_attention": dict(block_size=4, halo_size=1),
+    "lambda": dict(key_depth=4, scope=3),
+    "neighborhood": dict(kernel_size=3),
+    "shifted_window": dict(window_size=4),
+    "spatial_reduction": dict(sr_ratio=2),
+    "window": dict(window_size=4),
+}
+FAMILIES = ("pvt", "pvt_v2", "swin", "cswin", "nat")
+MIXERS = list_attention(kind="mixer")
+
+
+def build(family, first, last):
+    """The family's network for digits, very narrow: `first` and `last` are the mixers of its two stages."""
+    specs = [tuple(dict(name=name, **OPTIONS.get(name, {})) for name in stage) for stage in (first, last)]
+    tiny = dict(blocks=(len(first), len(last)), widths=(16, 16), num_heads=(2, 2), mlp_ratios=(1, 1), num_classes=CLASSES)
+    return create_model(f"{family}_digits", **tiny, image_size=(SIDE, SIDE), attention=tuple(specs), rngs=nnx.Rngs(0))
+
+
+def refusal(family, name):
+    """Why the family's last stage does not take a mixer, or None."""
+    try:
+        nnx.eval_shape(lambda: build(family, ("mhsa",), (name,)))
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_mixer_trains_in_every_stage(family):
+    taken = [name for name in MIXERS if refusal(family, name) is None]
+    assert family == "pvt" or taken == MIXERS
+    make = functools.partial(build, family, MIXERS, taken)
+    config = base.get_config()
+    tx = optax.sgd(0.05, momentum=0.5)
+    init, step = make_init(make, tx, ema=False), make_train_step(views(make)[0], tx, config, num_classes=CLASSES, seed=0)
+    image = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 1)).astype(np.uint8)
+    batch = {"image": image, "label": np.arange(8, dtype=np.int32) % CLASSES}
+
+    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # runs once: compiling is the cost
+    def run(batch):
+        return jax.lax.scan(lambda s, _: step(s, batch), init(), length=STEPS)
+
+    state, metrics = run(batch)
+    assert np.isfinite(metrics["loss"]).all() and metrics["loss"][1] < metrics["loss"][0]
+    gradients = flatten_names(state.opt_state[0].trace)
+    for stage, names in enumerate((MIXERS, taken)):
+        for block, name in enumerate(names):
+            prefix = f"stages/{stage}/blocks/{block}/attention/"
+            own = {path: gradient for path, gradient in gradients.items() if path.startswith(prefix)}
+            assert own and all(np.isfinite(gradient).all() for gradient in own.values()), name
+            idle = [path for path, gradient in own.items() if path.endswith("kernel") and not np.any(gradient)]
+            assert not idle, f"{family} with {name}: {idle} got no gradient"
+
+
+def test_the_class_token_refuses_what_needs_a_map():
+    refused = {name: reason for name in MIXERS if (reason := refusal("pvt", name)) is not None}
+    assert {"slide", "neighborhood", "window", "shifted_window", "cross_shaped_window"} <= set(refused)
+    assert not {"mhsa", "lambda"} & set(refused)
+    for name, reason in refused.items():
+        assert "pool is 'cls'" in reason and "allowed: pool='mean'" in reason, name
+        last = (dict(name=name, **OPTIONS.get(name, {})),)
+        fixed = dict(attention=("mhsa", last), pool="mean", widths=(16, 16))
+        assert nnx.eval_shape(lambda fixed=fixed: create_model("pvt_digits", **fixed, rngs=nnx.Rngs(0)))
