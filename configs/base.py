@@ -84,6 +84,7 @@ def get_config(arg: str = "") -> ConfigDict:
     train.init_head = "load"  # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     train.label_smoothing = 0.1
+    train.auxiliary_losses = ()  # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some
     train.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
     train.cutmix_alpha = 0.0  # with both on, each batch takes one of the two, by a fair coin
     train.ema_decay = 0.0  # exponential moving average of the weights; 0 = off

@@ -20,7 +20,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lambdanet.attention import attention as attention_registry
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS, PATH_CHECKS, is_number
+from lambdanet.config_checks import CHECKS, CROSS_CHECKS, PATH_CHECKS, auxiliary_problems, is_number
 from lambdanet.registry import Registry, suggest
 
 FILE_NAME = "config.json"
@@ -59,7 +59,8 @@ def validate(
         model_registry: the registry that `config.model.name` is looked up in.
         build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
             models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when everything else
-            about the model is right, so that its own complaints (heads that do not divide) join the report.
+            about the model is right, so that its own complaints (heads that do not divide) join the report. What it
+            returns is asked for the names of its auxiliary losses.
         workdir: also check that this directory can be written to.
         check_paths: data directories and label files must exist; False where no data is read (model summary, export).
 
@@ -100,7 +101,9 @@ def validate(
     data_failed = failed & {"data.channels", "data.image_size"}
     if build is not None and not model_problems and not data_failed:
         try:
-            build()
+            model = build()
+            if "train.auxiliary_losses" not in failed:
+                problems += auxiliary_problems(config.train.auxiliary_losses, model)
         except (ValueError, TypeError) as error:
             model_problems.append(f"model '{config.model.name}' cannot be built: {error}")
     problems += model_problems

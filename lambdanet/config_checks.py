@@ -13,6 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from lambdanet.registry import suggest
+
 
 def is_number(value: Any) -> bool:
     """Whether a value is a finite int or float (True and False are neither)."""
@@ -37,6 +39,26 @@ def _is_regex(text: Any) -> bool:
 
 def _is_multiplier(pair: Any) -> bool:
     return isinstance(pair, tuple) and len(pair) == 2 and _is_regex(pair[0]) and is_number(pair[1]) and pair[1] >= 0
+
+
+def _are_weights(pairs: tuple[Any, ...]) -> bool:
+    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+        return False
+    return all(is_number(weight) and weight >= 0 for _, weight in pairs) and len(dict(pairs)) == len(pairs)
+
+
+def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:
+    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not declare, one text each.
+
+    A model with such terms has an attribute `auxiliary_losses`, their names.
+    """
+    known = getattr(model, "auxiliary_losses", ())
+    has = f"it has {', '.join(known)}" if known else "it has none"
+    return [
+        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; {has}.{suggest(name, known)}"
+        for name, _ in pairs
+        if name not in known
+    ]
 
 
 _POSITIVE = (lambda v: v > 0), "a number > 0"
@@ -106,6 +128,7 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "train.steps": _NOT_NEGATIVE,
     "train.accumulate": _AT_LEAST_1,
     "train.label_smoothing": _BELOW_1,
+    "train.auxiliary_losses": (_are_weights, "pairs (name, weight >= 0), each name once, for example (('symmetry', 0.1),)"),
     "train.mixup_alpha": _NOT_NEGATIVE,
     "train.cutmix_alpha": _NOT_NEGATIVE,
     "train.ema_decay": _BELOW_1,

@@ -55,6 +55,7 @@ class MetricLog:
     Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train records hold
     the means over the steps since the one before; images_per_second and eta_seconds count the time spent in
     training only (not in compiling, evaluation or saving) and are missing while there is nothing to count.
+    Auxiliary losses are records' keys auxiliary_NAME, and stand at the end of the live line by their names.
 
     Args:
         workdir: directory of the run.
@@ -131,7 +132,9 @@ class MetricLog:
             shown = f" {speed['images_per_second']:.0f} img/s ETA {_duration(eta)}"
         self.start_clock(step)
         self._record(step, "train", {**values, **speed})
-        text = (  # fits 80 columns, or a terminal would cut the end
+        auxiliary = {k.removeprefix("auxiliary_"): v for k, v in values.items() if k.startswith("auxiliary_")}
+        shown += "".join(f" {name} {value:.2e}" for name, value in auxiliary.items())
+        text = (  # fits 80 columns without auxiliary losses, or a terminal would cut the end
             f"step {step}/{self.total_steps} epoch {step / self.steps_per_epoch:.1f} loss {values['loss']:.4f} "
             f"acc {values['accuracy']:.3f} lr {values['lr']:.1e}{shown}"
         )

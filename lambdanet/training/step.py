@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from lambdanet.config_checks import auxiliary_problems
 from lambdanet.training.mesh import AXES
 from lambdanet.training.optimizer import match_mask
 from lambdanet.training.state import TrainState
@@ -78,7 +79,8 @@ def make_train_step(
     resume is exact.
 
     Args:
-        graphdef: training view of the model; it maps [b, h, w, c] and `rngs` to logits [b, classes].
+        graphdef: training view of the model; it maps [b, h, w, c] and `rngs` to logits [b, classes]. With
+            `train.auxiliary_losses` it also takes `return_auxiliary=True` and then returns (logits, name -> scalar).
         tx: the optimiser.
         config: the whole config; reads data.mean, data.std, optim.frozen and the `train` section.
         num_classes: of the labels.
@@ -91,7 +93,12 @@ def make_train_step(
         metrics are float32
         scalars: loss (with smoothing and mixing) and accuracy (against the unmixed label) of the weights
             before the update,
-        grad_norm before clipping, update_norm, param_norm after the update, lr.
+        grad_norm before clipping, update_norm, param_norm after the update, lr. With auxiliary losses, loss is
+        the sum that is minimised, cross entropy plus weight times term; cross_entropy and auxiliary_NAME of every
+        term, without its weight, stand beside it.
+
+    Raises:
+        ValueError: when traced, an auxiliary loss that the model does not have.
     """
     train, accumulate = config.train, config.train.accumulate
     mixing = bool(train.mixup_alpha or train.cutmix_alpha)
@@ -108,10 +115,22 @@ def make_train_step(
         frozen = match_mask(config.optim.frozen, params)
         params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
         model = nnx.merge(graphdef, params, stats)
-        logits = model(image, rngs=nnx.Rngs(dropout=key)).astype(jnp.float32)
+        rngs, terms = nnx.Rngs(dropout=key), {}
+        if train.auxiliary_losses:
+            if problems := auxiliary_problems(train.auxiliary_losses, model):
+                raise ValueError("; ".join(problems))
+            logits, terms = model(image, return_auxiliary=True, rngs=rngs)
+        else:
+            logits = model(image, rngs=rngs)
+        logits = logits.astype(jnp.float32)
         loss = optax.softmax_cross_entropy(logits, target).mean()
-        accuracy = (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)
-        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), accuracy)
+        shown = {"accuracy": (logits.argmax(-1) == batch["label"]).mean(dtype=jnp.float32)}
+        if train.auxiliary_losses:
+            shown["cross_entropy"] = loss
+        for name, weight in train.auxiliary_losses:
+            term = shown[f"auxiliary_{name}"] = terms[name].astype(jnp.float32)
+            loss = loss + weight * term
+        return loss, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), {"loss": loss, **shown})
 
     gradient = jax.value_and_grad(loss_and_aux, has_aux=True)
 
@@ -126,10 +145,11 @@ def make_train_step(
         def body(carry, micro):
             index, rows = micro
             sums, stats = carry
-            (loss, (stats, accuracy)), grads = gradient(state.params, stats, rows, weights, jax.random.fold_in(key, index))
-            return (jax.tree.map(jnp.add, sums, (loss, accuracy, grads)), stats), None
+            (_, (stats, shown)), grads = gradient(state.params, stats, rows, weights, jax.random.fold_in(key, index))
+            return (jax.tree.map(jnp.add, sums, (shown, grads)), stats), None
 
-        zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        terms = ("cross_entropy", *(f"auxiliary_{name}" for name, _ in train.auxiliary_losses)) if train.auxiliary_losses else ()
+        zeros = ({n: jnp.zeros(()) for n in ("loss", "accuracy", *terms)}, jax.tree.map(jnp.zeros_like, state.params))
         (sums, stats), _ = jax.lax.scan(body, (zeros, state.stats), (jnp.arange(accumulate), batch))
         return *jax.tree.map(lambda s: s / accumulate, sums), stats
 
@@ -145,9 +165,9 @@ def make_train_step(
             # that accumulation gives the same pairs.
             batch = batch | {f"partner_{k}": jnp.roll(v, 1, axis=0) for k, v in batch.items()}
         if accumulate == 1:
-            (loss, (stats, accuracy)), grads = gradient(state.params, state.stats, batch, weights, dropout_key)
+            (_, (stats, shown)), grads = gradient(state.params, state.stats, batch, weights, dropout_key)
         else:
-            loss, accuracy, grads, stats = over_micro_batches(state, batch, weights, dropout_key)
+            shown, grads, stats = over_micro_batches(state, batch, weights, dropout_key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
@@ -155,8 +175,7 @@ def make_train_step(
             decay = ema_decay_at(state.step, train.ema_decay, train.ema_warmup)
             ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1.0 - decay)
         metrics = {
-            "loss": loss,
-            "accuracy": accuracy,
+            **shown,
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(params),
