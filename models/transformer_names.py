@@ -1,0 +1,166 @@
+"""Name tables of hierarchical Transformers: what PyTorch checkpoints call the parameters of `models.hierarchical`.
+
+A family has one table per grammar, `official` for the authors' code, `timm` for timm where that differs.
+`lambdanet.interop.names.choose_table` finds the one that a file follows. A table is for every member of the family, its
+Slide form included: a stage with slide attention has the names of the public Slide-Swin code, for the other families, too,
+of which no Slide code is public. Some keys therefore stand in several rules; the model has the target of one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from lambdanet.attention import neighborhood, slide
+from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, Rule, prefixed
+
+Table = tuple[Rule, ...]
+
+_STAGES = range(8)  # more than any of these networks has; their numbers differ from ours, so every stage has its own rules
+
+
+def _table(array: np.ndarray) -> np.ndarray:
+    """[1, n, c] -> [n, c]: positions or a token, stored with an axis for the batch."""
+    if array.ndim != 3 or array.shape[0] != 1:
+        raise ValueError(f"a table of positions has the shape (1, positions, channels), this has {array.shape}")
+    return array[0]
+
+
+def _class_first(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[1, 1 + n, c] -> [1, c] and [n, c]: the class's position stands before those of the map."""
+    table = _table(array)
+    return table[:1], table[1:]
+
+
+_WINDOW = (
+    *prefixed(LINEAR, r"qkv\.", "qkv"),
+    *prefixed(LINEAR, r"proj\.", "output"),
+    Rule(r"relative_position_bias_table", "relative_bias"),
+    Rule(r"relative_position_index", None),
+)
+_SPATIAL_REDUCTION = (
+    *prefixed(LINEAR, r"q\.", "query"),
+    *prefixed(LINEAR, r"kv\.", "key_value"),
+    *prefixed(CONV, r"sr\.", "reduction"),
+    *prefixed(LAYER_NORM, r"norm\.", "norm"),
+    *prefixed(LINEAR, r"proj\.", "output"),
+)
+_CROSS_SHAPED = (
+    *prefixed(LINEAR, r"qkv\.", "qkv"),
+    *prefixed(LINEAR, r"proj\.", "output"),
+    *prefixed(CONV, r"attns\.(\d+)\.get_v\.", r"position_convs/\1"),
+)
+
+
+def _beside(own: Table, slide_names: Table) -> Table:
+    """The rules of slide attention whose target no rule of the family's own attention fills."""
+    filled = {rule.target for rule in own if rule.target is not None}
+    return tuple(rule for rule in slide_names if rule.target not in filled)
+
+
+def _block(torch: str, path: str, own: Table, slide_names: Table, *, attention: str = r"attn\.") -> Table:
+    """A Transformer block.
+
+    Args:
+        torch: pattern of its keys.
+        path: ours.
+        own: table of the family's attention.
+        slide_names: table of slide attention.
+        attention: what the keys of the family's attention have after `torch`; those of slide attention have `attn.`.
+    """
+    rules = []
+    for number in (1, 2):
+        rules += prefixed(LAYER_NORM, rf"{torch}norm{number}\.", f"{path}/norm{number}")
+        rules += prefixed(LINEAR, rf"{torch}mlp\.fc{number}\.", f"{path}/mlp/fc{number}")
+        rules += prefixed((Rule(rf"gamma{number}", f"layer_scale{number}/gamma"),), torch, path)
+    rules += prefixed(own, torch + attention, f"{path}/attention")
+    beside = _beside(own, slide_names) if attention == r"attn\." else slide_names
+    rules += prefixed(beside, torch + r"attn\.", f"{path}/attention")
+    rules += prefixed(CONV, torch + r"mlp\.dwconv\.(?:dwconv\.)?", f"{path}/mlp/depthwise")
+    return (*rules, Rule(torch + r"attn_mask", None))
+
+
+def _embed(torch: str, stage: int, *, conv: str = r"proj\.", norm: str = r"norm\.") -> Table:
+    """A convolution and a norm at the start of a stage."""
+    path = f"stages/{stage}/embed"
+    return (*prefixed(CONV, torch + conv, f"{path}/conv"), *prefixed(LAYER_NORM, torch + norm, f"{path}/norm"))
+
+
+def _end(head: str = r"head\.") -> Table:
+    return (*prefixed(LAYER_NORM, r"norm\.", "norm"), *prefixed(LINEAR, head, "head/fc"))
+
+
+def _swin(slide_names: Table, *, timm: bool) -> Table:
+    rules = [*_embed(r"patch_embed\.", 0)]
+    for stage in _STAGES[1:]:
+        # The authors' code halves the map at the end of a stage, timm at the start of the next one.
+        merging, path = rf"layers\.{stage if timm else stage - 1}\.downsample\.", f"stages/{stage}/embed"
+        rules += prefixed(LAYER_NORM, merging + r"norm\.", f"{path}/norm")
+        rules += prefixed(LINEAR, merging + r"reduction\.", f"{path}/reduction")
+    rules += _block(r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", _WINDOW, slide_names)
+    return (*rules, *_end(r"head\.fc\." if timm else r"head\."))
+
+
+def _pvt(slide_names: Table, *, second: bool) -> Table:
+    """The authors' code of both versions, whose stages count from 1."""
+    rules = []
+    for stage in _STAGES:
+        path = f"stages/{stage}"
+        rules += _embed(rf"patch_embed{stage + 1}\.", stage)
+        rules += _block(rf"block{stage + 1}\.(\d+)\.", rf"{path}/blocks/\1", _SPATIAL_REDUCTION, slide_names)
+        if second:
+            rules += prefixed(LAYER_NORM, rf"norm{stage + 1}\.", f"{path}/norm")
+        else:
+            key, positions = rf"pos_embed{stage + 1}", f"{path}/position_embedding"
+            rules += [Rule(key, positions, _table), Rule(key, (f"{path}/class_position", positions), _class_first)]
+            rules.append(Rule(r"cls_token", f"{path}/class_token", _table))
+    return (*rules, *_end())
+
+
+def _pvt_v2_timm(slide_names: Table) -> Table:
+    rules = [*_embed(r"patch_embed\.", 0)]
+    for stage in _STAGES[1:]:
+        rules += _embed(rf"stages\.{stage}\.downsample\.", stage)
+    rules += _block(r"stages\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", _SPATIAL_REDUCTION, slide_names)
+    return (*rules, *prefixed(LAYER_NORM, r"stages\.(\d+)\.norm\.", r"stages/\1/norm"), *prefixed(LINEAR, r"head\.", "head/fc"))
+
+
+def _cswin(slide_names: Table) -> Table:
+    rules = [*_embed(r"stage1_conv_embed\.", 0, conv=r"0\.", norm=r"2\.")]
+    for stage in _STAGES:
+        torch, path = rf"stage{stage + 1}\.(\d+)\.", rf"stages/{stage}/blocks/\1"
+        rules += _block(torch, path, _CROSS_SHAPED, slide_names, attention="")
+        rules += _embed(rf"merge{stage}\.", stage, conv=r"conv\.") if stage else ()
+    return (*rules, *_end())
+
+
+def _nat(slide_names: Table) -> Table:
+    rules = []
+    for number in (1, 2):
+        rules += prefixed(CONV, rf"patch_embed\.proj\.{number - 1}\.", f"stages/0/embed/conv{number}")
+    rules += prefixed(LAYER_NORM, r"patch_embed\.norm\.", "stages/0/embed/norm")
+    for stage in _STAGES[1:]:
+        rules += _embed(rf"levels\.{stage - 1}\.downsample\.", stage, conv=r"reduction\.")
+    block = r"levels\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2"
+    return (*rules, *_block(*block, neighborhood.TORCH_NAMES, slide_names), *_end())
+
+
+_GRAMMARS: dict[str, dict[str, Callable[[Table], Table]]] = {
+    "swin": {"official": lambda names: _swin(names, timm=False), "timm": lambda names: _swin(names, timm=True)},
+    "pvt": {"official": lambda names: _pvt(names, second=False)},
+    "pvt_v2": {"official": lambda names: _pvt(names, second=True), "timm": _pvt_v2_timm},
+    "cswin": {"official": _cswin},
+    "nat": {"official": _nat},
+}
+
+
+def _tables(slide_names: Table) -> dict[str, dict[str, Table]]:
+    return {family: {name: make(slide_names) for name, make in grammars.items()} for family, grammars in _GRAMMARS.items()}
+
+
+TORCH_NAMES = _tables(slide.TORCH_NAMES)
+"""Family -> grammar -> table."""
+
+MERGED_TORCH_NAMES = _tables(slide.MERGED_TORCH_NAMES)
+"""The same for networks whose slide attention is merged: the files hold one convolution with the sums, `dep_conv`."""
