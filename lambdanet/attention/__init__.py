@@ -26,6 +26,7 @@ from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention import slide as _slide  # noqa: F401
+from lambdanet.attention import window as _window  # noqa: F401
 from lambdanet.attention.registration import attention
 
 __all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
