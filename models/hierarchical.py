@@ -11,12 +11,14 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention import create_attention
+from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys, resize_macs
 
 from .context import Context, place_context
 from .hierarchical_options import check_options, cycles
 from .transformer_blocks import Classifier, EmbedSpec, Row, TransformerBlock, create_embed, layer_norm, resize_positions
+from .transformer_names import MERGED_TORCH_NAMES, TORCH_NAMES
 
 AttentionSpec = str | Mapping[str, Any]
 
@@ -274,16 +276,16 @@ class HierarchicalTransformer(nnx.Module):
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Name tables for PyTorch checkpoints of this family: grammar -> table.
+        """Name tables for PyTorch checkpoints of this family: grammar -> table; see `models.transformer_names`.
 
         Raises:
             ValueError: the network belongs to no family with published weights.
         """
-        from .transformer_names import TORCH_NAMES
-
         if self.family not in TORCH_NAMES:
             raise ValueError(f"no PyTorch name table for family={self.family!r}; there is one for {', '.join(TORCH_NAMES)}")
-        return TORCH_NAMES[self.family]
+        layers = [block.attention for stage in self.stages for block in stage.blocks]
+        merged = any(isinstance(layer, SlideAttention) and layer.merged for layer in layers)
+        return (MERGED_TORCH_NAMES if merged else TORCH_NAMES)[self.family]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.
