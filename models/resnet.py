@@ -242,8 +242,8 @@ class ResNet(nnx.Module):
         return [{"channels": channels, "stride": stride} for channels, stride in self.stage_info]
 
     @property
-    def torch_names(self) -> tuple[Rule, ...]:
-        """Name table for PyTorch checkpoints of this network: timm's byobnet, timm's ResNet-RS or torchvision's ResNet.
+    def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
+        """Name tables by grammar for PyTorch checkpoints: timm's byobnet, timm's ResNet-RS or torchvision's ResNet.
 
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.

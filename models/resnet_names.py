@@ -48,18 +48,20 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
     return (*rules, *prefixed(LINEAR, r"fc\.", "head/fc"))
 
 
-TORCH_NAMES: dict[tuple[str, str], tuple[Rule, ...]] = {
-    ("tiered", "conv"): _byobnet(),
-    ("resnet", "conv"): _resnet(((r"conv1", r"bn1", "conv1"),), ("0", "1")),
+TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
+    ("tiered", "conv"): {"timm": _byobnet()},
+    ("resnet", "conv"): {"torchvision": _resnet(((r"conv1", r"bn1", "conv1"),), ("0", "1"))},
     # timm's resnetrs: the strided convolution that replaces the max-pool is called maxpool.
-    ("resnet_rs", "avg"): _resnet(
-        (
-            (r"conv1\.0", r"conv1\.1", "conv1"),
-            (r"conv1\.3", r"conv1\.4", "conv2"),
-            (r"conv1\.6", r"bn1", "conv3"),
-            (r"maxpool\.0", r"maxpool\.1", "conv4"),
-        ),
-        ("1", "2"),
-    ),
+    ("resnet_rs", "avg"): {
+        "timm": _resnet(
+            (
+                (r"conv1\.0", r"conv1\.1", "conv1"),
+                (r"conv1\.3", r"conv1\.4", "conv2"),
+                (r"conv1\.6", r"bn1", "conv3"),
+                (r"maxpool\.0", r"maxpool\.1", "conv4"),
+            ),
+            ("1", "2"),
+        )
+    },
 }
-"""Name tables by (stem, shortcut): timm's byobnet, torchvision's ResNet, timm's ResNet-RS."""
+"""Name tables by (stem, shortcut) and grammar: timm's byobnet, torchvision's ResNet, timm's ResNet-RS."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lambdanet.attention import neighborhood, slide
+from lambdanet.attention import neighborhood, slide, window
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, Rule, prefixed
 
 Table = tuple[Rule, ...]
@@ -33,12 +33,6 @@ def _class_first(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[:1], table[1:]
 
 
-_WINDOW = (
-    *prefixed(LINEAR, r"qkv\.", "qkv"),
-    *prefixed(LINEAR, r"proj\.", "output"),
-    Rule(r"relative_position_bias_table", "relative_bias"),
-    Rule(r"relative_position_index", None),
-)
 _SPATIAL_REDUCTION = (
     *prefixed(LINEAR, r"q\.", "query"),
     *prefixed(LINEAR, r"kv\.", "key_value"),
@@ -98,7 +92,7 @@ def _swin(slide_names: Table, *, timm: bool) -> Table:
         merging, path = rf"layers\.{stage if timm else stage - 1}\.downsample\.", f"stages/{stage}/embed"
         rules += prefixed(LAYER_NORM, merging + r"norm\.", f"{path}/norm")
         rules += prefixed(LINEAR, merging + r"reduction\.", f"{path}/reduction")
-    rules += _block(r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", _WINDOW, slide_names)
+    rules += _block(r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", window.TORCH_NAMES, slide_names)
     return (*rules, *_end(r"head\.fc\." if timm else r"head\."))
 
 

@@ -263,6 +263,14 @@ def _table(array: np.ndarray) -> np.ndarray:
     return array.reshape(array.shape[1], array.shape[3])
 
 
+def _is_shift(array: np.ndarray) -> None:
+    """Refuses a kernel of the fixed path, [depth * slots, 1, k, k], that is not the shift."""
+    side, slots = array.shape[-1], array.shape[-1] ** 2
+    shifts = np.tile(np.eye(slots), (len(array) // slots, 1)).reshape(-1, 1, side, side)
+    if array.shape != shifts.shape or not np.array_equal(array, shifts):
+        raise ValueError("this kernel is not the fixed shift: it holds the sums of a merged layer, or was trained")
+
+
 _COMMON = (
     Rule(r"qkv\.weight", "qkv/kernel", "pointwise"),
     Rule(r"qkv\.bias", "qkv/bias"),
@@ -275,7 +283,7 @@ _COMMON = (
 
 TORCH_NAMES = (
     *_COMMON,
-    Rule(r"dep_conv\.weight", None),  # the fixed shifts, which are no parameter here
+    Rule(r"dep_conv\.weight", None, _is_shift),  # no parameter here
     Rule(r"dep_conv\.bias", "fixed_bias"),
     Rule(r"dep_conv1\.weight", "deformed_kernel", "conv"),
     Rule(r"dep_conv1\.bias", "deformed_bias"),

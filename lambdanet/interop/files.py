@@ -16,10 +16,11 @@ import safetensors
 import safetensors.numpy
 
 import lambdanet
-from lambdanet.interop.names import Rule, convert
+from lambdanet.interop.names import Rule, choose_table, convert
 from lambdanet.interop.torch_file import WeightsFileError, check_is_file, load_torch, state_dict_of
 
 __all__ = [
+    "OWN_NAMES",
     "WeightsFileError",
     "export_metadata",
     "load_npz",
@@ -28,6 +29,7 @@ __all__ = [
     "load_weights_file",
     "model_of",
     "read_metadata",
+    "read_state",
     "save_npz",
     "save_safetensors",
 ]
@@ -35,7 +37,7 @@ __all__ = [
 LAYOUT = "lambdanet"
 LAYOUT_VERSION = "1"
 _NPZ_METADATA = "__metadata__"
-_OWN_NAMES = (Rule(r".+", r"\g<0>"),)
+OWN_NAMES = (Rule(r".+", r"\g<0>"),)
 
 
 def export_metadata(model: Mapping[str, Any]) -> dict[str, str]:
@@ -103,20 +105,48 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return _read_npz(path)[1] if kind == "npz" else {}
 
 
+def read_state(path: str | os.PathLike, *, prefer_ema: bool = True) -> tuple[dict[str, np.ndarray], bool]:
+    """Reads the named arrays of a weights file of any supported kind, told by its content.
+
+    Args:
+      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors, npz or a
+        checkpoint.
+      prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
+
+    Returns:
+      (name -> array as stored, whether the names and layouts are ours).
+
+    Raises:
+      FileNotFoundError: no such file.
+      WeightsFileError: damaged or unknown file.
+    """
+    kind, metadata = _kind(path), read_metadata(path)
+    if kind == "torch":
+        return load_torch(path, prefer_ema=prefer_ema), False
+    state = load_safetensors(path) if kind == "safetensors" else load_npz(path)
+    if metadata.get("layout") != LAYOUT:
+        return state_dict_of(state, os.fspath(path)), False
+    if metadata.get("layout_version") != LAYOUT_VERSION:
+        raise WeightsFileError(
+            f"{os.fspath(path)} has layout version {metadata.get('layout_version')!r}, written by lambdanet "
+            f"{metadata.get('version')}; this program reads {LAYOUT_VERSION!r}: use the release that wrote it"
+        )
+    return state, True
+
+
 def load_weights_file(
     path: str | os.PathLike,
-    rules: Sequence[Rule],
+    tables: Mapping[str, Sequence[Rule]],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
     allow_head_mismatch: str | None = None,
     prefer_ema: bool = True,
 ) -> dict[str, np.ndarray]:
-    """Reads weights for a model from a file of any supported kind, told by its content.
+    """Reads weights for a model from a file of any supported kind, see `read_state`.
 
     Args:
-      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors, npz or a
-        checkpoint.
-      rules: the model's name table, for files with PyTorch names.
+      path: the file.
+      tables: the model's name tables by grammar, for files with PyTorch names, see `names.choose_table`.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
@@ -129,25 +159,13 @@ def load_weights_file(
       WeightsFileError: damaged or unknown file.
       names.NameMappingError: the weights do not fit the model; all problems at once.
     """
-    kind, metadata = _kind(path), read_metadata(path)
-    if kind == "torch":
-        state = load_torch(path, prefer_ema=prefer_ema)
-    else:
-        state = load_safetensors(path) if kind == "safetensors" else load_npz(path)
-    layout = metadata.get("layout")
-    if layout == LAYOUT:
-        if metadata.get("layout_version") != LAYOUT_VERSION:
-            raise WeightsFileError(
-                f"{os.fspath(path)} has layout version {metadata.get('layout_version')!r}, written by lambdanet "
-                f"{metadata.get('version')}; this program reads {LAYOUT_VERSION!r}: use the release that wrote it"
-            )
-        rules = _OWN_NAMES
-    elif kind != "torch":
-        state = state_dict_of(state, os.fspath(path))
+    state, ours = read_state(path, prefer_ema=prefer_ema)
+    grammar = None if ours else choose_table(tables, state, target_shapes)
+    rules = OWN_NAMES if ours else tables[grammar]
     try:
         arrays = convert(state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch)
     except ValueError as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from None
+        raise type(error)(f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}") from None
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 

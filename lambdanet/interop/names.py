@@ -19,7 +19,7 @@ ours.
 import difflib
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -83,12 +83,14 @@ class Rule:
       target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of several
         paths cuts the transformed array along its LAST axis (the output channels) into pieces of the targets'
         own sizes, in that order; None drops the key (counters such as `num_batches_tracked`).
-      transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is cut.
+      transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is cut. A function may
+        cut by itself and return a tuple, one array per target. With no target it only looks at what is dropped, and
+        may refuse it with a ValueError.
     """
 
     pattern: str
     target: str | tuple[str, ...] | None
-    transform: str | Callable[[np.ndarray], np.ndarray] = "copy"
+    transform: str | Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]] = "copy"
 
     def __post_init__(self):
         re.compile(self.pattern)
@@ -109,8 +111,10 @@ class Rule:
         """Transforms one PyTorch array and cuts it into pieces of the given target shapes."""
         function = TRANSFORMS[self.transform] if isinstance(self.transform, str) else self.transform
         array = function(array)
-        if len(shapes) == 1:
-            return [array]
+        if isinstance(array, tuple):
+            return list(array)
+        if len(shapes) <= 1:
+            return [array][: len(shapes)]
         sizes = [shape[-1] if shape else 0 for shape in shapes]
         if array.ndim == 0 or sum(sizes) != array.shape[-1]:
             raise ValueError(f"the last axis of {array.shape} cannot be cut into pieces of {sizes}")
@@ -160,6 +164,52 @@ def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
     return tuple(out)
 
 
+Place = tuple[Rule, tuple[str, ...]]
+"""A rule that knows a key, and our paths that it fills from it."""
+
+
+def find_places(keys: Iterable[str], rules: Sequence[Rule], paths: Container[str]) -> dict[str, list[Place]]:
+    """Finds the rule of every key: PyTorch key -> no place (unknown), one, or several (the table contradicts itself).
+
+    Several rules may know a key, since one table serves networks that have different blocks under the same name. Rules
+    with a target that the model lacks then stand back, and of the others the one that fills the most paths is taken.
+
+    Args:
+      keys: PyTorch keys.
+      rules: the model's table.
+      paths: our paths of the model.
+    """
+    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    found: dict[str, list[Place]] = {}
+    for key in keys:
+        places = [(rule, rule.targets(match)) for pattern, rule in compiled if (match := pattern.fullmatch(key))]
+        if len(places) > 1:
+            places = [place for place in places if all(path in paths for path in place[1])] or places[:1]
+            most = max(len(targets) for _, targets in places)
+            places = [place for place in places if len(place[1]) == most]
+        found[key] = places
+    return found
+
+
+def choose_table(tables: Mapping[str, Sequence[Rule]], keys: Collection[str], paths: Container[str]) -> str:
+    """Returns the name of the table that a file follows: the one that finds a place in the model for the most keys.
+
+    So the two grammars of Swin are told apart by `layers.0.downsample`, which timm does not have, or `layers.3.downsample`,
+    which the authors do not have. Of tables that do equally well the first is taken.
+
+    Args:
+      tables: grammar -> table, as a model's `torch_names`.
+      keys: PyTorch keys of the file.
+      paths: our paths of the model.
+    """
+
+    def fitting(name: str) -> int:
+        places = find_places(keys, tables[name], paths).values()
+        return sum(len(found) == 1 and all(path in paths for path in found[0][1]) for found in places)
+
+    return max(tables, key=fitting)
+
+
 def convert(
     torch_state: Mapping[str, np.ndarray],
     rules: Sequence[Rule],
@@ -167,17 +217,20 @@ def convert(
     *,
     allow_head_mismatch: str | None = None,
     require_all: bool = True,
+    reshape: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Maps a PyTorch state (or its gradients) to ours by a name table; strict.
 
     Args:
       torch_state: PyTorch key -> array in PyTorch's layout.
-      rules: the model's table.
+      rules: the model's table, see `find_places` for keys that stand in several of its rules.
       target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
       allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be missing, unused or of
         another shape; those paths are then left out of the result, so that the caller keeps its own, and a
         warning names them.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
+      reshape: (our path, array in our layout, the model's shape) -> array; called for what has another shape than the
+        model's, it returns the array as it should be, or as it is where it knows none better.
 
     Returns:
       Our path -> array in our layout, dtypes unchanged.
@@ -186,7 +239,7 @@ def convert(
       NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys claim the same
         thing; all problems at once, with the nearest names.
     """
-    compiled = [(re.compile(rule.pattern), rule) for rule in rules]
+    known = find_places(torch_state, rules, target_shapes)
     found: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     kept: set[str] = set()
@@ -196,16 +249,15 @@ def convert(
         return allow_head_mismatch is not None and (path + "/").startswith(allow_head_mismatch.rstrip("/") + "/")
 
     for key, array in torch_state.items():
-        matches = [(match, rule) for pattern, rule in compiled if (match := pattern.fullmatch(key))]
-        if not matches:
+        places = known[key]
+        if not places:
             unused.append(f"{key} {tuple(np.shape(array))}: no rule knows it")
             continue
-        if len(matches) > 1:
-            conflicts.append(f"{key}: matched by several rules: " + ", ".join(rule.pattern for _, rule in matches))
-            origin |= {path: key for match, rule in matches for path in rule.targets(match)}
+        if len(places) > 1:
+            conflicts.append(f"{key}: matched by several rules: " + ", ".join(rule.pattern for rule, _ in places))
+            origin |= {path: key for _, paths in places for path in paths}
             continue
-        match, rule = matches[0]
-        paths = rule.targets(match)
+        rule, paths = places[0]
         absent = [path for path in paths if path not in target_shapes]
         if absent:
             if all(in_head(path) for path in paths):
@@ -214,13 +266,14 @@ def convert(
             near = [f"{path}{_nearest(path, target_shapes)}" for path in absent]
             unused.append(f"{key} {tuple(np.shape(array))}: the model has no {', '.join(near)}")
             continue
-        if not paths:
-            continue
         wanted = [tuple(target_shapes[path]) for path in paths]
         try:
             pieces = rule.apply(np.asarray(array), wanted)
+            if reshape is not None:
+                cut = zip(paths, pieces, wanted, strict=True)
+                pieces = [piece if piece.shape == shape else reshape(path, piece, shape) for path, piece, shape in cut]
         except ValueError as error:
-            pieces, problem = None, f"{key} -> {', '.join(paths)}: {error}"
+            pieces, problem = None, f"{key} -> {', '.join(paths) or 'dropped'}: {error}"
         else:
             wrong = [
                 f"{key} {tuple(np.shape(array))} -> {path}: gives {piece.shape}, the model has {shape}"
@@ -233,7 +286,7 @@ def convert(
                 conflicts.append(f"{path}: filled by both {origin[path]} and {key}")
             origin[path] = key
         if problem:
-            if all(in_head(path) for path in paths):
+            if paths and all(in_head(path) for path in paths):
                 kept.update(paths)
             else:
                 shapes.append(problem)

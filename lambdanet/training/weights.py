@@ -37,8 +37,8 @@ def read_weights(
     flat = [flatten_names(tree) for tree in trees]
     shapes = {name: tuple(leaf.shape) for part in flat for name, leaf in part.items()}
     ours = files.read_metadata(path).get("layout") == files.LAYOUT
-    rules = () if ours else model.torch_names
-    found = files.load_weights_file(path, rules, shapes, allow_head_mismatch=HEAD if new_head else None)
+    tables = {} if ours else model.torch_names
+    found = files.load_weights_file(path, tables, shapes, allow_head_mismatch=HEAD if new_head else None)
 
     def pick(name: str, leaf: Any) -> Any:
         return leaf if new_head and name.startswith(HEAD + "/") else found[name].astype(leaf.dtype)

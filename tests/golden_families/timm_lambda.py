@@ -56,7 +56,7 @@ def build(fixture: Fixture) -> Ours:
         return outputs | {f"feat_shape/{name}": jnp.asarray(value.shape) for name, value in maps.items()}
 
     checked = ("meta/state_dict_keys",)
-    return module_case(fixture, make, model.torch_names, call, weights=weights, checked=checked, tolerance=1e-4)
+    return module_case(fixture, make, model.torch_names["timm"], call, weights=weights, checked=checked, tolerance=1e-4)
 
 
 FAMILIES = {

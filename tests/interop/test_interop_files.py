@@ -12,7 +12,7 @@ import lambdanet
 from lambdanet.interop import files
 from lambdanet.interop.names import LINEAR, NameMappingError, prefixed
 
-RULES = (*prefixed(LINEAR, r"body\.", "body"), *prefixed(LINEAR, r"fc\.", "head/fc"))
+RULES = {"torch": (*prefixed(LINEAR, r"body\.", "body"), *prefixed(LINEAR, r"fc\.", "head/fc"))}
 KERNEL = np.arange(6, dtype=np.float32).reshape(3, 2)
 OURS = {
     "body/kernel": KERNEL,
@@ -35,7 +35,7 @@ def test_export_round_trip(tmp_path, kind):
     metadata = files.read_metadata(path)
     assert metadata["layout"] == "lambdanet" and metadata["version"] == lambdanet.__version__
     assert files.model_of(metadata) == MODEL
-    for loaded in (load(path), files.load_weights_file(path, (), SHAPES)):
+    for loaded in (load(path), files.load_weights_file(path, {}, SHAPES)):
         assert set(loaded) == set(OURS)
         for name, array in OURS.items():
             np.testing.assert_array_equal(loaded[name], array)

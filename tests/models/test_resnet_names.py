@@ -94,7 +94,8 @@ def test_every_key_has_its_place(name):
     rng = np.random.default_rng(0)
     state = {key: rng.normal(size=shape).astype(np.float32) for key, shape in CASES[name]().items()}
     leaves = flatten_names(nnx.to_pure_dict(nnx.state(model)))
-    ours = convert(state, model.torch_names, {path: leaf.shape for path, leaf in leaves.items()})
+    (table,) = model.torch_names.values()
+    ours = convert(state, table, {path: leaf.shape for path, leaf in leaves.items()})
     assert {path: array.shape for path, array in ours.items()} == {path: leaf.shape for path, leaf in leaves.items()}
     count = sum(array.size for key, array in state.items() if not key.endswith("num_batches_tracked"))
     assert sum(array.size for array in ours.values()) == count
@@ -107,7 +108,7 @@ def test_a_checkpoint_of_another_network_is_refused():
     state = {key: np.zeros(shape, np.float32) for key, shape in timm_resnetrs().items()}
     shapes = {path: leaf.shape for path, leaf in flatten_names(nnx.to_pure_dict(nnx.state(model))).items()}
     with pytest.raises(NameMappingError, match="conv1.0.weight"):
-        convert(state, model.torch_names, shapes)
+        convert(state, model.torch_names["torchvision"], shapes)
 
 
 def test_networks_without_a_pytorch_counterpart_say_so():
