@@ -12,6 +12,7 @@ from lambdanet.attention import bottleneck_attention as _bottleneck_attention  #
 from lambdanet.attention import cbam as _cbam  # noqa: F401
 from lambdanet.attention import cgnl as _cgnl  # noqa: F401
 from lambdanet.attention import criss_cross as _criss_cross  # noqa: F401
+from lambdanet.attention import cross_shaped_window as _cross_shaped_window  # noqa: F401
 from lambdanet.attention import danet as _danet  # noqa: F401
 from lambdanet.attention import double_attention as _double_attention  # noqa: F401
 from lambdanet.attention import gc as _gc  # noqa: F401
@@ -26,6 +27,7 @@ from lambdanet.attention import nonlocal_block as _nonlocal_block  # noqa: F401
 from lambdanet.attention import ocnet as _ocnet  # noqa: F401
 from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention import slide as _slide  # noqa: F401
+from lambdanet.attention import spatial_reduction as _spatial_reduction  # noqa: F401
 from lambdanet.attention import window as _window  # noqa: F401
 from lambdanet.attention.registration import attention
 

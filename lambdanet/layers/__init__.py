@@ -7,7 +7,7 @@ from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.layer_scale import LayerScale
 from lambdanet.layers.norm import batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
-from lambdanet.layers.pooling import avg_pool, max_over, max_pool, max_pool_cells
+from lambdanet.layers.pooling import adaptive_avg_pool, avg_pool, max_over, max_pool, max_pool_cells
 from lambdanet.layers.resize import resize_bilinear, resize_macs
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "LayerScale",
     "PointwiseNormAct",
     "activation_function",
+    "adaptive_avg_pool",
     "avg_pool",
     "batch_norm",
     "check_map",

@@ -94,3 +94,32 @@ def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[
     sides = (window, window)
     mean = nnx.avg_pool(x.astype(jnp.float32), sides, strides=(stride, stride), padding="SAME", count_include_pad=False)
     return mean.astype(x.dtype)
+
+
+def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b oh ow c"]:
+    """Averages a map over the bins of a grid, as PyTorch's `AdaptiveAvgPool2d`; sums in float32 or better.
+
+    Bin i of n on an axis of length L reaches from floor(i L / n) to ceil((i + 1) L / n): bins share positions where n does
+    not divide L, and a shorter axis repeats its positions.
+
+    Args:
+        x: map [b, h, w, c].
+        size: bins per axis.
+
+    Returns:
+        Map [b, *size, c] in the dtype of `x`.
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if min(size) < 1:
+        raise ValueError(f"adaptive pooling: size is {size}; allowed: a height and a width of 1 or more")
+    y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    for axis, bins in enumerate(size, start=1):
+        length = y.shape[axis]
+        if length % bins == 0:
+            y = y.reshape(*y.shape[:axis], bins, length // bins, *y.shape[axis + 1 :]).mean(axis + 1)
+            continue
+        edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
+        y = jnp.stack([jax.lax.slice_in_dim(y, *edge, axis=axis).mean(axis) for edge in edges], axis)
+    return y.astype(x.dtype)
