@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lambdanet.attention import neighborhood, slide, window
+from lambdanet.attention import cross_shaped_window, neighborhood, slide, spatial_reduction, window
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, Rule, prefixed
 
 Table = tuple[Rule, ...]
@@ -33,46 +33,23 @@ def _class_first(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[:1], table[1:]
 
 
-_SPATIAL_REDUCTION = (
-    *prefixed(LINEAR, r"q\.", "query"),
-    *prefixed(LINEAR, r"kv\.", "key_value"),
-    *prefixed(CONV, r"sr\.", "reduction"),
-    *prefixed(LAYER_NORM, r"norm\.", "norm"),
-    *prefixed(LINEAR, r"proj\.", "output"),
-)
-_CROSS_SHAPED = (
-    *prefixed(LINEAR, r"qkv\.", "qkv"),
-    *prefixed(LINEAR, r"proj\.", "output"),
-    *prefixed(CONV, r"attns\.(\d+)\.get_v\.", r"position_convs/\1"),
-)
-
-
-def _beside(own: Table, slide_names: Table) -> Table:
-    """The rules of slide attention whose target no rule of the family's own attention fills."""
-    filled = {rule.target for rule in own if rule.target is not None}
-    return tuple(rule for rule in slide_names if rule.target not in filled)
-
-
-def _block(torch: str, path: str, own: Table, slide_names: Table, *, attention: str = r"attn\.") -> Table:
-    """A Transformer block.
+def block_names(own: Table, slide_names: Table = (), *, attention: str = r"attn\.") -> Table:
+    """Returns the table of a Transformer block.
 
     Args:
-        torch: pattern of its keys.
-        path: ours.
         own: table of the family's attention.
-        slide_names: table of slide attention.
-        attention: what the keys of the family's attention have after `torch`; those of slide attention have `attn.`.
+        slide_names: table of slide attention, whose keys begin with `attn.`.
+        attention: pattern that the keys of the family's attention begin with.
     """
-    rules = []
+    rules = [Rule(r"attn_mask", None), *prefixed(own, attention, "attention")]
+    # Where both have the prefix, one rule is enough for what both have, the joint projection and the one at the end.
+    shared = {rule.target for rule in own if rule.target is not None} if attention == r"attn\." else ()
+    rules += prefixed([rule for rule in slide_names if rule.target not in shared], r"attn\.", "attention")
     for number in (1, 2):
-        rules += prefixed(LAYER_NORM, rf"{torch}norm{number}\.", f"{path}/norm{number}")
-        rules += prefixed(LINEAR, rf"{torch}mlp\.fc{number}\.", f"{path}/mlp/fc{number}")
-        rules += prefixed((Rule(rf"gamma{number}", f"layer_scale{number}/gamma"),), torch, path)
-    rules += prefixed(own, torch + attention, f"{path}/attention")
-    beside = _beside(own, slide_names) if attention == r"attn\." else slide_names
-    rules += prefixed(beside, torch + r"attn\.", f"{path}/attention")
-    rules += prefixed(CONV, torch + r"mlp\.dwconv\.(?:dwconv\.)?", f"{path}/mlp/depthwise")
-    return (*rules, Rule(torch + r"attn_mask", None))
+        rules += prefixed(LAYER_NORM, rf"norm{number}\.", f"norm{number}")
+        rules += prefixed(LINEAR, rf"mlp\.fc{number}\.", f"mlp/fc{number}")
+        rules.append(Rule(rf"gamma{number}", f"layer_scale{number}/gamma"))
+    return (*rules, *prefixed(CONV, r"mlp\.dwconv\.(?:dwconv\.)?", "mlp/depthwise"))
 
 
 def _embed(torch: str, stage: int, *, conv: str = r"proj\.", norm: str = r"norm\.") -> Table:
@@ -92,17 +69,18 @@ def _swin(slide_names: Table, *, timm: bool) -> Table:
         merging, path = rf"layers\.{stage if timm else stage - 1}\.downsample\.", f"stages/{stage}/embed"
         rules += prefixed(LAYER_NORM, merging + r"norm\.", f"{path}/norm")
         rules += prefixed(LINEAR, merging + r"reduction\.", f"{path}/reduction")
-    rules += _block(r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", window.TORCH_NAMES, slide_names)
+    block = block_names(window.TORCH_NAMES, slide_names)
+    rules += prefixed(block, r"layers\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2")
     return (*rules, *_end(r"head\.fc\." if timm else r"head\."))
 
 
 def _pvt(slide_names: Table, *, second: bool) -> Table:
     """The authors' code of both versions, whose stages count from 1."""
-    rules = []
+    rules, block = [], block_names(spatial_reduction.TORCH_NAMES, slide_names)
     for stage in _STAGES:
         path = f"stages/{stage}"
         rules += _embed(rf"patch_embed{stage + 1}\.", stage)
-        rules += _block(rf"block{stage + 1}\.(\d+)\.", rf"{path}/blocks/\1", _SPATIAL_REDUCTION, slide_names)
+        rules += prefixed(block, rf"block{stage + 1}\.(\d+)\.", rf"{path}/blocks/\1")
         if second:
             rules += prefixed(LAYER_NORM, rf"norm{stage + 1}\.", f"{path}/norm")
         else:
@@ -116,15 +94,16 @@ def _pvt_v2_timm(slide_names: Table) -> Table:
     rules = [*_embed(r"patch_embed\.", 0)]
     for stage in _STAGES[1:]:
         rules += _embed(rf"stages\.{stage}\.downsample\.", stage)
-    rules += _block(r"stages\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2", _SPATIAL_REDUCTION, slide_names)
+    block = block_names(spatial_reduction.TORCH_NAMES, slide_names)
+    rules += prefixed(block, r"stages\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2")
     return (*rules, *prefixed(LAYER_NORM, r"stages\.(\d+)\.norm\.", r"stages/\1/norm"), *prefixed(LINEAR, r"head\.", "head/fc"))
 
 
 def _cswin(slide_names: Table) -> Table:
     rules = [*_embed(r"stage1_conv_embed\.", 0, conv=r"0\.", norm=r"2\.")]
+    block = block_names(cross_shaped_window.TORCH_NAMES, slide_names, attention="")
     for stage in _STAGES:
-        torch, path = rf"stage{stage + 1}\.(\d+)\.", rf"stages/{stage}/blocks/\1"
-        rules += _block(torch, path, _CROSS_SHAPED, slide_names, attention="")
+        rules += prefixed(block, rf"stage{stage + 1}\.(\d+)\.", rf"stages/{stage}/blocks/\1")
         rules += _embed(rf"merge{stage}\.", stage, conv=r"conv\.") if stage else ()
     return (*rules, *_end())
 
@@ -136,8 +115,8 @@ def _nat(slide_names: Table) -> Table:
     rules += prefixed(LAYER_NORM, r"patch_embed\.norm\.", "stages/0/embed/norm")
     for stage in _STAGES[1:]:
         rules += _embed(rf"levels\.{stage - 1}\.downsample\.", stage, conv=r"reduction\.")
-    block = r"levels\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2"
-    return (*rules, *_block(*block, neighborhood.TORCH_NAMES, slide_names), *_end())
+    block = block_names(neighborhood.TORCH_NAMES, slide_names)
+    return (*rules, *prefixed(block, r"levels\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2"), *_end())
 
 
 _GRAMMARS: dict[str, dict[str, Callable[[Table], Table]]] = {
