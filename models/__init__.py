@@ -12,6 +12,7 @@ from flax import nnx
 from . import context_resnet as _context_resnet  # noqa: F401
 from . import cswin as _cswin  # noqa: F401
 from . import lambda_resnet as _lambda_resnet  # noqa: F401
+from . import lavit as _lavit  # noqa: F401
 from . import nat as _nat  # noqa: F401
 from . import pvt as _pvt  # noqa: F401
 from . import pvt_v2 as _pvt_v2  # noqa: F401

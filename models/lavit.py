@@ -1,0 +1,519 @@
+"""LaViT: stages whose later layers make their attention from that of the layer before; presets, and one for digits.
+
+Source: Zhang et al. 2024, "You Only Need Less Attention at Each Stage in Vision Transformers" (arXiv 2406.00427), which has
+no public code and whose tables of depths, widths and heads are not available to us; every number in the presets is a
+decision. `lavit_tiny`, `_small` and `_base` have the depths of PVT, reduced keys in the first two stages and less-attention
+in the last two, where the maps are small enough for it. The `_paper` forms have less-attention in three stages, as the
+paper's figure 1 shows it, with Kronecker-factored transforms in the second, whose full ones would take 2 heads 784^3
+multiply-adds per layer. Reported for the paper's own: 10.9, 22.4 and 39.6 million parameters, 79.2, 82.6 and 83.1 % top-1.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lambdanet.attention import create_attention
+from lambdanet.attention.attention_residual import AttentionResidual
+from lambdanet.attention.diagonality_loss import diagonality_loss
+from lambdanet.attention.less_attention import LessAttention
+from lambdanet.attention.vanilla_attention import VanillaAttention
+from lambdanet.layers import DropPath, InitKeys, resize_macs
+
+from .context import Context, place_context
+from .lavit_options import check_options, per_stage, stage_specs
+from .registration import registry
+from .transformer_blocks import Classifier, ConvEmbed, Row, TransformerBlock, layer_norm, resize_positions
+
+AttentionSpec = str | Mapping[str, Any]
+Grid = tuple[int, int]
+
+
+class AttentionBlock(nnx.Module):
+    """x = x + drop_path(attention(norm1(x))): a block without MLP, for the attention layers of which it is the whole.
+
+    Args:
+        dim: channels.
+        attention: called by the stage, which goes on with `finish`.
+        context: context blocks that stand after the block in this order.
+        drop_path_rate: probability of dropping the branch.
+        epsilon: of the norm.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        attention: nnx.Module,
+        *,
+        context: Iterable[nnx.Module],
+        drop_path_rate: float,
+        epsilon: float,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        self.dim, self.attention, self.drop_path = dim, attention, DropPath(drop_path_rate)
+        self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.context = nnx.List(context)
+
+    def finish(
+        self, x: Float[Array, "b *s c"], mixed: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
+        """Adds what the attention made of `norm1(x)`; then the context blocks."""
+        x = x + self.drop_path(mixed, rngs=rngs)
+        for block in self.context:
+            x = block(x, rngs=rngs)
+        return x
+
+    def rows(self, h: int, w: int, *, tokens: int = 0) -> list[Row]:
+        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before it."""
+        shape = (h * w + tokens, self.dim) if tokens else (h, w, self.dim)
+        macs = self.attention.macs(*shape[:-1])
+        rows = [("norm1", "layer_norm", shape, 0), ("attention", type(self.attention).__name__, shape, macs)]
+        return rows + [(f"context/{i}", type(c).__name__, shape, c.macs(h, w)) for i, c in enumerate(self.context)]
+
+
+class LavitStage(nnx.Module):
+    """An embedding and the blocks on its grid, with the logits that pass from block to block.
+
+    Args:
+        embed: maps the previous stage's map to this one's.
+        blocks: the blocks, in order.
+        carries: whether the blocks take and return logits.
+        attention_residual: makes the addition to the first block's logits from the previous stage's, or None.
+        position_embedding: [positions, channels], added after the embedding, or None.
+        grid: height and width that these positions stand for.
+        class_token: [1, channels], or None.
+        class_position: [1, channels], its position embedding, or None.
+        remat: recompute each block's inner activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        embed: ConvEmbed,
+        blocks: Iterable[TransformerBlock | AttentionBlock],
+        *,
+        carries: bool,
+        attention_residual: AttentionResidual | None,
+        position_embedding: jax.Array | None,
+        grid: Grid,
+        class_token: jax.Array | None,
+        class_position: jax.Array | None,
+        remat: bool,
+    ):
+        def stored(array):
+            return None if array is None else nnx.Param(array)
+
+        self.embed, self.blocks = embed, nnx.List(blocks)
+        self.attention_residual = attention_residual
+        self.position_embedding, self.grid = stored(position_embedding), grid
+        self.class_token, self.class_position = stored(class_token), stored(class_position)
+        self.carries, self.remat = carries, remat
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], logits: Float[Array, "b heads n m"] | None, *, rngs: nnx.Rngs | None = None
+    ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b heads n m"]]]]:
+        """Applies the stage.
+
+        Args:
+            x: the previous stage's map.
+            logits: of that stage's last block; read with an attention residual.
+            rngs: `dropout` stream; read in the training view when a rate is above 0.
+
+        Returns:
+            The stage's map [b, h, w, d], or with a class token the list [b, 1 + positions, d], and for every block whether
+            it is one of less-attention, and its logits; [] for blocks without.
+        """
+        before = x.shape[1:3]
+        x = self.embed(x)
+        grid = x.shape[1:3]
+        if self.position_embedding is not None:
+            x = x + resize_positions(self.position_embedding[...], self.grid, grid).astype(x.dtype)
+        if self.class_token is not None:
+            token = self.class_token[...] + (0 if self.class_position is None else self.class_position[...])
+            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape))
+            x = jnp.concatenate([token, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
+        keep = nnx.remat if self.remat else lambda function: function
+        if not self.carries:
+            run = keep(_run_block)
+            for block in self.blocks:
+                x = run(block, x, rngs)
+            return x, []
+        run, handed = keep(functools.partial(_run_carrying, grid)), []
+        addition = None if self.attention_residual is None else self.attention_residual(logits, before)
+        for block in self.blocks:
+            less = isinstance(block.attention, LessAttention)
+            x, logits = run(block, x, logits if less else addition, rngs)
+            addition = None  # the first block is a vanilla one, and it alone gets one
+            handed.append((less, logits))
+        return x, handed
+
+    def rows(self, h: int, w: int) -> list[Row]:
+        """Returns the summary for one [h, w] input map."""
+        rows = [(f"embed/{name}", *rest) for name, *rest in self.embed.rows(h, w)]
+        before, (h, w, dim) = (h, w), rows[-1][2]
+        tokens = 0 if self.class_token is None else 1
+        if self.position_embedding is not None:
+            macs = resize_macs(self.grid, (h, w), dim)
+            rows.append(("position_embedding", "embedding", tuple(self.position_embedding.shape), macs))
+        for name in ("class_token", "class_position"):
+            if getattr(self, name) is not None:
+                rows.append((name, "embedding", (1, dim), 0))
+        if self.attention_residual is not None:
+            kh, kw = self.blocks[0].attention.key_grid(h, w)
+            shape = (self.attention_residual.heads_out, h * w, kh * kw)
+            macs = self.attention_residual.macs(*before, keys=kh * kw)
+            rows.append(("attention_residual", "AttentionResidual", shape, macs))
+        for index, block in enumerate(self.blocks):
+            rows += [(f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)]
+        return rows
+
+
+class LaViT(nnx.Module):
+    """A hierarchical Transformer in which a few blocks of each stage attend as usual and hand their logits to the rest.
+
+    A stage has `vanilla_blocks` leading blocks with queries and keys, the others are of less-attention
+    (`lambdanet.attention.less_attention`). At a stage's first block the logits that the stage before ended with can be
+    added, down-sampled (`attention_residual`). The less-attention layers have auxiliary losses, `symmetry` and
+    `diagonality` (`lambdanet.attention.diagonality_loss`), which `return_auxiliary` asks for and `train.auxiliary_losses`
+    weights. A stage in which no logits are needed has spatial-reduction attention, which has the same parameters as the
+    vanilla blocks; `attention` puts any other mixer there.
+
+    Around it stands PVT: embeddings of patches by convolution, learned positions in every stage, pre-norm blocks, a final
+    norm. Logits, their down-sampling and the losses are float32 whatever `dtype` is. Without less-attention any image of one
+    patch or more per stage runs; with it, other sizes than `image_size` do if a policy allows them (`resize`). Drop path
+    grows linearly over all blocks from 0 to its rate. Linear layers start truncated normal 0.02 with zero biases.
+
+    Source: Zhang et al. 2024 (see the module's docstring). The paper's: four stages, patches by convolutions with kernel =
+    stride, position embeddings per stage, vanilla blocks before less-attention blocks in each stage, the residual at the
+    first block only, the loss over all less-attention layers. Ours: all sizes, norms and MLPs in the less-attention blocks
+    (its figure shows none), mean pooling as default (the paper classifies from a class token), reduced keys in the early
+    stages, the loss as the mean over samples and heads, summed over layers.
+
+    Args:
+        blocks: number of blocks per stage.
+        widths: channels per stage.
+        num_heads: heads per stage; also of mixers put there that have such an option, unless their spec sets it.
+        mlp_ratios: hidden channels of the MLPs as a multiple of the stage's.
+        sr_ratios: side of the cells that share one key, per stage; 1 in stages with less-attention. Not read where
+            `attention` has a mixer.
+        vanilla_blocks: leading blocks with queries and keys, per stage, 1 or more; where that is as many as `blocks` or
+            more, the stage has no less-attention. Not read where `attention` has a mixer.
+        attention_residual: per stage, whether the logits of the stage before are added to those of its first block.
+        attention: what stands in for this machinery: None for nothing; a spec (a registered name of a mixer, or a mapping
+            with `name` and its options) for all stages; a tuple gives each stage its own, None, or a tuple of specs that its
+            blocks take in turn.
+        transform: how less-attention maps logits: 'full' | 'kron' | 'reuse'; a tuple gives each stage its own.
+        transform_bias: biases of the transforms; None means those of 'full' only.
+        center_rows: transforms see logits less their mean over the keys.
+        resize: what less-attention does at another map size than that of `image_size`: 'refuse' | 'interpolate' | 'reuse';
+            None means 'refuse' for 'full' and 'interpolate' for 'kron'.
+        la_mlp: less-attention blocks have an MLP, as the others.
+        residual_kernel: 'full' | 'separable', see `AttentionResidual`.
+        residual_mode: 'square' between stages without reduced keys | 'query_only' between stages with as many keys.
+        residual_norm: 'batch' | 'instance' | 'none'.
+        residual_scale: value that the factors of the residual start with.
+        loss_variant: 'paper' | 'flipped' | 'norm_flipped' | 'norm_hinge_agg' | 'norm_hinge_pair', see `diagonality_loss`.
+        loss_on: 'logits' | 'probs'.
+        patch_sizes: kernel and stride of each stage's embedding; rows and columns that fill no patch are left out.
+        position_embedding: learned positions, added at the start of every stage; resized bilinearly at other sizes.
+        context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements only 'post'.
+        pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last stage carries along;
+            `features` leaves it out.
+        conv_init: of the embeddings: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
+        norm_epsilon: of the norms in the blocks and after the last one.
+        embed_epsilon: of the norms in the embeddings.
+        num_classes: outputs of the classifier.
+        in_channels: channels of the image.
+        image_size: (height, width) of the images.
+        dropout_rate: dropout before the classifier.
+        attention_dropout_rate: dropout on the softmax in blocks that hand on logits, never on the logits.
+        drop_path_rate: stochastic depth of the last block.
+        norm_momentum: decay of the running statistics of the residual's batch norm.
+        remat: recompute activations in the backward pass: 'none' | 'block' (stores each block's input and logits only).
+        dtype: activations: 'float32' | 'bfloat16'.
+        param_dtype: stored parameters: 'float32' | 'bfloat16'.
+        rngs: initialisation source.
+
+    Attributes:
+        auxiliary_losses: names of the terms that `return_auxiliary` gives; () without less-attention.
+
+    Raises:
+        ValueError: an option out of its range; all of them in one message.
+    """
+
+    def __init__(
+        self,
+        *,
+        blocks: tuple[int, ...],
+        widths: tuple[int, ...] = (64, 128, 320, 512),
+        num_heads: tuple[int, ...] = (1, 2, 5, 8),
+        mlp_ratios: tuple[float, ...] = (4, 4, 4, 4),
+        sr_ratios: tuple[int, ...] = (8, 4, 1, 1),
+        vanilla_blocks: tuple[int, ...],
+        attention_residual: tuple[bool, ...],
+        attention: AttentionSpec | None | tuple[AttentionSpec | None | tuple[AttentionSpec, ...], ...] = None,
+        transform: str | tuple[str, ...] = "full",
+        transform_bias: bool | None = None,
+        center_rows: bool = False,
+        resize: str | None = None,
+        la_mlp: bool = True,
+        residual_kernel: str = "full",
+        residual_mode: str = "square",
+        residual_norm: str = "batch",
+        residual_scale: float = 0.1,
+        loss_variant: str = "norm_hinge_agg",
+        loss_on: str = "logits",
+        patch_sizes: tuple[int, ...] = (4, 2, 2, 2),
+        position_embedding: bool = True,
+        context: Context = None,
+        pool: str = "mean",
+        conv_init: str = "fan_in",
+        norm_epsilon: float = 1e-6,
+        embed_epsilon: float = 1e-6,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        image_size: tuple[int, int] = (224, 224),
+        dropout_rate: float = 0.0,
+        attention_dropout_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_momentum: float = 0.9,
+        remat: str = "none",
+        dtype: str = "float32",
+        param_dtype: str = "float32",
+        rngs: nnx.Rngs,
+    ):
+        check_options({k: v for k, v in locals().items() if k not in ("self", "rngs", "__class__")})
+        rngs, depth = InitKeys(rngs.params()), len(blocks)
+        inserted, specs = place_context(context, blocks), stage_specs(attention, depth)
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.loss_variant, self.loss_on = loss_variant, loss_on
+        self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
+        options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
+        transforms = per_stage(transform, depth)
+
+        def positions(count, width):
+            return nnx.initializers.truncated_normal(0.02)(rngs.params(), (count, width), stored)
+
+        dim, size, stride, done, stages, info, any_less = in_channels, image_size, 1, 0, [], [], False
+        for number, (count, width, heads) in enumerate(zip(blocks, widths, num_heads, strict=True)):
+            window = dict(kernel_size=patch_sizes[number], conv_init=conv_init, epsilon=embed_epsilon)
+            embed = ConvEmbed(dim, width, **window, **options)
+            dim, stride, size = width, stride * embed.stride, embed.out_size(*size)
+            if min(size) < 1:
+                raise ValueError(f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has no position left")
+            with_token, own = pool == "cls" and number == depth - 1, specs[number] is None
+            less_from = vanilla_blocks[number] if own else count
+            handing = any(attention_residual[number : number + 2])
+            carries = own and (less_from < count or handing or with_token)
+            any_less |= less_from < count
+            carrying = dict(num_heads=heads, class_token=with_token, dropout_rate=attention_dropout_rate, **options)
+            less = dict(size=size, transform=transforms[number], center_rows=center_rows, **carrying)
+            if transforms[number] != "reuse":
+                less |= dict(transform_bias=transform_bias, resize=resize)
+            mixers = specs[number] or (dict(name="spatial_reduction", sr_ratio=sr_ratios[number]),)
+            made = []
+            for index in range(count):
+                if not carries:
+                    mixer = create_attention(mixers[index % len(mixers)], width, size=size, num_heads=heads, **options)
+                elif index < less_from:
+                    mixer = VanillaAttention(width, sr_ratio=sr_ratios[number], **carrying)
+                else:
+                    mixer = LessAttention(width, **less)
+                around = dict(
+                    context=[create_attention(s, width, size=size, **options) for _, s in inserted.get((number, index), ())],
+                    drop_path_rate=drop_path_rate * done / max(sum(blocks) - 1, 1),
+                    epsilon=norm_epsilon,
+                    **options,
+                )
+                if isinstance(mixer, LessAttention) and not la_mlp:
+                    made.append(AttentionBlock(width, mixer, **around))
+                else:
+                    made.append(TransformerBlock(width, mixer, hidden=int(width * mlp_ratios[number]), **around))
+                done += 1
+            residual = None
+            if attention_residual[number]:
+                residual = AttentionResidual(
+                    num_heads[number - 1],
+                    heads,
+                    kernel=residual_kernel,
+                    mode=residual_mode,
+                    norm=residual_norm,
+                    class_token_out=with_token,
+                    scale_init=residual_scale,
+                    norm_momentum=norm_momentum,
+                    param_dtype=stored,
+                    rngs=rngs,
+                )
+            stages.append(
+                LavitStage(
+                    embed,
+                    made,
+                    carries=carries,
+                    attention_residual=residual,
+                    position_embedding=positions(size[0] * size[1], width) if position_embedding else None,
+                    grid=size,
+                    class_token=positions(1, width) if with_token else None,
+                    class_position=positions(1, width) if with_token and position_embedding else None,
+                    remat=remat == "block",
+                )
+            )
+            info.append((dim, stride))
+        self.stages = nnx.List(stages)
+        self.stage_info, self.pool = tuple(info), pool
+        self.auxiliary_losses = ("symmetry", "diagonality") if any_less else ()
+        self.norm = layer_norm(dim, epsilon=norm_epsilon, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs)
+        self.head = Classifier(dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs)
+
+    def features(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> list[Float[Array, "b oh ow d"]]:
+        """Returns the output map of every stage, largest first; see `feature_info` for channels and strides.
+
+        The final norm and a class token are not part of them.
+
+        Args:
+            x: normalised images [b, h, w, in_channels].
+            rngs: `dropout` stream; read in the training view when a rate is above 0.
+
+        Raises:
+            ValueError: wrong number of axes or channels, an image too small for the embeddings, or of a size that
+                less-attention refuses.
+        """
+        return self._run(x, rngs)[0]
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, return_auxiliary: bool = False, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b classes"] | tuple[Float[Array, "b classes"], dict[str, Float[Array, ""]]]:
+        """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes].
+
+        Args:
+            x: images.
+            return_auxiliary: also return every term of `auxiliary_losses`, a float32 scalar each: the mean over samples and
+                heads, summed over the less-attention layers; of the map's positions, without the class token.
+            rngs: as in `features`.
+        """
+        maps, last, handed = self._run(x, rngs)
+        last = self.norm(last)
+        pooled = last[:, 0] if self.pool == "cls" else jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
+        classes = self.head(pooled, rngs=rngs)
+        if not return_auxiliary:
+            return classes
+        first = [int(number == len(maps) - 1 and self.pool == "cls") for number in range(len(maps))]
+        pairs = [
+            diagonality_loss(logits[:, :, skip:, skip:], self.loss_variant, self.loss_on)
+            for skip, stage in zip(first, handed, strict=True)
+            for less, logits in stage
+            if less
+        ]
+        terms = zip(*pairs, strict=True) if pairs else ()
+        return classes, {n: sum(t.mean() for t in term) for n, term in zip(self.auxiliary_losses, terms, strict=True)}
+
+    def _run(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[list[jax.Array], jax.Array, list[list]]:
+        """Returns the stages' maps, the last stage's output with its class token, and what each stage handed on."""
+        if x.ndim != 4 or x.shape[-1] != self.in_channels:
+            raise ValueError(f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]")
+        x, logits, maps, handed = x.astype(self.dtype), None, [], []
+        for stage in self.stages:
+            grid = stage.embed.out_size(*x.shape[1:3])
+            x, own = stage(x, logits, rngs=rngs)
+            maps.append(x if x.ndim == 4 else x[:, 1:].reshape(x.shape[0], *grid, x.shape[-1]))
+            handed.append(own)
+            logits = own[-1][1] if own else None
+        return maps, x, handed
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Channels and total stride of every map that `features` returns."""
+        return [{"channels": channels, "stride": stride} for channels, stride in self.stage_info]
+
+    @property
+    def torch_names(self):
+        """Raises ValueError: there are no published weights of this network."""
+        raise ValueError("no PyTorch name table for LaViT: neither the authors' code nor weights are public")
+
+    def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
+        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.
+
+        The paths are disjoint prefixes of the parameter paths and cover all of them.
+        """
+        rows = []
+        for number, stage in enumerate(self.stages):
+            rows += [dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m) for n, t, s, m in stage.rows(h, w)]
+            h, w = stage.embed.out_size(h, w)
+        dim = self.stage_info[-1][0]
+        shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
+        rows.append(dict(path="norm", type="layer_norm", output_shape=shape, macs=0))
+        rows.append(dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=dim * self.num_classes))
+        return rows
+
+    def macs(self, h: int, w: int) -> int:
+        """Returns the multiply-accumulates of convolutions, matrices and attention for one [h, w] image.
+
+        The transforms of less-attention are counted in full, 2 heads N^3 each for 'full', as at the size they were made for;
+        the published numbers seem to leave them out.
+        """
+        return sum(row["macs"] for row in self.summary_rows(h, w))
+
+
+def _run_block(block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    return block(x, rngs=rngs)
+
+
+def _run_carrying(
+    grid: Grid, block: TransformerBlock | AttentionBlock, x: jax.Array, carried: jax.Array | None, rngs: nnx.Rngs | None
+) -> tuple[jax.Array, jax.Array]:
+    mixed, logits = block.attention(block.norm1(x), carried, grid=grid, rngs=rngs)
+    return block.finish(x, mixed, rngs=rngs), logits
+
+
+_TABLE = (
+    ("tiny", (2, 2, 2, 2), (2, 2, 1, 1), (2, 1, 1, 1), 0.1),
+    ("small", (3, 4, 6, 3), (3, 4, 2, 1), (3, 1, 2, 1), 0.1),
+    ("base", (3, 4, 18, 3), (3, 4, 6, 1), (3, 1, 6, 1), 0.3),
+)
+"""(size, blocks, vanilla blocks, those of the paper form, drop path)."""
+
+for _size, _blocks, _vanilla, _paper, _rate in _TABLE:
+    registry.register(
+        f"lavit_{_size}",
+        LaViT,
+        blocks=_blocks,
+        vanilla_blocks=_vanilla,
+        attention_residual=(False, False, False, True),
+        drop_path_rate=_rate,
+    )
+    registry.register(
+        f"lavit_{_size}_paper",
+        LaViT,
+        blocks=_blocks,
+        vanilla_blocks=_paper,
+        sr_ratios=(8, 1, 1, 1),
+        attention_residual=(False, False, True, True),
+        transform=("full", "kron", "full", "full"),
+        drop_path_rate=_rate,
+    )
+
+# For 8x8 grey digits: two stages, 8x8 and 4x4, with less-attention in both and the residual between them.
+registry.register(
+    "lavit_digits",
+    LaViT,
+    blocks=(2, 3),
+    widths=(24, 48),
+    num_heads=(2, 4),
+    mlp_ratios=(3, 3),
+    sr_ratios=(1, 1),
+    vanilla_blocks=(1, 1),
+    attention_residual=(False, True),
+    patch_sizes=(1, 2),
+    in_channels=1,
+    image_size=(8, 8),
+    num_classes=10,
+)
