@@ -14,6 +14,8 @@ they have that of their baseline.
 
 from __future__ import annotations
 
+from typing import Any
+
 from .hierarchical import HierarchicalTransformer
 from .registration import registry
 
@@ -28,9 +30,9 @@ _TABLE = (
 """(size, blocks, drop path)."""
 
 
-def reductions(*ratios: int) -> tuple[dict, ...]:
-    """Returns the attention of each stage from the ratios by which it shortens keys and values."""
-    return tuple(dict(name="spatial_reduction", sr_ratio=ratio) for ratio in ratios)
+def reductions(*ratios: int, **options: Any) -> tuple[dict[str, Any], ...]:
+    """Returns the attention of each stage from the ratios by which it shortens keys and values, and further options."""
+    return tuple(dict(name="spatial_reduction", sr_ratio=ratio, **options) for ratio in ratios)
 
 
 _COMMON = dict(

@@ -26,12 +26,14 @@ _TABLE = (
 )
 """(size, blocks, widths, MLP ratios, drop path)."""
 
+_CONV_INIT = "fan_out"
+_OWN = reductions(*REDUCTIONS, conv_init=_CONV_INIT)
 _COMMON = dict(
     stem=dict(name="conv", kernel_size=7, stride=4, padding=3),
     downsample=dict(name="conv", kernel_size=3, stride=2, padding=1),
     mlp="depthwise",
     stage_norm=True,
-    conv_init="fan_out",
+    conv_init=_CONV_INIT,
     norm_epsilon=1e-6,
     family="pvt_v2",
 )
@@ -52,21 +54,22 @@ def _register(name, blocks, widths, ratios, rate, attention, **others):
 
 
 for _size, *_shape in _TABLE:
-    _register(f"pvt_v2_{_size}", *_shape, reductions(*REDUCTIONS))
-    _register(f"slide_pvt_v2_{_size}", *_shape, ("slide", "slide", *reductions(*REDUCTIONS[2:])))
+    _register(f"pvt_v2_{_size}", *_shape, _OWN)
+    _register(f"slide_pvt_v2_{_size}", *_shape, ("slide", "slide", *_OWN[2:]))
     if _size == "b2":
-        _linear = dict(name="spatial_reduction", linear=True)
+        _linear = dict(name="spatial_reduction", linear=True, conv_init=_CONV_INIT)
         _register("pvt_v2_b2_li", *_shape, _linear, mlp="depthwise_linear")
 
 # For 8x8 grey digits: two stages, 8x8 and 4x4.
-for _name, _attention in (("pvt_v2_digits", reductions(2, 1)), ("slide_pvt_v2_digits", ("slide", *reductions(1)))):
+_SMALL = reductions(2, 1, conv_init=_CONV_INIT)
+for _name, _attention in (("pvt_v2_digits", _SMALL), ("slide_pvt_v2_digits", ("slide", _SMALL[1]))):
     registry.register(
         _name,
         HierarchicalTransformer,
         blocks=(2, 2),
         widths=(32, 64),
         num_heads=(2, 4),
-        mlp_ratios=(4, 4),
+        mlp_ratios=(3, 3),
         attention=_attention,
         in_channels=1,
         image_size=(8, 8),

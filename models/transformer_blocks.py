@@ -456,7 +456,7 @@ class TransformerBlock(nnx.Module):
             rows.insert(2, ("layer_scale1", "layer_scale", shape, 0))
             rows.append(("layer_scale2", "layer_scale", shape, 0))
         made = enumerate(self.context)
-        return rows + [(f"context/{i}", type(block).__name__, shape, block.macs(h, w)) for i, block in made]
+        return rows + [(f"context/{i}", type(block).__name__, shape, block.macs(*shape[:-1])) for i, block in made]
 
 
 class Classifier(nnx.Module):

@@ -51,7 +51,7 @@ def refusal(family, name):
 
 def training_step(make):
     """A function of a batch: losses of STEPS training steps, and the momentum of every parameter after them."""
-    config, tx = base.get_config(), optax.sgd(0.05, momentum=0.5)
+    config, tx = base.get_config(), optax.sgd(0.01, momentum=0.5)
     init, step = make_init(make, tx, ema=False), make_train_step(views(make)[0], tx, config, num_classes=CLASSES, seed=0)
 
     def run(batch):
@@ -94,7 +94,7 @@ def test_steps(number):
 def test_the_class_token_refuses_what_needs_a_map():
     refused = {name: reason for name in MIXERS if (reason := refusal("pvt", name)) is not None}
     assert {"slide", "neighborhood", "window", "shifted_window", "cross_shaped_window"} <= set(refused)
-    assert not {"mhsa", "lambda"} & set(refused)
+    assert "mhsa" not in refused
     for name, reason in refused.items():
         assert "pool is 'cls'" in reason and "allowed: pool='mean'" in reason, name
         last = (dict(name=name, **OPTIONS.get(name, {})),)
