@@ -9,15 +9,22 @@ from flax import nnx
 
 import models
 import train
-from configs import attention_zoo, base, cifar, cued_digits, digits, digits_semi, imagenet90, imagenet350
+from configs import attention_zoo, base, cifar, cued_digits, digits, digits_semi, imagenet90, imagenet300, imagenet350
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
+from lambdanet.training.optimizer import check_rules, match_mask
+from lambdanet.training.schedule import make_schedule
+from lambdanet.training.state import flatten_names, split_model
 
 RECIPES = {
     digits: list(digits.MODELS),
     cifar: list(cifar.ATTENTION),
     imagenet90: list(imagenet90.MODELS),
     imagenet350: list(imagenet350.ROWS),
+    imagenet300: [
+        *("pvt_tiny", "slide_pvt_medium", "pvt_v2_b2_li", "slide_pvt_v2_b1", "swin_tiny", "slide_swin_base", "cswin_base"),
+        *("slide_cswin_tiny", "nat_mini", "slide_nat_small", "lavit_base", "lavit_tiny_paper"),
+    ],
     digits_semi: list(digits_semi.ROLES),
     cued_digits: ["none", "nonlocal", "lambda"],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
@@ -25,7 +32,8 @@ RECIPES = {
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
 # Every row of the 350-epoch table (rows with the same constants share a compiled program through the cache), and of the other
-# recipes those with programs of their own; the remaining 90-epoch rows move the same blocks to other stages.
+# recipes those with programs of their own; the remaining 90-epoch rows move the same blocks to other stages. Of the hierarchical
+# networks one, since each takes long to compile: the others train in tests/models/test_matrix.py.
 STEPPED = [
     (digits, "lambda"),
     (digits_semi, "student"),
@@ -34,6 +42,7 @@ STEPPED = [
     (imagenet90, "cccc"),
     (cued_digits, "nonlocal"),
     *((imagenet350, row) for row in imagenet350.ROWS),
+    (imagenet300, "slide_swin_tiny"),
 ]
 
 
@@ -78,6 +87,60 @@ def test_the_papers_numbers():
         assert (config.optim.warmup_epochs, config.train.label_smoothing, config.train.ema_decay) == (5.0, 0.1, 0.9999)
     assert long.data.rand_augment == (2, 15.0) and long.data.image_size == (224, 224)
     assert (long.model.name, long.model.dropout_rate, long.model.drop_path_rate) == ("lambda_resnet152", 0.3, 0.1)
+
+
+# model: batch, lr after the warm-up, at its beginning, at the end; epochs of warm-up, in all; clip, weight decay, averaging
+HIERARCHICAL = {
+    "pvt_small": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 0.0, 0.05, 0.0),
+    "slide_pvt_medium": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 1.0, 0.05, 0.0),
+    "pvt_v2_b2": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 0.0, 0.05, 0.0),
+    "pvt_v2_b5": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 1.0, 0.05, 0.0),
+    "slide_swin_small": (1024, 1e-3, 1e-6, 1e-5, 20, 300, 5.0, 0.05, 0.0),
+    "slide_swin_base": (512, 5e-4, 5e-7, 5e-6, 20, 300, 5.0, 0.05, 0.0),
+    "cswin_small": (2048, 2e-3, 1e-6, 1e-5, 20, 300, 0.0, 0.05, 0.99984),
+    "slide_cswin_base": (1024, 1e-3, 1e-6, 1e-5, 20, 300, 0.0, 0.1, 0.99992),
+    "nat_base": (1024, 1e-3, 1e-6, 5e-6, 20, 310, 5.0, 0.05, 0.0),
+    "lavit_small": (1024, 1e-3, 1e-6, 1e-5, 5, 300, 0.0, 0.05, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", HIERARCHICAL)
+def test_the_numbers_of_the_hierarchical_families(name):
+    batch, peak, first, last, warmup, epochs, clip, decay, averaging = HIERARCHICAL[name]
+    config = imagenet300.get_config(name)
+    assert config.model.name == name and config.train.batch_size == batch and config.train.epochs == epochs
+    optim, train = config.optim, config.train
+    assert (optim.clip_norm, optim.weight_decay, train.ema_decay, train.ema_warmup) == (clip, decay, averaging, False)
+    lr = make_schedule(optim, total_steps=10 * epochs, steps_per_epoch=10)
+    past = [last + (peak - last) * (1 + np.cos(np.pi * epoch / 300)) / 2 for epoch in (warmup, 150)]
+    steps = (0, 5 * warmup, 10 * warmup, 1500, 3000, 10 * epochs - 1)
+    # without a cool-down the last step stands a tenth of an epoch before the end of the cosine
+    expected = (first, (first + peak) / 2, *past, last, last)
+    np.testing.assert_allclose([lr(t) for t in steps], expected, rtol=1e-4)
+    assert len(train.auxiliary_losses) == 2 * name.startswith("lavit")
+    assert (config.data.eval_keep_aspect, config.data.interpolation) == (
+        "swin" not in name or "cswin" in name,
+        "random" if name.startswith("nat") else "bicubic",
+    )
+
+
+def test_every_hierarchical_row_is_valid():
+    assert len(imagenet300.MODELS) == len(set(imagenet300.MODELS)) == 47
+    for name in imagenet300.MODELS:
+        validate(imagenet300.get_config(name), base.get_config(), models.registry, check_paths=False)
+
+
+@pytest.mark.parametrize("name", ["slide_pvt_tiny", "slide_cswin_tiny", "slide_nat_small", "lavit_tiny"])
+def test_weight_decay_spares_all_but_weights(name):
+    config = imagenet300.get_config(f"{name},smoke")
+    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+    params = split_model(model)[1]
+    check_rules(config.optim, params)
+    spared = flatten_names(match_mask(config.optim.no_decay, params))
+    for path, leaf in flatten_names(params).items():
+        weight = len(leaf.shape) > 1 and path.endswith("kernel") and "theta" not in path and "psi" not in path
+        table = path.endswith("position_embedding") or path.endswith("class_position")
+        assert spared[path] != (weight or (table and not name.startswith("lavit"))), path
 
 
 @pytest.mark.parametrize("module", RECIPES, ids=lambda m: m.__name__)
