@@ -88,8 +88,9 @@ def test_smallest_map_and_long_maps(name):
 
 
 # The lambda layer counts as its paper does, whatever the lowering: tests/attention/test_lambda_layer.py. The convolutions of
-# cross-shaped windows are shifted products on CPU, which are no contractions: tests/attention/test_cross_shaped_window.py.
-COUNTED_ELSEWHERE = ("lambda", "cross_shaped_window")
+# cross-shaped windows are shifted products on CPU, which are no contractions, and neighborhood attention counts the pairs of
+# its formula: tests/attention/test_cross_shaped_window.py, test_neighborhood.py.
+COUNTED_ELSEWHERE = ("lambda", "cross_shaped_window", "neighborhood")
 
 
 @pytest.mark.parametrize("name", [name for name in plain_names() if name not in COUNTED_ELSEWHERE])
