@@ -115,15 +115,24 @@ def split_arg(arg: str) -> tuple[str, bool]:
 
 
 def apply_smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and augmentation as they are."""
+    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and augmentation as they are.
+
+    The model gets one block per stage and narrow stages: four, or where it has options for each stage, such as heads, as
+    many as its preset has.
+    """
+    from models import registry  # here, so that reading a config alone starts no JAX
+
+    stages = 4
+    if "num_heads" in registry.parameters(config.model.name):
+        stages = len(registry.lookup(config.model.name)[1]["blocks"])
     config.data.source = "synthetic"
     config.data.synthetic_records = 64
     config.data.synthetic_classes = 10
     config.data.image_size = (32, 32)
     config.data.num_workers = 0
     config.data.train_split, config.data.eval_split, config.data.test_split = "train", "validation", ""
-    config.model.blocks = (1, 1, 1, 1)
-    config.model.widths = (8, 16, 24, 32)
+    config.model.blocks = (1,) * stages
+    config.model.widths = (8, 16, 24, 32)[:stages]
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0

@@ -48,16 +48,17 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     factory, preset = registry.lookup(name)
     registry.check_options(name, overrides)
     options = {**preset, **overrides}
+    defaults = {k: p.default for k, p in registry.parameters(name).items() if p.default is not p.empty}
     fitted = (
         ("attention_blocks", fit_attention_blocks, "blocks"),
         ("context", fit_context, "blocks"),
         ("num_heads", fit_heads, "widths"),
     )
     for option, fit, changed in fitted:
-        given = overrides.get(changed)
-        if positives(given) and option in preset and option not in overrides:
-            options[option] = fit(preset[option], given)
-            if options[option] != preset[option]:
+        given, known = overrides.get(changed), preset.get(option, defaults.get(option))
+        if positives(given) and known is not None and option not in overrides:
+            options[option] = fit(known, given)
+            if options[option] != known:
                 _log.info("%s with %s %s: %s %s", name, changed, given, option, options[option])
     return factory(**options, rngs=rngs)
 

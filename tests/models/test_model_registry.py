@@ -63,12 +63,16 @@ def test_smoke_overrides_run_every_model():
         if name.startswith("cbam"):  # it reduces the channels to a sixteenth
             config.model.widths = (16, 16, 24, 32)
         _, preset = models.registry.lookup(name)
+        if "num_heads" in preset:  # options per stage, so that the stages are as many as the preset has
+            depth = len(preset["blocks"])
+            config.model.blocks, config.model.widths = config.model.blocks[:depth], config.model.widths[:depth]
         kind = json.dumps({**preset, "blocks": None}, sort_keys=True, default=str)
         if kind in seen:
             continue
         seen.add(kind)
         model = nnx.eval_shape(lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0)))
-        graph, state = nnx.split(model)
+        view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+        graph, state = nnx.split(view)
         x = jax.ShapeDtypeStruct((2, 32, 32, 1), "float32")
         logits = jax.eval_shape(lambda s, x, g=graph: nnx.merge(g, s, copy=True)(x), state, x)
         assert logits.shape == (2, preset.get("num_classes", 10)), name
