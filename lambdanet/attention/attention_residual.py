@@ -47,7 +47,8 @@ class AttentionResidual(nnx.Module):
         scale_init: value that gamma starts with.
         norm_momentum: decay of the running statistics.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source. W starts at the mean of a cell plus normal(0, 0.02^2).
+        rngs: initialisation source. W starts at the mean of a cell plus normal(0, 0.02^2), `heads` with variance 1 / heads_in,
+            so that gamma alone says how much is added at first.
 
     Raises:
         ValueError: an unknown choice, or options that exclude each other.
@@ -95,8 +96,7 @@ class AttentionResidual(nnx.Module):
             self.norm = nnx.InstanceNorm(heads_in, epsilon=1e-5, use_fast_variance=False, **stored)
         else:
             self.norm = None
-        init = nnx.initializers.truncated_normal(0.02)
-        self.heads = nnx.Linear(heads_in, heads_out, kernel_init=init, **stored)
+        self.heads = nnx.Linear(heads_in, heads_out, kernel_init=nnx.initializers.lecun_normal(), **stored)
         self.layer_scale = LayerScale(heads_out, scale_init, param_dtype=param_dtype)
 
     def __call__(self, logits: Float[Array, "b heads_in n m"], grid: tuple[int, int]) -> Float[Array, "b heads_out n4 m4"]:
