@@ -30,7 +30,8 @@ OPTIONS = {
     "spatial_reduction": dict(sr_ratio=2),
     "window": dict(window_size=4),
 }
-FAMILIES = ("pvt", "pvt_v2", "swin", "cswin", "nat")
+# The families' networks for digits; LaViT's has logits that pass between its stages, which other mixers do not hand on.
+FAMILIES = {"pvt": {}, "pvt_v2": {}, "swin": {}, "cswin": {}, "nat": {}, "lavit": dict(attention_residual=(False, False))}
 MIXERS = list_attention(kind="mixer")
 
 
@@ -38,6 +39,7 @@ def build(family, first, last):
     """The family's network for digits, very narrow: `first` and `last` are the mixers of its two stages."""
     specs = [tuple(dict(name=name, **OPTIONS.get(name, {})) for name in stage) for stage in (first, last)]
     tiny = dict(blocks=(len(first), len(last)), widths=(16, 16), num_heads=(2, 2), mlp_ratios=(1, 1), num_classes=CLASSES)
+    tiny |= FAMILIES[family]
     return create_model(f"{family}_digits", **tiny, image_size=(SIDE, SIDE), attention=tuple(specs), rngs=nnx.Rngs(0))
 
 
@@ -80,7 +82,7 @@ def test_every_mixer_in_every_stage(family):
 
 @pytest.mark.parametrize("number", range(len(FAMILIES)))
 def test_steps(number):
-    family, mixers = FAMILIES[number], MIXERS[number :: len(FAMILIES)]
+    family, mixers = list(FAMILIES)[number], MIXERS[number :: len(FAMILIES)]
     run, batch = training_step(functools.partial(build, family, mixers, ("mhsa",)))
     # It runs once: compiling is the cost.
     losses, gradients = jax.jit(run, compiler_options={"xla_backend_optimization_level": 0})(batch)
@@ -100,3 +102,15 @@ def test_the_class_token_refuses_what_needs_a_map():
         last = (dict(name=name, **OPTIONS.get(name, {})),)
         fixed = dict(attention=("mhsa", last), pool="mean", widths=(16, 16))
         assert nnx.eval_shape(lambda fixed=fixed: create_model("pvt_digits", **fixed, rngs=nnx.Rngs(0)))
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "resnet"])
+def test_carried_blocks_are_no_mixers(family):
+    for name in list_attention(kind="carried"):
+        with pytest.raises(ValueError, match=f"'{name}' hands state from layer to layer, as the models lavit_"):
+            nnx.eval_shape(lambda name=name: create_model(f"{family}_digits", attention=name, rngs=nnx.Rngs(0)))
+
+
+def test_no_mixer_hands_logits_to_the_next_stage():
+    with pytest.raises(ValueError, match=r"attention_residual\[1\] is True; allowed: False where attention\[0\] stands in"):
+        nnx.eval_shape(lambda: create_model("lavit_digits", attention=("mhsa", None), rngs=nnx.Rngs(0)))
