@@ -4,7 +4,8 @@
     python train.py --config=configs/digits.py:conv --workdir=runs/digits_conv   # the control: 3x3 convolutions instead
     python train.py --config=configs/digits.py --config.seed=1 --workdir=runs/digits_1
 
-Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images.
+Argument: 'lambda' (default) | 'conv' | a hierarchical Transformer of like size: 'pvt', 'pvt_v2', 'swin', 'cswin', 'nat', their
+'slide_' forms ('slide_pvt', ...), 'lavit'; ',smoke' as last part runs ten steps on synthetic images.
 Numbers: our own, chosen on the validation split; the test split is read once, after the last step. Measured
 results: README.
 """
@@ -13,7 +14,12 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-MODELS = {"lambda": "lambda_resnet_digits", "conv": "resnet_digits"}
+TRANSFORMERS = (
+    *("pvt", "pvt_v2", "swin", "cswin", "nat"),
+    *("slide_pvt", "slide_pvt_v2", "slide_swin", "slide_cswin", "slide_nat"),
+    "lavit",
+)
+MODELS = {"lambda": "lambda_resnet_digits", "conv": "resnet_digits"} | {row: f"{row}_digits" for row in TRANSFORMERS}
 
 
 def get_config(arg: str = "lambda") -> ConfigDict:
@@ -35,4 +41,11 @@ def get_config(arg: str = "lambda") -> ConfigDict:
     config.train.batch_size = 64
     config.train.epochs = 40.0
     config.train.label_smoothing = 0.1
+    if name in TRANSFORMERS:
+        # They start slowly (kernels of deviation 0.02) and diverge at the rate of the ResNets.
+        config.optim.lr, config.optim.warmup_epochs, config.optim.clip_norm = 2e-3, 5.0, 1.0
+        config.train.epochs = 100.0
+    if name == "lavit":
+        # Decay would pull the transforms, which start at the identity, to zero and the logits with them.
+        config.optim.no_decay = (*config.optim.no_decay, r".*/(theta|psi)[^/]*/kernel")
     return base.apply_smoke(config) if smoke else config
