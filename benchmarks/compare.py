@@ -77,7 +77,8 @@ class Plan:
         return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.variants)]
 
 
-FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0, 1, 2)})
+# The Transformers' own length, for all backbones.
+FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0, 1, 2)}, steps={"backbones": 1683})
 QUICK = Plan(
     seeds={"cued": (0,), "digits": (0,), "backbones": (0,)},
     steps={"cued": 50, "digits": 100, "backbones": 100},

@@ -16,8 +16,9 @@ BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits"}
 BEGIN, END = "<!-- reading: written by hand, kept by `make compare` -->", "<!-- end of the reading -->"
 NOT_WRITTEN = "(not written yet)"
 BACKBONES = (
-    "Whole networks of the digits' size, all by the recipe of [configs/digits.py](../configs/digits.py): what differs is the "
-    "family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`."
+    "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), for the same number of steps; the "
+    "Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which they diverge. "
+    "What differs is the family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`."
 )
 
 Record = Mapping[str, Any]
