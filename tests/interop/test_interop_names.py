@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, POINTWISE, NameMappingError, Rule, convert, prefixed
+from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, POINTWISE, NameMappingError, Rule, choose_table, convert, prefixed
 
 
 def numbered(*shape):
@@ -26,9 +26,7 @@ def test_conv_moves_every_number_to_its_place(window):
 def test_linear_and_pointwise_give_input_by_output():
     array = numbered(5, 3)
     (linear,) = convert({"weight": array}, LINEAR, {"kernel": (3, 5)}, require_all=False).values()
-    (pointwise,) = convert(
-        {"weight": array[:, :, None, None]}, POINTWISE, {"kernel": (3, 5)}, require_all=False
-    ).values()
+    (pointwise,) = convert({"weight": array[:, :, None, None]}, POINTWISE, {"kernel": (3, 5)}, require_all=False).values()
     np.testing.assert_array_equal(linear, array.T)
     np.testing.assert_array_equal(pointwise, array.T)
 
@@ -46,9 +44,7 @@ def test_fused_projection_is_cut_along_the_output_channels():
     np.testing.assert_array_equal(out["key/kernel"], weight[4:5, :, 0, 0].T)
     np.testing.assert_array_equal(out["value/kernel"], weight[5:, :, 0, 0].T)
     np.testing.assert_array_equal(out["value/bias"], bias[5:])
-    with pytest.raises(
-        NameMappingError, match=r"qkv\.bias .*last axis of \(8,\) cannot be cut into pieces of \[4, 1, 2\]"
-    ):
+    with pytest.raises(NameMappingError, match=r"qkv\.bias .*last axis of \(8,\) cannot be cut into pieces of \[4, 1, 2\]"):
         convert({"qkv.weight": weight, "qkv.bias": numbered(8)}, rules, shapes)
 
 
@@ -75,6 +71,63 @@ def test_own_transform_function():
     rule = Rule(r"table", "embedding", lambda array: array[:, 0].transpose(1, 2, 0))
     out = convert({"table": numbered(2, 1, 3, 4)}, (rule,), {"embedding": (3, 4, 2)})
     np.testing.assert_array_equal(out["embedding"], numbered(2, 1, 3, 4)[:, 0].transpose(1, 2, 0))
+
+
+def test_of_several_rules_the_one_that_the_model_has_targets_for_is_taken():
+    rules = (
+        Rule(r"table", "window_bias"),
+        Rule(r"table", "slot_bias", "vector"),
+        Rule(r"positions", "grid"),
+        Rule(r"positions", ("token", "grid"), lambda array: (array[:1], array[1:])),
+    )
+    state = {"table": numbered(1, 4, 1), "positions": numbered(5, 2)}
+    out = convert(state, rules, {"slot_bias": (4,), "token": (1, 2), "grid": (4, 2)})
+    np.testing.assert_array_equal(out["slot_bias"], numbered(4))
+    np.testing.assert_array_equal(out["token"], numbered(5, 2)[:1])  # the rule that fills more
+    np.testing.assert_array_equal(out["grid"], numbered(5, 2)[1:])
+    out = convert(state, rules, {"window_bias": (1, 4, 1), "grid": (5, 2)})
+    assert set(out) == {"window_bias", "grid"}
+    with pytest.raises(NameMappingError, match=r"table \(1, 4, 1\): the model has no window_bias"):
+        convert(state, rules, {"grid": (5, 2)})
+    with pytest.raises(NameMappingError, match="table: matched by several rules"):
+        convert(state, rules, {"window_bias": (1, 4, 1), "slot_bias": (4,), "grid": (5, 2)})
+
+
+def test_what_is_dropped_may_be_looked_at():
+    def only_ones(array):
+        if not np.all(array == 1):
+            raise ValueError("not ones")
+
+    rules = (Rule(r"ones", None, only_ones),)
+    assert convert({"ones": np.ones(3)}, rules, {}) == {}
+    with pytest.raises(NameMappingError, match="ones -> dropped: not ones"):
+        convert({"ones": numbered(3)}, rules, {}, allow_head_mismatch="head")
+
+
+def test_arrays_of_another_shape_may_be_reshaped():
+    seen = []
+
+    def reshape(path, array, shape):
+        seen.append((path, array.shape, shape))
+        return array.reshape(shape) if path == "a" else array
+
+    rules = (Rule(r"(\w)", r"\1"),)
+    out = convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (2,)}, reshape=reshape)
+    np.testing.assert_array_equal(out["a"], numbered(2, 2))
+    assert seen == [("a", (4,), (2, 2))]
+    with pytest.raises(NameMappingError, match=r"b \(2,\) -> b: gives \(2,\), the model has \(3,\)"):
+        convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (3,)}, reshape=reshape)
+
+
+def test_the_table_that_places_the_most_keys_is_chosen():
+    tables = {
+        "end": (Rule(r"l(\d)\.down", r"\1/embed"), Rule(r"l(\d)\.w", r"\1/w")),
+        "start": (Rule(r"l([1-9])\.down", r"\1/next"), Rule(r"l(\d)\.w", r"\1/w")),
+    }
+    paths = {"0/w", "1/w", "0/embed", "1/next"}
+    assert choose_table(tables, ["l0.w", "l0.down"], paths) == "end"  # the other table does not know the key
+    assert choose_table(tables, ["l0.w", "l1.down"], paths) == "start"  # the model does not have the other table's target
+    assert choose_table(tables, ["l0.w", "l1.w"], paths) == "end"  # no difference: the first
 
 
 def test_every_problem_is_reported_at_once_with_the_nearest_names():
@@ -126,9 +179,7 @@ HEAD = (*prefixed(LINEAR, r"body\.", "body"), *prefixed(LINEAR, r"fc\.", "head/f
 HEAD_SHAPES = {"body/kernel": (3, 3), "head/fc/kernel": (3, 10), "head/fc/bias": (10,)}
 
 
-@pytest.mark.parametrize(
-    "head", [{"fc.weight": numbered(7, 3), "fc.bias": numbered(7)}, {}], ids=["other classes", "no head"]
-)
+@pytest.mark.parametrize("head", [{"fc.weight": numbered(7, 3), "fc.bias": numbered(7)}, {}], ids=["other classes", "no head"])
 def test_head_may_differ_only_where_allowed(head, caplog):
     state = {"body.weight": numbered(3, 3), **head}
     with pytest.raises(NameMappingError, match="head/fc/bias"):

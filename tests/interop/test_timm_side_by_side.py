@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import models
-from lambdanet.interop import import_weights
+from lambdanet.interop import files, import_weights
 from lambdanet.training import state, weights
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed; requirements-dev.txt lists it")
@@ -29,6 +29,9 @@ def test_imported_networks_give_the_same_logits(theirs, ours, tmp_path, capsys):
             elif "relative_position_bias_table" in name:
                 parameter.normal_(std=0.5)
     save_file(reference.state_dict(), tmp_path / "timm.safetensors")
+    torch.save({"state_dict_ema": reference.state_dict(), "epoch": 1}, tmp_path / "wrapped.pth")
+    plain, wrapped = (files.read_state(tmp_path / name)[0] for name in ("timm.safetensors", "wrapped.pth"))
+    assert plain.keys() == wrapped.keys() and all(np.array_equal(array, wrapped[key]) for key, array in plain.items())
     out = tmp_path / "ours.safetensors"
     error = import_weights.main([str(tmp_path / "timm.safetensors"), "--model", ours, "--out", str(out)], models)
     assert error is None, error
