@@ -352,7 +352,7 @@ registry.register(
     "lavit_digits",
     LaViT,
     blocks=(2, 3),
-    widths=(24, 48),
+    widths=(32, 64),
     num_heads=(2, 4),
     mlp_ratios=(3, 3),
     sr_ratios=(1, 1),

@@ -74,5 +74,5 @@ for _name, _attention in (("pvt_digits", reductions(2, 1)), ("slide_pvt_digits",
         in_channels=1,
         image_size=(8, 8),
         num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=1)},
+        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
     )

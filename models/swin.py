@@ -66,5 +66,5 @@ for _name, _attention in (("swin_digits", (windows(4), windows(4))), ("slide_swi
         in_channels=1,
         image_size=(8, 8),
         num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=1)},
+        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
     )
