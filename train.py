@@ -119,7 +119,8 @@ def run(
     start = checkpoints.latest_step() or 0
     saved = checkpoints.meta(start) if start else None
     if saved:
-        checkpoint.check_continues(workdir, start, total_steps, saved["config"], plain)
+        defaults = config_lib.to_plain(base.get_config())
+        checkpoint.check_continues(workdir, start, total_steps, saved["config"], plain, defaults)
     batches = data.train_batches(
         config.data,
         batch_size=train.batch_size,

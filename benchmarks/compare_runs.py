@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from configs import attention_zoo, digits
+from configs import attention_zoo, base, digits
 from lambdanet import attention
 from lambdanet.config import to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
@@ -120,7 +120,7 @@ def drop_outdated(runs: Iterable[Run]) -> None:
         if not path.is_file():
             continue
         saved, now = json.loads(path.read_text()), to_plain(run.config)
-        changed = changed_keys(saved, now)
+        changed = changed_keys(saved, now, to_plain(base.get_config()))
         for key in ("epochs", "steps"):  # train.py may go on to another length; here all have the same
             if saved["train"][key] != now["train"][key]:
                 changed.append(f"train.{key}: {saved['train'][key]} -> {now['train'][key]}")

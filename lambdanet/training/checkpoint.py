@@ -38,8 +38,12 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or continued; the message says which, where and what to do."""
 
 
-def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Lists 'key: old -> new' of every config value that differs and is not in `MAY_CHANGE`."""
+def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+    """Lists 'key: old -> new' of every config value that differs and is not in `MAY_CHANGE`.
+
+    A key that `saved` lacks, being older than the key, counts as set to its value in `defaults`, outside the section `model`:
+    new keys come with defaults that change nothing.
+    """
 
     def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         flat = {}
@@ -47,7 +51,9 @@ def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
             flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
         return flat
 
-    before, after = leaves(saved), leaves(json.loads(json.dumps(config)))
+    older = {key: value for key, value in (defaults or {}).items() if key != "model"}
+    before, after = (leaves(json.loads(json.dumps(tree))) for tree in (saved, config))
+    before = leaves(json.loads(json.dumps(older))) | before
     absent = "(not set)"
     return [
         f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
@@ -57,7 +63,12 @@ def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
 
 
 def check_continues(
-    workdir: str | Path, step: int, total_steps: int, saved: Mapping[str, Any], config: Mapping[str, Any]
+    workdir: str | Path,
+    step: int,
+    total_steps: int,
+    saved: Mapping[str, Any],
+    config: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
 ) -> None:
     """Checks that a run with `config` may go on from a checkpoint with the config `saved`.
 
@@ -67,12 +78,13 @@ def check_continues(
         total_steps: length of the run now.
         saved: the checkpoint's config as plain values.
         config: today's.
+        defaults: see `changed_keys`.
 
     Raises:
         CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now shorter
             than `step`.
     """
-    changed = changed_keys(saved, config)
+    changed = changed_keys(saved, config, defaults)
     if changed:
         raise CheckpointError(
             f"{workdir} holds step {step} of a run with another config. Changed (old -> new):\n  " + "\n  ".join(changed) + "\n"

@@ -171,3 +171,14 @@ def test_changed_keys_lists_what_makes_another_run():
         "optim.lr: 0.004 -> 0.5",
         "train.batch_size: 64 -> 128",
     ]
+
+
+def test_a_key_that_is_newer_than_the_run_has_its_default_there():
+    saved, config = copy.deepcopy(CONFIG), copy.deepcopy(CONFIG)
+    del saved["optim"]["lr"]
+    del saved["model"]["attention"]
+    defaults = {"optim": {"lr": CONFIG["optim"]["lr"]}, "model": {"attention": CONFIG["model"]["attention"]}}
+    of_model = checkpoint.changed_keys(saved, config, defaults)
+    assert of_model and all(line.startswith("model.attention") for line in of_model)  # options of a model have no such default
+    config["optim"]["lr"] = 0.5
+    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in checkpoint.changed_keys(saved, config, defaults)
