@@ -12,7 +12,7 @@ operations, dropout and stochastic depth as in the table; evaluation at the trai
 20 of 1024 training shards, here the first 2 %, on which also the best checkpoint is chosen. The paper does
 not restate optimiser and lr: the 90-epoch rule is taken. Ours: norms and biases are not decayed; bfloat16
 activations. The deepest rows need `--config.model.remat=block` or more devices than the paper's 32 to 64
-TPUv3 cores had memory for. The tests run ten smoke steps of one row and check the others; no whole run was made.
+TPUv3 cores had memory for. The tests run ten smoke steps of two rows and check the others; no whole run was made.
 """
 
 from ml_collections import ConfigDict

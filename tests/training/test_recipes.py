@@ -31,9 +31,9 @@ RECIPES = {
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
-# Every row of the 350-epoch table (rows with the same constants share a compiled program through the cache), and of the other
-# recipes those with programs of their own; the remaining 90-epoch rows move the same blocks to other stages. Of the hierarchical
-# networks one, since each takes long to compile: the others train in tests/models/test_matrix.py.
+# Recipes with programs of their own. The rows of the 350-epoch table differ in rates alone, the 90-epoch rows in the stages of
+# the same blocks. Of the hierarchical networks one, since each takes long to compile: the others train in
+# tests/models/test_matrix.py.
 STEPPED = [
     (digits, "lambda"),
     (digits_semi, "student"),
@@ -41,7 +41,8 @@ STEPPED = [
     (imagenet90, "llll"),
     (imagenet90, "cccc"),
     (cued_digits, "nonlocal"),
-    *((imagenet350, row) for row in imagenet350.ROWS),
+    (imagenet350, "50@128"),
+    (imagenet350, "420@320"),
     (imagenet300, "slide_swin_tiny"),
 ]
 
