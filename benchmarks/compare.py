@@ -2,11 +2,11 @@
 
     python -m benchmarks.compare [--quick] [--only GLOB] [--out DIR] [--jobs N]
 
-Trains all variants of configs/attention_zoo.py on both tasks and all backbones of configs/digits.py, each run being one
-`train.py` command with a directory of its own, `--jobs` of them at a time with one core each; then, alone on the machine,
-times their training steps in turns and asks the compiler for the memory of every block (benchmarks/memory_suite.py). Called
-again, it skips what is finished, continues what was interrupted, does again what has another recipe by now, and writes the
-document anew. Changed code is not noticed: remove the runs to begin afresh.
+Trains all variants of configs/attention_zoo.py on both tasks, all backbones of configs/digits.py, and LaViT with and without
+its parts, each run being one `train.py` command with a directory of its own, `--jobs` of them at a time with one core each;
+then, alone on the machine, times their training steps in turns and asks the compiler for the memory of every block
+(benchmarks/memory_suite.py). Called again, it skips what is finished, continues what was interrupted, does again what has
+another recipe by now, and writes the document anew. Changed code is not noticed: remove the runs to begin afresh.
 
 Files: docs/comparison.md, docs/images/comparison_*.png, benchmarks/results/cpu_compare.jsonl, which holds every number of
 the document, and runs/compare/ with the runs. With --out all of them lie in DIR; --quick (a few variants, short runs) and
@@ -38,7 +38,7 @@ from flax import nnx  # noqa: E402
 
 import models  # noqa: E402
 from benchmarks import compare_report, harness, memory_suite, model_suite  # noqa: E402
-from benchmarks.compare_runs import ROOT, Run, accuracy_record, make_run, train_all  # noqa: E402
+from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all  # noqa: E402
 from configs import attention_zoo, digits  # noqa: E402
 from lambdanet import data  # noqa: E402
 from lambdanet.config import to_plain  # noqa: E402
@@ -69,20 +69,23 @@ class Plan:
 
     def names(self, task: str) -> list[str]:
         """Returns the variants that take part in a task, in the order of the tables; ValueError if a pattern matches none."""
-        blocks, backbones = list(attention_zoo.variants()), list(digits.MODELS.values())
+        blocks = list(attention_zoo.variants())
+        of_task = {"backbones": list(digits.MODELS.values()), "lavit": list(ABLATION)}
+        known = [*blocks, *of_task["backbones"], *of_task["lavit"]]
         for pattern in self.variants:
-            if not fnmatch.filter(blocks + backbones, pattern):
-                raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(blocks + backbones)}")
-        known = backbones if task == "backbones" else blocks
-        return [name for name in known if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.variants)]
+            if not fnmatch.filter(known, pattern):
+                raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(known)}")
+        return [n for n in of_task.get(task, blocks) if any(fnmatch.fnmatchcase(n, pattern) for pattern in self.variants)]
 
 
-# The Transformers' own length, for all backbones.
-FULL = Plan(seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0, 1, 2)}, steps={"backbones": 1683})
+FULL = Plan(
+    seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0,), "lavit": (0, 1, 2)},
+    steps={"backbones": 1683},  # the Transformers' own length
+)
 QUICK = Plan(
-    seeds={"cued": (0,), "digits": (0,), "backbones": (0,)},
-    steps={"cued": 50, "digits": 100, "backbones": 100},
-    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross", "resnet_digits", "lambda_resnet_digits"),
+    seeds={"cued": (0,), "digits": (0,), "backbones": (0,), "lavit": (0,)},
+    steps={"cued": 50, "digits": 100, "backbones": 100, "lavit": 100},
+    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross", "resnet_digits", "lambda_resnet_digits", "less"),
     sides=(16, 32, 64),
     channels=64,
     rounds=5,

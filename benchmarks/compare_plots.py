@@ -28,11 +28,14 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
     """Draws test accuracy against step time, one panel per task; the numbers are those of the tables."""
     order, kind_of = numbers(records), kinds(records)
     shown = tasks(records)
-    rows = math.ceil(len(order) / 5)
-    figure = Figure(figsize=(7.2 * len(shown), 6.0 + 0.24 * rows), layout="constrained", facecolor="white")
-    panels = figure.subplots(1, len(shown), squeeze=False)[0]
+    names, across = math.ceil(len(order) / 5), min(len(shown), 2)
+    down = math.ceil(len(shown) / across)
+    figure = Figure(figsize=(7.2 * across, 6.0 * down + 0.24 * names), layout="constrained", facecolor="white")
+    panels = figure.subplots(down, across, squeeze=False).ravel()
+    for axes in panels[len(shown) :]:
+        axes.remove()
     drawn = []
-    for axes, task in zip(panels, shown, strict=True):
+    for axes, task in zip(panels, shown, strict=False):
         points, timed = {}, steps(records, task)
         for name, number in order.items():
             values, ms = accuracies(records, task, name), timed.get(name, {}).get("median_ms")

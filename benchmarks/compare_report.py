@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 KINDS = ("convolutions", "mixer", "context", "backbone")
-BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits"}
+BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits", "lavit": "vanilla"}
 """What the step times of a task are compared with."""
 
 BEGIN, END = "<!-- reading: written by hand, kept by `make compare` -->", "<!-- end of the reading -->"
 NOT_WRITTEN = "(not written yet)"
-BACKBONES = (
-    "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), for the same number of steps; the "
-    "Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which they diverge. "
-    "What differs is the family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`."
-)
+INTRODUCTIONS = {
+    "backbones": "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), for the same number of "
+    "steps; the Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which they diverge. "
+    "What differs is the family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`.",
+    "lavit": "`lavit_digits` with its parts added one after the other: attention of its own in every layer (`vanilla`), the "
+    "first layer's logits of a stage reused unchanged (`reuse`), less-attention (`less`), the attention residual between the "
+    "stages as well (the preset), and the diagonality-preserving loss as well.",
+}
 
 Record = Mapping[str, Any]
 
@@ -155,7 +158,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
     return [
         f"## {task}",
         "",
-        *([BACKBONES, ""] if task == "backbones" else []),
+        *([INTRODUCTIONS[task], ""] if task in INTRODUCTIONS else []),
         f"{_listed(lengths)} steps of batch {_listed(batch)}; {_listed(counts)} test images, one of which is "
         f"{_listed([f'{100 / count:.2f}' for count in counts])} points; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}. "
         "Step: forward, backward and update on all cores, median of rounds in which all variants take turns.",

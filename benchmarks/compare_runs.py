@@ -25,6 +25,17 @@ from lambdanet.training.checkpoint import changed_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
+NO_RESIDUAL = {"model.attention_residual": "(False, False)"}
+ABLATION = {
+    "vanilla": {"model.vanilla_blocks": "(2, 3)", **NO_RESIDUAL},
+    "reuse": {"model.transform": "reuse", **NO_RESIDUAL},
+    "less": NO_RESIDUAL,
+    "less_residual": {},
+    "less_residual_diagonality": {"train.auxiliary_losses": "(('symmetry', 0.1), ('diagonality', 0.1))"},
+}
+"""The parts of LaViT, added one after the other to its digits form: attention of its own in every layer; the first layer's
+logits reused as they are; less-attention; the attention residual too (the preset); the diagonality-preserving loss too."""
+
 # Bookkeeping of train.py that these runs do without; a run that is interrupted by a signal saves all the same.
 RUN_OPTIONS = {
     "train.report": "false",
@@ -61,10 +72,12 @@ class Run:
 
 
 def make_run(task: str, variant: str, seed: int, directory: Path, options: Mapping[str, str]) -> Run:
-    """Returns the run of a variant of the attention zoo, or of a backbone; `options` are overrides of the config, as text."""
+    """Returns the run of a variant of a task; `options` are overrides of the config, as text."""
     if task == "backbones":
         row = next(row for row, model in digits.MODELS.items() if model == variant)
         recipe = f"configs/digits.py:{row}"
+    elif task == "lavit":
+        recipe, options = "configs/digits.py:lavit", {**ABLATION[variant], **options}
     else:
         recipe = f"configs/attention_zoo.py:{task},{variant}"
     overrides = {"seed": str(seed), **RUN_OPTIONS, **options}
@@ -177,7 +190,7 @@ def clock(seconds: float) -> str:
 def accuracy_record(run: Run, failure: str | None) -> dict[str, Any]:
     """Returns the record of a run: its outcome or, under `error`, why there is none."""
     kind = "backbone"
-    if run.task != "backbones":
+    if run.task in attention_zoo.TASKS:
         spec = attention_zoo.variants()[run.variant]
         kind = "convolutions" if spec is None else attention.kind(spec["name"])
     record = dict(suite="accuracy", task=run.task, variant=run.variant, kind=kind, seed=run.seed)

@@ -159,9 +159,9 @@ def test_the_committed_document_is_what_the_committed_records_say():
 
 
 def test_quick_plan_is_a_part_of_the_full_one():
-    for task in (*attention_zoo.TASKS, "backbones"):
+    for task in (*attention_zoo.TASKS, "backbones", "lavit"):
         assert set(compare.QUICK.names(task)) <= set(compare.FULL.names(task))
-    assert set(compare.QUICK.seeds) == set(compare.FULL.seeds) == {*attention_zoo.TASKS, "backbones"}
+    assert set(compare.QUICK.seeds) == set(compare.FULL.seeds) == {*attention_zoo.TASKS, "backbones", "lavit"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
