@@ -17,8 +17,9 @@ BEGIN, END = "<!-- reading: written by hand, kept by `make compare` -->", "<!-- 
 NOT_WRITTEN = "(not written yet)"
 INTRODUCTIONS = {
     "backbones": "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), for the same number of "
-    "steps; the Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which they diverge. "
-    "What differs is the family, not the attention alone. Options: `python eval.py --mode=describe --name='*_digits'`.",
+    "steps; the Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which "
+    "they diverge. What differs is the family, not the attention alone. Options: `python eval.py --mode=describe "
+    "--name='*_digits'`.",
     "lavit": "`lavit_digits` with its parts added one after the other: attention of its own in every layer (`vanilla`), the "
     "first layer's logits of a stage reused unchanged (`reuse`), less-attention (`less`), the attention residual between the "
     "stages as well (the preset), and the diagonality-preserving loss as well.",
