@@ -79,7 +79,7 @@ class Plan:
 
 
 FULL = Plan(
-    seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0,), "lavit": (0, 1, 2)},
+    seeds={"cued": (0,), "digits": (0, 1, 2), "backbones": (0, 1, 2), "lavit": (0, 1, 2)},
     steps={"backbones": 1683},  # the Transformers' own length
 )
 QUICK = Plan(

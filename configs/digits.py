@@ -45,7 +45,6 @@ def get_config(arg: str = "lambda") -> ConfigDict:
         # They start slowly (kernels of deviation 0.02) and diverge at the rate of the ResNets.
         config.optim.lr, config.optim.warmup_epochs, config.optim.clip_norm = 2e-3, 5.0, 1.0
         config.train.epochs = 100.0
-    if name == "lavit":
-        # Decay would pull the transforms, which start at the identity, to zero and the logits with them.
-        config.optim.no_decay = (*config.optim.no_decay, r".*/(theta|psi)[^/]*/kernel")
+        # One rule, since each must match something. Decay would pull LaViT's transforms, which start at the identity, to zero.
+        config.optim.no_decay = (r".*(bias|scale|embedding|gamma|class_token|class_position)|.*/(theta|psi)[^/]*/kernel",)
     return base.apply_smoke(config) if smoke else config

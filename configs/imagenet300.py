@@ -24,15 +24,15 @@ spares norms, biases (position biases, too) and layer scales. `RECIPES` has what
 
     pvt     lr 1e-3 at batch 1024, 5 warm-up epochs from 1e-6, last 1e-5, 10 epochs of cool-down; the class token is not
             decayed, position embeddings are. Gradient norm clipped to 1 for Medium, Large and pvt_v2 B3 to B5 only
-    swin    lr 1e-3 at batch 1024, 20 from 1e-6, last 1e-5, clip 5; evaluation squeezes both sides to 256. slide_swin_base:
-            batch 512 and half of the lrs
+    swin    lr 1e-3 at batch 1024, 20 from 1e-6, last 1e-5, clip 5. slide_swin: evaluation squeezes both sides to 256;
+            slide_swin_base: batch 512 and half of the lrs
     cswin   lr 2e-3 at batch 2048, 20 epochs; averages of the weights with decay 0.99984. Base: lr 1e-3 at batch 1024, decay
             0.99992, weight decay 0.1. Ours, for want of the authors' values: from 1e-6, last 1e-5
     nat     lr 1e-3 at batch 1024, 20 from 1e-6, last 5e-6, 10 epochs of cool-down, clip 5, a random resampling filter.
             Ours: the relative bias is not decayed
     lavit   ours throughout, after DeiT and PVT (the paper says 300 epochs at 224 and AdamW): as pvt without cool-down; position
-            embeddings are not decayed, and neither are the transforms of less-attention, which decay would pull away from
-            the identity; both terms of the diagonality loss with weight 0.1
+            embeddings and class token are not decayed, and neither are the transforms of less-attention, which decay would
+            pull away from the identity; both terms of the diagonality loss with weight 0.1
 
 Slide forms take the recipe of their family: only Slide-Swin's is public (it is the one above), the others are assumed.
 
@@ -69,11 +69,11 @@ MODELS |= {f"slide_{name}": family for name, family in MODELS.items() if family 
 """Model name -> family."""
 
 _PVT = dict(lr=1e-3, first_lr=1e-6, last_lr=1e-5, warmup=5.0, cooldown=10.0, batch_size=1024)
-_SWIN = dict(lr=1e-3, first_lr=1e-6, last_lr=1e-5, warmup=20.0, clip_norm=5.0, batch_size=1024, eval_keep_aspect=False)
+_SWIN = dict(lr=1e-3, first_lr=1e-6, last_lr=1e-5, warmup=20.0, clip_norm=5.0, batch_size=1024)
 _CSWIN = dict(lr=2e-3, first_lr=1e-6, last_lr=1e-5, warmup=20.0, ema_decay=0.99984, batch_size=2048)
 _NAT = dict(lr=1e-3, first_lr=1e-6, last_lr=5e-6, warmup=20.0, cooldown=10.0, clip_norm=5.0, batch_size=1024)
 _DIAGONALITY = (("symmetry", 0.1), ("diagonality", 0.1))
-_LAVIT_SPARED = (r".*/position_embedding", r".*/(theta|psi)[^/]*/kernel")
+_LAVIT_SPARED = (r".*/(position_embedding|class_token|class_position)", r".*/(theta|psi)[^/]*/kernel")
 
 RECIPES: dict[str, dict[str, Any]] = {
     "pvt": dict(_PVT, spared=(r".*/class_token",)),
@@ -90,7 +90,9 @@ SIZE_RECIPES: dict[str, dict[str, Any]] = {
     "cswin_base": dict(lr=1e-3, batch_size=1024, ema_decay=0.99992, weight_decay=0.1),
 }
 SIZE_RECIPES |= {f"slide_{name}": recipe for name, recipe in SIZE_RECIPES.items()}
-SIZE_RECIPES["slide_swin_base"] = dict(lr=5e-4, first_lr=5e-7, last_lr=5e-6, batch_size=512)
+# Slide-Swin's code squeezes the picture to a square before the centre crop, Swin's keeps its shape.
+SIZE_RECIPES |= {f"slide_swin_{size}": dict(eval_keep_aspect=False) for size in SIZES["swin"]}
+SIZE_RECIPES["slide_swin_base"] |= dict(lr=5e-4, first_lr=5e-7, last_lr=5e-6, batch_size=512)
 """What differs for single models."""
 
 
@@ -158,7 +160,8 @@ def set_recipe(
     optim.schedule, optim.final_lr = "cosine", last_lr / lr
     optim.warmup_epochs, optim.warmup_start, optim.warmup_overlaps = warmup, first_lr / lr, True
     optim.cooldown_epochs = cooldown
-    optim.no_decay = (r".*(bias|scale|gamma)", *spared)
+    # One rule, since each must match something, and what is spared may not be there: a class token with pool='mean'.
+    optim.no_decay = ("|".join((r".*(bias|scale|gamma)", *spared)),)
     train.batch_size, train.epochs = batch_size, 300.0 + cooldown
     train.ema_decay, train.ema_warmup = ema_decay, False
     train.auxiliary_losses = auxiliary_losses

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention import create_attention
 from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import InitKeys, resize_macs
+from lambdanet.layers import InitKeys, resize_macs, trunc_normal
 
 from .context import Context, place_context
 from .hierarchical_options import check_options, cycles
@@ -184,7 +184,7 @@ class HierarchicalTransformer(nnx.Module):
         options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
 
         def positions(count, width):
-            return nnx.initializers.truncated_normal(0.02)(rngs.params(), (count, width), stored)
+            return trunc_normal(0.02)(rngs.params(), (count, width), stored)
 
         dim, size, stride, done, stages, info = in_channels, image_size, 1, 0, [], []
         for number, (count, width, heads, ratio) in enumerate(zip(blocks, widths, num_heads, mlp_ratios, strict=True)):
@@ -279,13 +279,18 @@ class HierarchicalTransformer(nnx.Module):
         """Name tables for PyTorch checkpoints of this family: grammar -> table; see `models.transformer_names`.
 
         Raises:
-            ValueError: the network belongs to no family with published weights.
+            ValueError: the network belongs to no family with published weights, or mixes merged and unmerged slide layers.
         """
         if self.family not in TORCH_NAMES:
             raise ValueError(f"no PyTorch name table for family={self.family!r}; there is one for {', '.join(TORCH_NAMES)}")
         layers = [block.attention for stage in self.stages for block in stage.blocks]
-        merged = any(isinstance(layer, SlideAttention) and layer.merged for layer in layers)
-        return (MERGED_TORCH_NAMES if merged else TORCH_NAMES)[self.family]
+        merged = {layer.merged for layer in layers if isinstance(layer, SlideAttention)}
+        if len(merged) == 2:
+            raise ValueError(
+                "no PyTorch name table for a network of merged and unmerged slide layers; import into all of one kind, then "
+                "merge with lambdanet.attention.slide.reparameterise"
+            )
+        return (MERGED_TORCH_NAMES if True in merged else TORCH_NAMES)[self.family]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.

@@ -78,6 +78,11 @@ def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list
     ratios = options["mlp_ratios"]
     if not isinstance(ratios, tuple) or len(ratios) != depth or not all(_number(r) and r > 0 for r in ratios):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
+    elif positives(options["widths"], depth):
+        empty = [stage for stage in range(depth) if int(options["widths"][stage] * ratios[stage]) < 1]
+        problems += [
+            f"mlp_ratios[{stage}] is {ratios[stage]}, which leaves no hidden channel; allowed: 1 or more" for stage in empty
+        ]
     if positives(options["widths"], depth) and positives(options["num_heads"], depth):
         problems += [
             f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"

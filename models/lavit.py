@@ -23,7 +23,7 @@ from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.diagonality_loss import diagonality_loss
 from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
-from lambdanet.layers import InitKeys
+from lambdanet.layers import InitKeys, trunc_normal
 
 from .context import Context, place_context
 from .lavit_options import check_options, per_stage, stage_specs
@@ -159,7 +159,7 @@ class LaViT(nnx.Module):
         transforms = per_stage(transform, depth)
 
         def positions(count, width):
-            return nnx.initializers.truncated_normal(0.02)(rngs.params(), (count, width), stored)
+            return trunc_normal(0.02)(rngs.params(), (count, width), stored)
 
         dim, size, stride, done, stages, info, any_less = in_channels, image_size, 1, 0, [], [], False
         for number, (count, width, heads) in enumerate(zip(blocks, widths, num_heads, strict=True)):

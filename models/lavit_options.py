@@ -86,7 +86,7 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {lengths % 'numbers'}")
     if not isinstance(residuals, tuple) or len(residuals) != depth or not all(isinstance(r, bool) for r in residuals):
         problems.append(f"attention_residual is {residuals!r}; allowed: a tuple of {depth} times True or False, one per stage")
-    if len(per_stage(transform, depth)) != depth or not set(per_stage(transform, depth)) <= set(TRANSFORMS):
+    if len(per_stage(transform, depth)) != depth or not all(one in TRANSFORMS for one in per_stage(transform, depth)):
         problems.append(f"transform is {transform!r}; allowed: {', '.join(TRANSFORMS)}, or a tuple with {depth} of these")
     attention = options["attention"]
     if isinstance(attention, tuple) and len(attention) != depth:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import DropPath, LayerScale, resize_bilinear
+from lambdanet.layers import DropPath, LayerScale, resize_bilinear, trunc_normal
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.registry import signature, suggest
 
@@ -29,7 +29,7 @@ MLP_KINDS = ("plain", "depthwise", "depthwise_linear")
 
 def linear(dim: int, dim_out: int, *, bias: bool = True, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
     """Builds a linear layer that starts as all of these networks have it: kernel truncated normal 0.02, bias zero."""
-    init = nnx.initializers.truncated_normal(0.02)
+    init = trunc_normal(0.02)
     return nnx.Linear(dim, dim_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
 

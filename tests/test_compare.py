@@ -15,6 +15,8 @@ from benchmarks import compare, compare_plots, compare_report, compare_runs, mem
 from configs import attention_zoo, base
 from lambdanet.attention import attention, create_attention
 from lambdanet.config import to_json, validate
+from lambdanet.training import state
+from lambdanet.training.optimizer import check_rules
 
 RESULTS = compare.ROOT / "benchmarks" / "results" / "cpu_compare.jsonl"
 
@@ -156,6 +158,18 @@ def test_the_committed_document_is_what_the_committed_records_say():
     document = RESULTS.parents[2] / "docs" / "comparison.md"
     reading = compare_report.read_reading(document)
     assert document.read_text() == compare_report.markdown(records, reading, "images", f"../benchmarks/results/{RESULTS.name}")
+
+
+@pytest.mark.parametrize("task", ["backbones", "lavit"])
+def test_every_network_for_the_digits_is_a_valid_run(task, tmp_path):
+    for name in compare.FULL.names(task):
+        config = compare_runs.make_run(task, name, 0, tmp_path, {}).config
+
+        def build(config=config):
+            return nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+
+        validate(config, base.get_config(), models.registry, check_paths=False, build=build)
+        check_rules(config.optim, state.split_model(build())[1])
 
 
 def test_quick_plan_is_a_part_of_the_full_one():

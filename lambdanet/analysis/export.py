@@ -79,7 +79,5 @@ def check_exported(
     theirs = np.asarray(load_exported(path)(images))
     difference = float(np.max(np.abs(ours - theirs)) / max(float(np.max(np.abs(ours))), 1e-12))
     if not difference <= tolerance:
-        raise ValueError(
-            f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: {tolerance:g}"
-        )
+        raise ValueError(f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: {tolerance:g}")
     return difference

@@ -19,9 +19,7 @@ from lambdanet.training.metrics import read_records
 COLORS = {"train": "#8c96a3", "eval": "#1f6feb", "test": "#d1242f"}
 RIGHT, WRONG = "#1a7f37", "#d1242f"
 NUMBERED_CLASSES = 20  # a confusion matrix of more classes is drawn for the ones with the most errors
-SAMPLE_POOL = (
-    512  # sample predictions are chosen among so many records, so that no second pass over a large split is needed
-)
+SAMPLE_POOL = 512  # sample predictions are chosen among so many records, so that no second pass over a large split is needed
 SAMPLE_GRID = (4, 12)  # rows, columns
 METRICS = {
     "accuracy": "accuracy",
@@ -128,9 +126,7 @@ def draw_curves(axes: Axes, records: Mapping[str, list[dict]], metric: str) -> N
         axes.legend(frameon=False, title="last value", alignment="left")
 
 
-def draw_confusion(
-    axes: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], split: str
-) -> None:
+def draw_confusion(axes: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], split: str) -> None:
     """Draws the confusion matrix with counts; of more than NUMBERED_CLASSES classes, those with the most errors."""
     num_classes = len(class_names) or int(max(np.max(labels), np.max(predictions))) + 1
     counts = confusion_matrix(labels, predictions, num_classes)
@@ -248,8 +244,8 @@ def _markdown(
     lines += ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in settings), ""]
     if result is not None:
         lines += _common_confusions(result, class_names)
-    if train.label_smoothing or train.mixup_alpha or train.cutmix_alpha:
-        lines.append("The training loss includes label smoothing and mixing, the other losses do not.\n")
+    if train.label_smoothing or train.mixup_alpha or train.cutmix_alpha or train.auxiliary_losses:
+        lines.append("The training loss includes label smoothing, mixing and auxiliary losses, the other losses do not.\n")
     lines.append("Every setting is in config.json, every logged step in metrics.jsonl.")
     return "\n".join(lines) + "\n"
 

@@ -107,9 +107,16 @@ def import_weights(
     resized = {}
 
     def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        if array.shape == shape and (ours or not _of_other_map(model, name, array)):
+            return array
         fitted = _resize(model, name, array, shape)
         if fitted is None:
             return array
+        if array.shape == shape and not resize_tables:
+            raise ValueError(
+                f"its {len(array)} rows, taken for a square map, are as many as the model's, whose map has another shape; "
+                "convert them with --resize-tables"
+            )
         resized[name] = f"resized from {array.shape}"
         return fitted if resize_tables else array
 
@@ -209,12 +216,27 @@ def _warm_start(
     return {**{name: np.asarray(array) for name, array in initial.items()}, **arrays}, notes
 
 
-def _resize(model: nnx.Module, path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Returns a table in the model's size; None where the array is none, or differs in more than that."""
+def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
+    """Returns the module that has the parameter of a path, and the parameter's name there."""
     at, _, name = path.rpartition("/")
     owner = model
     for part in at.split("/") if at else ():
         owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
+    return owner, name
+
+
+def _of_other_map(model: nnx.Module, path: str, array: np.ndarray) -> bool:
+    """Whether an array holds positions of a square map, where the model's map has as many of them and is not square."""
+    if not path.endswith("position_embedding"):
+        return False
+    owner, _ = _owner(model, path)
+    side = math.isqrt(len(array))
+    return side**2 == len(array) and tuple(owner.grid) != (side, side)
+
+
+def _resize(model: nnx.Module, path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Returns a table in the model's size; None where the array is none, or differs in more than that."""
+    owner, name = _owner(model, path)
     table = name == "relative_bias" and isinstance(owner, WindowAttention)
     if not (table or name == "position_embedding") or array.ndim != 2 or array.shape[1] != shape[1]:
         return None

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import CONV, LINEAR, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import check_map, is_count, trunc_normal
 from lambdanet.ops.depthwise import IMPLS, depthwise_conv
 from lambdanet.ops.dot_attention import dot_attention
 
@@ -74,10 +74,10 @@ class CrossShapedWindowAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or dim % num_heads:
+        if not is_count(num_heads) or dim % num_heads:
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
-        if stripe_width is not None and stripe_width < 1:
-            raise _error(f"stripe_width is {stripe_width}; allowed: 1 or more, or None")
+        if stripe_width is not None and not is_count(stripe_width):
+            raise _error(f"stripe_width is {stripe_width}; allowed: an integer of 1 or more, or None")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise _error(f"size is {size}; allowed: (height, width) of the map, or None")
         if impl not in IMPLS:
@@ -88,7 +88,7 @@ class CrossShapedWindowAttention(nnx.Module):
         self.dim, self.num_heads, self.dtype, self.impl = dim, num_heads, dtype, impl
         self.stripes: tuple[Stripe, ...] = ((None, None),) if whole else ((None, stripe_width), (stripe_width, None))
         self.capture = False
-        init = nnx.initializers.truncated_normal(0.02)
+        init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)

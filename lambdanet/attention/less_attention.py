@@ -170,11 +170,11 @@ class LessAttention(nnx.Module):
     def transform_logits(self, logits: Float[Array, "b heads n n"], grid: tuple[int, int]) -> Float[Array, "b heads n n"]:
         """Maps the logits of the layer before to this layer's, for a map of size `grid`."""
         logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-        if self.center_rows:
-            logits = logits - logits.mean(axis=-1, keepdims=True)
         other = grid != self.size
         if self.transform == "reuse" or (other and self.resize == "reuse"):
             return logits
+        if self.center_rows:
+            logits = logits - logits.mean(axis=-1, keepdims=True)
         if other and self.resize == "refuse":
             raise _error(
                 f"the map is {grid[0]}x{grid[1]}, the weights are made for {self.size[0]}x{self.size[1]}; allowed: that size, "

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
 
 SMALL_MAPS = ("pad", "clamp", "raise")
@@ -92,13 +92,12 @@ class NeighborhoodAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or dim % num_heads:
+        if not is_count(num_heads) or dim % num_heads:
             raise ValueError(f"neighborhood: num_heads is {num_heads}; allowed: divisors of dim={dim}")
-        self.kernel_size = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
-        self.dilation = (dilation, dilation) if isinstance(dilation, int) else tuple(dilation)
-        if len(self.kernel_size) != 2 or any(k < 1 or k % 2 == 0 for k in self.kernel_size):
+        self.kernel_size, self.dilation = as_pair(kernel_size), as_pair(dilation)
+        if self.kernel_size is None or any(k < 1 or k % 2 == 0 for k in self.kernel_size):
             raise ValueError(f"neighborhood: kernel_size is {kernel_size}; allowed: an odd number, or a pair of them")
-        if len(self.dilation) != 2 or any(d < 1 for d in self.dilation):
+        if self.dilation is None or any(d < 1 for d in self.dilation):
             raise ValueError(f"neighborhood: dilation is {dilation}; allowed: an integer >= 1, or a pair of them")
         choices = ("border", border, ops.BORDERS), ("small_map", small_map, SMALL_MAPS), ("impl", impl, ops.LOWERINGS)
         for name, given, allowed in choices:
@@ -108,7 +107,7 @@ class NeighborhoodAttention(nnx.Module):
         self.border, self.small_map, self.impl = border, small_map, impl
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         self.capture = False
-        init = nnx.initializers.truncated_normal(0.02)
+        init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map
+from lambdanet.layers import check_map, is_count, trunc_normal
 from lambdanet.ops.slide_mix import IMPLS, shift_weight, slide_mix
 
 POSITION_BIASES = ("key", "logit", "none")
@@ -97,12 +97,12 @@ class SlideAttention(nnx.Module):
         ):
             if value not in allowed:
                 raise ValueError(f"slide: {name} is {value!r}; allowed: {', '.join(allowed)}")
-        if kernel_size < 1 or kernel_size % 2 == 0:
+        if not is_count(kernel_size) or kernel_size % 2 == 0:
             raise ValueError(f"slide: kernel_size is {kernel_size}; allowed: odd numbers, so that a window has a centre")
-        if dim_reduction < 1 or dim % dim_reduction:
+        if not is_count(dim_reduction) or dim % dim_reduction:
             raise ValueError(f"slide: dim_reduction is {dim_reduction}; allowed: divisors of dim={dim}")
         inner = dim // dim_reduction
-        if num_heads < 1 or inner % num_heads:
+        if not is_count(num_heads) or inner % num_heads:
             raise ValueError(f"slide: num_heads is {num_heads}; allowed: divisors of dim / dim_reduction = {inner}")
         if path == "fixed" and not share_kernel:
             raise ValueError("slide: share_kernel is False with path 'fixed'; allowed: True, keys and values share the shifts")
@@ -114,7 +114,7 @@ class SlideAttention(nnx.Module):
         self.slots, self.capture = kernel_size**2, False
 
         def linear(features_in, features, bias):
-            init = nnx.initializers.truncated_normal(0.02)
+            init = trunc_normal(0.02)
             options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
             return nnx.Linear(features_in, features, **options, rngs=rngs)
 
@@ -126,7 +126,7 @@ class SlideAttention(nnx.Module):
         kernel = (kernel_size, kernel_size, 1, channels)
         self.qkv = linear(dim, inner if share_qkv else 3 * inner, qkv_bias)
         self.output = linear(inner, dim, True)
-        table = nnx.initializers.truncated_normal(0.02)
+        table = trunc_normal(0.02)
         shape = (num_heads, self.slots)
         self.position_bias = None if position_bias == "none" else nnx.Param(table(rngs.params(), shape, param_dtype))
         self.fixed_bias = uniform(channels) if fixed_bias and path != "learned" else None

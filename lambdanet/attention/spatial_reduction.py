@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
-from lambdanet.layers import adaptive_avg_pool, check_map
+from lambdanet.layers import adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.dot_attention import dot_attention
 
 CONV_INITS = ("fan_in", "fan_out")
@@ -79,17 +79,19 @@ class SpatialReductionAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or dim % num_heads:
+        if not is_count(num_heads) or dim % num_heads:
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
-        if sr_ratio is not None and (sr_ratio < 1 or linear):
-            raise _error(f"sr_ratio is {sr_ratio} with linear={linear}; allowed: 1 or more, with linear=True only None")
+        if sr_ratio is not None and (not is_count(sr_ratio) or linear):
+            raise _error(
+                f"sr_ratio is {sr_ratio} with linear={linear}; allowed: an integer of 1 or more, with linear=True only None"
+            )
         if conv_init not in CONV_INITS:
             raise _error(f"conv_init is {conv_init!r}; allowed: {', '.join(CONV_INITS)}")
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.linear, self.sr_ratio = linear, 1 if linear else 2 if sr_ratio is None else sr_ratio
         self.capture = False
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        init = nnx.initializers.truncated_normal(0.02)
+        init = trunc_normal(0.02)
         self.query = nnx.Linear(dim, dim, use_bias=qkv_bias, kernel_init=init, **stored)
         self.key_value = nnx.Linear(dim, 2 * dim, use_bias=qkv_bias, kernel_init=init, **stored)
         self.output = nnx.Linear(dim, dim, kernel_init=init, **stored)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lambdanet.layers import trunc_normal
+
 
 class VanillaAttention(nnx.Module):
     """Multi-head self-attention that also hands on its logits: where the logits of less-attention come from.
@@ -61,7 +63,7 @@ class VanillaAttention(nnx.Module):
         self.output = linear(dim, dim, True)
         if sr_ratio > 1:
             stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-            window, init = (sr_ratio, sr_ratio), nnx.initializers.truncated_normal(0.02)
+            window, init = (sr_ratio, sr_ratio), trunc_normal(0.02)
             self.reduction = nnx.Conv(dim, dim, window, strides=sr_ratio, padding="VALID", kernel_init=init, **stored)
             self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
@@ -150,7 +152,7 @@ def check_tokens(block: str, x: jax.Array, dim: int, grid: tuple[int, int] | Non
 
 
 def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-    init = nnx.initializers.truncated_normal(0.02)
+    init = trunc_normal(0.02)
 
     def linear(dim: int, features: int, bias: bool) -> nnx.Linear:
         options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)

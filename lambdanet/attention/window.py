@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.relative_table import dense_embeddings
 
 PADDINGS = ("pad_roll", "roll_pad")
@@ -91,14 +91,13 @@ class WindowAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or dim % num_heads:
+        if not is_count(num_heads) or dim % num_heads:
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
-        window = (window_size, window_size) if isinstance(window_size, int) else tuple(window_size)
-        if len(window) != 2 or min(window) < 1:
+        window = as_pair(window_size)
+        if window is None or min(window) < 1:
             raise _error(f"window_size is {window_size!r}; allowed: an integer >= 1, or a pair of them")
-        shift = tuple(w // 2 for w in window) if shift_size == "half" else shift_size
-        shift = (shift, shift) if isinstance(shift, int) else tuple(shift)
-        if len(shift) != 2 or not all(isinstance(s, int) and 0 <= s < w for s, w in zip(shift, window, strict=True)):
+        shift = tuple(w // 2 for w in window) if shift_size == "half" else as_pair(shift_size)
+        if shift is None or not all(0 <= s < w for s, w in zip(shift, window, strict=True)):
             raise _error(f"shift_size is {shift_size!r}; allowed: 'half', or integers from 0 to below window_size={window}")
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise _error(f"size is {size}; allowed: (height, width) of the map, or None")
@@ -113,7 +112,7 @@ class WindowAttention(nnx.Module):
         self.padding, self.mask_padding = padding, mask_padding
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         self.capture = False
-        init = nnx.initializers.truncated_normal(0.02)
+        init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)

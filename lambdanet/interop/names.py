@@ -229,8 +229,8 @@ def convert(
         another shape; those paths are then left out of the result, so that the caller keeps its own, and a
         warning names them.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
-      reshape: (our path, array in our layout, the model's shape) -> array; called for what has another shape than the
-        model's, it returns the array as it should be, or as it is where it knows none better.
+      reshape: (our path, array in our layout, the model's shape) -> array; called for every
+        array, it returns it as it should be, or as it is where it knows none better; ValueError for what cannot be.
 
     Returns:
       Our path -> array in our layout, dtypes unchanged.
@@ -271,7 +271,7 @@ def convert(
             pieces = rule.apply(np.asarray(array), wanted)
             if reshape is not None:
                 cut = zip(paths, pieces, wanted, strict=True)
-                pieces = [piece if piece.shape == shape else reshape(path, piece, shape) for path, piece, shape in cut]
+                pieces = [reshape(path, piece, shape) for path, piece, shape in cut]
         except ValueError as error:
             pieces, problem = None, f"{key} -> {', '.join(paths) or 'dropped'}: {error}"
         else:

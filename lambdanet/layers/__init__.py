@@ -1,9 +1,10 @@
 """Building blocks with two or more users."""
 
-from lambdanet.layers.check import check_map
+from lambdanet.layers.check import as_pair, check_map, is_count
 from lambdanet.layers.conv import ACTIVATIONS, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
+from lambdanet.layers.initial import trunc_normal
 from lambdanet.layers.layer_scale import LayerScale
 from lambdanet.layers.norm import batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
@@ -18,13 +19,16 @@ __all__ = [
     "LayerScale",
     "PointwiseNormAct",
     "activation_function",
+    "as_pair",
     "adaptive_avg_pool",
     "avg_pool",
     "batch_norm",
     "check_map",
+    "is_count",
     "max_over",
     "max_pool",
     "max_pool_cells",
     "resize_bilinear",
     "resize_macs",
+    "trunc_normal",
 ]

@@ -3,8 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an integer of 1 or more (True is none)."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def as_pair(value: Any) -> tuple[int, int] | None:
+    """Returns (value, value) of an integer, or a pair of integers as a tuple; None for anything else."""
+    pair = (value, value) if not isinstance(value, Sequence) else tuple(value)
+    whole = len(pair) == 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in pair)
+    return pair if whole else None
 
 
 def check_map(block: str, x: jax.Array, dim: int, spatial_dims: Sequence[int] = (1, 2, 3)) -> None:

@@ -39,9 +39,7 @@ class DropPath(nnx.Module):
         if self.deterministic or self.rate == 0.0:
             return x
         if rngs is None:
-            raise ValueError(
-                "drop path in the training view needs `rngs` with a 'dropout' stream at the call; got None"
-            )
+            raise ValueError("drop path in the training view needs `rngs` with a 'dropout' stream at the call; got None")
         keep = 1.0 - self.rate
         mask = jax.random.bernoulli(rngs.dropout(), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / keep, 0).astype(x.dtype)

@@ -221,6 +221,8 @@ def test_learned_positions_are_resized_on_demand(run):
     theirs, tall = state_dict("pvt_net_a"), dict(PVT, image_size=(96, 64))
     error, _, _ = run(theirs, "pvt_tiny", tall)
     assert "pos_embed1 (1, 256, 4)" in error and "--resize-tables" in error
+    error, _, _ = run(theirs, "pvt_tiny", dict(PVT, image_size=(32, 128)))  # as many positions, elsewhere on the map
+    assert "its 256 rows, taken for a square map" in error and "--resize-tables" in error
     error, printed, out = run(theirs, "pvt_tiny", tall, "--resize-tables")
     assert error is None and "; 4 resized" in printed, error
     ours = load(out, "pvt_tiny", tall)

@@ -114,7 +114,7 @@ def test_arrays_of_another_shape_may_be_reshaped():
     rules = (Rule(r"(\w)", r"\1"),)
     out = convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (2,)}, reshape=reshape)
     np.testing.assert_array_equal(out["a"], numbered(2, 2))
-    assert seen == [("a", (4,), (2, 2))]
+    assert seen == [("a", (4,), (2, 2)), ("b", (2,), (2,))]
     with pytest.raises(NameMappingError, match=r"b \(2,\) -> b: gives \(2,\), the model has \(3,\)"):
         convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (3,)}, reshape=reshape)
 

@@ -120,7 +120,7 @@ def test_the_numbers_of_the_hierarchical_families(name):
     np.testing.assert_allclose([lr(t) for t in steps], expected, rtol=1e-4)
     assert len(train.auxiliary_losses) == 2 * name.startswith("lavit")
     assert (config.data.eval_keep_aspect, config.data.interpolation) == (
-        "swin" not in name or "cswin" in name,
+        not name.startswith("slide_swin"),
         "random" if name.startswith("nat") else "bicubic",
     )
 
@@ -149,3 +149,14 @@ def test_unknown_rows_list_the_known_ones(module):
     known = RECIPES[module][-1].split(",")[0]
     with pytest.raises(ValueError, match=f"'999'.*(allowed|Known): .*{known}"):
         module.get_config("999")
+
+
+def test_rules_hold_where_a_recipe_changes_its_model():
+    changes = {
+        "pvt_tiny": dict(pool="mean", attention=("neighborhood", "neighborhood", "mhsa", "mhsa")),
+        "lavit_tiny": dict(transform="reuse", position_embedding=False),
+    }
+    for name, change in changes.items():
+        config = imagenet300.get_config(name)
+        model = nnx.eval_shape(lambda name=name, change=change: models.create_model(name, **change, rngs=nnx.Rngs(0)))
+        check_rules(config.optim, split_model(model)[1])
