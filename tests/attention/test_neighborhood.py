@@ -108,7 +108,7 @@ def test_options_and_initial_state():
     assert built.relative_bias.shape == (4, 9, 13) and built.qkv.kernel.shape == (64, 192)
     for kernel in (built.qkv.kernel, built.output.kernel, built.relative_bias):
         values = np.asarray(kernel[...])
-        assert np.std(values) == pytest.approx(0.02, rel=0.15) and np.abs(values).max() < 0.05
+        assert np.std(values) == pytest.approx(0.02, rel=0.15) and np.abs(values).max() > 0.04
     assert not np.any(built.qkv.bias[...]) and not np.any(built.output.bias[...])
     bare = NeighborhoodAttention(64, num_heads=4, qkv_bias=False, relative_bias=False, rngs=nnx.Rngs(0))
     assert set(nnx.to_pure_dict(nnx.state(bare))) == {"qkv", "output"} and bare.qkv.bias is None
