@@ -1,1 +1,1 @@
-"""Measuring this project's own code: `python -m benchmarks input|ops|model|memory` and `python -m benchmarks.compare`."""
+"""Measuring this project's own code: `python -m benchmarks micro|ops|model|input|memory` and `python -m benchmarks.compare`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ from typing import Any, TextIO
 SLOWEST_CALL = 3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
 SHORTEST_SAMPLE = 0.02  # seconds; shorter calls are repeated inside one sample
 BUDGET = 20.0  # seconds of sampling per group of candidates
+PAUSE = 0.005  # seconds before a sample where two frameworks take turns: their idle threads spin for a while
 
 
 @dataclasses.dataclass
@@ -44,13 +46,17 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One candidate: `name` and `direction` ('fwd' or 'train') say what is computed, `impl` how."""
+    """One candidate: `name` and `direction` ('fwd' or 'train') say what is computed, `impl` and `framework` how and by whom.
+
+    `impl` is 'auto' for our public modules at their defaults; `framework` is 'ours' or 'torch'.
+    """
 
     suite: str
     name: str
     direction: str
     impl: str
     prepare: Callable[[], Prepared]
+    framework: str = "ours"
 
 
 def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) -> list[dict[str, Any]]:
@@ -67,9 +73,13 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
     groups: dict[tuple[str, str, str], list[Case]] = {}
     for case in cases:
         groups.setdefault((case.suite, case.name, case.direction), []).append(case)
-    records = []
+    records, limits = [], None
     for group in groups.values():
         for record in _run_group(group, rounds):
+            if {"flops", "bytes", "ms"} <= record.keys():
+                limits = limits or ceilings()
+                record["gemm_share"] = record["flops"] / (limits[0] * record["ms"] / 1e3)
+                record["copy_share"] = record["bytes"] / (limits[1] * record["ms"] / 1e3)
             records.append(record)
             if out is not None:
                 print(json.dumps(record), file=out, flush=True)
@@ -79,7 +89,7 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
 def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
     records, ready = [], []
     for case in group:
-        record = dict(suite=case.suite, case=case.name, direction=case.direction, framework="ours", impl=case.impl)
+        record = dict(suite=case.suite, case=case.name, direction=case.direction, framework=case.framework, impl=case.impl)
         records.append(record)
         prepared = case.prepare()
         try:
@@ -99,9 +109,12 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
             continue
         ready.append((record, prepared, max(1, round(SHORTEST_SAMPLE / max(wall, 1e-9)))))
     samples: dict[int, list[tuple[float, float]]] = {i: [] for i in range(len(ready))}
+    mixed = len({case.framework for case in group}) > 1
     started = time.perf_counter()
     for _ in range(rounds):
         for i, (_, prepared, repeats) in enumerate(ready):
+            if mixed:
+                time.sleep(PAUSE)
             samples[i].append(_sample(prepared, repeats))
         if time.perf_counter() - started > BUDGET:
             break
@@ -126,6 +139,27 @@ def _sample(prepared: Prepared, repeats: int) -> tuple[float, float]:
     return (time.perf_counter() - wall) / repeats, (time.process_time() - cpu) / repeats
 
 
+@functools.cache
+def ceilings() -> tuple[float, float]:
+    """Returns what this device reaches now in float32: operations per second of a matrix product, bytes per second of a copy."""
+    import jax
+    import jax.numpy as jnp
+
+    side, length = (1536, 2**25) if jax.default_backend() == "cpu" else (8192, 2**29)
+    a, x = jnp.ones((side, side), jnp.float32), jnp.ones(length, jnp.float32)
+    programs = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
+    seconds = []
+    for program, operand in zip(programs, (a, x), strict=True):
+        jax.block_until_ready(program(operand))
+        times = []
+        for _ in range(5):
+            began = time.perf_counter()
+            jax.block_until_ready(program(operand))
+            times.append(time.perf_counter() - began)
+        seconds.append(min(times))
+    return 2 * side**3 / seconds[0], 2 * x.nbytes / seconds[1]
+
+
 def environment() -> dict[str, Any]:
     """Returns what a reader of the numbers has to know about the machine and the packages."""
     import jax
@@ -144,6 +178,7 @@ def environment() -> dict[str, Any]:
 COLUMNS = (
     ("case", "{}"),
     ("direction", "{}"),
+    ("framework", "{}"),
     ("impl", "{}"),
     ("ms", "{:.3f}"),
     ("median_ms", "{:.3f}"),
@@ -151,6 +186,8 @@ COLUMNS = (
     ("items_per_s", "{:.0f}"),
     ("items_per_cpu_s", "{:.0f}"),
     ("temp_mib", "{:.1f}"),
+    ("gemm_share", "{:.2f}"),
+    ("copy_share", "{:.2f}"),
     ("sides", "{}"),
     ("bytes", "{}"),
     ("growth", "{:.2f}"),
@@ -167,6 +204,4 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         rows.append([form.format(record[key]) if key in record else "" for key, form in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)

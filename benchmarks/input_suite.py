@@ -61,9 +61,7 @@ def cases() -> list[Case]:
     found.append(Case("input", "decode_centre_crop", "fwd", "pillow", lambda: prepare_eval(train_config())))
     # Different names, so that they do not take turns: one would decode ahead during the other's sample.
     for threads in (0, 2, 4):
-        found.append(
-            Case("input", f"pipeline_{threads}_threads", "train", "grain", lambda t=threads: prepare_pipeline(t))
-        )
+        found.append(Case("input", f"pipeline_{threads}_threads", "train", "grain", lambda t=threads: prepare_pipeline(t)))
     return found
 
 

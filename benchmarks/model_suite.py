@@ -27,9 +27,7 @@ WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
 
 def cases() -> list[Case]:
     """Returns the cases of the suite."""
-    return [
-        Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name)) for name in MODELS
-    ]
+    return [Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name)) for name in MODELS]
 
 
 def prepare_dispatch(name: str) -> Prepared:

@@ -1,8 +1,11 @@
 """Set-up of the whole suite: CPU by default, one compilation cache, and the options of the golden harness."""
 
+import gc
 import os
 import sys
 from pathlib import Path
+
+import pytest
 
 HERE = Path(__file__).resolve().parent
 
@@ -39,3 +42,16 @@ def pytest_configure(config):
     # Grain's reader processes look at absl flags, which are parsed by absl.app.run in programs but by nobody in
     # tests.
     flags.FLAGS.mark_as_parsed()
+    # A worker ends up with millions of JAX's objects, and a collector that looks through them at every allocation slows
+    # late tests down up to seven times. `forget_programs` collects once per file instead.
+    gc.disable()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """After each file: drop compiled programs (the cache on disk has them) and what only cycles keep alive."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness, input_suite, ops_suite
+from benchmarks import harness, input_suite, micro_lambda
 
 
 def case(name, impl, seconds=0.0, wrong="", closed=None, own=None):
@@ -55,27 +55,27 @@ def test_short_calls_are_repeated_within_a_sample():
 
 
 def test_command_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(ops_suite, "SHAPES", ((1, 3, 8, 3, 1), (2, 4, 8, 3, 1)))
+    monkeypatch.setattr(micro_lambda, "SHAPES", ((1, 3, 8, 3, 1), (2, 4, 8, 3, 1)))
     out = tmp_path / "out.json"
-    assert command.main(["ops", "--cases", "*3x3*", "--rounds", "1", "--json", str(out)]) == 0
+    assert command.main(["micro", "--cases", "*3x3*", "--rounds", "1", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "lambda_b1_3x3_c8_r3_u1" in printed and "4x4" not in printed and "row_chunks" in printed
     assert {json.loads(line)["direction"] for line in out.read_text().splitlines()} == {"fwd", "train"}
-    assert command.main(["ops", "--cases", "nothing"]) == 2
-    assert "no case of suite 'ops' matches 'nothing'; cases: lambda_b1_3x3" in capsys.readouterr().err
-    monkeypatch.setattr(ops_suite, "cases", lambda: [case("x", "bad", wrong="off", closed=[])])
-    assert command.main(["ops"]) == 1
+    assert command.main(["micro", "--cases", "nothing"]) == 2
+    assert "no case of suite 'micro' matches 'nothing'; cases: lambda_b1_3x3" in capsys.readouterr().err
+    monkeypatch.setattr(micro_lambda, "cases", lambda: [case("x", "bad", wrong="off", closed=[])])
+    assert command.main(["micro"]) == 1
 
 
-@pytest.mark.parametrize("impl", ops_suite.cost_model.GRID_IMPLS)
+@pytest.mark.parametrize("impl", micro_lambda.cost_model.GRID_IMPLS)
 @pytest.mark.parametrize("direction", ["fwd", "train"])
 def test_lowerings_pass_their_gate_and_a_wrong_one_does_not(impl, direction, monkeypatch):
     shape = (2, 5, 8, 7, 2)
-    ops_suite.prepare(shape, direction, impl).check()
-    right = ops_suite.position_lambda.position_term
-    monkeypatch.setattr(ops_suite.position_lambda, "position_term", lambda *a, **k: right(*a, **k) * 1.001)
+    micro_lambda.prepare(shape, direction, impl).check()
+    right = micro_lambda.position_lambda.position_term
+    monkeypatch.setattr(micro_lambda.position_lambda, "position_term", lambda *a, **k: right(*a, **k) * 1.001)
     with pytest.raises(AssertionError, match="output is off by"):
-        ops_suite.prepare(shape, direction, impl).check()
+        micro_lambda.prepare(shape, direction, impl).check()
 
 
 def test_input_cases_pass_their_gate(monkeypatch):

@@ -1,0 +1,11 @@
+"""Suite `micro`: attention cores one by one."""
+
+from __future__ import annotations
+
+from benchmarks import micro_lambda
+from benchmarks.harness import Case
+
+
+def cases() -> list[Case]:
+    """Returns the cases of the suite."""
+    return micro_lambda.cases()
