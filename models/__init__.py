@@ -20,8 +20,8 @@ from . import resnet as _resnet  # noqa: F401
 from . import resnet_rs as _resnet_rs  # noqa: F401
 from . import swin as _swin  # noqa: F401
 from .context import fit_context
+from .option_checks import positives
 from .registration import registry
-from .resnet_options import positives
 
 __all__ = ["create_from_config", "create_model", "describe", "list_models", "registry"]
 

@@ -17,7 +17,8 @@ from lambdanet.layers import InitKeys, resize_macs, trunc_normal
 
 from .context import Context, place_context
 from .hierarchical_options import check_options, cycles
-from .transformer_blocks import Classifier, EmbedSpec, Row, TransformerBlock, create_embed, layer_norm, resize_positions
+from .transformer_blocks import Classifier, TransformerBlock
+from .transformer_embeddings import EmbedSpec, Row, create_embed, layer_norm, resize_positions
 from .transformer_names import MERGED_TORCH_NAMES, TORCH_NAMES
 
 AttentionSpec = str | Mapping[str, Any]

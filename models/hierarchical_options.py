@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.registry import suggest
-
 from .context import PLACEMENTS, context_problems
-from .resnet_options import mixer_problems, positives
-from .transformer_blocks import CONV_INITS, MLP_KINDS, embed_problems
+from .option_checks import DTYPES, basic_problems, is_number, positives
+from .resnet_options import mixer_problems
+from .transformer_blocks import MLP_KINDS
+from .transformer_embeddings import CONV_INITS, embed_problems
 
 CHOICES = {
     "mlp": MLP_KINDS,
     "pool": ("mean", "cls"),
     "conv_init": CONV_INITS,
     "remat": ("none", "block"),
-    "dtype": ("float32", "bfloat16"),
-    "param_dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
 }
 
 
@@ -36,31 +36,24 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
     """
-    problems = []
-
-    def require(name: str, good: Any, allowed: str) -> None:
-        if not good:
-            problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
-
-    for name, choices in CHOICES.items():
-        require(name, options[name] in choices, f"{', '.join(choices)}.{suggest(options[name], choices)}")
-    for name in ("num_classes", "in_channels"):
-        require(name, positives((options[name],)), "a positive integer")
-    for name in ("dropout_rate", "drop_path_rate"):
-        require(name, _number(options[name]) and 0.0 <= options[name] < 1.0, "at least 0 and below 1")
-    for name in ("norm_epsilon", "embed_epsilon"):
-        require(name, _number(options[name]) and options[name] > 0, "a positive number")
-    for name in ("position_embedding", "stage_norm"):
-        require(name, isinstance(options[name], bool), "True, False")
-    scale = options["layer_scale"]
-    require("layer_scale", scale is None or _number(scale), "a number, or None")
-    require("family", options["family"] is None or isinstance(options["family"], str), "a name, or None")
-    require("image_size", positives(options["image_size"], 2), "(height, width), positive integers")
+    problems = basic_problems(
+        options,
+        choices=CHOICES,
+        counts=("num_classes", "in_channels"),
+        rates=("dropout_rate", "drop_path_rate"),
+        positive=("norm_epsilon", "embed_epsilon"),
+        flags=("position_embedding", "stage_norm"),
+    )
+    scale, family = options["layer_scale"], options["family"]
+    if scale is not None and not is_number(scale):
+        problems.append(f"layer_scale is {scale!r}; allowed: a number, or None")
+    if family is not None and not isinstance(family, str):
+        problems.append(f"family is {family!r}; allowed: a name, or None")
     for name in ("stem", "downsample"):
         problems += embed_problems(name, options[name])
-    if options["pool"] == "cls":
-        require("mlp", options["mlp"] == "plain", "plain with pool='cls', whose token has no place on a map to convolve")
-    require("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
+    if options["pool"] == "cls" and options["mlp"] != "plain":
+        allowed = "plain with pool='cls', whose token has no place on a map to convolve"
+        problems.append(f"mlp is {options['mlp']!r}; allowed: {allowed}")
     if positives(options["blocks"]):
         problems += _stage_problems(options, options["blocks"])
     if problems:
@@ -76,7 +69,7 @@ def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list
         if not positives(options[name], depth)
     ]
     ratios = options["mlp_ratios"]
-    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(_number(r) and r > 0 for r in ratios):
+    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(is_number(r) and r > 0 for r in ratios):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
     elif positives(options["widths"], depth):
         empty = [stage for stage in range(depth) if int(options["widths"][stage] * ratios[stage]) < 1]
@@ -116,7 +109,3 @@ def _context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
         for number, placement in placed
         if placement != PLACEMENTS[0]
     ]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

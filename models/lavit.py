@@ -29,7 +29,8 @@ from .context import Context, place_context
 from .lavit_options import check_options, per_stage, stage_specs
 from .lavit_stage import AttentionBlock, LavitStage
 from .registration import registry
-from .transformer_blocks import Classifier, ConvEmbed, TransformerBlock, layer_norm
+from .transformer_blocks import Classifier, TransformerBlock
+from .transformer_embeddings import ConvEmbed, layer_norm
 
 AttentionSpec = str | Mapping[str, Any]
 Grid = tuple[int, int]

@@ -8,12 +8,12 @@ from typing import Any
 from lambdanet.attention.attention_residual import KERNELS, MODES, NORMS
 from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
-from lambdanet.registry import suggest
 
 from .context import PLACEMENTS, context_problems, place_context
 from .hierarchical_options import cycles
-from .resnet_options import mixer_problems, positives
-from .transformer_blocks import CONV_INITS
+from .option_checks import DTYPES, basic_problems, is_number, positives
+from .resnet_options import mixer_problems
+from .transformer_embeddings import CONV_INITS
 
 CHOICES = {
     "residual_kernel": KERNELS,
@@ -24,8 +24,8 @@ CHOICES = {
     "pool": ("mean", "cls"),
     "conv_init": CONV_INITS,
     "remat": ("none", "block"),
-    "dtype": ("float32", "bfloat16"),
-    "param_dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
 }
 
 
@@ -48,26 +48,18 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
     """
-    problems = []
-
-    def require(name: str, good: Any, allowed: str) -> None:
-        if not good:
-            problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
-
-    for name, choices in CHOICES.items():
-        require(name, options[name] in choices, f"{', '.join(choices)}.{suggest(options[name], choices)}")
-    for name in ("num_classes", "in_channels"):
-        require(name, positives((options[name],)), "a positive integer")
-    for name in ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "norm_momentum"):
-        require(name, _number(options[name]) and 0.0 <= options[name] < 1.0, "at least 0 and below 1")
-    for name in ("norm_epsilon", "embed_epsilon"):
-        require(name, _number(options[name]) and options[name] > 0, "a positive number")
-    for name in ("position_embedding", "center_rows", "la_mlp"):
-        require(name, isinstance(options[name], bool), "True, False")
-    require("transform_bias", options["transform_bias"] in (None, True, False), "None, True, False")
-    require("residual_scale", _number(options["residual_scale"]), "a number")
-    require("image_size", positives(options["image_size"], 2), "(height, width), positive integers")
-    require("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
+    problems = basic_problems(
+        options,
+        choices=CHOICES,
+        counts=("num_classes", "in_channels"),
+        rates=("dropout_rate", "attention_dropout_rate", "drop_path_rate", "norm_momentum"),
+        positive=("norm_epsilon", "embed_epsilon"),
+        flags=("position_embedding", "center_rows", "la_mlp"),
+    )
+    if options["transform_bias"] not in (None, True, False):
+        problems.append(f"transform_bias is {options['transform_bias']!r}; allowed: None, True, False")
+    if not is_number(options["residual_scale"]):
+        problems.append(f"residual_scale is {options['residual_scale']!r}; allowed: a number")
     if not problems:
         problems = _stage_problems(options, len(options["blocks"]))
     if problems:
@@ -82,7 +74,7 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
         if not positives(options[name], depth)
     ]
     ratios, residuals, transform = options["mlp_ratios"], options["attention_residual"], options["transform"]
-    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(_number(r) and r > 0 for r in ratios):
+    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(is_number(r) and r > 0 for r in ratios):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {lengths % 'numbers'}")
     if not isinstance(residuals, tuple) or len(residuals) != depth or not all(isinstance(r, bool) for r in residuals):
         problems.append(f"attention_residual is {residuals!r}; allowed: a tuple of {depth} times True or False, one per stage")
@@ -178,7 +170,3 @@ def _residual_problems(
         patch = options["patch_sizes"][stage]
         problems.append(f"{label} beside patch_sizes[{stage}]={patch}; allowed: 2, the step by which logits are down-sampled")
     return problems
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

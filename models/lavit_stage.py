@@ -18,7 +18,8 @@ from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.less_attention import LessAttention
 from lambdanet.layers import DropPath, resize_macs
 
-from .transformer_blocks import ConvEmbed, Row, TransformerBlock, layer_norm, resize_positions
+from .transformer_blocks import TransformerBlock
+from .transformer_embeddings import ConvEmbed, Row, layer_norm, resize_positions
 
 Grid = tuple[int, int]
 

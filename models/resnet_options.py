@@ -8,9 +8,9 @@ from typing import Any
 from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
 from lambdanet.layers import ACTIVATIONS
-from lambdanet.registry import suggest
 
 from .context import context_problems
+from .option_checks import DTYPES, basic_problems, positives
 from .resnet_blocks import EXPANSION, POOL_WINDOWS, STEMS
 
 CHOICES = {
@@ -20,8 +20,8 @@ CHOICES = {
     "pool": tuple(POOL_WINDOWS),
     "activation": tuple(ACTIVATIONS),
     "remat": ("none", "block", "stage"),
-    "dtype": ("float32", "bfloat16"),
-    "param_dtype": ("float32", "bfloat16"),
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
 }
 
 
@@ -34,21 +34,17 @@ def check_options(options: Mapping[str, Any]) -> None:
     Raises:
         ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
     """
-    problems = []
+    problems = basic_problems(
+        options,
+        choices=CHOICES,
+        counts=("num_classes", "in_channels"),
+        rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
+    )
 
     def require(name: str, good: Any, allowed: str) -> None:
         if not good:
             problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
 
-    for name, choices in CHOICES.items():
-        require(name, options[name] in choices, f"{', '.join(choices)}.{suggest(options[name], choices)}")
-    for name in ("num_classes", "in_channels"):
-        require(name, _positive(options[name]), "a positive integer")
-    for name in ("dropout_rate", "drop_path_rate", "norm_momentum"):
-        value = options[name]
-        require(name, isinstance(value, (int, float)) and 0.0 <= value < 1.0, "at least 0 and below 1")
-    require("image_size", positives(options["image_size"], 2), "(height, width), positive integers")
-    require("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
     require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
     if options["block"] == "basic":
         require(
@@ -85,7 +81,7 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     for stage, (entry, count) in enumerate(zip(where, blocks, strict=True)):
         if entry == "all":
             continue
-        if not isinstance(entry, tuple) or not all(_positive(number) and number <= count for number in entry):
+        if not isinstance(entry, tuple) or (entry and not positives(entry)) or max(entry, default=0) > count:
             problems.append(f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}")
     return problems
 
@@ -119,12 +115,3 @@ def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
     if "shared_embeddings" not in attention_registry.parameters(name):
         return [f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to share"]
     return []
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def positives(value: Any, length: int | None = None) -> bool:
-    """Whether `value` is a non-empty tuple of positive integers, of that length if one is given."""
-    return isinstance(value, tuple) and len(value) in ((length,) if length else range(1, 100)) and all(map(_positive, value))

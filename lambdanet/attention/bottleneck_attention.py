@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map
+from lambdanet.layers import check_map, trunc_normal
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 from lambdanet.ops.relative_table import resize_table
 
@@ -81,12 +81,12 @@ class BottleneckAttention(nnx.Module):
         self.capture = False
 
         def linear(features):
-            init = nnx.initializers.truncated_normal(dim**-0.5)
+            init = trunc_normal(dim**-0.5)
             options = dict(use_bias=qkv_bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
             return nnx.Linear(dim, features, **options, rngs=rngs)
 
         def table(side):
-            init = nnx.initializers.truncated_normal(self.key_depth**-0.5)
+            init = trunc_normal(self.key_depth**-0.5)
             return nnx.Param(init(rngs.params(), (2 * side - 1, self.key_depth), param_dtype))
 
         self.query, self.key = linear(num_heads * self.key_depth), linear(num_heads * self.key_depth)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map
+from lambdanet.layers import check_map, trunc_normal
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
@@ -97,12 +97,12 @@ class HaloAttention(nnx.Module):
         self.capture = False
 
         def linear(features):
-            init = nnx.initializers.truncated_normal(dim**-0.5)
+            init = trunc_normal(dim**-0.5)
             options = dict(use_bias=qkv_bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
             return nnx.Linear(dim, features, **options, rngs=rngs)
 
         def table():
-            init = nnx.initializers.truncated_normal(self.key_depth**-0.5)
+            init = trunc_normal(self.key_depth**-0.5)
             return nnx.Param(init(rngs.params(), (2 * self.window_size - 1, self.key_depth), param_dtype))
 
         self.query = linear(num_heads * self.key_depth)

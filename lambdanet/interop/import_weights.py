@@ -38,7 +38,7 @@ def main(arguments: Sequence[str], models: Any) -> str | None:
     options = _parser().parse_args(arguments)
     try:
         _run(options, models)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         return f"import_weights: {error}"
     return None
 
@@ -79,6 +79,8 @@ def _run(options: argparse.Namespace, models: Any) -> None:
         raise ValueError(f"--out is {options.out}; allowed: a name that ends in .safetensors")
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists; give another name, or --overwrite to replace it")
+    if not out.absolute().parent.is_dir():
+        raise ValueError(f"--out is {out}; its folder does not exist. Fix: make the folder, or give another name")
     chosen = dict(_option(text) for text in options.option)
 
     def build() -> nnx.Module:

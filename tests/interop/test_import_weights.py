@@ -16,7 +16,7 @@ from lambdanet.attention.window import resize_table
 from lambdanet.interop import files, import_weights
 from lambdanet.interop.names import NameMappingError, choose_table, convert
 from lambdanet.training import state, weights
-from models.transformer_blocks import resize_positions
+from models.transformer_embeddings import resize_positions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SHAPE = dict(widths=(4, 8, 16, 32), num_heads=(1, 2, 2, 4), num_classes=10)
@@ -112,6 +112,11 @@ def test_official_swin_file_is_written_in_our_layout(run, tmp_path):
     assert len(rows) == 1 + len(theirs) + 2
     stored = files.model_of(files.read_metadata(out))
     assert stored.pop("name") == "swin_tiny" and set(stored) == set(SWIN) and stored["blocks"] == [2, 2, 2, 1]
+
+
+def test_a_folder_that_does_not_exist_is_told_before_anything_is_read(tmp_path):
+    error = import_weights.main(["none.pth", "--model", "swin_tiny", "--out", str(tmp_path / "no" / "x.safetensors")], models)
+    assert "no/x.safetensors; its folder does not exist. Fix:" in error
 
 
 def test_an_existing_file_stays_unless_overwriting_is_asked_for(run):

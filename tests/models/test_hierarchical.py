@@ -15,7 +15,8 @@ from lambdanet.analysis.summary import summarise
 from lambdanet.layers import LayerScale
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 from models.hierarchical import HierarchicalTransformer
-from models.transformer_blocks import ConvEmbed, DoubleConvEmbed, Mlp, PatchMerging, conv_inits, resize_positions
+from models.transformer_blocks import Mlp
+from models.transformer_embeddings import ConvEmbed, DoubleConvEmbed, PatchMerging, conv_inits, resize_positions
 
 # Trainable parameters for 1000 classes.
 DIGITS = sorted(name for name in models.list_models("*_digits") if models.registry.lookup(name)[0] is HierarchicalTransformer)
