@@ -33,7 +33,7 @@ from lambdanet.analysis import attention_maps, export, speed, summary
 from lambdanet.analysis.predict import predict
 from lambdanet.data import pseudo_labels
 from lambdanet.interop import files
-from lambdanet.training import checkpoint, mesh, state, step
+from lambdanet.training import checkpoint, mesh, start_up, state, step
 from lambdanet.training.evaluate import evaluate
 from lambdanet.training.weights import read_weights
 
@@ -99,6 +99,7 @@ def load_subject() -> Subject:
         config.data.pseudo_labels = config.train.init_weights = ""  # only training reads them
     validate = functools.partial(configs.validate, config, base.get_config(), models.registry, check_paths=needs_data)
     validate()
+    start_up.use_compilation_cache(config.train.cache_dir)
     try:
         info = data.describe(config.data)
         num_classes, class_names = config.model.get("num_classes", info.num_classes), info.class_names
@@ -285,6 +286,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.ERROR)
+    start_up.keep_freed_memory()
     run = globals()[f"run_{MODE.value}"]
     try:
         run() if MODE.value == "describe" else run(load_subject())

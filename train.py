@@ -30,7 +30,7 @@ from configs import base
 from lambdanet import config as config_lib
 from lambdanet import data
 from lambdanet.config_flag import ConfigFlag
-from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, state, step, weights
+from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, start_up, state, step, weights
 
 
 def run(
@@ -68,9 +68,7 @@ def run(
     shapes = lambda: nnx.eval_shape(lambda: build(10))  # noqa: E731
     config_lib.validate(config, base.get_config(), models.registry, build=shapes, workdir=workdir)
     workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
-    if train.cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(train.cache_dir).absolute()))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    start_up.use_compilation_cache(train.cache_dir)
 
     # ------------------------------------------------------------------------------------------------------------------
     # Mesh
@@ -285,6 +283,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
+    start_up.keep_freed_memory()
     try:
         config = CONFIG.value
         if given.distributed:

@@ -1,0 +1,41 @@
+"""What a program sets once, before its first computation: the compilation cache, and how the process keeps freed memory."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import jax
+
+# glibc's malloc.h: parameters of mallopt, which takes ints.
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_NEVER = -1  # as a threshold
+_TOP = 64 * 2**20  # bytes asked for beyond what is needed, so that the heap grows in few steps
+
+
+def use_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs in `directory`, so that a later process need not compile them again; '' does nothing."""
+    if directory:
+        jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc's malloc to keep freed memory for the next request instead of returning it to the kernel.
+
+    XLA on CPU asks for the same large buffers in every step. By default they are mapped afresh each time, and each fresh page
+    costs a fault and is filled with zeros first (docs/performance.md has the measurement). What this process has freed is
+    not available to other processes any more. Settings in the environment (MALLOC_...) win.
+
+    Returns:
+        Whether it was done: only with glibc, and if the environment does not set any of it.
+    """
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return False
+    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _TOP}
+    return all([mallopt(name, value) == 1 for name, value in settings.items()])

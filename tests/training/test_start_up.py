@@ -1,0 +1,35 @@
+"""What programs set before their first computation."""
+
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys
+from lambdanet.training import start_up
+done = start_up.keep_freed_memory()
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: jnp.cumsum(jnp.sort(x, axis=1), axis=0).sum())
+x = jnp.ones((1024, 4096))
+for _ in range(3):
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    step(x).block_until_ready()
+print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(**environment):
+    command = [sys.executable, "-c", PROGRAM]
+    paths = {"PATH": "", "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
+    done, count = subprocess.run(command, env=paths | environment, capture_output=True, text=True, check=True).stdout.split()
+    return done == "True", int(count)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_buffers_are_not_mapped_afresh_in_every_step():
+    kept, few = faults()
+    left, many = faults(MALLOC_CHECK_="0")  # any setting of the user's stays
+    assert (kept, left) == (True, False) and few < many / 2, (few, many)
