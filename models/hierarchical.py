@@ -110,6 +110,9 @@ class HierarchicalTransformer(nnx.Module):
     Transformer" (patch merging); Dong et al. 2022, "CSWin Transformer"; Hassani et al. 2023, "Neighborhood Attention
     Transformer". The embedding of a stage stands at its start, where some references have it at the end of the one before.
     Drop path grows linearly over all blocks from 0 to its rate. Linear layers start truncated normal 0.02 with zero biases.
+    Some references also have dropout inside attention and MLP, at rate 0 in every published recipe; that is not here.
+    Depthwise convolutions, slide attention and others have gradients of their own in reverse mode; forward-mode
+    differentiation (`jax.jvp`, `jax.hessian`) of networks with them is refused by JAX.
 
     Args:
         blocks: number of blocks per stage.
@@ -117,7 +120,8 @@ class HierarchicalTransformer(nnx.Module):
         num_heads: heads per stage, handed to mixers that have such an option, unless their spec sets it.
         mlp_ratios: hidden channels of the MLPs as a multiple of the stage's.
         attention: spec of the mixer: a registered name or a mapping with `name` and its options. A tuple gives each stage its
-            own; an entry of it may again be a tuple, whose specs the stage's blocks take in turn.
+            own; an entry of it may again be a tuple, whose specs the stage's blocks take in turn; written out to the stage's
+            length it chooses block by block, ("slide", "slide", "window") for two slide blocks before a window.
         stem: embedding of the image: 'conv' | 'double_conv' | 'patch_merging', or a mapping with `name` and its options.
         downsample: embedding between stages, likewise.
         context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements only 'post'.
