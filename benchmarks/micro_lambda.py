@@ -1,113 +1,225 @@
-"""Part of suite `micro`: the lowerings of the position lambdas, forward and forward + backward, on shapes of LambdaResNets."""
+"""Part of suite `micro`: the core of the lambda layer, content and position, forward and forward + backward.
+
+The core is everything between the projections and the output: softmax of the keys, content lambdas, position lambdas, applied to
+the queries. Every lowering of ours and, where torch is installed, three forms of it in PyTorch (`torch_lambda`).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.util
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import torch_lambda
 from benchmarks.harness import Case, Prepared
-from lambdanet.ops import cost_model, position_lambda
+from lambdanet.ops import cost_model, lambda_mix
 
-KEY_DEPTH, HEADS = 16, 4
-# (batch, map side, channels, scope, intra-depth): the stages of a LambdaResNet-50 at 224, two at a training batch, then small
-# scopes and u = 4.
-SHAPES = (
-    (16, 7, 512, 23, 1),
-    (8, 14, 256, 23, 1),
-    (4, 28, 128, 23, 1),
-    (2, 56, 64, 23, 1),
-    (64, 14, 256, 23, 1),
-    (64, 28, 128, 23, 1),
-    (4, 28, 128, 7, 1),
-    (8, 14, 256, 7, 4),
-)
+KEY_DEPTH = 16
 TOLERANCE = 1e-4  # relative, float32
 
 
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One problem: a square map, channels = heads * value depth, scope = taps per axis."""
+
+    batch: int
+    side: int
+    channels: int
+    heads: int
+    scope: int
+    intra_depth: int = 1
+
+    @property
+    def name(self) -> str:
+        """`lambda_<H>x<W>_d<d>_h<h>_r<r>[_u<u>]`; a batch of 64, which is a case of its own, stands in front."""
+        prefix = "lambda_b64" if self.batch == 64 else "lambda"
+        planes = f"_u{self.intra_depth}" if self.intra_depth > 1 else ""
+        return f"{prefix}_{self.side}x{self.side}_d{self.channels}_h{self.heads}_r{self.scope}{planes}"
+
+
+# The twelve: layers of LambdaResNets with the paper's scope of 23, a scope of 9, and one global table (55 = 2 * 28 - 1).
+TWELVE = (
+    Shape(16, 7, 512, 4, 23),
+    Shape(16, 7, 512, 8, 23),
+    Shape(8, 14, 256, 4, 23),
+    Shape(8, 14, 512, 4, 23),
+    Shape(8, 14, 256, 8, 23),
+    Shape(8, 16, 256, 4, 9),
+    Shape(16, 8, 512, 4, 9),
+    Shape(4, 28, 128, 4, 23),
+    Shape(4, 28, 128, 8, 23),
+    Shape(4, 28, 256, 4, 23),
+    Shape(2, 56, 128, 4, 23),
+    Shape(4, 28, 128, 4, 55),
+)
+# Small scopes on large maps, intra-depth 4, and the first stage of a LambdaResNet-50: with these, the seventeen.
+SEVENTEEN = (
+    *TWELVE,
+    Shape(4, 28, 128, 4, 7),
+    Shape(2, 56, 128, 4, 7),
+    Shape(8, 14, 256, 4, 23, 4),
+    Shape(2, 28, 128, 4, 23, 4),
+    Shape(2, 56, 64, 4, 23),
+)
+SHAPES = (*SEVENTEEN, Shape(64, 14, 256, 4, 23), Shape(64, 28, 128, 4, 23))
+
+
 def cases() -> list[Case]:
-    """Returns one case per shape, direction and lowering."""
-    return [
-        Case("micro", _name(*shape), direction, impl, functools.partial(prepare, shape, direction, impl))
-        for shape in SHAPES
-        for direction in ("fwd", "train")
-        for impl in cost_model.GRID_IMPLS
-        if not _hopeless(impl, shape)
-    ]
+    """Returns one case per shape, direction and candidate: ours by itself, each lowering, each form in PyTorch."""
+    with_torch = importlib.util.find_spec("torch") is not None
+    found = []
+    for shape in SHAPES:
+        for direction in ("fwd", "train"):
+            for impl in ("auto", *cost_model.GRID_IMPLS):
+                if not _hopeless(impl, shape):
+                    found.append(Case("micro", shape.name, direction, impl, functools.partial(prepare, shape, direction, impl)))
+            for form in torch_lambda.FORMS if with_torch else ():
+                sizes = dict(batch=shape.batch, n=shape.side**2, key_depth=KEY_DEPTH, intra_depth=shape.intra_depth)
+                if torch_lambda.supports(form, **sizes):
+                    run = functools.partial(prepare_torch, shape, direction, form)
+                    found.append(Case("micro", shape.name, direction, form, run, framework="torch"))
+    return found
 
 
-def _name(batch: int, side: int, channels: int, scope: int, intra_depth: int) -> str:
-    return f"lambda_b{batch}_{side}x{side}_c{channels}_r{scope}_u{intra_depth}"
+def geometry(shape: Shape) -> cost_model.Geometry:
+    """Returns a problem as the cost model sees it."""
+    return cost_model.Geometry(
+        batch=shape.batch,
+        shape=(shape.side, shape.side),
+        num_heads=shape.heads,
+        key_depth=KEY_DEPTH,
+        value_depth=shape.channels // shape.heads,
+        intra_depth=shape.intra_depth,
+        scope=(shape.scope, shape.scope),
+        dilation=(1, 1),
+    )
 
 
-def _hopeless(impl: str, shape: Sequence[int]) -> bool:
-    """XLA's CPU convolution with a large table is hundreds of times slower than the rest: no use in waiting for it."""
-    return impl == "conv" and jax.default_backend() == "cpu" and min(shape[3], 2 * shape[1] - 1) > 13
+def _hopeless(impl: str, shape: Shape) -> bool:
+    """Candidates for whose one call, or even compilation, there is no use in waiting on a CPU.
+
+    XLA's CPU convolution with a large table is hundreds of times slower than the rest; all pairs of a large map need gigabytes.
+    """
+    if jax.default_backend() != "cpu":
+        return False
+    if impl == "conv":
+        return min(shape.scope, 2 * shape.side - 1) > 13
+    return impl in ("dense", "query_first") and shape.side > 28
 
 
-@functools.lru_cache(maxsize=2)
-def _problem(shape: Sequence[int]) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
-    """Returns the operands q, v, table, weight of each output in the loss; and the output, by a float64 loop."""
-    batch, side, channels, scope, intra_depth = shape
-    rng, depth = np.random.default_rng(0), channels // HEADS
-    q = rng.normal(size=(batch, side, side, HEADS, KEY_DEPTH))
-    v = rng.normal(size=(batch, side, side, intra_depth, depth))
-    table = rng.normal(size=(scope, scope, intra_depth, KEY_DEPTH))
-    weight = rng.normal(size=(batch, side, side, HEADS, depth))
-    y, reach = np.zeros(weight.shape), (scope - 1) // 2
-    near = range(max(-reach, 1 - side), min(reach, side - 1) + 1)
-    for dy in near:
-        for dx in near:
-            rows, columns = (slice(max(0, -d), side - max(0, d)) for d in (dy, dx))
-            keys = v[:, rows.start + dy : rows.stop + dy, columns.start + dx : columns.stop + dx]
-            logits = q[:, rows, columns] @ table[dy + reach, dx + reach].T
-            y[:, rows, columns] += logits @ keys
-    return tuple(a.astype(np.float32) for a in (q, v, table, weight)), y
+@functools.lru_cache(maxsize=1)
+def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
+    """Returns operands, cotangent of the answer, and the exact answer 'y' with all gradients, by float64 loops over dy."""
+    b, side, h, k, u, depth = shape.batch, shape.side, shape.heads, KEY_DEPTH, shape.intra_depth, shape.channels // shape.heads
+    rng = np.random.default_rng(0)
+    size = dict(q=(h, k), keys=(u, k), v=(u, depth))
+    operands = {name: rng.normal(size=(b, side, side, *rest)).astype(np.float32) for name, rest in size.items()}
+    operands["table"] = (0.1 * rng.normal(size=(shape.scope, shape.scope, u, k))).astype(np.float32)
+    weight = rng.normal(size=(b, side, side, h, depth)).astype(np.float32)
+    q, keys, v, table, cotangent = (a.astype(np.float64) for a in (*operands.values(), weight))
+    # Content: softmax over positions, kbar^T v, and its chain rule by hand.
+    flat_q, flat_keys, flat_v, flat_c = (a.reshape(b, side * side, *a.shape[3:]) for a in (q, keys, v, cotangent))
+    kbar = np.exp(flat_keys - flat_keys.max(1, keepdims=True))
+    kbar /= kbar.sum(1, keepdims=True)
+    lambdas = np.einsum("bmuk,bmuv->bkv", kbar, flat_v, optimize=True)
+    pulled = np.einsum("bnhk,bnhv->bkv", flat_q, flat_c, optimize=True)
+    exact = dict(
+        y=np.einsum("bnhk,bkv->bnhv", flat_q, lambdas, optimize=True).reshape(cotangent.shape),
+        q=np.einsum("bnhv,bkv->bnhk", flat_c, lambdas, optimize=True).reshape(q.shape),
+        v=np.einsum("bmuk,bkv->bmuv", kbar, pulled, optimize=True).reshape(v.shape),
+        table=np.zeros(table.shape),
+    )
+    towards = np.einsum("bmuv,bkv->bmuk", flat_v, pulled, optimize=True)
+    exact["keys"] = (kbar * (towards - (kbar * towards).sum(1, keepdims=True))).reshape(keys.shape)
+    # Position: for one row offset dy, all pairs of columns at once.
+    reach = shape.scope // 2
+    offset = np.arange(side)[None] - np.arange(side)[:, None]  # key column - query column
+    inside = abs(offset) <= reach
+    tap = np.where(inside, offset + reach, 0)
+    for dy in range(-min(reach, side - 1), min(reach, side - 1) + 1):
+        rows, seen = slice(max(0, -dy), side - max(0, dy)), slice(max(0, dy), side + min(0, dy))
+        pairs = np.where(inside[..., None, None], table[dy + reach][tap], 0)  # x z u k
+        logits = np.einsum("byxhk,xzuk->byxhzu", q[:, rows], pairs, optimize=True)
+        exact["y"][:, rows] += np.einsum("byxhzu,byzuv->byxhv", logits, v[:, seen], optimize=True)
+        exact["v"][:, seen] += np.einsum("byxhzu,byxhv->byzuv", logits, cotangent[:, rows], optimize=True)
+        met = np.einsum("byxhv,byzuv->byxhzu", cotangent[:, rows], v[:, seen], optimize=True)
+        exact["q"][:, rows] += np.einsum("byxhzu,xzuk->byxhk", met, pairs, optimize=True)
+        np.add.at(
+            exact["table"][dy + reach], tap[inside], np.einsum("byxhzu,byxhk->xzuk", met, q[:, rows], optimize=True)[inside]
+        )
+    return operands, weight, exact
 
 
-def prepare(shape: Sequence[int], direction: str, impl: str) -> Prepared:
-    """Compiles one lowering for one shape; `direction` 'train' is the output and all three gradients."""
-    operands, expected = _problem(tuple(shape))
-    arrays = [jnp.asarray(a) for a in operands]
+def prepare(shape: Shape, direction: str, impl: str) -> Prepared:
+    """Compiles one lowering for one shape; `direction` 'train' is the answer and all gradients."""
+    operands, weight, exact = problem(shape)
+    arrays, cotangent = {name: jnp.asarray(a) for name, a in operands.items()}, jnp.asarray(weight)
 
-    def forward(q, v, table, weight):
-        return position_lambda.position_term(q, v, table, impl=impl)
+    def forward(q, keys, v, table):
+        return lambda_mix.mix(q, keys, v, table, None, impl=impl)
 
-    def loss_and_output(q, v, table, weight):
-        y = forward(q, v, table, weight)
-        return jnp.sum(y * weight), y
+    def answer(arrays, cotangent):
+        return dict(y=forward(**arrays))
 
-    train = jax.value_and_grad(loss_and_output, argnums=(0, 1, 2), has_aux=True)
-    compiled = jax.jit(forward if direction == "fwd" else train).lower(*arrays).compile()
+    def train(arrays, cotangent):
+        y, pull = jax.vjp(lambda arrays: forward(**arrays), arrays)
+        return dict(y=y, **pull(cotangent)[0])
+
+    compiled = jax.jit(answer if direction == "fwd" else train).lower(arrays, cotangent).compile()
 
     def check():
-        result = compiled(*arrays)
-        y = result if direction == "fwd" else result[0][1]
-        error = np.abs(np.asarray(y) - expected).max() / np.abs(expected).max()
-        assert error < TOLERANCE, f"output is off by {error:.1e}"
-        if direction == "train":
-            (loss, _), gradients = result
-            # The loss is linear in each operand, so each gradient times its operand is the loss itself.
-            scale = np.linalg.norm(expected) * np.linalg.norm(operands[3])
-            exact = float(np.sum(expected * operands[3]))
-            for name, operand, gradient in zip("qvE", operands, gradients, strict=False):
-                error = abs(float(np.sum(np.asarray(gradient, np.float64) * operand)) - exact) / scale
-                assert error < TOLERANCE, f"gradient of {name} is off by {error:.1e}"
+        _compare({name: np.asarray(a) for name, a in compiled(arrays, cotangent).items()}, exact)
 
-    batch, side, channels, scope, intra_depth = shape
-    n, depth = side * side, channels // HEADS
-    taps = sum(min(scope // 2, side - 1 - i) + min(scope // 2, i) + 1 for i in range(side)) ** 2 / n  # per query, mean
-    macs = batch * n * KEY_DEPTH * (taps * intra_depth * depth + HEADS * depth)
-    passes = 1 if direction == "fwd" else 3
-    moved = sum(math.prod(a.shape) for a in operands[:3]) + expected.size
+    lowering = impl
+    if impl == "auto":
+        lowering = cost_model.choose_impl(geometry(shape), jax.default_backend())
+    flops, moved = work(shape, direction)
     return Prepared(
-        lambda: (jax.block_until_ready(compiled(*arrays)), None)[1],
+        lambda: (jax.block_until_ready(compiled(arrays, cotangent)), None)[1],
         check,
         temp_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20,
-        flops=2.0 * macs * passes,
-        bytes=4.0 * moved * (1 if direction == "fwd" else 2),
+        flops=flops,
+        bytes=moved,
+        facts=dict(lowering=lowering),
     )
+
+
+def prepare_torch(shape: Shape, direction: str, form: str) -> Prepared:
+    """Sets up one of PyTorch's forms for one shape."""
+    operands, weight, exact = problem(shape)
+    run = torch_lambda.runner(form, operands, weight, direction)
+
+    def check():
+        _compare(
+            {name: a.numpy() for name, a in run().items()},
+            {name: torch_lambda.to_torch(form, name, a) for name, a in exact.items()},
+        )
+
+    flops, moved = work(shape, direction)
+    return Prepared(lambda: (run(), None)[1], check, flops=flops, bytes=moved)
+
+
+def _compare(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> None:
+    for name, array in found.items():
+        error = np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name])
+        assert error < TOLERANCE, f"{'output' if name == 'y' else 'gradient of ' + name} is off by {error:.1e}"
+
+
+def work(shape: Shape, direction: str) -> tuple[float, float]:
+    """Returns (operations, bytes) of the formula: taps inside the map, operands and results once; training triples it all."""
+    side, h, u, depth = shape.side, shape.heads, shape.intra_depth, shape.channels // shape.heads
+    n, reach = side * side, shape.scope // 2
+    taps = sum(min(reach, side - 1 - i) + min(reach, i) + 1 for i in range(side)) ** 2 / n  # per query, mean
+    # The cheaper of the two orders; the content part is small in both.
+    position = min(taps * u * KEY_DEPTH * depth + h * KEY_DEPTH * depth, taps * u * h * (KEY_DEPTH + depth))
+    macs = shape.batch * n * (position + KEY_DEPTH * depth * (u + h))
+    moved = shape.batch * n * (h * KEY_DEPTH + u * KEY_DEPTH + u * depth + h * depth) + math.prod(
+        (*(shape.scope,) * 2, u, KEY_DEPTH)
+    )
+    passes = 1 if direction == "fwd" else 3
+    return 2.0 * macs * passes, 4.0 * moved * (1 if direction == "fwd" else 2)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness, input_suite, micro_lambda
+from benchmarks import harness, input_suite, micro_lambda, torch_lambda
 
 
 def case(name, impl, seconds=0.0, wrong="", closed=None, own=None):
@@ -55,27 +55,43 @@ def test_short_calls_are_repeated_within_a_sample():
 
 
 def test_command_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(micro_lambda, "SHAPES", ((1, 3, 8, 3, 1), (2, 4, 8, 3, 1)))
+    monkeypatch.setattr(micro_lambda, "SHAPES", (micro_lambda.Shape(1, 3, 8, 4, 3), micro_lambda.Shape(2, 4, 8, 4, 3)))
     out = tmp_path / "out.json"
     assert command.main(["micro", "--cases", "*3x3*", "--rounds", "1", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "lambda_b1_3x3_c8_r3_u1" in printed and "4x4" not in printed and "row_chunks" in printed
+    assert "lambda_3x3_d8_h4_r3" in printed and "4x4" not in printed and "row_chunks" in printed
     assert {json.loads(line)["direction"] for line in out.read_text().splitlines()} == {"fwd", "train"}
     assert command.main(["micro", "--cases", "nothing"]) == 2
-    assert "no case of suite 'micro' matches 'nothing'; cases: lambda_b1_3x3" in capsys.readouterr().err
+    assert "no case of suite 'micro' matches 'nothing'; cases: lambda_3x3_d8_h4_r3," in capsys.readouterr().err
     monkeypatch.setattr(micro_lambda, "cases", lambda: [case("x", "bad", wrong="off", closed=[])])
     assert command.main(["micro", "--cases", "x"]) == 1
 
 
-@pytest.mark.parametrize("impl", micro_lambda.cost_model.GRID_IMPLS)
+@pytest.mark.parametrize("impl", ["auto", "row_chunks"])
 @pytest.mark.parametrize("direction", ["fwd", "train"])
-def test_lowerings_pass_their_gate_and_a_wrong_one_does_not(impl, direction, monkeypatch):
-    shape = (2, 5, 8, 7, 2)
-    micro_lambda.prepare(shape, direction, impl).check()
-    right = micro_lambda.position_lambda.position_term
-    monkeypatch.setattr(micro_lambda.position_lambda, "position_term", lambda *a, **k: right(*a, **k) * 1.001)
-    with pytest.raises(AssertionError, match="output is off by"):
+def test_lambda_cores_pass_their_gate_and_a_wrong_one_does_not(impl, direction, monkeypatch):
+    shape = micro_lambda.Shape(2, 5, 8, 4, 7, 2)
+    prepared = micro_lambda.prepare(shape, direction, impl)
+    prepared.check()
+    assert prepared.facts["lowering"] in micro_lambda.cost_model.GRID_IMPLS
+    right = micro_lambda.lambda_mix.mix
+    monkeypatch.setattr(micro_lambda.lambda_mix, "mix", lambda *a, **k: right(*a, **k) * 1.001)
+    with pytest.raises(AssertionError, match="is off by"):
         micro_lambda.prepare(shape, direction, impl).check()
+
+
+@pytest.mark.parametrize("form", torch_lambda.FORMS)
+def test_torch_forms_of_the_lambda_core_pass_the_same_gate(form):
+    pytest.importorskip("torch")
+    for scope in (3, 9):
+        micro_lambda.prepare_torch(micro_lambda.Shape(2, 5, 8, 4, scope), "train", form).check()
+
+
+def test_names_and_number_of_the_lambda_shapes():
+    names = [shape.name for shape in micro_lambda.SHAPES]
+    assert len(micro_lambda.TWELVE) == 12 and len(micro_lambda.SEVENTEEN) == 17 and len(set(names)) == len(names)
+    assert names[0] == "lambda_7x7_d512_h4_r23" and "lambda_14x14_d256_h4_r23_u4" in names
+    assert [name for name in names if name.startswith("lambda_b64_")] == names[17:]
 
 
 def test_input_cases_pass_their_gate(monkeypatch):
