@@ -1,7 +1,8 @@
-"""Suite `model`: what Python costs per training step, in milliseconds until the jitted call returns.
+"""Suite `model`: whole networks (see `model_networks`), and what Python costs per training step.
 
-The models have all their layers, so the state has as many arrays as at full width, but few channels and one tiny image.
-The device's work is waited for between calls, outside the time that counts.
+`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. These models have all their layers, so the state
+has as many arrays as at full width, but few channels and one tiny image. The device's work is waited for between calls, outside
+the time that counts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 import models
+from benchmarks import model_networks
 from benchmarks.harness import Case, Prepared
 from configs import base
 from lambdanet.training import mesh, optimizer, schedule, state, step
@@ -27,7 +29,8 @@ WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
 
 def cases() -> list[Case]:
     """Returns the cases of the suite."""
-    return [Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name)) for name in MODELS]
+    dispatch = [Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name)) for name in MODELS]
+    return dispatch + model_networks.cases()
 
 
 def prepare_dispatch(name: str) -> Prepared:
