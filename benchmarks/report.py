@@ -1,0 +1,156 @@
+"""Tables and picture of docs/performance.md, from the measurements in benchmarks/results.
+
+    python -m benchmarks.report
+
+Each table stands between a line `<!-- table: NAME -->`, NAME being that of a file cpu_NAME.jsonl, and a line
+`<!-- end of the table -->`; what is between them is written anew, the rest of the document by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "images" / "performance.png"
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of the table -->)", re.DOTALL)
+DIRECTIONS = {"fwd": "forward", "train": "forward + backward"}
+COLORS = {"fwd": "#1f6feb", "train": "#d1570a"}
+
+Record = Mapping[str, Any]
+
+
+def read(path: Path) -> list[Record]:
+    """Returns the records of a file of JSON lines; of a candidate that was measured again the last."""
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    return list({(r["suite"], r["case"], r["direction"], r["framework"], r["impl"]): r for r in records}.values())
+
+
+def groups(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
+    """Returns the candidates that took turns, by (case, direction)."""
+    found: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        found.setdefault((record["case"], record["direction"]), []).append(record)
+    return found
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table; the first row is its head, the first column is aligned left."""
+    head, *body = rows
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def side_by_side(records: Sequence[Record]) -> str:
+    """Returns one row per case and direction: ours at its defaults, the fastest lowering of ours, every PyTorch form."""
+    rows = [["case", "direction", "ours, ms", "CPU ms", "MiB", "GEMM", "copy", "fastest lowering", "others"]]
+    for (case, direction), candidates in groups(records).items():
+        ours = next((r for r in candidates if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r), None)
+        if ours is None:
+            continue
+        lowerings = [r for r in candidates if r["framework"] == "ours" and r is not ours and "ms" in r]
+        fastest = min(lowerings, key=lambda r: r["ms"], default=None)
+        best = "" if fastest is None else f"{fastest['impl']} {fastest['ms']:.2f} ({ours['ms'] / fastest['ms']:.2f})"
+        chosen = f" ({ours['lowering']})" if "lowering" in ours else ""
+        torch = sorted((r for r in candidates if r["framework"] != "ours"), key=lambda r: r.get("ms", float("inf")))
+        others = [
+            f"{r['impl']} {r['ms']:.2f} (**{r['ms'] / ours['ms']:.2f}x**)" if "ms" in r else f"{r['impl']}: {r['error']}"
+            for r in torch
+        ]
+        shares = [f"{100 * ours[key]:.0f} %" if key in ours else "" for key in ("gemm_share", "copy_share")]
+        memory = f"{ours['temp_mib']:.1f}" if "temp_mib" in ours else ""
+        numbers = [f"{ours['ms']:.2f}{chosen}", f"{ours['cpu_ms']:.2f}", memory, *shares]
+        rows.append([f"`{case}`", DIRECTIONS[direction], *numbers, best, ", ".join(others)])
+    return markdown(rows)
+
+
+def rates(records: Sequence[Record]) -> str:
+    """Returns one row per case of the suite `input`."""
+    rows = [["case", "images/s", "images per CPU second"]]
+    rows += [[f"`{r['case']}`", f"{r['items_per_s']:.0f}", f"{r['items_per_cpu_s']:.0f}"] for r in records]
+    return markdown(rows)
+
+
+def facts(records: Sequence[Record]) -> str:
+    """Returns one row per record: its times, if it has any, and whatever else is a number."""
+    known = {"suite", "case", "direction", "framework", "impl", "cpu_ms", "flops", "bytes", "gemm_share", "copy_share"}
+    columns = list(dict.fromkeys(key for r in records for key, v in r.items() if key not in known and not isinstance(v, list)))
+    rows = [["case", "direction", *(column.replace("_", " ") for column in columns)]]
+    for r in records:
+        cells = [f"{r[c]:.4g}" if isinstance(r.get(c), (int, float)) else str(r.get(c, "")) for c in columns]
+        rows.append([f"`{r['case']}`", DIRECTIONS[r["direction"]], *cells])
+    return markdown(rows)
+
+
+TABLES = {
+    "micro_lambda": side_by_side,
+    "micro_local": side_by_side,
+    "ops": side_by_side,
+    "model": side_by_side,
+    "input": rates,
+    "dispatch": facts,
+    "scale": facts,
+}
+
+
+def draw(records: Sequence[Record], path: Path) -> None:
+    """Draws how many times as fast as the fastest PyTorch form ours is, per case and direction."""
+    bars = []
+    for (case, direction), candidates in groups(records).items():
+        ours = [r["ms"] for r in candidates if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r]
+        torch = [r["ms"] for r in candidates if r["framework"] == "torch" and "ms" in r]
+        if ours and torch:
+            bars.append((case, direction, min(torch) / ours[0]))
+    cases = list(dict.fromkeys(case for case, _, _ in bars))
+    figure = Figure(figsize=(8.5, 1.2 + 0.34 * len(cases)), layout="constrained", facecolor="white")
+    axes = figure.subplots()
+    for number, direction in enumerate(DIRECTIONS):
+        mine = [(cases.index(case), ratio) for case, each, ratio in bars if each == direction]
+        at = [place + 0.2 * (2 * number - 1) for place, _ in mine]
+        axes.barh(at, [r - 1 for _, r in mine], 0.36, left=1, color=COLORS[direction], label=DIRECTIONS[direction])
+        for y, (_, ratio) in zip(at, mine, strict=True):
+            axes.annotate(f"{ratio:.1f}", (ratio, y), (3 if ratio >= 1 else -3, 0), textcoords="offset points",
+                          ha="left" if ratio >= 1 else "right", va="center", fontsize=7)  # fmt: skip
+    axes.set_yticks(range(len(cases)), cases, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(1, color="#24292f", lw=0.8)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
+    axes.set_title("time of the fastest PyTorch form / ours at its defaults (CPU, float32)", fontsize=10, loc="left")
+    axes.margins(x=0.1, y=0.01)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> int:
+    """Writes the document's tables and the picture; returns the exit status."""
+
+    def table(match: re.Match) -> str:
+        path = RESULTS / f"cpu_{match[2]}.jsonl"
+        if match[2] not in TABLES or not path.is_file():
+            raise ValueError(f"{DOCUMENT}: no table {match[2]!r}; known: {', '.join(TABLES)}, each from {path.parent}")
+        return f"{match[1]}{TABLES[match[2]](read(path))}\n{match[3]}"
+
+    try:
+        text = MARKED.sub(table, DOCUMENT.read_text())
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    DOCUMENT.write_text(text)
+    draw([r for name in ("micro_lambda", "micro_local") for r in read(RESULTS / f"cpu_{name}.jsonl")], PICTURE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
