@@ -1,9 +1,10 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks micro|ops|model|input|memory [--cases GLOB] [--rounds N] [--json FILE]
+    python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json FILE]
 
 micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that XLA's CPU backend runs badly;
-model: whole networks; input: the data pipeline; memory: temporary memory of every block.
+model: whole networks; input: the data pipeline; memory: temporary memory of every block; scale: layers on large maps, and seconds
+to compile a network.
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was wrong.
 """
@@ -22,7 +23,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks import harness  # noqa: E402
 
-SUITES = {"micro": "micro_suite", "input": "input_suite", "ops": "ops_suite", "model": "model_suite", "memory": "memory_suite"}
+SUITES = {
+    "micro": "micro_suite",
+    "input": "input_suite",
+    "ops": "ops_suite",
+    "model": "model_suite",
+    "memory": "memory_suite",
+    "scale": "scale_suite",
+}
 
 
 def main(argv: list[str] | None = None) -> int:

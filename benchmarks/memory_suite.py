@@ -118,6 +118,17 @@ def abstract_block(spec: Mapping[str, Any], side: int, dim: int) -> nnx.Module:
 
 def temporary_bytes(spec: Mapping[str, Any], direction: str, side: int, dim: int) -> int:
     """Returns the bytes that the compiled block needs beside inputs and outputs, for one map [1, side, side, dim]."""
+    function, operands = program(spec, direction, side, dim)
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    return jax.jit(function).lower(*operands).compile(options).memory_analysis().temp_size_in_bytes
+
+
+def program(spec: Mapping[str, Any], direction: str, side: int, dim: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns a function of a block and its operands, without arrays: parameters, statistics, one map [1, side, side, dim].
+
+    `fwd` gives the output; `train` takes the gradient of the output, too, and gives the output, the new statistics and the
+    gradients of the parameters and of the map.
+    """
 
     def build():
         return create_attention(spec, dim, size=(side, side), rngs=nnx.Rngs(0))
@@ -138,6 +149,4 @@ def temporary_bytes(spec: Mapping[str, Any], direction: str, side: int, dim: int
         y, pullback, stats = jax.vjp(run, params, x, has_aux=True)
         return y, stats, pullback(cotangent)
 
-    function, operands = (forward, (params, stats, x)) if direction == "fwd" else (train, (params, stats, x, x))
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
-    return jax.jit(function).lower(*operands).compile(options).memory_analysis().temp_size_in_bytes
+    return (forward, (params, stats, x)) if direction == "fwd" else (train, (params, stats, x, x))
