@@ -177,7 +177,7 @@ def prepare(shape: Shape, direction: str, impl: str) -> Prepared:
 
     lowering = impl
     if impl == "auto":
-        lowering = cost_model.choose_impl(geometry(shape), jax.default_backend())
+        lowering = cost_model.choose_impl(geometry(shape), jax.default_backend(), direction)
     flops, moved = work(shape, direction)
     return Prepared(
         lambda: (jax.block_until_ready(compiled(arrays, cotangent)), None)[1],

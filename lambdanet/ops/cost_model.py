@@ -1,17 +1,15 @@
 """Which lowering of the position lambdas to run: estimated seconds from static shapes, backend and dtype.
 
-Every lowering costs time = multiply-adds / (peak * efficiency) + bytes / bandwidth + steps * launch; the
-fastest whose temporaries stay below the memory cap is taken. Bytes are the operands once and every
-written-out intermediate twice, at the slower bandwidth once the temporaries leave the cache. The estimate is
-for one forward pass, the choice is meant for training: that multiplies all lowerings by about the same
-factor. It depends on nothing but shapes, backend and dtype, so it is the same on every host of a job and from
-run to run.
+Every lowering takes time for multiply-adds, bytes inside the cache, bytes beyond it and steps, each at a rate of its own; the
+fastest whose temporaries stay below the memory cap is taken. Bytes are the operands once and every written-out intermediate
+twice. Forward alone and training (forward + backward) have their own rates and may choose differently. The choice depends on
+nothing but shapes, backend and dtype, so it is the same on every host of a job and from run to run.
 
-Where the constants come from. CPU: fitted by hand to forward and forward + backward times of 19 shapes (4x4
-to 56x56, r 7 to 55, u 1 and 4) on two cores of an AMD EPYC with 32 MiB of last-level cache, float32, JAX
-0.10.2; the choice is the fastest of the four on each of them, within the spread of the timings. `conv` is no candidate
-there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times slower than a matrix product. GPU
-and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements.
+Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m benchmarks.fit_cost_model`,
+which also prints what the choice loses to the fastest lowering (benchmarks/results/cpu_micro_lambda.jsonl has both). `conv` is no
+candidate there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times slower than a matrix product.
+GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements;
+'spectral' has none there and is never chosen.
 """
 
 from __future__ import annotations
@@ -20,10 +18,13 @@ import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-GRID_IMPLS = ("dense", "conv", "query_first", "row_chunks")
+from lambdanet.ops import spectral_lambda
+
+GRID_IMPLS = ("dense", "conv", "query_first", "row_chunks", "spectral")
 FLAT_IMPLS = ("dense", "query_first")
+DIRECTIONS = ("fwd", "train")
 MAX_CHUNK_ROWS = 8
 
 _log = logging.getLogger(__name__)
@@ -50,18 +51,30 @@ def static_batch(size: int) -> int:
     return size if isinstance(size, int) else 1
 
 
+# Seconds per multiply-add, per byte inside the cache, per byte beyond it and per step (an operation that cannot be fused away).
+Rates = tuple[float, float, float, float]
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What a backend can do; efficiencies are fractions of `flops` that each lowering reaches."""
+    """What a backend can do, in float32."""
 
-    flops: dict[int, float]  # multiply-adds count two, per second, by bytes per element
-    bandwidth: float  # bytes per second
-    cached_bandwidth: float  # the same while all temporaries stay in the cache
+    rates: Mapping[str, Mapping[str, Rates]]  # direction -> lowering -> rates; a lowering without an entry is never chosen
+    slower: Mapping[int, float]  # seconds per multiply-add relative to float32, by bytes per element
     cache: float  # bytes
-    launch: float  # seconds per operation that cannot be fused away
     memory: float  # cap on temporaries, bytes
     chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
-    efficiency: dict[str, float]  # a lowering without an entry is never chosen
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """What one lowering has to do: multiply-adds, bytes moved inside and beyond the cache, steps; peak bytes of temporaries."""
+
+    macs: float
+    cached: float
+    beyond: float
+    steps: float
+    temporary: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,36 +87,46 @@ class Cost:
     seconds: float
 
 
+def _data_sheet(flops: float, bandwidth: float, launch: float, efficiency: Mapping[str, float]) -> dict[str, dict[str, Rates]]:
+    """Rates from a peak, the share of it each lowering reaches, and a bandwidth; training takes three times as long."""
+    forward = {name: (2 / (flops * share), 1 / bandwidth, 1 / bandwidth, launch) for name, share in efficiency.items()}
+    return {"fwd": forward, "train": {name: tuple(3 * rate for rate in rates) for name, rates in forward.items()}}
+
+
 DEVICES = {
     "cpu": Device(
-        flops={2: 220e9, 4: 220e9, 8: 110e9},
-        bandwidth=4.5e9,
-        cached_bandwidth=30e9,
+        rates={
+            "fwd": {
+                "dense": (1.5e-11, 3.3e-11, 2.2e-10, 5e-06),
+                "query_first": (2.0e-11, 3.3e-11, 2.2e-10, 5e-06),
+                "row_chunks": (2.3e-11, 3.3e-11, 2.2e-10, 5e-06),
+                "spectral": (1.2e-11, 3.3e-11, 2.2e-10, 5e-06),
+            },
+            "train": {
+                "dense": (4.5e-11, 1e-10, 6.6e-10, 15e-06),
+                "query_first": (6.0e-11, 1e-10, 6.6e-10, 15e-06),
+                "row_chunks": (6.9e-11, 1e-10, 6.6e-10, 15e-06),
+                "spectral": (4.0e-11, 1e-10, 6.6e-10, 15e-06),
+            },
+        },
+        slower={2: 1.0, 4: 1.0, 8: 2.0},
         cache=32 * 2**20,
-        launch=5e-6,
         memory=2 * 2**30,
         chunk_logits=2**18,
-        efficiency={"dense": 0.6, "query_first": 0.45, "row_chunks": 0.4},
     ),
     "gpu": Device(
-        flops={2: 990e12, 4: 495e12, 8: 67e12},
-        bandwidth=3.35e12,
-        cached_bandwidth=3.35e12,
+        rates=_data_sheet(495e12, 3.35e12, 5e-6, {"dense": 0.4, "query_first": 0.3, "row_chunks": 0.25, "conv": 0.05}),
+        slower={2: 0.5, 4: 1.0, 8: 7.4},
         cache=50 * 2**20,
-        launch=5e-6,
         memory=8 * 2**30,
         chunk_logits=2**25,
-        efficiency={"dense": 0.4, "query_first": 0.3, "row_chunks": 0.25, "conv": 0.05},
     ),
     "tpu": Device(
-        flops={2: 275e12, 4: 137e12, 8: 3e12},
-        bandwidth=1.2e12,
-        cached_bandwidth=1.2e12,
+        rates=_data_sheet(137e12, 1.2e12, 2e-6, {"dense": 0.5, "query_first": 0.25, "row_chunks": 0.25, "conv": 0.02}),
+        slower={2: 0.5, 4: 1.0, 8: 46.0},
         cache=32 * 2**20,
-        launch=2e-6,
         memory=4 * 2**30,
         chunk_logits=2**24,
-        efficiency={"dense": 0.5, "query_first": 0.25, "row_chunks": 0.25, "conv": 0.02},
     ),
 }
 
@@ -137,13 +160,14 @@ def default_chunk_rows(geometry: Geometry, device: Device) -> int:
     return rows
 
 
-def estimate(geometry: Geometry, impl: str, device: Device) -> Cost:
-    """Estimates one forward pass of a lowering; see the module's docstring for the model."""
+def terms(geometry: Geometry, impl: str, device: Device) -> Terms:
+    """Counts what one forward pass of a lowering does; see the module's docstring."""
     g = geometry
     b, h, k, v, u = g.batch, g.num_heads, g.key_depth, g.value_depth, g.intra_depth
     n = math.prod(g.shape)
     m = n if g.context is None else g.context
     operands = b * (n * h * k + m * u * v + n * h * v)
+    repeats = images = 1
     if impl == "dense":
         macs = b * n * (m * k * v * u + h * k * v)
         written, steps = n * m * k * u + b * n * k * v, 6
@@ -157,31 +181,45 @@ def estimate(geometry: Geometry, impl: str, device: Device) -> Cost:
     elif impl == "row_chunks":
         rows = default_chunk_rows(g, device)
         rest = n // g.shape[0]
-        chunks = -(-g.shape[0] // rows)
+        repeats = -(-g.shape[0] // rows)
         seen = rows_seen(g, rows) * rest
-        macs = b * chunks * rows * rest * seen * h * u * (k + v)
-        written, steps = rows * rest * seen * u * (k + 2 * b * h), 8 * chunks
+        macs = b * repeats * rows * rest * seen * h * u * (k + v)
+        written, steps = rows * rest * seen * u * (k + 2 * b * h), 8 * repeats
+        # A chunk's logits are used up image by image right after they are made: only one image's share has to stay in the cache.
+        images = b
+    elif impl == "spectral":
+        rows, columns = spectral_lambda.plan(g.shape, clipped_taps(g.scope, g.shape, g.dilation), g.dilation)
+        tiles, frequencies = b * rows.tiles * columns.tiles, 2 * columns.frequencies
+        values, product = frequencies * rows.span * u * v, frequencies * rows.size * k * v
+        kept, pairs = rows.size * columns.size * k * v, frequencies * rows.size * k * 2 * rows.span * u
+        macs = tiles * (values * columns.span + product * (2 * rows.span * u + columns.size) + kept * h)
+        group = spectral_lambda.tiles_per_group(rows, columns, k, v)
+        repeats = -(-tiles // group)
+        written, steps = pairs + min(tiles, group) * (values + product + kept), 8 + 8 * repeats
     else:
         raise ValueError(f"no estimate for impl {impl!r}; allowed: {', '.join(GRID_IMPLS)}")
     temporary = written * g.itemsize
-    moved = (operands + 2 * written * (chunks if impl == "row_chunks" else 1)) * g.itemsize
-    # A chunk's logits are used up image by image right after they are made, so only one image's share has to stay in the cache.
-    # The cases `lambda_b64_*` of `python -m benchmarks ops` are there to hold this against (docs/benchmarks.md).
-    resident = temporary / b if impl == "row_chunks" else temporary
-    bandwidth = device.cached_bandwidth if resident <= device.cache else device.bandwidth
-    seconds = (
-        2 * macs / (device.flops[g.itemsize] * device.efficiency[impl]) + moved / bandwidth + steps * device.launch
-    )
-    return Cost(macs, moved, temporary, seconds)
+    moved = (operands + 2 * written * repeats) * g.itemsize
+    fits = temporary / images <= device.cache
+    return Terms(macs, moved if fits else 0, 0 if fits else moved, steps, temporary)
+
+
+def estimate(geometry: Geometry, impl: str, device: Device, direction: str = "train") -> Cost:
+    """Estimates a lowering, forward alone ('fwd') or with the backward pass ('train'); see the module's docstring."""
+    t = terms(geometry, impl, device)
+    amounts = (t.macs * device.slower[geometry.itemsize], t.cached, t.beyond, t.steps)
+    seconds = sum(amount * rate for amount, rate in zip(amounts, device.rates[direction][impl], strict=True))
+    return Cost(t.macs, t.cached + t.beyond, t.temporary, seconds)
 
 
 @functools.cache
-def choose_impl(geometry: Geometry, backend: str) -> str:
-    """Chooses the lowering for a shape; logs the choice once per distinct shape and backend.
+def choose_impl(geometry: Geometry, backend: str, direction: str = "train") -> str:
+    """Chooses the lowering for a shape; logs the choice once per distinct shape, backend and direction.
 
     Args:
         geometry: static shapes of the call.
         backend: 'cpu', 'gpu' or 'tpu'; an accelerator of another name is treated as 'gpu'.
+        direction: 'fwd' for the fastest forward pass, 'train' for the fastest forward and backward together.
 
     Returns:
         The lowering with the smallest estimate among those whose temporaries fit the device's cap; if none fits, the one
@@ -189,20 +227,21 @@ def choose_impl(geometry: Geometry, backend: str) -> str:
     """
     device = device_of(backend)
     names = FLAT_IMPLS if geometry.scope is None else GRID_IMPLS
-    names = [name for name in names if name in device.efficiency]
-    costs = {name: estimate(geometry, name, device) for name in names}
+    names = [name for name in names if name in device.rates[direction]]
+    if len(geometry.shape) > 2 and "spectral" in names:
+        names.remove("spectral")
+    costs = {name: estimate(geometry, name, device, direction) for name in names}
     fitting = {name: c for name, c in costs.items() if c.temporary <= device.memory}
     if fitting:
         chosen = min(fitting, key=lambda name: fitting[name].seconds)
     else:
         chosen = min(costs, key=lambda name: costs[name].temporary)
     table = ", ".join(f"{name} {c.seconds * 1e3:.3g} ms {c.temporary / 2**20:.3g} MiB" for name, c in costs.items())
-    _log.info("position lambdas %s on %s: impl '%s' (estimates: %s)", geometry, backend, chosen, table)
+    _log.info("position lambdas %s on %s, %s: impl '%s' (estimates: %s)", geometry, backend, direction, chosen, table)
     return chosen
 
 
-def resolve_impl(impl: str, geometry: Geometry, backend: str, allowed: Sequence[str]) -> str:
-    """Returns `impl`, or the cost model's choice for 'auto'; raises ValueError for a name that is not allowed."""
+def check_impl(impl: str, allowed: Sequence[str]) -> None:
+    """Raises ValueError for a name that is not allowed."""
     if impl not in allowed:
         raise ValueError(f"impl is {impl!r}; allowed here: {', '.join(allowed)}")
-    return choose_impl(geometry, backend) if impl == "auto" else impl

@@ -15,14 +15,15 @@ elements, r taps per axis.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.ops import cost_model
+from lambdanet.ops import cost_model, spectral_lambda
 from lambdanet.ops.relative_table import clip_table, dense_table, merge_pairs, pairs_of_rest, per_axis, skew, spread
 
 IMPLS = ("auto", *cost_model.GRID_IMPLS)
@@ -51,7 +52,10 @@ def position_term(
         'query_first': the table written out for all pairs, attention order.
         'row_chunks': attention order by chunks of query rows and the rows they see, each recomputed in the
             backward pass.
-        'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`.
+        'spectral': lambda order, by frequencies along the last axis and tiles of the map (`spectral_lambda`); one or
+            two axes.
+        'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward pass alone where
+            nothing is differentiated and for both passes where something is.
 
     Args:
         q: queries, h per position.
@@ -65,7 +69,7 @@ def position_term(
         The position part of the layer's output, in the dtype of `q`.
 
     Raises:
-        ValueError: unknown impl, even taps, or shapes that do not belong together.
+        ValueError: unknown impl, even taps, shapes that do not belong together, or 'spectral' for three axes.
     """
     shape = v.shape[1:-2]
     if table.ndim != len(shape) + 2 or table.shape[-2:] != (v.shape[-2], q.shape[-1]):
@@ -88,15 +92,23 @@ def position_term(
         itemsize=q.dtype.itemsize,
     )
     backend = jax.default_backend()
-    impl = cost_model.resolve_impl(impl, geometry, backend, IMPLS)
-    table = clip_table(table, shape, dilation)
-    if impl == "conv":
-        return _by_convolution(q, v, table, dilation)
-    if impl == "row_chunks":
-        rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
-        return _by_row_chunks(q, v, table, dilation, rows)
-    dense = dense_table(table, shape, dilation)
-    return _by_pairs(impl, _flat(q), _flat(v), dense).reshape(*q.shape[:-1], v.shape[-1])
+    rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
+
+    def lowered(impl, q, v, table):
+        table = clip_table(table, shape, dilation)
+        if impl == "conv":
+            return _by_convolution(q, v, table, dilation)
+        if impl == "row_chunks":
+            return _by_row_chunks(q, v, table, dilation, rows)
+        if impl == "spectral":
+            return spectral_lambda.by_frequencies(q, v, table, dilation)
+        dense = dense_table(table, shape, dilation)
+        return _by_pairs(impl, _flat(q), _flat(v), dense).reshape(*q.shape[:-1], v.shape[-1])
+
+    cost_model.check_impl(impl, IMPLS)
+    if impl != "auto":
+        return lowered(impl, q, v, table)
+    return _by_direction(lowered, geometry, backend, q, v, table)
 
 
 def flat_position_term(
@@ -135,10 +147,38 @@ def flat_position_term(
         intra_depth=v.shape[-2],
         itemsize=q.dtype.itemsize,
     )
-    impl = cost_model.resolve_impl(impl, geometry, jax.default_backend(), FLAT_IMPLS)
+    cost_model.check_impl(impl, FLAT_IMPLS)
     if mask is not None:
         embeddings = jnp.where(mask[:, :, None, None], embeddings, 0)
-    return _by_pairs(impl, q, v, jnp.swapaxes(embeddings, -1, -2))
+    pairs = jnp.swapaxes(embeddings, -1, -2)
+    if impl != "auto":
+        return _by_pairs(impl, q, v, pairs)
+    return _by_direction(_by_pairs, geometry, jax.default_backend(), q, v, pairs)
+
+
+def _by_direction(
+    lowered: Callable[..., jax.Array], geometry: cost_model.Geometry, backend: str, *operands: jax.Array
+) -> jax.Array:
+    """Runs the lowering that is fastest in what is asked for: the forward pass alone, or forward and backward.
+
+    A custom tangent rule tells them apart: the function itself is used where nothing is differentiated, its rule elsewhere.
+    """
+    forward, training = (cost_model.choose_impl(geometry, backend, direction) for direction in cost_model.DIRECTIONS)
+    if forward == training:
+        return lowered(training, *operands)
+    run = jax.custom_jvp(functools.partial(lowered, forward))
+
+    def rule(operands, tangents):
+        moving = [i for i, t in enumerate(tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
+
+        def of_moving(*values):
+            chosen = dict(zip(moving, values, strict=True))
+            return lowered(training, *(chosen.get(i, operand) for i, operand in enumerate(operands)))
+
+        return jax.jvp(of_moving, [operands[i] for i in moving], [tangents[i] for i in moving])
+
+    run.defjvp(rule, symbolic_zeros=True)
+    return run(*operands)
 
 
 # ----------------------------------------------------------------------------------------------------------------------

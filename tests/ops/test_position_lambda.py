@@ -20,9 +20,10 @@ GEOMETRIES = {
     "one pixel": ((1, 1), (3, 3), 1, 2, 4),
     "one row": ((1, 6), (3, 5), 1, 1, 1),
     "1-D": ((7,), (5,), 2, 2, 3),
+    "tiles": ((17, 5), (7, 3), 1, 1, 4),  # three tiles of six rows, one of them ragged
     "3-D": ((3, 2, 4), (3, 5, 3), 1, 1, 2),
 }
-LOWERINGS = ("dense", "conv", "query_first", "row_chunks")
+LOWERINGS = ("dense", "conv", "query_first", "row_chunks", "spectral")
 
 
 def arrays(shape, scope, u, *, h=3, k=4, v=5, batch=2, dtype=np.float64):
@@ -74,6 +75,8 @@ def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
 
         expected = jax.jit(lambda: with_gradients(lambda *a: reference(*a, index, valid)))()
         for impl in LOWERINGS:
+            if impl == "spectral" and len(shape) > 2:
+                continue
             options = dict(dilation=dilation, impl=impl, chunk_rows=rows)
             found = jax.jit(with_gradients, static_argnums=0)(
                 lambda *a, options=options: position_lambda.position_term(*a, **options)
@@ -169,14 +172,15 @@ def test_resized_table_crops_the_centre_or_keeps_ends_and_centre():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (dict(impl="fft"), "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks"),
+        (dict(shape=(4, 4, 2), scope=(3, 3, 3), impl="spectral"), r"needs a map with one or two axes.*\(4, 4, 2\)"),
+        (dict(impl="fft"), "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks, spectral"),
         (dict(scope=(4, 3)), "must be odd"),
         (dict(scope=(3,)), "needs 2 tap axes"),
         (dict(dilation=(1, 2, 3)), "has 3 entries; the map has 2 spatial axes"),
     ],
 )
 def test_wrong_arguments_are_named(call, message):
-    q, v, table = arrays((4, 4), call.pop("scope", (3, 3)), 1, dtype=np.float32)
+    q, v, table = arrays(call.pop("shape", (4, 4)), call.pop("scope", (3, 3)), 1, dtype=np.float32)
     with pytest.raises(ValueError, match=message):
         position_lambda.position_term(q, v, table, **call)
 

@@ -1,0 +1,141 @@
+"""Fits the cost model of the position lambdas to measured times, and tells what its choice loses.
+
+    python -m benchmarks.fit_cost_model FILE.jsonl [--fit] [--json OUT]
+
+FILE holds records of `python -m benchmarks micro` (cases `lambda_*`). Printed per shape and direction: the lowering that
+`impl='auto'` chooses, the fastest measured one and the ratio of their times. With --fit, rates for
+`cost_model.DEVICES['cpu']` are fitted first, printed, and used for the table: per lowering and direction least squares of the
+relative error with no negative rate, then small changes of all rates as long as the choice gets better. --json writes the table,
+one object per line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import itertools
+import json
+import math
+
+import numpy as np
+
+from benchmarks import micro_lambda
+from lambdanet.ops import cost_model
+
+Times = dict[str, dict[cost_model.Geometry, dict[str, float]]]  # direction -> shape -> lowering -> ms
+
+
+def read(path: str) -> tuple[Times, dict[cost_model.Geometry, str]]:
+    """Returns the best times of our lowerings, and the name of every shape."""
+    shapes = {shape.name: micro_lambda.geometry(shape) for shape in micro_lambda.SHAPES}
+    times: Times = {direction: {} for direction in cost_model.DIRECTIONS}
+    with open(path) as lines:
+        for record in map(json.loads, lines):
+            known = record["case"] in shapes and record["framework"] == "ours" and record["impl"] in cost_model.GRID_IMPLS
+            if known and "ms" in record:
+                times[record["direction"]].setdefault(shapes[record["case"]], {})[record["impl"]] = record["ms"]
+    return times, {geometry: name for name, geometry in shapes.items()}
+
+
+def fit(times: Times, device: cost_model.Device) -> cost_model.Device:
+    """Returns the device with rates for every lowering but 'conv'."""
+    rates = {}
+    for direction, shapes in times.items():
+        names = [name for name in cost_model.GRID_IMPLS if name != "conv" and any(name in found for found in shapes.values())]
+        amounts = {name: {g: _amounts(g, name, device) for g in shapes} for name in names}
+        start = {}
+        for name in names:
+            measured = [g for g in shapes if name in shapes[g]]
+            relative = np.stack([amounts[name][g] / (shapes[g][name] / 1e3) for g in measured])
+            start[name] = _least_squares(relative, np.ones(len(measured)))
+        rates[direction] = _refine(start, amounts, shapes)
+    rounded = {d: {n: tuple(float(f"{x:.3g}") for x in r) for n, r in found.items()} for d, found in rates.items()}
+    return dataclasses.replace(device, rates=rounded)
+
+
+def _amounts(geometry: cost_model.Geometry, impl: str, device: cost_model.Device) -> np.ndarray:
+    t = cost_model.terms(geometry, impl, device)
+    return np.array([t.macs * device.slower[geometry.itemsize], t.cached, t.beyond, t.steps])
+
+
+def _least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Non-negative least squares by trying every set of columns: there are four."""
+    best, answer = math.inf, np.zeros(a.shape[1])
+    for count in range(1, a.shape[1] + 1):
+        for columns in itertools.combinations(range(a.shape[1]), count):
+            scale = np.abs(a[:, columns]).max(0)
+            if (scale == 0).any():
+                continue
+            found = np.linalg.lstsq(a[:, columns] / scale, b, rcond=None)[0] / scale
+            error = np.sum((a[:, columns] @ found - b) ** 2)
+            if (found >= 0).all() and error < best * (1 - 1e-9):
+                best, answer = error, np.zeros(a.shape[1])
+                answer[list(columns)] = found
+    return answer
+
+
+def _refine(start: dict[str, np.ndarray], amounts: dict, shapes: dict) -> dict[str, np.ndarray]:
+    """Random small steps from the least-squares rates while the worst choice, then the sum of all losses, gets smaller."""
+
+    def loss(rates):
+        lost = []
+        for g, found in shapes.items():
+            choice = min((name for name in rates if name in found), key=lambda name: float(amounts[name][g] @ rates[name]))
+            lost.append(math.log(found[choice] / min(found.values())))
+        away = sum(float(np.sum(np.log((rates[n] + 1e-300) / (start[n] + 1e-300)) ** 2)) for n in rates)
+        return max(lost) + sum(lost) + 1e-3 * away
+
+    rng, best = np.random.default_rng(0), dict(start)
+    least = loss(best)
+    for _ in range(4000):
+        trial = {name: rates * np.exp(rng.normal(scale=0.1, size=rates.shape)) for name, rates in best.items()}
+        if (value := loss(trial)) < least:
+            best, least = trial, value
+    return best
+
+
+def losses(times: Times, names: dict[cost_model.Geometry, str], device: cost_model.Device) -> list[dict]:
+    """Returns per shape and direction the choice, the fastest lowering and the ratio of their times."""
+    table = []
+    for geometry, name in names.items():
+        for direction in cost_model.DIRECTIONS:
+            found = times[direction].get(geometry)
+            if not found:
+                continue
+            estimate = functools.partial(cost_model.estimate, geometry, device=device, direction=direction)
+            chosen = min((n for n in found if n in device.rates[direction]), key=lambda n: estimate(n).seconds)
+            fastest = min(found, key=found.get)
+            row = dict(
+                case=name, direction=direction, chosen=chosen, fastest=fastest, ratio=round(found[chosen] / found[fastest], 3)
+            )
+            table.append(row | dict(chosen_ms=round(found[chosen], 3), fastest_ms=round(found[fastest], 3)))
+    return table
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Prints the fitted rates, if asked for, and the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_cost_model", description=__doc__.split("\n")[0])
+    parser.add_argument("file")
+    parser.add_argument("--fit", action="store_true", help="fit new rates first")
+    parser.add_argument("--json", metavar="OUT", help="write the table, one JSON object per line")
+    args = parser.parse_args(argv)
+    times, names = read(args.file)
+    device = cost_model.DEVICES["cpu"]
+    if args.fit:
+        device = fit(times, device)
+        for direction, rates in device.rates.items():
+            print(f"{direction!r}: {{")
+            for name, values in rates.items():
+                print(f'    "{name}": ({", ".join(f"{value:.3g}" for value in values)}),')
+            print("},")
+    table = losses(times, names, device)
+    for row in table:
+        print(f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} {row['ratio']:.2f}")
+    if args.json:
+        with open(args.json, "w") as out:
+            out.writelines(json.dumps(row) + "\n" for row in table)
+
+
+if __name__ == "__main__":
+    main()
