@@ -30,6 +30,9 @@ from lambdanet.ops.relative_table import skew
 
 BORDERS = ("neighborhood", "zero", "masked", "circular")
 LOWERINGS = ("auto", "shift", "block")
+BLOCK = (4, 8)
+"""Queries per block and axis; half the window where that is more. Smaller blocks copy more keys, larger ones multiply more
+masked pairs. Chosen by time on CPU, forward and backward, for windows of 3 x 3 and 7 x 7."""
 
 
 def neighborhood_attention(
@@ -47,9 +50,10 @@ def neighborhood_attention(
 ) -> tuple[Float[Array, "b h w n d"], Float[Array, "b h w n s t"] | None]:
     """softmax(scale q . k + bias) v per head over the window of each query; softmax in float32 or wider.
 
-    Lowerings, equal up to rounding: 'block' cuts the map into blocks of about the window's size and multiplies each with all keys
-    that its queries see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies
-    shifted maps elementwise; its derivative is slow and takes long to compile. 'auto' is 'block', whatever the window.
+    Lowerings, equal up to rounding: 'block' cuts the map into small blocks and multiplies each with all keys that its queries
+    see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies shifted maps
+    elementwise; its derivative takes long to compile. 'auto' is 'block', whatever the window: on CPU it is faster in both
+    directions for 3 x 3 already (`python -m benchmarks micro --cases 'local_*'`).
 
     Args:
         query: queries, heads before the last axis.
@@ -238,28 +242,32 @@ def _shift(x: jax.Array, axis: int, geometry: _Axis, place: int) -> jax.Array:
 
 
 def _blocks(query, key, value, table, axes: tuple[_Axis, _Axis], *, scale: float) -> tuple[jax.Array]:
-    """Mixed values by blocks of queries, each against the dense window of all keys that they see."""
+    """Mixed values by blocks of queries, each against the dense window of all keys that they see.
+
+    The logits have their keys before their queries: sums over the keys then run over whole rows of queries, for which XLA's
+    CPU backend has vector code, while a sum within a row is one scalar addition after the other.
+    """
     precise = jnp.promote_types(query.dtype, jnp.float32)
     batch, height, width, heads, depth = query.shape
-    plans = [_Plan.of(axis) for axis in axes]
+    plans = [_Plan.of(axis, least) for axis, least in zip(axes, BLOCK, strict=True)]
     for axis, plan in zip((1, 3), plans, strict=True):
         query = halo_windows(query, axis, plan.count, plan.side, plan.side, 0)
         key, value = (halo_windows(a, axis, plan.count, plan.side, plan.window, plan.before) for a in (key, value))
     query, key, value = (a.transpose(0, 1, 3, 5, 2, 4, 6) for a in (query, key, value))  # [b, rows, columns, n, y, x, d]
     blocks = query.shape[:4]
-    key, value = (a.reshape(*blocks, -1, depth) for a in (key, value))
-    logits = jnp.einsum("...qd,...kd->...qk", query.reshape(*blocks, -1, depth), key, preferred_element_type=precise)
-    logits = logits.reshape(*blocks, *(p.side for p in plans), *(p.window for p in plans)) * scale
+    query, key, value = (a.reshape(*blocks, -1, depth) for a in (query, key, value))
+    pairs = (*(p.window for p in plans), *(p.side for p in plans))
+    logits = scale * jnp.einsum("...qd,...kd->...kq", query, key, preferred_element_type=precise).reshape(*blocks, *pairs)
     if table is not None:
         bias = table.astype(precise)
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
-        logits += bias.transpose(0, 1, 3, 2, 4)
+        logits += bias.transpose(0, 2, 4, 1, 3)
     rows, columns = (p.mask for p in plans)  # applied one by one: together they would be a constant as large as the logits
     logits = jnp.where(rows[:, None, None, :, None, :, None], logits, jnp.finfo(precise).min)
     logits = jnp.where(columns[:, None, None, :, None, :], logits, jnp.finfo(precise).min)
-    weights = jax.nn.softmax(logits, axis=(-2, -1)).astype(value.dtype)
-    y = jnp.einsum("...qk,...kd->...qd", weights.reshape(*blocks, -1, key.shape[-2]), value)
+    weights = jax.nn.softmax(logits.reshape(*blocks, key.shape[-2], -1), axis=-2).astype(value.dtype)
+    y = jnp.einsum("...kq,...kd->...qd", weights, value)
     y = y.reshape(*blocks, *(p.side for p in plans), depth).transpose(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(batch, *(p.count * p.side for p in plans), heads, depth)
     return (y[:, :height, :width],)
@@ -276,19 +284,19 @@ class _Plan:
     side: int
     before: int
     window: int
-    mask: np.ndarray  # [count, side, window]: which of them a query attends to
+    mask: np.ndarray  # [count, window, side]: which of them a query attends to
 
     @classmethod
-    def of(cls, axis: _Axis) -> _Plan:
-        side = -(-axis.queries // -(-axis.queries // axis.kernel))  # even blocks, no longer than the kernel
+    def of(cls, axis: _Axis, least: int) -> _Plan:
+        longest = max(least, (axis.kernel + 1) // 2)
+        side = -(-axis.queries // -(-axis.queries // longest))  # even blocks
         count = -(-axis.queries // side)
         first = np.arange(count) * side
         last = np.minimum(first + side, axis.queries) - 1
         before = int((first - axis.start[first]).max())
         window = int((axis.start[last] + axis.taps - first).max()) + before
-        query = (first[:, None] + np.arange(side))[..., None]
-        start = axis.start[np.minimum(query, axis.queries - 1)]
-        key = first[:, None, None] + np.arange(window) - before
+        start = axis.start[np.minimum(first[:, None] + np.arange(side), axis.queries - 1)][:, None]
+        key = first[:, None, None] + np.arange(window)[:, None] - before
         mask = (key >= start) & (key < start + axis.taps) & axis.inside[np.clip(key, 0, axis.keys - 1)]
         return cls(count, side, before, window, mask)
 

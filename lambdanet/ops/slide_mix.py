@@ -182,9 +182,10 @@ def _transposed(a: Slots, q: Map, weight: Weight) -> Map:
 
 def _correlation(a: Slots, q: Map, k: Map, weight: Weight) -> Weight:
     """By W."""
+    slots = a.reshape(-1, a.shape[-1])  # as a product of matrices: XLA does not see that four axes are one
 
     def one_tap(nothing, one, moved):
-        return nothing, _product("bxync,bxyno->co", q * moved, a)
+        return nothing, _product("xc,xo->co", (q * moved).reshape(-1, q.shape[-1]), slots)
 
     return jnp.stack(_over_taps(one_tap, None, weight, k)[1], axis=1)
 

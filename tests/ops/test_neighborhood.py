@@ -12,17 +12,17 @@ from lambdanet.ops.neighborhood import BORDERS, full_map, key_positions, neighbo
 
 once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-# map, kernel, dilation, border, with a bias table
+# map, kernel, dilation, border, with a bias table; a side of 5, or of 9, is cut into two blocks
 CASES = {
     "neighborhood": ((5, 9), (3, 5), (1, 1), "neighborhood", True),
     "neighborhood, dilated, uneven classes": ((7, 11), (3, 3), (2, 3), "neighborhood", True),
     "neighborhood, map smaller than the window": ((3, 6), (5, 3), (1, 4), "neighborhood", True),
     "neighborhood, no table": ((7, 4), (5, 1), (1, 1), "neighborhood", False),
-    "zero": ((4, 6), (5, 3), (1, 1), "zero", True),
+    "zero": ((5, 9), (5, 3), (1, 1), "zero", True),
     "zero, dilated": ((5, 3), (3, 3), (2, 4), "zero", False),
-    "masked": ((7, 6), (3, 5), (1, 1), "masked", True),
+    "masked": ((7, 9), (3, 5), (1, 1), "masked", True),
     "masked, dilated": ((7, 2), (3, 5), (3, 1), "masked", True),
-    "circular": ((4, 7), (3, 5), (1, 1), "circular", True),
+    "circular": ((5, 9), (3, 5), (1, 1), "circular", True),
     "circular, dilated, wrapped several times": ((5, 2), (3, 5), (2, 3), "circular", True),
 }
 
