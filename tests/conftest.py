@@ -1,6 +1,7 @@
 """Set-up of the whole suite: CPU by default, one compilation cache, and the options of the golden harness."""
 
 import gc
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".cache" / "jax-tests"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+# Nearly all that tests cost is compiling, which takes a third of the time without optimisation. XLA's newer way to write
+# fusions, which only some versions can switch off, takes long even then. Tests of speed or memory ask for what they need.
+if "XLA_FLAGS" not in os.environ:
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    if importlib.metadata.version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 # Test files are imported by path (--import-mode=importlib); what they share is found here. Last, so that it
 # hides no package.
