@@ -44,7 +44,7 @@ class WindowAxis:
 
 
 def window_axis(length: int, kernel: int, border: str) -> WindowAxis:
-    """Returns the windows of an axis without dilation; but for the border 'neighborhood', keys have kernel // 2 more at each end."""
+    """Returns the windows of an axis without dilation, over keys that were extended unless the border is 'neighborhood'."""
     half = kernel // 2
     if border == "neighborhood":
         taps = min(kernel, length)
@@ -115,23 +115,26 @@ def by_blocks(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, 
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
         logits += bias.transpose(0, 2, 4, 1, 3)
-    logits = _masked(logits, *(p.mask for p in plans)).reshape(*blocks, key.shape[-2], -1)
-    weights = jax.nn.softmax(logits, axis=-2).astype(value.dtype)
+    weights = jax.nn.softmax(_masked(logits, *(p.mask for p in plans), biased=table is not None), axis=-2).astype(value.dtype)
     y = jnp.einsum("...kq,...kd->...qd", weights, value)
     y = y.reshape(*blocks, *(p.side for p in plans), depth).transpose(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(batch, *(p.count * p.side for p in plans), heads, depth)
     return (y[:, :height, :width],)
 
 
-def _masked(logits: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
-    """Leaves pairs out: logits [b, rows, columns, n, keys y x, queries y x], masks [blocks, keys, queries] of both axes."""
+def _masked(logits: jax.Array, rows: np.ndarray, columns: np.ndarray, *, biased: bool) -> jax.Array:
+    """Leaves pairs out, and merges axes: logits [b, rows, columns, n, keys y x, queries y x] -> [.., n, keys, queries].
+
+    The masks are [blocks, keys, queries] of each axis. Either way XLA's CPU backend makes one loop of masking and softmax; for
+    choices by one axis after the other, or after a bias, it would write the logits out in between.
+    """
     least = jnp.finfo(logits.dtype).min / 2
-    if len(rows) == len(columns) == 1:
-        return jnp.where(rows[0][:, None, :, None] & columns[0][:, None, :], logits, least)
-    # One by one: together they would be a constant as large as the logits. Added, because XLA's CPU backend makes one loop of
-    # additions and the softmax, but keeps the logits apart for two choices.
+    pairs = (*logits.shape[:4], logits.shape[4] * logits.shape[5], -1)
+    if len(rows) == len(columns) == 1 and not biased:
+        joint = rows[0][:, None, :, None] & columns[0][:, None, :]
+        return jnp.where(joint.reshape(pairs[4:]), logits.reshape(pairs), least)
     rows, columns = (np.where(mask, 0, least).astype(logits.dtype) for mask in (rows, columns))
-    return logits + rows[:, None, None, :, None, :, None] + columns[:, None, None, :, None, :]
+    return (logits + rows[:, None, None, :, None, :, None] + columns[:, None, None, :, None, :]).reshape(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
