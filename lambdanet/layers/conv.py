@@ -11,6 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.layers.norm import batch_norm
+from lambdanet.ops.convolution import convolution
 from lambdanet.registry import suggest
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -27,6 +28,82 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
     if name not in ACTIVATIONS:
         raise ValueError(f"activation is {name!r}.{suggest(name, list(ACTIVATIONS))} Allowed: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
+
+
+_LECUN, _ZEROS = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
+
+
+class Conv2d(nnx.Conv):
+    """`nnx.Conv` over two axes with numbers for padding, computed by `lambdanet.ops.convolution`: fast on CPU as well.
+
+    Parameters, their names and their initialisation are those of `nnx.Conv`.
+
+    Args:
+        dim: input channels.
+        dim_out: output channels.
+        sides: of the kernel.
+        stride: step per axis.
+        padding: zeros on each side, per axis.
+        dilation: positions from one tap to the next, per axis.
+        groups: of channels.
+        bias: whether there is one.
+        kernel_init: of the kernel.
+        bias_init: of the bias.
+        impl: the lowering.
+        dtype: activation dtype; None follows input and parameters.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        sides: tuple[int, int],
+        *,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        bias: bool = True,
+        kernel_init: nnx.Initializer = _LECUN,
+        bias_init: nnx.Initializer = _ZEROS,
+        impl: str = "auto",
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        super().__init__(
+            dim,
+            dim_out,
+            sides,
+            strides=stride,
+            padding=tuple((pad, pad) for pad in padding),
+            kernel_dilation=dilation,
+            feature_group_count=groups,
+            use_bias=bias,
+            kernel_init=kernel_init,
+            bias_init=bias_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.impl = impl
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+        """Maps [b, h, w, dim] to [b, oh, ow, dim_out], n positions to floor((n + 2 p - e (k - 1) - 1) / s) + 1 on each axis."""
+        bias = None if self.bias is None else self.bias[...]
+        x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
+        y = convolution(
+            x,
+            kernel,
+            stride=self.strides,
+            padding=self.padding,
+            dilation=self.kernel_dilation,
+            groups=self.feature_group_count,
+            impl=self.impl,
+        )
+        return y if bias is None else y + bias
 
 
 class ConvNormAct(nnx.Module):
@@ -71,15 +148,14 @@ class ConvNormAct(nnx.Module):
         activation_function(activation)
         self.dim, self.dim_out, self.kernel_size = dim, dim_out, kernel_size
         self.stride, self.activation = stride, activation
-        pad = (dilation * (kernel_size // 2),) * 2
-        self.conv = nnx.Conv(
+        self.conv = Conv2d(
             dim,
             dim_out,
             (kernel_size, kernel_size),
-            strides=stride,
-            padding=(pad, pad),
-            kernel_dilation=dilation,
-            use_bias=bias,
+            stride=(stride, stride),
+            padding=(dilation * (kernel_size // 2),) * 2,
+            dilation=(dilation, dilation),
+            bias=bias,
             kernel_init=nnx.initializers.variance_scaling(2.0, "fan_out", "normal"),
             dtype=dtype,
             param_dtype=param_dtype,

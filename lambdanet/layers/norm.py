@@ -7,6 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from lambdanet.ops.batch_statistics import normalise_batch
 
 
 class RunningStatistic(nnx.BatchStat):
@@ -24,6 +27,23 @@ class RunningStatistic(nnx.BatchStat):
         super().set_value(value, **options)
 
 
+class BatchNorm(nnx.BatchNorm):
+    """`nnx.BatchNorm` over the last axis, in training on CPU by `lambdanet.ops.batch_statistics`: about half the time."""
+
+    def __call__(
+        self, x: Float[Array, "*b c"], use_running_average: bool | None = None, *, mask: Bool[Array, "*b 1"] | None = None
+    ) -> Float[Array, "*b c"]:
+        """Normalises [..., features]; see `nnx.BatchNorm`."""
+        running = self.use_running_average if use_running_average is None else use_running_average
+        if running or mask is not None or jax.default_backend() != "cpu":
+            return super().__call__(x, use_running_average, mask=mask)
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        y, statistics = normalise_batch(x, scale, bias, self.epsilon)
+        for kept, now in zip((self.mean, self.var), statistics, strict=True):
+            kept[...] = self.momentum * kept[...] + (1 - self.momentum) * now
+        return y.astype(x.dtype)
+
+
 def batch_norm(
     features: int,
     *,
@@ -32,7 +52,7 @@ def batch_norm(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     rngs: nnx.Rngs,
-) -> nnx.BatchNorm:
+) -> BatchNorm:
     """Builds a batch norm over the last axis with epsilon 1e-5 and float32 statistics.
 
     Under a mesh it sees the global batch without an axis name. Running variance is the biased one; torch
@@ -47,7 +67,7 @@ def batch_norm(
         rngs: initialisation source.
     """
     scale_init = nnx.initializers.zeros_init() if zero_init else nnx.initializers.ones_init()
-    norm = nnx.BatchNorm(
+    norm = BatchNorm(
         features,
         momentum=momentum,
         epsilon=1e-5,

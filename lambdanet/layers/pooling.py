@@ -10,22 +10,23 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lambdanet.ops.max_pool import max_of_slices
+
 MAX_POOL_IMPLS = ("auto", "window", "slices")
 
 
 def max_pool(x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto") -> Float[Array, "b oh ow c"]:
     """Takes the largest value of each window; borders are padded by window // 2 with minus infinity, as PyTorch does.
 
-    Both implementations give the same values. They differ where several entries of a window are equally
-    large: 'window' sends the gradient to one of them, 'slices' splits it between them.
+    Both implementations give the same values and gradients; of equally large entries of a window the first gets the gradient.
 
     Args:
         x: map [b, h, w, c].
         window: odd side of the window.
         stride: step between windows.
-        impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices: on CPU XLA lowers
-            the gradient of 'window' to a scatter that is ten times slower); 'auto' takes 'slices' on CPU and
-            'window' elsewhere.
+        impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices, see
+            `lambdanet.ops.max_pool`: on CPU XLA lowers the gradient of 'window' to a slow scatter); 'auto' takes 'slices' on
+            CPU and 'window' elsewhere.
 
     Returns:
         Map [b, ceil(h / stride), ceil(w / stride), c].
@@ -39,14 +40,10 @@ def max_pool(x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, im
         raise ValueError(f"max-pool window is {window}; allowed: odd sides")
     if impl == "auto":
         impl = "slices" if jax.default_backend() == "cpu" else "window"
-    pad = window // 2
     if impl == "window":
+        pad = window // 2
         return nnx.max_pool(x, (window, window), strides=(stride, stride), padding=((pad, pad), (pad, pad)))
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)), constant_values=-jnp.inf)
-    rows, columns = stride * ((height - 1) // stride) + 1, stride * ((width - 1) // stride) + 1
-    slices = [padded[:, i : i + rows : stride, j : j + columns : stride] for i in range(window) for j in range(window)]
-    return functools.reduce(jnp.maximum, slices)
+    return max_of_slices(x, window, stride)
 
 
 def max_pool_cells(x: Float[Array, "b *spatial c"], window: Sequence[int]) -> Float[Array, "b *cells c"]:

@@ -31,12 +31,51 @@ def test_max_pool_lowerings_equal_the_reference(size, stride):
         np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)
 
 
-def test_max_pool_gradients_agree_without_ties_and_keep_their_sum_with_ties():
-    x = jnp.asarray(np.random.default_rng(1).permutation(2 * 7 * 6 * 3).reshape(2, 7, 6, 3), jnp.float32)
+def first_wins(x, stride, weights):
+    """The gradient of sum(weights * max-pool 3x3), the first of equal entries of a window taking it all."""
+    out = np.zeros_like(x)
+    b, h, w, c = x.shape
+    for n, i, j, k in np.ndindex(b, -(-h // stride), -(-w // stride), c):
+        rows, columns = (range(max(at * stride - 1, 0), min(at * stride + 2, size)) for at, size in ((i, h), (j, w)))
+        places = [(u, v) for u in rows for v in columns]
+        u, v = places[int(np.argmax([x[n, u, v, k] for u, v in places]))]
+        out[n, u, v, k] += weights[n, i, j, k]
+    return out
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("values", ["apart", "ties", "minus infinity"])
+def test_first_of_equal_entries_gets_the_gradient(size, stride, values):
+    rng = np.random.default_rng(1)
+    shape = 2, *size, 3
+    if values == "apart":
+        x = rng.permutation(np.arange(float(np.prod(shape)))).reshape(shape)
+    elif values == "ties":
+        x = rng.integers(-1, 2, shape).astype(float)
+    else:
+        x = np.where(rng.random(shape) < 0.8, -np.inf, -1.0)
+    with jax.enable_x64(True):
+        y, transpose = jax.vjp(lambda x: max_pool(x, 3, stride, impl="slices"), jnp.asarray(x))
+        weights = rng.standard_normal(y.shape)
+        np.testing.assert_allclose(transpose(jnp.asarray(weights))[0], first_wins(x, stride, weights), rtol=1e-12)
+
+
+def test_both_lowerings_have_the_same_gradient_with_ties():
+    x = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 7, 6, 3)), jnp.float32)
     grads = [jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum())(x) for impl in ("window", "slices")]
     np.testing.assert_array_equal(*grads)
-    ties = [jax.grad(lambda x, i=impl: max_pool(x, impl=i).sum())(jnp.zeros_like(x)) for impl in ("window", "slices")]
-    assert ties[0].sum() == pytest.approx(float(ties[1].sum()))
+
+
+def test_wide_windows_and_strides():
+    x = jax.random.normal(jax.random.key(0), (1, 20, 19, 2))
+    for window, stride in ((3, 4), (5, 2)):
+        results = []
+        for impl in ("window", "slices"):
+            y, transpose = jax.vjp(lambda x, w=window, s=stride, i=impl: max_pool(x, w, s, impl=i), x)
+            results.append((y, transpose(y)[0]))
+        for a, b in zip(*results, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
 def test_max_pool_refuses_what_it_cannot_do():

@@ -1,0 +1,179 @@
+"""Two-dimensional convolution of channels-last maps, written as what XLA's backend runs well."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from lambdanet.ops.depthwise import depthwise_conv
+
+IMPLS = ("auto", "conv", "images", "product", "blocks", "shift")
+Pair = tuple[int, int]
+
+_BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
+_LARGE, _FEW = 2**13, 8  # 'auto' takes 'images' from so many output positions on, with more input channels than so many
+
+
+def convolution(
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "k l i d"],
+    *,
+    stride: Pair = (1, 1),
+    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    impl: str = "auto",
+) -> Float[Array, "b oh ow d"]:
+    """y[i, j, d] = sum over taps (u, v) and channels c of kernel[u, v, c, d] x[s i + e u - p, s j + e v - p, c]; zeros outside.
+
+    Lowerings, equal up to rounding in values and gradients:
+        'conv': XLA's convolution. Its CPU backend transposes both maps for the gradient of the kernel.
+        'images': the same, with a gradient of the kernel that is summed image by image from a matrix product per tap. On CPU
+            it takes half the time on large maps.
+        'product': one matrix product, for kernels whose windows share no input: 1x1 at any stride, and stride equal to the
+            side, both without padding. On CPU the gradient of a 1x1 kernel is several times as fast.
+        'blocks': grouped kernels only; neighbouring groups are joined to blocks with zeros off their diagonal, and every block
+            is an ordinary convolution. On CPU the convolution of one group at a time makes no use of the machine.
+        'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
+        'auto': on CPU the first of 'shift', 'product', 'blocks' that the operation allows, else 'images' for large maps of more
+            than a few channels, else 'conv'; elsewhere 'conv'.
+
+    Args:
+        x: the map.
+        kernel: i = c / groups; output channel d belongs to group d // (d's number / groups), as in `lax` and PyTorch.
+        stride: step per axis, s.
+        padding: zeros before and after, per axis, p.
+        dilation: positions between taps per axis, e.
+        groups: divides input and output channels.
+        impl: the lowering.
+
+    Returns:
+        The map in the dtype of `x`.
+
+    Raises:
+        ValueError: unknown impl, one that the operation does not allow, or channels that do not fit the kernel.
+    """
+    if impl not in IMPLS:
+        raise ValueError(f"convolution: impl is {impl!r}; allowed: {', '.join(IMPLS)}")
+    channels = x.shape[-1]
+    if channels != kernel.shape[2] * groups or kernel.shape[3] % groups:
+        raise ValueError(f"convolution: {channels} channels in {groups} groups do not fit a kernel of shape {kernel.shape}")
+    allowed = _allowed(x.shape, kernel.shape, stride, padding, dilation, groups)
+    if impl == "auto":
+        impl = _fastest(allowed, x.shape, stride) if jax.default_backend() == "cpu" else "conv"
+    if impl not in allowed:
+        raise ValueError(
+            f"convolution: impl {impl!r} does not allow kernel {kernel.shape}, stride {stride}, padding {padding}, dilation "
+            f"{dilation}, groups {groups}; allowed: {', '.join(allowed)}"
+        )
+    if impl == "shift":
+        return depthwise_conv(x, kernel, stride=stride, impl="shift")
+    if impl == "product":
+        return _product(x, kernel, stride)
+    if impl == "images":
+        return _images(x, kernel, stride, padding, dilation)
+    if impl == "conv":
+        return _conv(x, kernel, stride, padding, dilation, groups)
+    per_block = _groups_per_block(channels, groups)
+    blocks = groups // per_block
+    wide = _block_diagonal(kernel, blocks, per_block)
+    parts = zip(jnp.split(x, blocks, -1), jnp.split(wide, blocks, -1), strict=True)
+    return jnp.concatenate([_conv(part, part_kernel, stride, padding, dilation, 1) for part, part_kernel in parts], -1)
+
+
+def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
+    """Lowerings that an operation of these shapes allows, the most special first."""
+    sides, found = kernel[:2], []
+    same = all(side % 2 and pad == (side // 2,) * 2 for side, pad in zip(sides, padding, strict=True))
+    if groups == x[-1] == kernel[3] and same and dilation == (1, 1):
+        found.append("shift")
+    separate = all(side == 1 or side == step for side, step in zip(sides, stride, strict=True))
+    if groups == 1 and separate and dilation == (1, 1) and padding == ((0, 0), (0, 0)):
+        found.append("product")
+    found.append("blocks" if groups > 1 else "images")
+    return (*found, "conv")
+
+
+def _fastest(allowed: tuple[str, ...], x: tuple[int, ...], stride: Pair) -> str:
+    """The lowering for CPU."""
+    positions = x[1] * x[2] // (stride[0] * stride[1])
+    return "conv" if allowed[0] == "images" and (positions < _LARGE or x[3] <= _FEW) else allowed[0]
+
+
+def _conv(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        stride,
+        padding,
+        rhs_dilation=dilation,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _images(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair], dilation: Pair) -> jax.Array:
+    return _conv(x, kernel, stride, padding, dilation, 1)
+
+
+def _images_forward(x, kernel, stride, padding, dilation):
+    return _images(x, kernel, stride, padding, dilation), (x, kernel)
+
+
+def _images_backward(stride, padding, dilation, saved, cotangent):
+    x, kernel = saved
+    (of_x,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride, padding, dilation, 1), x)(cotangent)
+    rows, columns = (step * (count - 1) + 1 for step, count in zip(stride, cotangent.shape[1:3], strict=True))
+    precise = jnp.promote_types(x.dtype, jnp.float32)
+    taps = [(u * dilation[0], v * dilation[1]) for u, v in np.ndindex(kernel.shape[:2])]
+
+    def add_image(total, image):
+        padded = jnp.pad(image[0], (*padding, (0, 0)))
+        views = [padded[u : u + rows : stride[0], v : v + columns : stride[1]].reshape(-1, x.shape[3]) for u, v in taps]
+        of_y = image[1].reshape(-1, kernel.shape[3])
+        return total + jnp.stack([jnp.matmul(view.T, of_y, preferred_element_type=precise) for view in views]), None
+
+    # One image at a time stays in the cache.
+    of_kernel, _ = lax.scan(add_image, jnp.zeros((len(taps), *kernel.shape[2:]), precise), (x, cotangent))
+    return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
+
+
+_images.defvjp(_images_forward, _images_backward)
+
+
+def _product(x: jax.Array, kernel: jax.Array, stride: Pair) -> jax.Array:
+    """Every window is a row of a matrix."""
+    sides = kernel.shape[:2]
+    for axis, (side, step) in enumerate(zip(sides, stride, strict=True), 1):
+        count = (x.shape[axis] - side) // step + 1
+        # A window of one position keeps every step-th; the others keep whole windows.
+        last = (count - 1) * step + side
+        x = lax.slice_in_dim(x, 0, last, step if side == 1 else 1, axis)
+    batch, height, width, channels = x.shape
+    rows, columns = height // sides[0], width // sides[1]
+    if sides != (1, 1):
+        x = x.reshape(batch, rows, sides[0], columns, sides[1], channels).transpose(0, 1, 3, 2, 4, 5)
+    precise = jnp.promote_types(x.dtype, jnp.float32)
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=precise)
+    return y.reshape(batch, rows, columns, -1).astype(x.dtype)
+
+
+def _groups_per_block(channels: int, groups: int) -> int:
+    """The smallest divisor of the groups that makes the blocks wide enough and few enough."""
+    width = max(_BLOCK, -(-channels // _MOST_BLOCKS))
+    return next(n for n in range(1, groups + 1) if groups % n == 0 and n * (channels // groups) >= min(width, channels))
+
+
+def _block_diagonal(kernel: jax.Array, blocks: int, per_block: int) -> jax.Array:
+    """Kernel [k, l, i, d] of all groups to [k, l, per_block * i, d]: in a block each group has its own input channels."""
+    rows, columns, channels, _ = kernel.shape
+    parts = kernel.reshape(rows, columns, 1, channels, blocks, per_block, -1)
+    own = jnp.eye(per_block, dtype=kernel.dtype)[:, None, None, :, None]
+    return (parts * own).reshape(rows, columns, per_block * channels, -1)
