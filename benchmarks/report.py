@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-Each table stands between a line `<!-- table: NAME -->`, NAME being that of a file cpu_NAME.jsonl, and a line
-`<!-- end of the table -->`; what is between them is written anew, the rest of the document by hand.
+Each table stands between a line `<!-- table: NAME -->`, with a name of `TABLES`, and a line `<!-- end of the table -->`; what is
+between them is written anew, the rest of the document by hand.
 """
 
 from __future__ import annotations
@@ -89,15 +89,25 @@ def facts(records: Sequence[Record]) -> str:
     return markdown(rows)
 
 
+def dispatch(records: Sequence[Record]) -> str:
+    """Returns one row per case of the suite `model` that times Python alone."""
+    rows = [["case", "ms", "median", "CPU ms"]]
+    for r in records:
+        if r["case"].startswith("dispatch_"):
+            rows.append([f"`{r['case']}`", *(f"{r[key]:.2f}" for key in ("ms", "median_ms", "cpu_ms"))])
+    return markdown(rows)
+
+
 TABLES = {
-    "micro_lambda": side_by_side,
-    "micro_local": side_by_side,
-    "ops": side_by_side,
-    "model": side_by_side,
-    "input": rates,
-    "dispatch": facts,
-    "scale": facts,
+    "micro_lambda": ("micro_lambda", side_by_side),
+    "micro_local": ("micro_local", side_by_side),
+    "ops": ("ops", side_by_side),
+    "model": ("model", side_by_side),
+    "dispatch": ("model", dispatch),
+    "input": ("input", rates),
+    "scale": ("scale", facts),
 }
+"""Name of a table: file, and how it is written."""
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
@@ -130,21 +140,21 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=130, format="png")
 
 
 def main() -> int:
     """Writes the document's tables and the picture; returns the exit status."""
 
     def table(match: re.Match) -> str:
-        path = RESULTS / f"cpu_{match[2]}.jsonl"
-        if match[2] not in TABLES or not path.is_file():
-            raise ValueError(f"{DOCUMENT}: no table {match[2]!r}; known: {', '.join(TABLES)}, each from {path.parent}")
-        return f"{match[1]}{TABLES[match[2]](read(path))}\n{match[3]}"
+        if match[2] not in TABLES:
+            raise ValueError(f"{DOCUMENT}: no table {match[2]!r}; known: {', '.join(TABLES)}")
+        file, write = TABLES[match[2]]
+        return f"{match[1]}{write(read(RESULTS / f'cpu_{file}.jsonl'))}\n{match[3]}"
 
     try:
         text = MARKED.sub(table, DOCUMENT.read_text())
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     DOCUMENT.write_text(text)
