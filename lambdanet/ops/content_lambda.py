@@ -39,7 +39,9 @@ def normalise_keys(keys: Float[Array, "b m u k"], key_norm: str = "softmax") -> 
 
 def content_lambda(normalised_keys: Float[Array, "b m u k"], v: Float[Array, "b m u v"]) -> Float[Array, "b k v"]:
     """Returns sum_{m, u} kbar v^T, one linear function per image, shared by its queries."""
-    return jnp.einsum("bmuk,bmuv->bkv", _wide(normalised_keys), _wide(v))
+    # Merged by hand: contractions over two axes are rearranged on a CPU, forward or backward, before they become products.
+    keys, v = (_wide(a).reshape(a.shape[0], -1, a.shape[-1]) for a in (normalised_keys, v))
+    return jnp.einsum("bmk,bmv->bkv", keys, v)
 
 
 def causal_content_lambdas(
@@ -148,7 +150,11 @@ def masked_content_lambdas(
 
 def apply_lambda(q: Float[Array, "b n h k"], lambdas: Array) -> Float[Array, "b n h v"]:
     """Applies lambdas [b, k, v] (one per image) or [b, n, k, v] (one per query), in the dtype of the queries."""
-    return jnp.einsum("bnhk,bkv->bnhv" if lambdas.ndim == 3 else "bnhk,bnkv->bnhv", q, lambdas.astype(q.dtype))
+    lambdas = lambdas.astype(q.dtype)
+    if lambdas.ndim == 4:
+        return jnp.einsum("bnhk,bnkv->bnhv", q, lambdas)
+    batch, n, heads, key_depth = q.shape
+    return (q.reshape(batch, n * heads, key_depth) @ lambdas).reshape(batch, n, heads, -1)  # merged for the same reason
 
 
 def causal_mask(n: int, causal: str) -> Bool[Array, "n n"]:
