@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.layers import DropPath, LayerScale
 from lambdanet.ops.depthwise import depthwise_conv
+from lambdanet.ops.gelu import gelu
 
 from .transformer_embeddings import Row, conv_inits, layer_norm, linear
 
@@ -58,7 +59,7 @@ class Mlp(nnx.Module):
         x = self.fc1(x)
         if self.depthwise is not None:
             x = self.depthwise(jax.nn.relu(x) if self.rectify else x)
-        return self.fc2(jax.nn.gelu(x, approximate=False))
+        return self.fc2(gelu(x))
 
     def macs(self, positions: int) -> int:
         """Multiply-accumulates for a sample of so many positions, taps on padding included."""

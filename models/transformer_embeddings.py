@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import resize_bilinear, trunc_normal
+from lambdanet.layers import Conv2d, resize_bilinear, trunc_normal
 from lambdanet.registry import signature, suggest
 
 Row = tuple[str, str, tuple[int, ...], int]
@@ -48,17 +48,17 @@ def convolution(
     dtype: Any,
     param_dtype: Any,
     rngs: nnx.Rngs,
-) -> nnx.Conv:
+) -> Conv2d:
     """Builds a square convolution, `padding` zeros on every side; an incomplete last window is left out."""
     fan_in = kernel_size**2 * dim
     kernel_init, bias_init = conv_inits(conv_init, fan_in, kernel_size**2 * dim_out)
-    return nnx.Conv(
+    return Conv2d(
         dim,
         dim_out,
         (kernel_size, kernel_size),
-        strides=stride,
-        padding=((padding, padding),) * 2,
-        use_bias=bias,
+        stride=(stride, stride),
+        padding=(padding, padding),
+        bias=bias,
         kernel_init=kernel_init,
         bias_init=bias_init,
         dtype=dtype,

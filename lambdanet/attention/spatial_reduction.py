@@ -14,6 +14,7 @@ from lambdanet.attention.registration import attention
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
 from lambdanet.layers import adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.gelu import gelu
 
 CONV_INITS = ("fan_in", "fan_out")
 POOLED = 7
@@ -148,7 +149,7 @@ class SpatialReductionAttention(nnx.Module):
         kernel, bias = self.reduction.kernel[...].astype(x.dtype), self.reduction.bias[...].astype(x.dtype)
         y = jnp.einsum("bhrwsc,rscd->bhwd", windows, kernel, preferred_element_type=precise)
         y = self.norm((y + bias).astype(x.dtype))
-        return jax.nn.gelu(y, approximate=False) if self.linear else y
+        return gelu(y) if self.linear else y
 
 
 def _conv_inits(kind: str, fan: int) -> dict[str, nnx.Initializer]:

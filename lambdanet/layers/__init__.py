@@ -1,7 +1,7 @@
 """Building blocks with two or more users."""
 
 from lambdanet.layers.check import as_pair, check_map, is_count
-from lambdanet.layers.conv import ACTIVATIONS, ConvNormAct, activation_function
+from lambdanet.layers.conv import ACTIVATIONS, Conv2d, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.initial import trunc_normal
@@ -13,6 +13,7 @@ from lambdanet.layers.resize import resize_bilinear, resize_macs
 
 __all__ = [
     "ACTIVATIONS",
+    "Conv2d",
     "ConvNormAct",
     "DropPath",
     "InitKeys",
