@@ -3,7 +3,7 @@
 `lambda_<H>x<W>` (64 channels, scope 23) and `slide_<H>x<W>` (64 channels): one call at batch 1, float32, `fwd` in the
 evaluation view, `train` with the gradients of all parameters and of the input. Temporary memory by the compiler's account;
 `total_mib` adds operands and results. Milliseconds, and `grown_mib`, by how much the process grew beyond what it held, are those
-of the second of two calls: too long for the harness's rounds.
+of the second of two calls: too long for the harness's rounds. Programs that need more than `LARGEST` are not run.
 
 `compile_<model>`: seconds to trace and to compile a network at 224 px, `fwd` and the training step of train.py, without the
 compilation cache.
@@ -28,6 +28,7 @@ from lambdanet.attention import create_attention
 from lambdanet.training import state
 
 SIDES, DIM = (256, 512, 1024), 64
+LARGEST = 8 * 2**30  # bytes; a program that needs more is compiled, but not run
 LAYERS = {"lambda": dict(name="lambda", scope=23), "slide": dict(name="slide", num_heads=2)}
 MODELS = ("resnet50", "lambda_resnet50", "slide_pvt_tiny", "slide_swin_tiny", "lavit_tiny", "swin_tiny", "pvt_v2_b1")
 BATCH_SIZE, IMAGE_SIZE, CLASSES = 8, 224, 1000
@@ -60,6 +61,8 @@ def prepare_layer(name: str, side: int, direction: str) -> Prepared:
     memory = compiled.memory_analysis()
     total = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     facts |= {"temp_mib": memory.temp_size_in_bytes / 2**20, "total_mib": total / 2**20}
+    if total > LARGEST:
+        return Prepared(None, lambda: None, facts=facts | {"error": f"not run: it needs {total / 2**30:.1f} GiB"})
     finite = jax.tree.all(jax.tree.map(lambda a: bool(jnp.isfinite(a).all()), compiled(*operands)))
     before = _resident(reset=True)
     started = time.perf_counter()
