@@ -20,11 +20,10 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.ops import cost_model, spectral_lambda
-from lambdanet.ops.relative_table import clip_table, dense_table, merge_pairs, pairs_of_rest, per_axis, skew, spread
+from lambdanet.ops import cost_model, position_lowerings, spectral_lambda
+from lambdanet.ops.relative_table import clip_table, dense_table, per_axis
 
 IMPLS = ("auto", *cost_model.GRID_IMPLS)
 FLAT_IMPLS = ("auto", *cost_model.FLAT_IMPLS)
@@ -66,7 +65,9 @@ def position_term(
         chunk_rows: query rows per chunk of 'row_chunks'; None takes the cost model's.
 
     Returns:
-        The position part of the layer's output, in the dtype of `q`.
+        The position part of the layer's output, in the dtype of `q`. Reverse-mode differentiation may be nested. 'query_first'
+        and 'row_chunks', which 'auto' may choose, have gradients of their own, and JAX refuses forward mode (`jax.jvp`,
+        `jax.jacfwd`, forward over reverse) through such functions with a TypeError; the other lowerings allow it.
 
     Raises:
         ValueError: unknown impl, even taps, shapes that do not belong together, or 'spectral' for three axes.
@@ -97,13 +98,15 @@ def position_term(
     def lowered(impl, q, v, table):
         table = clip_table(table, shape, dilation)
         if impl == "conv":
-            return _by_convolution(q, v, table, dilation)
+            return position_lowerings.by_convolution(q, v, table, dilation)
         if impl == "row_chunks":
-            return _by_row_chunks(q, v, table, dilation, rows)
+            return position_lowerings.by_row_chunks(q, v, table, dilation, rows)
         if impl == "spectral":
             return spectral_lambda.by_frequencies(q, v, table, dilation)
         dense = dense_table(table, shape, dilation)
-        return _by_pairs(impl, _flat(q), _flat(v), dense).reshape(*q.shape[:-1], v.shape[-1])
+        return position_lowerings.by_pairs(impl, position_lowerings.flat(q), position_lowerings.flat(v), dense).reshape(
+            *q.shape[:-1], v.shape[-1]
+        )
 
     cost_model.check_impl(impl, IMPLS)
     if impl != "auto":
@@ -150,10 +153,10 @@ def flat_position_term(
     cost_model.check_impl(impl, FLAT_IMPLS)
     if mask is not None:
         embeddings = jnp.where(mask[:, :, None, None], embeddings, 0)
-    pairs = jnp.swapaxes(embeddings, -1, -2)
+    pairs = embeddings.transpose(0, 2, 3, 1)  # n k u m
     if impl != "auto":
-        return _by_pairs(impl, q, v, pairs)
-    return _by_direction(_by_pairs, geometry, jax.default_backend(), q, v, pairs)
+        return position_lowerings.by_pairs(impl, q, v, pairs)
+    return _by_direction(position_lowerings.by_pairs, geometry, jax.default_backend(), q, v, pairs)
 
 
 def _by_direction(
@@ -179,85 +182,3 @@ def _by_direction(
 
     run.defjvp(rule, symbolic_zeros=True)
     return run(*operands)
-
-
-# ----------------------------------------------------------------------------------------------------------------------
-# Lowerings
-
-
-def _by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Array:
-    """q [b, n, h, k], v [b, m, u, v], dense [n, m, u, k] -> [b, n, h, v], in lambda or attention order."""
-    # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of all pairs
-    # of one offset are added up in float32.
-    dense = dense.astype(q.dtype)
-    if impl == "dense":
-        lambdas = jnp.einsum("nmuk,bmuv->nkbv", dense, v)  # one product [n k, m u] x [m u, b v]
-        return jnp.einsum("bnhk,nkbv->bnhv", q, lambdas)
-    logits = jnp.einsum("bnhk,nmuk->nbhmu", q, dense)  # batched over n: [b h, k] x [k, m u]
-    b, n, h, _ = q.shape
-    logits = logits.transpose(1, 0, 2, 3, 4).reshape(b, n * h, -1)
-    return (logits @ v.reshape(b, -1, v.shape[-1])).reshape(b, n, h, -1)
-
-
-def _by_convolution(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]) -> jax.Array:
-    """Lambda order; value depth in the batch, so that the kernel is the table itself, [*c, u, k]."""
-    axes = v.ndim - 3
-    spatial = "DHW"[3 - axes :]
-    reach = [(c - 1) // 2 * d for c, d in zip(table.shape[:axes], dilation, strict=True)]
-    x = jnp.moveaxis(v, -1, 1)  # b v *s u
-    lambdas = lax.conv_general_dilated(
-        x.reshape(-1, *x.shape[2:]),
-        table.astype(q.dtype),
-        (1,) * axes,
-        [(p, p) for p in reach],
-        rhs_dilation=tuple(dilation),
-        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
-    )
-    lambdas = lambdas.reshape(*x.shape[:-1], -1)  # b v *s k
-    return jnp.einsum("b...hk,bv...k->b...hv", q, lambdas)
-
-
-def _by_row_chunks(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], rows: int) -> jax.Array:
-    """Attention order, chunk by chunk along the first axis; the last chunk is padded with zero queries."""
-    batch, height, *rest = v.shape[:-2]
-    rows = min(rows, height)
-    chunks = -(-height // rows)
-    reach = (table.shape[0] - 1) // 2 * dilation[0]
-    span = rows + 2 * reach  # rows of keys that one chunk can see
-    extra = chunks * rows - height
-    starts = jnp.arange(chunks) * rows
-
-    def pad_rows(a, before, after):
-        return jnp.pad(a, [(0, 0), (before, after)] + [(0, 0)] * (a.ndim - 2))
-
-    q = pad_rows(q, 0, extra)
-    q = jnp.moveaxis(q.reshape(batch, chunks, rows, *q.shape[2:]), 1, 0)
-    if span < height:  # a window of keys moves with the queries; all chunks share one table
-        v = pad_rows(v, reach, reach + extra)
-        dense = pairs_of_rest(skew(spread(table, 0, rows + reach, dilation[0]), 0, rows, span), rest, dilation[1:])
-
-        def window(start):
-            return lax.dynamic_slice_in_dim(v, start, span, axis=1), dense
-
-    else:  # every chunk sees all keys; a window of the table moves with the queries
-        offsets = spread(table, 0, height + extra, dilation[0])
-        for i, (size, step) in enumerate(zip(rest, dilation[1:], strict=True)):
-            offsets = skew(spread(offsets, 2 * i + 1, size, step), 2 * i + 1, size, size)
-
-        def window(start):
-            mine = lax.dynamic_slice_in_dim(offsets, height + extra - rows - start, rows + height - 1, axis=0)
-            return v, merge_pairs(skew(mine, 0, rows, height))
-
-    @jax.checkpoint
-    def chunk(queries, start):
-        keys, dense = window(start)
-        return _by_pairs("query_first", _flat(queries), _flat(keys), dense)
-
-    y = lax.map(lambda args: chunk(*args), (q, starts))  # chunks, b, rows * rest, h, v
-    y = jnp.moveaxis(y.reshape(chunks, batch, rows, *q.shape[3:-1], -1), 0, 1)
-    return y.reshape(batch, chunks * rows, *y.shape[3:])[:, :height]
-
-
-def _flat(a: jax.Array) -> jax.Array:
-    """Merges the spatial axes: [b, *s, x, y] -> [b, n, x, y]."""
-    return a.reshape(a.shape[0], -1, *a.shape[-2:])

@@ -67,7 +67,7 @@ def dense_embeddings(
     Returns:
         E[n, m] = table[(position of m - position of n) / dilation + (r - 1) / 2], zero where there is no such tap.
     """
-    return jnp.swapaxes(dense_table(table, shape, per_axis(dilation, len(shape))), -1, -2)
+    return dense_table(table, shape, per_axis(dilation, len(shape))).transpose(0, 3, 1, 2)
 
 
 def resize_table(table: Float[Array, "*r u k"], old: Sequence[int], new: Sequence[int]) -> Float[Array, "*t u k"]:
@@ -104,24 +104,30 @@ def resize_table(table: Float[Array, "*r u k"], old: Sequence[int], new: Sequenc
 
 
 def dense_table(table: jax.Array, shape: Sequence[int], dilation: Sequence[int]) -> jax.Array:
-    """[*r, u, k] -> [n, m, u, k]."""
-    dense = skew(spread(table, 0, shape[0], dilation[0]), 0, shape[0], shape[0])
+    """[*r, u, k] -> [n, k, u, m]: keys last, as the matrix products want them."""
+    offsets = channels_first(table)
+    dense = skew(spread(offsets, 2, shape[0], dilation[0]), 2, shape[0], shape[0])
     return pairs_of_rest(dense, shape[1:], dilation[1:])
 
 
+def channels_first(table: jax.Array) -> jax.Array:
+    """[*r, u, k] -> [k, u, *r]."""
+    axes = table.ndim - 2
+    return table.transpose(axes + 1, axes, *range(axes))
+
+
 def pairs_of_rest(dense: jax.Array, rest: Sequence[int], dilation: Sequence[int]) -> jax.Array:
-    """[N, M, *r, u, k], first axis already in pairs -> [N * rest, M * rest, u, k] with the other axes in pairs too."""
+    """[k, u, N, M, *r], first axis already in pairs -> [N * rest, k, u, M * rest] with the other axes in pairs too."""
     for i, (size, step) in enumerate(zip(rest, dilation, strict=True)):
-        dense = skew(spread(dense, 2 * i + 2, size, step), 2 * i + 2, size, size)
+        dense = skew(spread(dense, 2 * i + 4, size, step), 2 * i + 4, size, size)
     return merge_pairs(dense)
 
 
 def merge_pairs(dense: jax.Array) -> jax.Array:
-    """[n0, m0, n1, m1, .., u, k] -> [n, m, u, k]."""
-    pairs = dense.ndim - 2
-    queries, keys = range(0, pairs, 2), range(1, pairs, 2)
+    """[k, u, n0, m0, n1, m1, ..] -> [n, k, u, m]."""
+    queries, keys = range(2, dense.ndim, 2), range(3, dense.ndim, 2)
     sizes = [math.prod(dense.shape[axis] for axis in axes) for axes in (queries, keys)]
-    return dense.transpose(*queries, *keys, pairs, pairs + 1).reshape(*sizes, *dense.shape[-2:])
+    return dense.transpose(*queries, 0, 1, *keys).reshape(sizes[0], *dense.shape[:2], sizes[1])
 
 
 def spread(table: jax.Array, axis: int, size: int, dilation: int) -> jax.Array:

@@ -1,0 +1,125 @@
+"""Lowerings of the position lambdas by direct sums: over all pairs, by chunks of query rows, and as a convolution.
+
+Called by `position_lambda`, which has checked the shapes and clipped the table; `spectral_lambda` has the other lowering. Layouts
+and letters as in `position_lambda`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lambdanet.ops.relative_table import channels_first, merge_pairs, pairs_of_rest, skew, spread
+
+
+def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Array:
+    """q [b, n, h, k], v [b, m, u, v], dense [n, k, u, m] -> [b, n, h, v], in lambda or attention order."""
+    # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of all pairs
+    # of one offset are added up in float32.
+    dense = dense.astype(q.dtype)
+    v = v.swapaxes(1, 2)
+    if impl == "dense":
+        lambdas = jnp.einsum("nkum,bumv->nkbv", dense, v)  # one product [n k, u m] x [u m, b v]
+        return jnp.einsum("bnhk,nkbv->bnhv", q, lambdas)
+    batch, depth = v.shape[0], v.shape[-1]
+    return _attend(q, v.reshape(batch, -1, depth), dense.reshape(*dense.shape[:2], -1))
+
+
+@jax.custom_vjp
+def _attend(q: jax.Array, values: jax.Array, pairs: jax.Array) -> jax.Array:
+    """q [b, n, h, k], values [b, m, v], pairs [n, k, m] -> [b, n, h, v]: logits, one product per query, then one per image.
+
+    The gradients are written out because the order of axes in which they are multiplied matters: transposed by JAX, the gradient
+    of `pairs` comes out keys first, in products of a few columns, which take several times as long on a CPU.
+    """
+    return _attend_forward(q, values, pairs)[0]
+
+
+def _attend_forward(q, values, pairs):
+    batch, n, h, k = q.shape
+    logits = q.swapaxes(0, 1).reshape(n, batch * h, k) @ pairs
+    logits = logits.reshape(n, batch, h, -1).swapaxes(0, 1).reshape(batch, n * h, -1)
+    return (logits @ values).reshape(batch, n, h, -1), (q, logits, values, pairs)
+
+
+def _attend_backward(operands, cotangent):
+    q, logits, values, pairs = operands
+    batch, n, h, k = q.shape
+    cotangent = cotangent.reshape(batch, n * h, -1)
+    to_values = logits.swapaxes(1, 2) @ cotangent
+    to_logits = cotangent @ values.swapaxes(1, 2)
+    to_logits = to_logits.reshape(batch, n, h, -1).swapaxes(0, 1).reshape(n, batch * h, -1)
+    to_q = (to_logits @ pairs.swapaxes(1, 2)).reshape(n, batch, h, k).swapaxes(0, 1)
+    to_pairs = q.transpose(1, 3, 0, 2).reshape(n, k, batch * h) @ to_logits
+    return to_q, to_values, to_pairs
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def by_convolution(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]) -> jax.Array:
+    """Lambda order; value depth in the batch, so that the kernel is the table itself, [*c, u, k]."""
+    axes = v.ndim - 3
+    spatial = "DHW"[3 - axes :]
+    reach = [(c - 1) // 2 * d for c, d in zip(table.shape[:axes], dilation, strict=True)]
+    x = jnp.moveaxis(v, -1, 1)  # b v *s u
+    lambdas = lax.conv_general_dilated(
+        x.reshape(-1, *x.shape[2:]),
+        table.astype(q.dtype),
+        (1,) * axes,
+        [(p, p) for p in reach],
+        rhs_dilation=tuple(dilation),
+        dimension_numbers=(f"N{spatial}C", f"{spatial}IO", f"N{spatial}C"),
+    )
+    lambdas = lambdas.reshape(*x.shape[:-1], -1)  # b v *s k
+    return jnp.einsum("b...hk,bv...k->b...hv", q, lambdas)
+
+
+def by_row_chunks(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], rows: int) -> jax.Array:
+    """Attention order, chunk by chunk along the first axis; the last chunk is padded with zero queries."""
+    batch, height, *rest = v.shape[:-2]
+    rows = min(rows, height)
+    chunks = -(-height // rows)
+    reach = (table.shape[0] - 1) // 2 * dilation[0]
+    span = rows + 2 * reach  # rows of keys that one chunk can see
+    extra = chunks * rows - height
+    starts = jnp.arange(chunks) * rows
+
+    def pad_rows(a, before, after):
+        return jnp.pad(a, [(0, 0), (before, after)] + [(0, 0)] * (a.ndim - 2))
+
+    q = pad_rows(q, 0, extra)
+    q = jnp.moveaxis(q.reshape(batch, chunks, rows, *q.shape[2:]), 1, 0)
+    if span < height:  # a window of keys moves with the queries; all chunks share one table
+        v = pad_rows(v, reach, reach + extra)
+        dense = skew(spread(channels_first(table), 2, rows + reach, dilation[0]), 2, rows, span)
+        dense = pairs_of_rest(dense, rest, dilation[1:])
+
+        def window(start):
+            return lax.dynamic_slice_in_dim(v, start, span, axis=1), dense
+
+    else:  # every chunk sees all keys; a window of the table moves with the queries
+        offsets = spread(channels_first(table), 2, height + extra, dilation[0])
+        for i, (size, step) in enumerate(zip(rest, dilation[1:], strict=True)):
+            offsets = skew(spread(offsets, 2 * i + 3, size, step), 2 * i + 3, size, size)
+
+        def window(start):
+            mine = lax.dynamic_slice_in_dim(offsets, height + extra - rows - start, rows + height - 1, axis=2)
+            return v, merge_pairs(skew(mine, 2, rows, height))
+
+    @jax.checkpoint
+    def chunk(queries, start):
+        keys, dense = window(start)
+        return by_pairs("query_first", flat(queries), flat(keys), dense)
+
+    y = lax.map(lambda args: chunk(*args), (q, starts))  # chunks, b, rows * rest, h, v
+    y = jnp.moveaxis(y.reshape(chunks, batch, rows, *q.shape[3:-1], -1), 0, 1)
+    return y.reshape(batch, chunks * rows, *y.shape[3:])[:, :height]
+
+
+def flat(a: jax.Array) -> jax.Array:
+    """Merges the spatial axes: [b, *s, x, y] -> [b, n, x, y]."""
+    return a.reshape(a.shape[0], -1, *a.shape[-2:])
