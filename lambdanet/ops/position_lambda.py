@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float
 from lambdanet.ops import cost_model, position_lowerings, spectral_lambda
 from lambdanet.ops.relative_table import clip_table, dense_table, per_axis
 
-IMPLS = ("auto", *cost_model.GRID_IMPLS)
+IMPLS = ("auto", *cost_model.GRID_IMPLS, "fused")
 FLAT_IMPLS = ("auto", *cost_model.FLAT_IMPLS)
 
 
@@ -53,6 +53,8 @@ def position_term(
             backward pass.
         'spectral': lambda order, by frequencies along the last axis and tiles of the map (`spectral_lambda`); one or
             two axes.
+        'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far (`fused_lambda`); two axes, dilation 1. Only
+            on request.
         'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward pass alone where
             nothing is differentiated and for both passes where something is.
 
@@ -70,7 +72,8 @@ def position_term(
         `jax.jacfwd`, forward over reverse) through such functions with a TypeError; the other lowerings allow it.
 
     Raises:
-        ValueError: unknown impl, even taps, shapes that do not belong together, or 'spectral' for three axes.
+        ValueError: unknown impl, even taps, shapes that do not belong together, 'spectral' for three axes, or 'fused' where it
+            does not run.
     """
     shape = v.shape[1:-2]
     if table.ndim != len(shape) + 2 or table.shape[-2:] != (v.shape[-2], q.shape[-1]):
@@ -96,6 +99,12 @@ def position_term(
     rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
 
     def lowered(impl, q, v, table):
+        if impl == "fused":
+            if any(step != 1 for step in dilation):
+                raise ValueError(f"impl 'fused' takes dilation 1, got {dilation}; take impl 'auto'")
+            from lambdanet.ops import fused_lambda  # its GPU front end takes half a second to import
+
+            return fused_lambda.fused_position_term(q, v, table)
         table = clip_table(table, shape, dilation)
         if impl == "conv":
             return position_lowerings.by_convolution(q, v, table, dilation)

@@ -29,6 +29,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lambdanet.ops.halo_windows import halo_windows
+
 TILE_ROWS, TILE_COLUMNS = 8, 64  # a tile has at most so many queries per axis
 GROUP_ELEMENTS = 2**21  # entries of the map of lambdas that are held at once
 UNROLLED_KEY_DEPTH = 32
@@ -183,7 +185,6 @@ def _windows(a: jax.Array, axis: int, cut: Axis, *, halo: bool) -> jax.Array:
     if cut.tiles == 1:
         return a
     reach, length = (cut.reach, cut.span) if halo else (0, cut.size)
-    config = [(0, 0)] * a.ndim
-    config[axis] = (reach, reach + cut.tiles * cut.size - a.shape[axis])
-    a = jnp.pad(a, config)
-    return jnp.concatenate([lax.slice_in_dim(a, i * cut.size, i * cut.size + length, axis=axis) for i in range(cut.tiles)])
+    # Joined from whole steps: a slice per tile would have a padded map per tile as its gradient.
+    windows = jnp.moveaxis(halo_windows(a, axis, cut.tiles, cut.size, length, reach), axis, 0)
+    return windows.reshape(-1, *windows.shape[2:])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.ops import position_lambda, relative_table
+from lambdanet.ops import cost_model, position_lambda, relative_table
 
 # map size, taps per axis, dilation, u, rows per chunk
 GEOMETRIES = {
@@ -191,3 +191,12 @@ def test_wrong_flat_embeddings_are_named():
         position_lambda.flat_position_term(q, v, np.zeros((4, 4, 3, 1), np.float32))
     with pytest.raises(ValueError, match="impl is 'conv'; allowed here: auto, dense, query_first"):
         position_lambda.flat_position_term(q, v, np.zeros((4, 5, 3, 1), np.float32), impl="conv")
+
+
+def test_fused_is_refused_where_it_does_not_run_and_never_chosen():
+    q, v, table = jnp.ones((1, 4, 4, 2, 8)), jnp.ones((1, 4, 4, 1, 8)), jnp.ones((3, 3, 1, 8))
+    with pytest.raises(ValueError, match="'fused' is a kernel for NVIDIA GPUs .* take impl 'auto' or one of 'dense'"):
+        position_lambda.position_term(q, v, table, impl="fused")
+    with pytest.raises(ValueError, match="'fused' takes dilation 1, got"):
+        position_lambda.position_term(q, v, table, impl="fused", dilation=2)
+    assert all("fused" not in rates for device in cost_model.DEVICES.values() for rates in device.rates.values())
