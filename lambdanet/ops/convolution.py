@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,8 @@ IMPLS = ("auto", "conv", "images", "product", "blocks", "shift")
 Pair = tuple[int, int]
 
 _BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
-_LARGE, _FEW = 2**13, 8  # 'auto' takes 'images' from so many output positions on, with more input channels than so many
+_LARGE, _MANY = 2**13, 16  # output positions and input channels from which on 'auto' takes 'images'
+_FEW = 32  # numbers per window up to which 'auto' takes 'product' where windows overlap
 
 
 def convolution(
@@ -35,13 +37,14 @@ def convolution(
         'conv': XLA's convolution. Its CPU backend transposes both maps for the gradient of the kernel.
         'images': the same, with a gradient of the kernel that is summed image by image from a matrix product per tap. On CPU
             it takes half the time on large maps.
-        'product': one matrix product, for kernels whose windows share no input: 1x1 at any stride, and stride equal to the
-            side, both without padding. On CPU the gradient of a 1x1 kernel is several times as fast.
+        'product': one matrix product with a row per window; not for groups or dilation. Where windows share no input (1x1, or
+            stride equal to the side, without padding) the rows are the map itself: on CPU the gradient of a 1x1 kernel is
+            several times as fast. Else they are copies, which pays for the first convolution of a network, of few numbers.
         'blocks': grouped kernels only; neighbouring groups are joined to blocks with zeros off their diagonal, and every block
             is an ordinary convolution. On CPU the convolution of one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
-        'auto': on CPU the first of 'shift', 'product', 'blocks' that the operation allows, else 'images' for large maps of more
-            than a few channels, else 'conv'; elsewhere 'conv'.
+        'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels, 'product' where windows share
+            nothing or hold few numbers, 'images' for large maps.
 
     Args:
         x: the map.
@@ -63,18 +66,19 @@ def convolution(
     channels = x.shape[-1]
     if channels != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(f"convolution: {channels} channels in {groups} groups do not fit a kernel of shape {kernel.shape}")
-    allowed = _allowed(x.shape, kernel.shape, stride, padding, dilation, groups)
+    allowed = _allowed(x.shape, kernel.shape, padding, dilation, groups)
     if impl == "auto":
-        impl = _fastest(allowed, x.shape, stride) if jax.default_backend() == "cpu" else "conv"
+        on_cpu = jax.default_backend() == "cpu"
+        impl = _fastest(allowed, x.shape, kernel.shape, stride, padding) if on_cpu else "conv"
     if impl not in allowed:
         raise ValueError(
-            f"convolution: impl {impl!r} does not allow kernel {kernel.shape}, stride {stride}, padding {padding}, dilation "
-            f"{dilation}, groups {groups}; allowed: {', '.join(allowed)}"
+            f"convolution: impl {impl!r} does not allow kernel {kernel.shape}, padding {padding}, dilation {dilation}, groups "
+            f"{groups}; allowed: {', '.join(allowed)}"
         )
     if impl == "shift":
         return depthwise_conv(x, kernel, stride=stride, impl="shift")
     if impl == "product":
-        return _product(x, kernel, stride)
+        return _product(x, kernel, stride, padding)
     if impl == "images":
         return _images(x, kernel, stride, padding, dilation)
     if impl == "conv":
@@ -86,23 +90,29 @@ def convolution(
     return jnp.concatenate([_conv(part, part_kernel, stride, padding, dilation, 1) for part, part_kernel in parts], -1)
 
 
-def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
-    """Lowerings that an operation of these shapes allows, the most special first."""
-    sides, found = kernel[:2], []
+def _allowed(x, kernel, padding, dilation, groups) -> tuple[str, ...]:
+    """Lowerings that an operation of these shapes allows."""
+    sides = kernel[:2]
     same = all(side % 2 and pad == (side // 2,) * 2 for side, pad in zip(sides, padding, strict=True))
-    if groups == x[-1] == kernel[3] and same and dilation == (1, 1):
-        found.append("shift")
-    separate = all(side == 1 or side == step for side, step in zip(sides, stride, strict=True))
-    if groups == 1 and separate and dilation == (1, 1) and padding == ((0, 0), (0, 0)):
-        found.append("product")
-    found.append("blocks" if groups > 1 else "images")
-    return (*found, "conv")
+    if groups == 1:
+        return ("conv", "images", "product") if dilation == (1, 1) else ("conv", "images")
+    depthwise = groups == x[3] == kernel[3] and same and dilation == (1, 1)
+    return ("conv", "blocks", "shift") if depthwise else ("conv", "blocks")
 
 
-def _fastest(allowed: tuple[str, ...], x: tuple[int, ...], stride: Pair) -> str:
+def _fastest(allowed: tuple[str, ...], x, kernel, stride: Pair, padding: tuple[Pair, Pair]) -> str:
     """The lowering for CPU."""
-    positions = x[1] * x[2] // (stride[0] * stride[1])
-    return "conv" if allowed[0] == "images" and (positions < _LARGE or x[3] <= _FEW) else allowed[0]
+    if "product" in allowed and (_separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW):
+        return "product"
+    if "images" in allowed:
+        return "images" if x[1] * x[2] // math.prod(stride) >= _LARGE and x[3] >= _MANY else "conv"
+    return allowed[-1]
+
+
+def _separate(kernel: tuple[int, ...], stride: Pair, padding: tuple[Pair, Pair]) -> bool:
+    """Whether windows share no input."""
+    apart = all(side == 1 or side == step for side, step in zip(kernel, stride, strict=False))
+    return apart and padding == ((0, 0), (0, 0))
 
 
 def _conv(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int) -> jax.Array:
@@ -147,22 +157,24 @@ def _images_backward(stride, padding, dilation, saved, cotangent):
 _images.defvjp(_images_forward, _images_backward)
 
 
-def _product(x: jax.Array, kernel: jax.Array, stride: Pair) -> jax.Array:
+def _product(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair]) -> jax.Array:
     """Every window is a row of a matrix."""
-    sides = kernel.shape[:2]
-    for axis, (side, step) in enumerate(zip(sides, stride, strict=True), 1):
-        count = (x.shape[axis] - side) // step + 1
-        # A window of one position keeps every step-th; the others keep whole windows.
-        last = (count - 1) * step + side
-        x = lax.slice_in_dim(x, 0, last, step if side == 1 else 1, axis)
-    batch, height, width, channels = x.shape
-    rows, columns = height // sides[0], width // sides[1]
-    if sides != (1, 1):
-        x = x.reshape(batch, rows, sides[0], columns, sides[1], channels).transpose(0, 1, 3, 2, 4, 5)
+    sides, matrix = kernel.shape[:2], kernel.reshape(-1, kernel.shape[3])
+    separate = _separate(kernel.shape, stride, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    rows, columns = ((n - side) // step + 1 for n, side, step in zip(x.shape[1:3], sides, stride, strict=True))
+    if separate and sides != (1, 1):
+        # Whole cells; along an axis of one tap per window, every stride-th position.
+        for axis, (side, step, count) in enumerate(zip(sides, stride, (rows, columns), strict=True), 1):
+            x = lax.slice_in_dim(x, 0, (count - 1) * step + side, step if side == 1 else 1, axis)
+        x = x.reshape(-1, rows, sides[0], columns, sides[1], x.shape[3]).transpose(0, 1, 3, 2, 4, 5)
+    else:
+        last = stride[0] * (rows - 1) + 1, stride[1] * (columns - 1) + 1
+        views = [x[:, u : u + last[0] : stride[0], v : v + last[1] : stride[1]] for u, v in np.ndindex(sides)]
+        x = jnp.concatenate(views, -1)
     precise = jnp.promote_types(x.dtype, jnp.float32)
-    matrix = kernel.reshape(-1, kernel.shape[-1])
     y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=precise)
-    return y.reshape(batch, rows, columns, -1).astype(x.dtype)
+    return y.reshape(-1, rows, columns, kernel.shape[3]).astype(x.dtype)
 
 
 def _groups_per_block(channels: int, groups: int) -> int:
