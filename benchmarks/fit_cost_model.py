@@ -3,10 +3,11 @@
     python -m benchmarks.fit_cost_model FILE.jsonl [--fit] [--json OUT]
 
 FILE holds records of `python -m benchmarks micro` (cases `lambda_*`). Printed per shape and direction: the lowering that
-`impl='auto'` chooses, the fastest measured one and the ratio of their times. With --fit, rates for
+`impl='auto'` chooses, the fastest measured one and the ratio of their times; and, where PyTorch was measured beside, how many
+times longer its fastest form and its convolution of r x r x 1 take than the choice. With --fit, rates for
 `cost_model.DEVICES['cpu']` are fitted first, printed, and used for the table: per lowering and direction least squares of the
-relative error with no negative rate, then small changes of all rates as long as the choice gets better. --json writes the table,
-one object per line.
+relative error with no rate below a floor, then small changes of all rates as long as the choice gets better. --json writes the
+table, one object per line.
 """
 
 from __future__ import annotations
@@ -23,19 +24,23 @@ import numpy as np
 from benchmarks import micro_lambda
 from lambdanet.ops import cost_model
 
-Times = dict[str, dict[cost_model.Geometry, dict[str, float]]]  # direction -> shape -> lowering -> ms
+# No rate below what two cores and their memory can do, so that a term that the shapes do not show is not free elsewhere.
+FLOOR = {"fwd": np.array([8e-12, 1e-11, 1e-10, 0.0])}
+FLOOR["train"] = 3 * FLOOR["fwd"]
+
+Times = dict[str, dict[cost_model.Geometry, dict[str, float]]]  # direction -> shape -> candidate -> ms
 
 
-def read(path: str) -> tuple[Times, dict[cost_model.Geometry, str]]:
-    """Returns the best times of our lowerings, and the name of every shape."""
+def read(path: str) -> tuple[Times, Times, dict[cost_model.Geometry, str]]:
+    """Returns the best times of our lowerings and of PyTorch's forms, and the name of every shape."""
     shapes = {shape.name: micro_lambda.geometry(shape) for shape in micro_lambda.SHAPES}
-    times: Times = {direction: {} for direction in cost_model.DIRECTIONS}
+    ours, theirs = ({direction: {} for direction in cost_model.DIRECTIONS} for _ in range(2))
     with open(path) as lines:
         for record in map(json.loads, lines):
-            known = record["case"] in shapes and record["framework"] == "ours" and record["impl"] in cost_model.GRID_IMPLS
-            if known and "ms" in record:
+            if record["case"] in shapes and "ms" in record and record["impl"] != "auto":
+                times = ours if record["framework"] == "ours" else theirs
                 times[record["direction"]].setdefault(shapes[record["case"]], {})[record["impl"]] = record["ms"]
-    return times, {geometry: name for name, geometry in shapes.items()}
+    return ours, theirs, {geometry: name for name, geometry in shapes.items()}
 
 
 def fit(times: Times, device: cost_model.Device) -> cost_model.Device:
@@ -48,8 +53,9 @@ def fit(times: Times, device: cost_model.Device) -> cost_model.Device:
         for name in names:
             measured = [g for g in shapes if name in shapes[g]]
             relative = np.stack([amounts[name][g] / (shapes[g][name] / 1e3) for g in measured])
-            start[name] = _least_squares(relative, np.ones(len(measured)))
-        rates[direction] = _refine(start, amounts, shapes)
+            floor = FLOOR[direction]
+            start[name] = floor + _least_squares(relative, np.ones(len(measured)) - relative @ floor)
+        rates[direction] = _refine(start, amounts, shapes, FLOOR[direction])
     rounded = {d: {n: tuple(float(f"{x:.3g}") for x in r) for n, r in found.items()} for d, found in rates.items()}
     return dataclasses.replace(device, rates=rounded)
 
@@ -61,7 +67,7 @@ def _amounts(geometry: cost_model.Geometry, impl: str, device: cost_model.Device
 
 def _least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Non-negative least squares by trying every set of columns: there are four."""
-    best, answer = math.inf, np.zeros(a.shape[1])
+    best, answer = float(np.sum(b**2)), np.zeros(a.shape[1])
     for count in range(1, a.shape[1] + 1):
         for columns in itertools.combinations(range(a.shape[1]), count):
             scale = np.abs(a[:, columns]).max(0)
@@ -69,13 +75,13 @@ def _least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
                 continue
             found = np.linalg.lstsq(a[:, columns] / scale, b, rcond=None)[0] / scale
             error = np.sum((a[:, columns] @ found - b) ** 2)
-            if (found >= 0).all() and error < best * (1 - 1e-9):
+            if (found >= 0).all() and error < best:
                 best, answer = error, np.zeros(a.shape[1])
                 answer[list(columns)] = found
     return answer
 
 
-def _refine(start: dict[str, np.ndarray], amounts: dict, shapes: dict) -> dict[str, np.ndarray]:
+def _refine(start: dict[str, np.ndarray], amounts: dict, shapes: dict, floor: np.ndarray) -> dict[str, np.ndarray]:
     """Random small steps from the least-squares rates while the worst choice, then the sum of all losses, gets smaller."""
 
     def loss(rates):
@@ -89,14 +95,14 @@ def _refine(start: dict[str, np.ndarray], amounts: dict, shapes: dict) -> dict[s
     rng, best = np.random.default_rng(0), dict(start)
     least = loss(best)
     for _ in range(4000):
-        trial = {name: rates * np.exp(rng.normal(scale=0.1, size=rates.shape)) for name, rates in best.items()}
+        trial = {n: np.maximum(r * np.exp(rng.normal(scale=0.1, size=r.shape)), floor) for n, r in best.items()}
         if (value := loss(trial)) < least:
             best, least = trial, value
     return best
 
 
-def losses(times: Times, names: dict[cost_model.Geometry, str], device: cost_model.Device) -> list[dict]:
-    """Returns per shape and direction the choice, the fastest lowering and the ratio of their times."""
+def losses(times: Times, theirs: Times, names: dict[cost_model.Geometry, str], device: cost_model.Device) -> list[dict]:
+    """Returns per shape and direction the choice, the fastest lowering, the ratio of their times, PyTorch's times in ours."""
     table = []
     for geometry, name in names.items():
         for direction in cost_model.DIRECTIONS:
@@ -109,7 +115,13 @@ def losses(times: Times, names: dict[cost_model.Geometry, str], device: cost_mod
             row = dict(
                 case=name, direction=direction, chosen=chosen, fastest=fastest, ratio=round(found[chosen] / found[fastest], 3)
             )
-            table.append(row | dict(chosen_ms=round(found[chosen], 3), fastest_ms=round(found[fastest], 3)))
+            row |= dict(chosen_ms=round(found[chosen], 3), fastest_ms=round(found[fastest], 3))
+            if torch := theirs[direction].get(geometry):
+                best = min(torch, key=torch.get)
+                row |= dict(torch=best, torch_ms=round(torch[best], 3), torch_ratio=round(torch[best] / found[chosen], 2))
+                if "conv_rr1" in torch:
+                    row["torch_conv_rr1_ratio"] = round(torch["conv_rr1"] / found[chosen], 2)
+            table.append(row)
     return table
 
 
@@ -120,7 +132,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--fit", action="store_true", help="fit new rates first")
     parser.add_argument("--json", metavar="OUT", help="write the table, one JSON object per line")
     args = parser.parse_args(argv)
-    times, names = read(args.file)
+    times, theirs, names = read(args.file)
     device = cost_model.DEVICES["cpu"]
     if args.fit:
         device = fit(times, device)
@@ -129,9 +141,10 @@ def main(argv: list[str] | None = None) -> None:
             for name, values in rates.items():
                 print(f'    "{name}": ({", ".join(f"{value:.3g}" for value in values)}),')
             print("},")
-    table = losses(times, names, device)
+    table = losses(times, theirs, names, device)
     for row in table:
-        print(f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} {row['ratio']:.2f}")
+        beside = " ".join(f"{row[key]:6.2f}" for key in ("torch_ratio", "torch_conv_rr1_ratio") if key in row)
+        print(f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} {row['ratio']:.2f} {beside}")
     if args.json:
         with open(args.json, "w") as out:
             out.writelines(json.dumps(row) + "\n" for row in table)

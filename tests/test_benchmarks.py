@@ -8,7 +8,7 @@ import types
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import harness, input_suite, micro_lambda, torch_lambda
+from benchmarks import fit_cost_model, harness, input_suite, micro_lambda, torch_lambda
 
 
 def case(name, impl, seconds=0.0, wrong="", closed=None, own=None):
@@ -88,6 +88,32 @@ def test_torch_forms_of_the_lambda_core_pass_the_same_gate(form):
     pytest.importorskip("torch")
     for scope in (3, 9):
         micro_lambda.prepare_torch(micro_lambda.Shape(2, 5, 8, 4, scope), "train", form).check()
+
+
+def test_rates_are_found_again_from_times_they_made(tmp_path, capsys):
+    """The fit of made-up times chooses as they do, although it starts from nothing; and a wrong choice is told."""
+    device = micro_lambda.cost_model.DEVICES["cpu"]
+    lines = []
+    for shape in micro_lambda.SEVENTEEN[::2]:
+        geometry = micro_lambda.geometry(shape)
+        for direction, rates in device.rates.items():
+            for impl in rates:
+                ms = 1e3 * micro_lambda.cost_model.estimate(geometry, impl, device, direction).seconds
+                lines.append(dict(case=shape.name, direction=direction, framework="ours", impl=impl, ms=ms))
+            lines.append(dict(case=shape.name, direction=direction, framework="torch", impl="conv_rr1", ms=2 * ms))
+    path = tmp_path / "times.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ours, theirs, names = fit_cost_model.read(str(path))
+    fitted = fit_cost_model.fit(ours, device)
+    assert fitted.rates.keys() == device.rates.keys() and fitted.rates != device.rates
+    assert max(row["ratio"] for row in fit_cost_model.losses(ours, theirs, names, fitted)) < 1.02
+    for found in ours["fwd"].values():
+        found["dense"] = 0.5 * min(found.values())
+    assert min(row["ratio"] for row in fit_cost_model.losses(ours, theirs, names, device) if row["direction"] == "fwd") >= 2.0
+    fit_cost_model.main([str(path), "--json", str(tmp_path / "table.jsonl")])
+    rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
+    assert len(rows) == 18 and all(row["ratio"] == 1.0 and row["torch"] == "conv_rr1" for row in rows)
+    assert len(capsys.readouterr().out.splitlines()) == 18
 
 
 def test_names_and_number_of_the_lambda_shapes():
