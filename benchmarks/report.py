@@ -57,7 +57,10 @@ def side_by_side(records: Sequence[Record]) -> str:
             continue
         lowerings = [r for r in candidates if r["framework"] == "ours" and r is not ours and "ms" in r]
         fastest = min(lowerings, key=lambda r: r["ms"], default=None)
-        best = "" if fastest is None else f"{fastest['impl']} {fastest['ms']:.2f} ({ours['ms'] / fastest['ms']:.2f})"
+        best = ""
+        if fastest is not None:  # the lowering that 'auto' chose is the same program: any difference is the spread of the times
+            ratio = "chosen" if fastest["impl"] == ours.get("lowering") else f"{ours['ms'] / fastest['ms']:.2f}"
+            best = f"{fastest['impl']} {fastest['ms']:.2f} ({ratio})"
         chosen = f" ({ours['lowering']})" if "lowering" in ours else ""
         torch = sorted((r for r in candidates if r["framework"] != "ours"), key=lambda r: r.get("ms", float("inf")))
         others = [
