@@ -6,8 +6,9 @@ twice. Forward alone and training (forward + backward) have their own rates and 
 nothing but shapes, backend and dtype, so it is the same on every host of a job and from run to run.
 
 Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m benchmarks.fit_cost_model`,
-which also prints what the choice loses to the fastest lowering (benchmarks/results/cpu_micro_lambda.jsonl and cpu_micro_lambda_choices.jsonl). `conv` is no
-candidate there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times slower than a matrix product.
+which also prints what the choice loses to the fastest lowering (benchmarks/results/cpu_micro_lambda.jsonl has the records,
+cpu_micro_lambda_choices.jsonl the table). `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
+convolution runs 10 to 100 times slower than a matrix product.
 GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements;
 'spectral' has none there and is never chosen.
 """
