@@ -22,6 +22,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks import harness  # noqa: E402
+from lambdanet.training import start_up  # noqa: E402
 
 SUITES = {
     "micro": "micro_suite",
@@ -43,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
+    start_up.keep_freed_memory()  # as train.py does; PyTorch beside us profits likewise
     cases = importlib.import_module(f"benchmarks.{SUITES[args.suite]}").cases()
     chosen = [case for case in cases if fnmatch.fnmatchcase(case.name, args.cases)]
     if not chosen:
