@@ -103,7 +103,7 @@ def by_frequencies(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Seque
         q, v = _windows(q, axis, part, halo=False), _windows(v, axis, part, halo=True)
     count, key_depth, depth = q.shape[0], q.shape[-1], v.shape[-1]
     per_group = tiles_per_group(rows, columns, key_depth, depth)
-    if count <= per_group:
+    if not isinstance(count, int) or count <= per_group:  # a symbolic batch (`jax.export`) cannot be cut into groups
         y = some(q, v)
     else:
         groups = -(-count // per_group)

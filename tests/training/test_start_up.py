@@ -12,7 +12,7 @@ done = start_up.keep_freed_memory()
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: jnp.cumsum(jnp.sort(x, axis=1), axis=0).sum())
 x = jnp.ones((1024, 4096))
-for _ in range(3):
+for _ in range(40):  # until the heap has its size
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
@@ -32,4 +32,4 @@ def faults(**environment):
 def test_buffers_are_not_mapped_afresh_in_every_step():
     kept, few = faults()
     left, many = faults(MALLOC_CHECK_="0")  # any setting of the user's stays
-    assert (kept, left) == (True, False) and few < many / 2, (few, many)
+    assert (kept, left) == (True, False) and few < many / 10, (few, many)
