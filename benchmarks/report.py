@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of the table -->)", re.DOTALL)
-DIRECTIONS = {"fwd": "forward", "train": "forward + backward"}
+DIRECTIONS = {"fwd": "forward", "train": "forward + backward", "input_gradient": "gradient of the input"}
 COLORS = {"fwd": "#1f6feb", "train": "#d1570a"}
 
 Record = Mapping[str, Any]
@@ -124,7 +124,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     cases = list(dict.fromkeys(case for case, _, _ in bars))
     figure = Figure(figsize=(8.5, 1.2 + 0.34 * len(cases)), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    for number, direction in enumerate(DIRECTIONS):
+    for number, direction in enumerate(COLORS):
         mine = [(cases.index(case), ratio) for case, each, ratio in bars if each == direction]
         at = [place + 0.2 * (2 * number - 1) for place, _ in mine]
         axes.barh(at, [r - 1 for _, r in mine], 0.36, left=1, color=COLORS[direction], label=DIRECTIONS[direction])
