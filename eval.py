@@ -286,6 +286,7 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     logging.set_verbosity(logging.ERROR)
+    start_up.use_eigen_convolutions()
     start_up.keep_freed_memory()
     run = globals()[f"run_{MODE.value}"]
     try:

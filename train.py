@@ -283,6 +283,7 @@ def main(_: list[str]) -> None:
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
+    start_up.use_eigen_convolutions()
     start_up.keep_freed_memory()
     try:
         config = CONFIG.value

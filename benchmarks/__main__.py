@@ -44,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
+    start_up.use_eigen_convolutions()
     start_up.keep_freed_memory()  # as train.py does; PyTorch beside us profits likewise
     cases = importlib.import_module(f"benchmarks.{SUITES[args.suite]}").cases()
     chosen = [case for case in cases if fnmatch.fnmatchcase(case.name, args.cases)]

@@ -173,14 +173,14 @@ def prepare_train(network: Network) -> Prepared:
     images, labels = (jnp.asarray(a) for a in _data(network))
     view, _ = state.views(network.build)
 
-    def loss_and_stats(params, stats):
+    def loss_and_stats(params, stats, images):
         model = nnx.merge(view, params, stats)
         logits = model(images, rngs=nnx.Rngs(dropout=0))
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
-    def step(params, stats, velocity):
-        (loss, stats), gradients = jax.value_and_grad(loss_and_stats, has_aux=True)(params, stats)
+    def step(params, stats, velocity, images):
+        (loss, stats), gradients = jax.value_and_grad(loss_and_stats, has_aux=True)(params, stats, images)
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         return jax.tree.map(lambda p, v: p - RATE * v, params, velocity), stats, velocity, loss
 
@@ -188,11 +188,11 @@ def prepare_train(network: Network) -> Prepared:
         params, stats = jax.tree.map(jnp.array, _weights(network))
         return params, stats, jax.tree.map(jnp.zeros_like, params)
 
-    compiled, facts = _compile(jax.jit(step, donate_argnums=(0, 1, 2)).lower(*start()))
+    compiled, facts = _compile(jax.jit(step, donate_argnums=(0, 1, 2)).lower(*start(), images))
     current = [start()]
 
     def run():
-        *current[0], loss = compiled(*current[0])
+        *current[0], loss = compiled(*current[0], images)
         return loss
 
     def check():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 
 import jax
@@ -13,11 +12,10 @@ from jaxtyping import Array, Float
 
 from lambdanet.ops.depthwise import depthwise_conv
 
-IMPLS = ("auto", "conv", "images", "product", "blocks", "shift")
+IMPLS = ("auto", "conv", "product", "blocks", "shift")
 Pair = tuple[int, int]
 
 _BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
-_LARGE, _MANY = 2**13, 16  # output positions and input channels from which on 'auto' takes 'images'
 _FEW = 32  # numbers per window up to which 'auto' takes 'product' where windows overlap
 
 
@@ -34,9 +32,7 @@ def convolution(
     """y[i, j, d] = sum over taps (u, v) and channels c of kernel[u, v, c, d] x[s i + e u - p, s j + e v - p, c]; zeros outside.
 
     Lowerings, equal up to rounding in values and gradients:
-        'conv': XLA's convolution. Its CPU backend transposes both maps for the gradient of the kernel.
-        'images': the same, with a gradient of the kernel that is summed image by image from a matrix product per tap. On CPU
-            it takes half the time on large maps.
+        'conv': XLA's convolution. On CPU it should be Eigen's: see `lambdanet.training.start_up.use_eigen_convolutions`.
         'product': one matrix product with a row per window; not for groups or dilation. Where windows share no input (1x1, or
             stride equal to the side, without padding) the rows are the map itself: on CPU the gradient of a 1x1 kernel is
             several times as fast. Else they are copies, which pays for the first convolution of a network, of few numbers.
@@ -44,7 +40,7 @@ def convolution(
             is an ordinary convolution. On CPU the convolution of one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
         'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels, 'product' where windows share
-            nothing or hold few numbers, 'images' for large maps.
+            nothing or hold few numbers.
 
     Args:
         x: the map.
@@ -79,8 +75,6 @@ def convolution(
         return depthwise_conv(x, kernel, stride=stride, impl="shift")
     if impl == "product":
         return _product(x, kernel, stride, padding)
-    if impl == "images":
-        return _images(x, kernel, stride, padding, dilation)
     if impl == "conv":
         return _conv(x, kernel, stride, padding, dilation, groups)
     per_block = _groups_per_block(channels, groups)
@@ -95,7 +89,7 @@ def _allowed(x, kernel, padding, dilation, groups) -> tuple[str, ...]:
     sides = kernel[:2]
     same = all(side % 2 and pad == (side // 2,) * 2 for side, pad in zip(sides, padding, strict=True))
     if groups == 1:
-        return ("conv", "images", "product") if dilation == (1, 1) else ("conv", "images")
+        return ("product", "conv") if dilation == (1, 1) else ("conv",)
     depthwise = groups == x[3] == kernel[3] and same and dilation == (1, 1)
     return ("conv", "blocks", "shift") if depthwise else ("conv", "blocks")
 
@@ -104,8 +98,6 @@ def _fastest(allowed: tuple[str, ...], x, kernel, stride: Pair, padding: tuple[P
     """The lowering for CPU."""
     if "product" in allowed and (_separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW):
         return "product"
-    if "images" in allowed:
-        return "images" if x[1] * x[2] // math.prod(stride) >= _LARGE and x[3] >= _MANY else "conv"
     return allowed[-1]
 
 
@@ -125,36 +117,6 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pa
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def _images(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair], dilation: Pair) -> jax.Array:
-    return _conv(x, kernel, stride, padding, dilation, 1)
-
-
-def _images_forward(x, kernel, stride, padding, dilation):
-    return _images(x, kernel, stride, padding, dilation), (x, kernel)
-
-
-def _images_backward(stride, padding, dilation, saved, cotangent):
-    x, kernel = saved
-    (of_x,) = jax.linear_transpose(lambda x: _conv(x, kernel, stride, padding, dilation, 1), x)(cotangent)
-    rows, columns = (step * (count - 1) + 1 for step, count in zip(stride, cotangent.shape[1:3], strict=True))
-    precise = jnp.promote_types(x.dtype, jnp.float32)
-    taps = [(u * dilation[0], v * dilation[1]) for u, v in np.ndindex(kernel.shape[:2])]
-
-    def add_image(total, image):
-        padded = jnp.pad(image[0], (*padding, (0, 0)))
-        views = [padded[u : u + rows : stride[0], v : v + columns : stride[1]].reshape(-1, x.shape[3]) for u, v in taps]
-        of_y = image[1].reshape(-1, kernel.shape[3])
-        return total + jnp.stack([jnp.matmul(view.T, of_y, preferred_element_type=precise) for view in views]), None
-
-    # One image at a time stays in the cache.
-    of_kernel, _ = lax.scan(add_image, jnp.zeros((len(taps), *kernel.shape[2:]), precise), (x, cotangent))
-    return of_x, of_kernel.reshape(kernel.shape).astype(kernel.dtype)
-
-
-_images.defvjp(_images_forward, _images_backward)
 
 
 def _product(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair]) -> jax.Array:

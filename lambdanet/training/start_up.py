@@ -1,8 +1,9 @@
-"""What a program sets once, before its first computation: the compilation cache, and how the process keeps freed memory."""
+"""What a program sets once, before its first computation: compilation cache, freed memory, convolutions on CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -13,6 +14,25 @@ import jax
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER = -1  # as a threshold
 _TOP = 64 * 2**20  # bytes asked for beyond what is needed, so that the heap grows in few steps
+_YNN = "--xla_cpu_experimental_ynn_fusion_type"
+_VERSIONS = "0.10."  # of jaxlib
+
+
+def use_eigen_convolutions() -> bool:
+    """Has XLA's CPU backend run convolutions by Eigen instead of YNNPACK; to be called before JAX looks for devices.
+
+    In jaxlib 0.10 YNNPACK's convolutions with at most 64 output channels use one core and all others are slower, too
+    (docs/performance.md). Matrix products and sums stay with YNNPACK. In 0.12 both take the same time. Other versions are left
+    alone, because XLA ends the process at a flag that it does not know; and what XLA_FLAGS says about it already wins.
+
+    Returns:
+        Whether it was done.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _YNN in flags or not importlib.metadata.version("jaxlib").startswith(_VERSIONS):
+        return False
+    os.environ["XLA_FLAGS"] = f"{flags} {_YNN}=-individual_convolution".strip()
+    return True
 
 
 def use_compilation_cache(directory: str) -> None:

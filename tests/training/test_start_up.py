@@ -1,5 +1,6 @@
 """What programs set before their first computation."""
 
+import importlib.metadata
 import subprocess
 import sys
 
@@ -10,8 +11,8 @@ import resource, sys
 from lambdanet.training import start_up
 done = start_up.keep_freed_memory()
 import jax, jax.numpy as jnp
-step = jax.jit(lambda x: jnp.sort(x.reshape(-1, 4), axis=1) * 2)
-x = jnp.ones((1024, 4096))
+step = jax.jit(lambda x: jnp.sin(x) * 2)
+x = jnp.ones((4096, 4096))  # 64 MiB: glibc never keeps more than 32 of its own accord
 for _ in range(40):  # until the heap has its size
     step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -21,10 +22,14 @@ print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-def faults(**environment):
-    command = [sys.executable, "-c", PROGRAM]
+def run(program, **environment):
     paths = {"PATH": "", "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
-    done, count = subprocess.run(command, env=paths | environment, capture_output=True, text=True, check=True).stdout.split()
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, env=paths | environment, capture_output=True, text=True, check=True).stdout
+
+
+def faults(**environment):
+    done, count = run(PROGRAM, **environment).split()
     return done == "True", int(count)
 
 
@@ -33,3 +38,23 @@ def test_buffers_are_not_mapped_afresh_in_every_step():
     kept, few = faults()
     left, many = faults(MALLOC_CHECK_="0")  # any setting of the user's stays
     assert (kept, left) == (True, False) and few < many / 10, (few, many)
+
+
+CONVOLUTION = """
+import os
+from lambdanet.training import start_up
+done = start_up.use_eigen_convolutions()
+import jax, jax.numpy as jnp
+x, kernel = jnp.ones((2, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
+convolve = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+print(done, jax.jit(convolve).lower(x, kernel).compile().as_text().count("ynn_fusion"), os.environ["XLA_FLAGS"])
+"""
+
+
+@pytest.mark.skipif(not importlib.metadata.version("jaxlib").startswith("0.10."), reason="other versions are left alone")
+def test_convolutions_are_eigens_and_the_users_flags_stay():
+    done, count, flags = run(CONVOLUTION, XLA_FLAGS="--xla_cpu_enable_fast_math=false").split(maxsplit=2)
+    assert (done, count) == ("True", "0") and flags.startswith("--xla_cpu_enable_fast_math=false --xla_cpu_experimental_ynn")
+    theirs = "--xla_cpu_experimental_ynn_fusion_type=individual_convolution"
+    done, count, flags = run(CONVOLUTION, XLA_FLAGS=theirs).split()
+    assert done == "False" and int(count) > 0 and flags == theirs
