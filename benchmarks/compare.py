@@ -42,7 +42,7 @@ from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_r
 from configs import attention_zoo, digits  # noqa: E402
 from lambdanet import data  # noqa: E402
 from lambdanet.config import to_plain  # noqa: E402
-from lambdanet.training import state  # noqa: E402
+from lambdanet.training import start_up, state  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,6 +235,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if out is None and (args.quick or args.only):
         out = ROOT / "runs" / ("compare_quick" if args.quick else "compare_only")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    start_up.use_eigen_convolutions()  # as train.py does
+    start_up.keep_freed_memory()
     try:
         plan.names("digits")
         files = files_in(None if out is None else out.absolute())

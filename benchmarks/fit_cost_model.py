@@ -37,7 +37,7 @@ def read(path: str) -> tuple[Times, Times, dict[cost_model.Geometry, str]]:
     ours, theirs = ({direction: {} for direction in cost_model.DIRECTIONS} for _ in range(2))
     with open(path) as lines:
         for record in map(json.loads, lines):
-            if record["case"] in shapes and "ms" in record and record["impl"] != "auto":
+            if record["case"] in shapes and record.get("ms") and record["impl"] != "auto":
                 times = ours if record["framework"] == "ours" else theirs
                 times[record["direction"]].setdefault(shapes[record["case"]], {})[record["impl"]] = record["ms"]
     return ours, theirs, {geometry: name for name, geometry in shapes.items()}

@@ -15,6 +15,8 @@ from typing import Any, TextIO
 SLOWEST_CALL = 3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
 SHORTEST_SAMPLE = 0.02  # seconds; shorter calls are repeated inside one sample
 BUDGET = 20.0  # seconds of sampling per group of candidates
+# What every line of JSON has; null where it is not known, such as PyTorch's temporary memory.
+LINE = ("suite", "case", "direction", "framework", "impl", "ms", "median_ms", "cpu_ms", "temp_mib", "flops", "bytes")
 PAUSE = 0.005  # seconds before a sample where two frameworks take turns: their idle threads spin for a while
 
 
@@ -65,7 +67,7 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
     Args:
         cases: what to measure.
         rounds: samples per case (fewer when a group exceeds its time budget).
-        out: an open file for one JSON object per line; None writes none.
+        out: an open file for one JSON object per line, with all keys of `LINE`; None writes none.
 
     Returns:
         The records. A candidate that failed its check has no times and `error` instead; a too slow one likewise.
@@ -82,7 +84,7 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
                 record["copy_share"] = record["bytes"] / (limits[1] * record["ms"] / 1e3)
             records.append(record)
             if out is not None:
-                print(json.dumps(record), file=out, flush=True)
+                print(json.dumps(dict.fromkeys(LINE) | record), file=out, flush=True)
     return records
 
 

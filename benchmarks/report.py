@@ -29,7 +29,8 @@ Record = Mapping[str, Any]
 
 def read(path: Path) -> list[Record]:
     """Returns the records of a file of JSON lines; of a candidate that was measured again the last."""
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    lines = map(json.loads, path.read_text().splitlines())
+    records = [{key: value for key, value in line.items() if value is not None} for line in lines]
     return list({(r["suite"], r["case"], r["direction"], r["framework"], r["impl"]): r for r in records}.values())
 
 
@@ -104,6 +105,7 @@ def dispatch(records: Sequence[Record]) -> str:
 TABLES = {
     "micro_lambda": ("micro_lambda", side_by_side),
     "micro_local": ("micro_local", side_by_side),
+    "micro_blocks": ("micro_blocks", side_by_side),
     "ops": ("ops", side_by_side),
     "model": ("model", side_by_side),
     "dispatch": ("model", dispatch),
@@ -162,7 +164,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     DOCUMENT.write_text(text)
-    draw([r for name in ("micro_lambda", "micro_local") for r in read(RESULTS / f"cpu_{name}.jsonl")], PICTURE)
+    draw([r for name in ("micro_lambda", "micro_local", "micro_blocks") for r in read(RESULTS / f"cpu_{name}.jsonl")], PICTURE)
     return 0
 
 

@@ -18,7 +18,7 @@ def document(tmp_path, monkeypatch):
     torch = [dict(record, framework="torch", impl="conv", ms=5.0), dict(record, framework="torch", impl="slow", error="dropped")]
     del torch[1]["cpu_ms"]
     lines = "".join(json.dumps(r) + "\n" for r in ours + torch)
-    for name in ("micro_lambda", "micro_local"):
+    for name in ("micro_lambda", "micro_local", "micro_blocks"):
         (report.RESULTS / f"cpu_{name}.jsonl").write_text(lines)
     return report.DOCUMENT
 
@@ -38,4 +38,4 @@ def test_a_table_is_written_anew_and_the_rest_is_kept(document):
 def test_an_unknown_table_is_refused_and_nothing_is_written(document, capsys):
     document.write_text("<!-- table: nano -->\n<!-- end of the table -->\n")
     assert report.main() == 1 and document.read_text().count("\n") == 2
-    assert "no table 'nano'; known: micro_lambda, micro_local" in capsys.readouterr().err
+    assert "no table 'nano'; known: micro_lambda, micro_local, micro_blocks" in capsys.readouterr().err
