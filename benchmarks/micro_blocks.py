@@ -23,8 +23,8 @@ from lambdanet.training import state
 BLOCKS = ("criss_cross", "interlaced", "double_attention", "cgnl", "linformer")
 BATCH, SIDE, DIM = 2, 48, 128
 # Norm of a difference, relative to the norm of the output or of all gradients together: some gradients vanish, where a softmax or
-# a norm cancels a parameter, and only rounding is left of them. With ReLUs, float32 in another order of summation flips the sign of
-# the input of one in half a million, and all gradients before it change by a thousandth.
+# a norm cancels a parameter, and only rounding is left of them. With ReLUs, float32 in another order of summation flips the sign
+# of the input of one in half a million, and all gradients before it change by a thousandth.
 TOLERANCE, WITH_RELU = 1e-5, {"interlaced": 1e-2}
 
 
