@@ -17,6 +17,7 @@ moved to the batch, so that both lowerings deal with dense windows alone. Neithe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -28,6 +29,7 @@ from lambdanet.ops import dense_windows
 
 BORDERS = ("neighborhood", "zero", "masked", "circular")
 LOWERINGS = ("auto", "shift", "block")
+_FEW = 9  # places of a window up to which 'shift' pays
 
 
 def neighborhood_attention(
@@ -47,8 +49,8 @@ def neighborhood_attention(
 
     Lowerings, equal up to rounding: 'block' cuts the map into small blocks and multiplies each with all keys that its queries
     see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies shifted maps
-    elementwise; its derivative takes long to compile. 'auto' is 'block', whatever the window: on CPU it is faster in both
-    directions for 3 x 3 already (`python -m benchmarks micro --cases 'local_*'`).
+    elementwise; its derivative takes long to compile for large windows. 'auto' is 'shift' for windows of at most 9 places whose
+    shape does not change at the border, else 'block': so they are fastest on CPU (`python -m benchmarks micro --cases 'local_*'`).
 
     Args:
         query: queries, heads before the last axis.
@@ -77,6 +79,8 @@ def neighborhood_attention(
     if border != "neighborhood":
         margins = [(0, 0), *((k // 2 * step,) * 2 for k, step in zip(kernel_size, dilation, strict=True)), (0, 0), (0, 0)]
         key, value = (jnp.pad(a, margins, "wrap" if border == "circular" else "constant") for a in (key, value))
+    if impl == "auto":
+        impl = "shift" if math.prod(kernel_size) <= _FEW and border != "neighborhood" else "block"
     lower = dense_windows.by_shifts if return_weights or impl == "shift" else dense_windows.by_blocks
     lines = []
     for rows in _residues(size[0], dilation[0]):
