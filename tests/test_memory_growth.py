@@ -46,7 +46,7 @@ def test_the_suite_prints_and_records_bytes_beside_the_formula(monkeypatch, caps
     assert command.main(["memory", "--cases", "se", "--json", str(tmp_path / "out.jsonl")]) == 0
     assert "formula" in capsys.readouterr().out
     forward, train = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
-    assert (forward["direction"], train["direction"]) == ("fwd", "train") and "ms" not in forward
+    assert (forward["direction"], train["direction"]) == ("fwd", "train") and forward["ms"] is None
     assert forward["sides"] == [8, 16] and forward["formula_bytes"] == [4 * 8, 4 * 8]
     refused = memory_suite.prepare("lambda", {"name": "lambda", "num_heads": 3}, "fwd", (8, 16), 8)
     assert "heads" in refused.facts["error"] and "bytes" not in refused.facts
