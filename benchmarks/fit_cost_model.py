@@ -25,7 +25,7 @@ from benchmarks import micro_lambda
 from lambdanet.ops import cost_model
 
 # No rate below what two cores and their memory can do, so that a term that the shapes do not show is not free elsewhere.
-FLOOR = {"fwd": np.array([8e-12, 1e-11, 1e-10, 0.0])}
+FLOOR = {"fwd": np.array([8e-12, 1e-11, 2.5e-11, 0.0])}
 FLOOR["train"] = 3 * FLOOR["fwd"]
 
 Times = dict[str, dict[cost_model.Geometry, dict[str, float]]]  # direction -> shape -> candidate -> ms
