@@ -144,7 +144,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    axes.legend(frameon=False, fontsize=8, loc="upper right")
+    axes.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(exist_ok=True)
     figure.savefig(path, dpi=130, format="png")
 
