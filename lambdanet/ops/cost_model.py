@@ -7,8 +7,8 @@ nothing but shapes, backend and dtype, so it is the same on every host of a job 
 
 Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m benchmarks.fit_cost_model`,
 which also prints what the choice loses to the fastest lowering (benchmarks/results/cpu_micro_lambda.jsonl has the records,
-cpu_micro_lambda_choices.jsonl the table); one rate is set by hand, the steps of 'query_first' forward (fitted 5.2e-5), for the
-sake of maps of 7x7 in two runs. `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
+cpu_micro_lambda_choices.jsonl the table); two rates are set by hand, bytes of 'query_first' beyond the cache, after 64 maps of
+14x14 on a quiet machine. `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
 convolution runs 10 to 100 times slower than a matrix product.
 GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements;
 'spectral' has none there and is never chosen.
@@ -99,16 +99,16 @@ DEVICES = {
     "cpu": Device(
         rates={
             "fwd": {
-                "dense": (8e-12, 1.7e-11, 7.69e-11, 9.27e-05),
-                "query_first": (8e-12, 2.43e-11, 3.76e-11, 2e-05),
-                "row_chunks": (1.49e-11, 1e-11, 2.5e-11, 2.92e-06),
-                "spectral": (8e-12, 1.85e-11, 2.5e-11, 2.18e-05),
+                "dense": (8e-12, 4.83e-11, 2.15e-10, 3.61e-06),
+                "query_first": (8e-12, 3.48e-11, 3.76e-11, 2.34e-05),
+                "row_chunks": (1.61e-11, 1e-11, 1.04e-10, 8.75e-06),
+                "spectral": (1.03e-11, 2.6e-11, 1.05e-10, 1.82e-06),
             },
             "train": {
-                "dense": (2.4e-11, 9.92e-11, 1.96e-10, 0.000427),
-                "query_first": (2.42e-11, 5.49e-11, 1.03e-10, 0.000106),
-                "row_chunks": (4.5e-11, 3e-11, 7.5e-11, 2.74e-05),
-                "spectral": (2.98e-11, 9.42e-11, 7.93e-11, 1.2e-05),
+                "dense": (2.4e-11, 1.62e-10, 4.74e-10, 0.000177),
+                "query_first": (2.62e-11, 4.62e-11, 1.03e-10, 0.000112),
+                "row_chunks": (4.15e-11, 3.58e-11, 3.09e-10, 2.92e-05),
+                "spectral": (3.59e-11, 8.98e-11, 3e-10, 0.0),
             },
         },
         slower={2: 1.0, 4: 1.0, 8: 2.0},
