@@ -50,7 +50,7 @@ def neighborhood_attention(
     Lowerings, equal up to rounding: 'block' cuts the map into small blocks and multiplies each with all keys that its queries
     see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies shifted maps
     elementwise; its derivative takes long to compile for large windows. 'auto' is 'shift' for windows of at most 9 places whose
-    shape does not change at the border, else 'block': so they are fastest on CPU (`python -m benchmarks micro --cases 'local_*'`).
+    shape does not change at the border, else 'block': the fastest on CPU (`python -m benchmarks micro --cases 'local_*'`).
 
     Args:
         query: queries, heads before the last axis.
