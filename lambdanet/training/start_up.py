@@ -21,7 +21,7 @@ _VERSIONS = "0.10."  # of jaxlib
 def use_eigen_convolutions() -> bool:
     """Has XLA's CPU backend run convolutions by Eigen instead of YNNPACK; to be called before JAX looks for devices.
 
-    In jaxlib 0.10 YNNPACK's convolutions with at most 64 output channels use one core and all others are slower, too
+    In jaxlib 0.10 YNNPACK's convolutions with at most 64 output channels use one core and no other is faster
     (docs/performance.md). Matrix products and sums stay with YNNPACK. In 0.12 both take the same time. Other versions are left
     alone, because XLA ends the process at a flag that it does not know; and what XLA_FLAGS says about it already wins.
 
