@@ -6,7 +6,7 @@ VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
 
-.PHONY: train test compare clean
+.PHONY: train test quick lint chaos compare clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -16,6 +16,14 @@ train: $(VENV)/installed-run-$(VERSION)
 
 test: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile tests
+
+# The part of the suite for every edit: under three minutes.
+quick: $(VENV)/installed-test-$(VERSION)
+	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow' tests
+
+lint: $(VENV)/installed-test-$(VERSION)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 
 # Every attention block under one recipe; continues where it was interrupted. Writes docs/comparison.md.
 compare: $(VENV)/installed-run-$(VERSION)

@@ -1,10 +1,10 @@
 """Trains a model on images: `python train.py --config=configs/digits.py --workdir=runs/digits`.
 
-The same command continues an interrupted run from its last checkpoint, and on a finished run repeats
-evaluation and report. SIGTERM or Ctrl-C saves, says how to go on, and exits with 0. Any key of the config
-can be overridden: `--config.optim.lr=1e-3`. On several hosts, start it on each with --distributed (on
-clusters that JAX does not recognise also --coordinator_address, --num_processes and --process_id); the
-workdir must be shared.
+The same command continues an interrupted run from its last checkpoint, and on a finished run
+repeats evaluation and report. SIGTERM or Ctrl-C saves, says how to go on, and exits with 0. Any key
+of the config can be overridden: `--config.optim.lr=1e-3`. On several hosts, start it on each with
+--distributed (on clusters that JAX does not recognise also --coordinator_address, --num_processes
+and --process_id); the workdir must be shared.
 """
 
 from __future__ import annotations
@@ -30,7 +30,19 @@ from configs import base
 from lambdanet import config as config_lib
 from lambdanet import data
 from lambdanet.config_flag import ConfigFlag
-from lambdanet.training import checkpoint, evaluate, mesh, metrics, optimizer, schedule, signals, start_up, state, step, weights
+from lambdanet.training import (
+    checkpoint,
+    evaluate,
+    mesh,
+    metrics,
+    optimizer,
+    schedule,
+    signals,
+    start_up,
+    state,
+    step,
+    weights,
+)
 
 
 def run(
@@ -44,35 +56,39 @@ def run(
 
     Args:
         config: see configs/base.py.
-        workdir: made if needed; holds config.json, metrics.jsonl, checkpoints/, report.png and report.md.
+        workdir: made if needed; holds config.json, metrics.jsonl, checkpoints/, report.png and
+            report.md.
         devices: None = all.
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the run), parameters,
-        bytes_per_device (of the state); if not interrupted also accuracy, top5, loss and count on the test split
-        (without one, the eval split), with the prefix 'ema_' too if averages are kept, and report, its path;
-        skipped_records if damaged ones were replaced.
+        step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the
+        run), parameters, bytes_per_device (of the state); if not interrupted also accuracy, top5,
+        loss and count on the test split (without one, the eval split), with the prefix 'ema_' too
+        if averages are kept, and report, its path; skipped_records if damaged ones were replaced.
 
     Raises:
-        ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any training.
+        ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any
+            training.
         FloatingPointError: a metric became infinite or NaN.
     """
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Config and workdir
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     def build(num_classes: int) -> nnx.Module:
-        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(config.seed))
+        return models.create_from_config(
+            config, num_classes=num_classes, rngs=nnx.Rngs(config.seed)
+        )
 
     shapes = lambda: nnx.eval_shape(lambda: build(10))  # noqa: E731
     config_lib.validate(config, base.get_config(), models.registry, build=shapes, workdir=workdir)
     workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
     start_up.use_compilation_cache(train.cache_dir)
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Mesh
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
     eval_batch_size = train.eval_batch_size or train.batch_size
     mesh.check_batch("train.batch_size", train.batch_size, device_mesh, train.accumulate)
@@ -81,25 +97,31 @@ def run(
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     main_process = jax.process_index() == 0
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Data
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     info = data.describe(config.data)
     num_classes = config.model.get("num_classes") or info.num_classes
     if num_classes < info.num_classes:
-        raise ValueError(f"model.num_classes={num_classes}, but the data has {info.num_classes} classes")
+        raise ValueError(
+            f"model.num_classes={num_classes}, but the data has {info.num_classes} classes"
+        )
     steps_per_epoch = info.train_records / train.batch_size
     total_steps = train.steps or max(round(train.epochs * steps_per_epoch), 1)
 
     def eval_batches(split: str) -> data.EvalBatches:
-        return data.eval_batches(config.data, split, batch_size=eval_batch_size, num_classes=num_classes, **process)
+        return data.eval_batches(
+            config.data, split, batch_size=eval_batch_size, num_classes=num_classes, **process
+        )
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Model, optimiser, steps
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     abstract_model = nnx.eval_shape(lambda: build(num_classes))
     graphdef_train, graphdef_eval = state.views(lambda: build(num_classes))
-    lr = schedule.make_schedule(config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    lr = schedule.make_schedule(
+        config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch
+    )
     tx = optimizer.make_optimizer(config.optim, lr, state.split_model(abstract_model)[1])
     init = state.make_init(lambda: build(num_classes), tx, ema=train.ema_decay > 0)
     abstract = jax.eval_shape(init)
@@ -110,9 +132,9 @@ def run(
     eval_step = step.make_eval_step(graphdef_eval, config, num_classes)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # State: restored or new
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     checkpoints = checkpoint.Checkpoints(workdir, train.keep_last, train.keep_best)
     start = checkpoints.latest_step() or 0
     saved = checkpoints.meta(start) if start else None
@@ -133,7 +155,13 @@ def run(
     else:
         now = state.initialise(init, shardings)
         if train.init_weights:
-            now = weights.start_from(now, train.init_weights, abstract_model, shardings, new_head=train.init_head == "new")
+            now = weights.start_from(
+                now,
+                train.init_weights,
+                abstract_model,
+                shardings,
+                new_head=train.init_head == "new",
+            )
     outcome: dict[str, Any] = {
         "total_steps": total_steps,
         "parameters": sum(p.size for p in jax.tree.leaves(now.params)),
@@ -142,9 +170,9 @@ def run(
     if main_process:
         config_lib.save(config, workdir)
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     # Loop: evaluate, save, next batch, step, log
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------
     log = metrics.MetricLog(
         workdir,
         total_steps=total_steps,
@@ -160,7 +188,9 @@ def run(
     skipped = 0
 
     def fetch(most: int) -> None:
-        """Fetches metrics until at most `most` steps are outstanding, so that the device always has work queued."""
+        """Fetches metrics until at most `most` steps are outstanding, so that the device always has
+        work queued.
+        """
         while len(pending) > most:
             number, values = pending.popleft()
             values = {k: float(v) for k, v in jax.device_get(values).items()}
@@ -168,21 +198,30 @@ def run(
             if bad:
                 checkpoints.wait()
                 raise FloatingPointError(
-                    f"step {number} gave {', '.join(bad)}; nothing of it was saved. Good checkpoints in "
-                    f"{checkpoints.directory}: {checkpoints.steps() or 'none'}. Lower optim.lr (now {config.optim.lr:g}), "
-                    "lengthen optim.warmup_epochs or set optim.clip_norm, and start in a new workdir."
+                    f"step {number} gave {', '.join(bad)}; nothing of it was saved. Good "
+                    "checkpoints in "
+                    f"{checkpoints.directory}: {checkpoints.steps() or 'none'}. Lower optim.lr "
+                    f"(now {config.optim.lr:g}), "
+                    "lengthen optim.warmup_epochs or set optim.clip_norm, and start in a new "
+                    "workdir."
                 )
             window.append(values)
             if number % train.log_every == 0 or number == total_steps:
-                means = {k: sum(w[k] for w in window) / len(window) for k in values} | {"lr": values["lr"]}
+                means = {k: sum(w[k] for w in window) / len(window) for k in values} | {
+                    "lr": values["lr"]
+                }
                 log.train(number, means | ({"skipped_records": skipped} if skipped else {}))
                 window.clear()
 
     def evaluate_split(split: str) -> dict[str, Any]:
         """Evaluates the live weights and, with the prefix 'ema_', the averaged ones."""
-        result = evaluate.evaluate(eval_step, now.params, now.stats, eval_batches(split), sharding=rows)
+        result = evaluate.evaluate(
+            eval_step, now.params, now.stats, eval_batches(split), sharding=rows
+        )
         if now.ema:
-            ema = evaluate.evaluate(eval_step, now.ema["params"], now.ema["stats"], eval_batches(split), sharding=rows)
+            ema = evaluate.evaluate(
+                eval_step, now.ema["params"], now.ema["stats"], eval_batches(split), sharding=rows
+            )
             result |= {f"ema_{k}": ema[k] for k in ("accuracy", "top5", "loss")}
         return result
 
@@ -201,11 +240,19 @@ def run(
     at, began = start, time.perf_counter()
     try:
         kind, most = jax.devices()[0].device_kind, max(outcome["bytes_per_device"].values())
-        what = f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x {kind}, {most:,} bytes each"
-        how = f"continuing from step {start}" if start < total_steps else "finished before, only evaluated and reported again"
+        what = (
+            f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x "
+            f"{kind}, {most:,} bytes each"
+        )
+        how = (
+            f"continuing from step {start}"
+            if start < total_steps
+            else "finished before, only evaluated and reported again"
+        )
         log.message(f"{what}, {total_steps} steps" + (f": {how}" if start else ""))
         while True:
-            # Several processes agree on a signal every log_every steps, since asking takes a round trip.
+            # Several processes agree on a signal every log_every steps, since asking takes a round
+            # trip.
             asked = process["process_count"] == 1 or at % train.log_every == 0
             stop = asked and signals.any_process(bool(received))
             if at > start and (stop or due(train.eval_every) or due(train.save_every)):
@@ -220,10 +267,13 @@ def run(
                 log.resume_clock()
             if stop or at == total_steps:
                 break
-            # Drawn after the save, so that in every checkpoint the data position and the step agree.
+            # Drawn after the save, so that in every checkpoint the data position and the step
+            # agree.
             batch = next(batches)
             skipped += int(batch.get("skipped", 0))
-            now, values = train_step(now, mesh.put_batch({k: batch[k] for k in ("image", "label")}, rows))
+            now, values = train_step(
+                now, mesh.put_batch({k: batch[k] for k in ("image", "label")}, rows)
+            )
             at += 1
             pending.append((at, values))
             fetch(2 if at > start + 1 else 0)
@@ -233,15 +283,21 @@ def run(
         outcome |= {"step": at, "interrupted": stop, "train_seconds": spent()}
         if skipped:
             outcome["skipped_records"] = skipped
-            log.message(f"{skipped} damaged records were replaced by their neighbours (data.on_error='skip')")
+            log.message(
+                f"{skipped} damaged records were replaced by their neighbours "
+                "(data.on_error='skip')"
+            )
         if stop:
             kept = f"step {at} of {total_steps} is saved" if at else "no step was done yet"
-            log.message(f"{received[0] if received else 'signal to another process'}: {kept}; the same command continues")
+            log.message(
+                f"{received[0] if received else 'signal to another process'}: {kept}; the same "
+                "command continues"
+            )
             return outcome
 
-        # --------------------------------------------------------------------------------------------------------------
+        # ------------------------------------------------------------------------------------------
         # Final evaluation and report
-        # --------------------------------------------------------------------------------------------------------------
+        # ------------------------------------------------------------------------------------------
         undo_signals()  # everything is saved: from here on a signal may simply end the process
         split = config.data.test_split or config.data.eval_split
         result = evaluate_split(split) if split else None
@@ -252,10 +308,15 @@ def run(
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
-            facts = {"parameters": outcome["parameters"], "MACs per image": abstract_model.macs(*config.data.image_size)}
+            facts = {
+                "parameters": outcome["parameters"],
+                "MACs per image": abstract_model.macs(*config.data.image_size),
+            }
             facts["seconds of training"] = round(outcome["train_seconds"], 1)
             shown = dict(split=split, result=result, batches=eval_batches(split)) if split else {}
-            png, text = write_report(workdir, config=config, class_names=info.class_names, facts=facts, **shown)
+            png, text = write_report(
+                workdir, config=config, class_names=info.class_names, facts=facts, **shown
+            )
             outcome["report"] = str(text)
             log.message(f"report: {text}\n        {png}")
         return outcome
@@ -266,20 +327,32 @@ def run(
         checkpoints.close()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Flags
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 if __name__ == "__main__":
     CONFIG = ConfigFlag("configs/digits.py")
-    flags.DEFINE_string("workdir", None, "directory of the run; an existing run there is continued", required=True)
-    flags.DEFINE_bool("distributed", False, "join the other processes by jax.distributed before anything else")
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0; none = found from the cluster")
-    flags.DEFINE_integer("num_processes", None, "number of processes; none = found from the cluster")
-    flags.DEFINE_integer("process_id", None, "number of this process; none = found from the cluster")
+    flags.DEFINE_string(
+        "workdir", None, "directory of the run; an existing run there is continued", required=True
+    )
+    flags.DEFINE_bool(
+        "distributed", False, "join the other processes by jax.distributed before anything else"
+    )
+    flags.DEFINE_string(
+        "coordinator_address", None, "host:port of process 0; none = found from the cluster"
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "number of processes; none = found from the cluster"
+    )
+    flags.DEFINE_integer(
+        "process_id", None, "number of this process; none = found from the cluster"
+    )
 
 
 def main(_: list[str]) -> None:
-    """Reads the flags, runs, prints the outcome as one line of JSON; wrong input gives its message and exit code 1."""
+    """Reads the flags, runs, prints the outcome as one line of JSON; wrong input gives its message
+    and exit code 1.
+    """
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
@@ -288,7 +361,9 @@ def main(_: list[str]) -> None:
     try:
         config = CONFIG.value
         if given.distributed:
-            jax.distributed.initialize(given.coordinator_address, given.num_processes, given.process_id)
+            jax.distributed.initialize(
+                given.coordinator_address, given.num_processes, given.process_id
+            )
         outcome = run(config, given.workdir)
     except (ValueError, FloatingPointError) as error:
         if given.verbosity > 0:

@@ -1,1 +1,3 @@
-"""Measuring this project's own code: `python -m benchmarks micro|ops|model|input|memory` and `python -m benchmarks.compare`."""
+"""Measuring this project's own code: `python -m benchmarks micro|ops|model|input|memory` and
+`python -m benchmarks.compare`.
+"""

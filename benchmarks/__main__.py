@@ -1,12 +1,14 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json FILE]
+    python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json
+    FILE]
 
-micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that XLA's CPU backend runs badly;
-model: whole networks; input: the data pipeline; memory: temporary memory of every block; scale: layers on large maps, and seconds
-to compile a network.
+micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that
+XLA's CPU backend runs badly; model: whole networks; input: the data pipeline; memory: temporary
+memory of every block; scale: layers on large maps, and seconds to compile a network.
 
-Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was wrong.
+Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was
+wrong.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import importlib
 import os
 import sys
 
-# Before anything loads torch: threads that wait by spinning would take the cores from the other framework.
+# Before anything loads torch: threads that wait by spinning would take the cores from the other
+# framework.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from benchmarks import harness  # noqa: E402
-from lambdanet.training import start_up  # noqa: E402
+from benchmarks import harness
+from lambdanet.training import start_up
 
 SUITES = {
     "micro": "micro_suite",
@@ -36,9 +39,13 @@ SUITES = {
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one suite and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("suite", choices=SUITES)
-    parser.add_argument("--cases", default="*", metavar="GLOB", help="only cases whose name matches")
+    parser.add_argument(
+        "--cases", default="*", metavar="GLOB", help="only cases whose name matches"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="samples per candidate, in turns")
     parser.add_argument("--json", metavar="FILE", help="append one JSON object per line")
     args = parser.parse_args(argv)
@@ -50,7 +57,10 @@ def main(argv: list[str] | None = None) -> int:
     chosen = [case for case in cases if fnmatch.fnmatchcase(case.name, args.cases)]
     if not chosen:
         names = ", ".join(dict.fromkeys(case.name for case in cases))
-        print(f"error: no case of suite {args.suite!r} matches {args.cases!r}; cases: {names}", file=sys.stderr)
+        print(
+            f"error: no case of suite {args.suite!r} matches {args.cases!r}; cases: {names}",
+            file=sys.stderr,
+        )
         return 2
     print(", ".join(f"{key} {value}" for key, value in harness.environment().items()))
     with contextlib.ExitStack() as stack:

@@ -1,17 +1,20 @@
-"""Every attention variant in the same small ResNet, trained by one recipe and measured: writes docs/comparison.md.
+"""Every attention variant in the same small ResNet, trained by one recipe and measured: writes
+docs/comparison.md.
 
     python -m benchmarks.compare [--quick] [--only GLOB] [--out DIR] [--jobs N]
 
-Trains all variants of configs/attention_zoo.py on both tasks, all backbones of configs/digits.py, and LaViT with and without
-its parts, each run being one `train.py` command with a directory of its own, `--jobs` of them at a time with one core each;
-then, alone on the machine, times their training steps in turns and asks the compiler for the memory of every block
-(benchmarks/memory_suite.py). Called again, it skips what is finished, continues what was interrupted, does again what has
-another recipe by now, and writes the document anew. Changed code is not noticed: remove the runs to begin afresh.
+Trains all variants of configs/attention_zoo.py on both tasks, all backbones of configs/digits.py,
+and LaViT with and without its parts, each run being one `train.py` command with a directory of its
+own, `--jobs` of them at a time with one core each; then, alone on the machine, times their training
+steps in turns and asks the compiler for the memory of every block (benchmarks/memory_suite.py).
+Called again, it skips what is finished, continues what was interrupted, does again what has another
+recipe by now, and writes the document anew. Changed code is not noticed: remove the runs to begin
+afresh.
 
-Files: docs/comparison.md, docs/images/comparison_*.png, benchmarks/results/cpu_compare.jsonl, which holds every number of
-the document, and runs/compare/ with the runs. With --out all of them lie in DIR; --quick (a few variants, short runs) and
---only have a DIR of their own by default, so that the document is never one of parts. Its section 'Reading' is written by
-hand, and kept.
+Files: docs/comparison.md, docs/images/comparison_*.png, benchmarks/results/cpu_compare.jsonl, which
+holds every number of the document, and runs/compare/ with the runs. With --out all of them lie in
+DIR; --quick (a few variants, short runs) and --only have a DIR of their own by default, so that the
+document is never one of parts. Its section 'Reading' is written by hand, and kept.
 """
 
 from __future__ import annotations
@@ -30,19 +33,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Children and this process alike: the runs are far too small for an accelerator, and would have to share it.
+# Children and this process alike: the runs are far too small for an accelerator, and would have to
+# share it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax  # noqa: E402
-from flax import nnx  # noqa: E402
+import jax
+from flax import nnx
 
-import models  # noqa: E402
-from benchmarks import compare_report, harness, memory_suite, model_suite  # noqa: E402
-from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all  # noqa: E402
-from configs import attention_zoo, digits  # noqa: E402
-from lambdanet import data  # noqa: E402
-from lambdanet.config import to_plain  # noqa: E402
-from lambdanet.training import start_up, state  # noqa: E402
+import models
+from benchmarks import compare_report, harness, memory_suite, model_suite
+from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all
+from configs import attention_zoo, digits
+from lambdanet import data
+from lambdanet.config import to_plain
+from lambdanet.training import start_up, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +72,20 @@ class Plan:
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def names(self, task: str) -> list[str]:
-        """Returns the variants that take part in a task, in the order of the tables; ValueError if a pattern matches none."""
+        """Returns the variants that take part in a task, in the order of the tables; ValueError if
+        a pattern matches none.
+        """
         blocks = list(attention_zoo.variants())
         of_task = {"backbones": list(digits.MODELS.values()), "lavit": list(ABLATION)}
         known = [*blocks, *of_task["backbones"], *of_task["lavit"]]
         for pattern in self.variants:
             if not fnmatch.filter(known, pattern):
                 raise ValueError(f"no variant matches {pattern!r}; variants: {', '.join(known)}")
-        return [n for n in of_task.get(task, blocks) if any(fnmatch.fnmatchcase(n, pattern) for pattern in self.variants)]
+        return [
+            n
+            for n in of_task.get(task, blocks)
+            if any(fnmatch.fnmatchcase(n, pattern) for pattern in self.variants)
+        ]
 
 
 FULL = Plan(
@@ -85,7 +95,17 @@ FULL = Plan(
 QUICK = Plan(
     seeds={"cued": (0,), "digits": (0,), "backbones": (0,), "lavit": (0,)},
     steps={"cued": 50, "digits": 100, "backbones": 100, "lavit": 100},
-    variants=("none", "lambda", "mhsa", "se", "gc", "criss_cross", "resnet_digits", "lambda_resnet_digits", "less"),
+    variants=(
+        "none",
+        "lambda",
+        "mhsa",
+        "se",
+        "gc",
+        "criss_cross",
+        "resnet_digits",
+        "lambda_resnet_digits",
+        "less",
+    ),
     sides=(16, 32, 64),
     channels=64,
     rounds=5,
@@ -103,10 +123,17 @@ class Files:
 
 
 def files_in(out: Path | None) -> Files:
-    """Returns the project's own places, or all of them in one directory; ValueError if one cannot be written."""
+    """Returns the project's own places, or all of them in one directory; ValueError if one cannot
+    be written.
+    """
     if out is None:
         results = ROOT / "benchmarks" / "results" / "cpu_compare.jsonl"
-        files = Files(ROOT / "runs" / "compare", ROOT / "docs" / "comparison.md", ROOT / "docs" / "images", results)
+        files = Files(
+            ROOT / "runs" / "compare",
+            ROOT / "docs" / "comparison.md",
+            ROOT / "docs" / "images",
+            results,
+        )
     else:
         files = Files(out / "runs", out / "comparison.md", out / "images", out / "compare.jsonl")
     for directory in (files.runs, files.document.parent, files.images, files.records.parent):
@@ -114,7 +141,9 @@ def files_in(out: Path | None) -> Files:
             directory.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=directory).close()
         except OSError as error:
-            raise ValueError(f"cannot write to {directory}: {error}; name a writable directory with --out") from error
+            raise ValueError(
+                f"cannot write to {directory}: {error}; name a writable directory with --out"
+            ) from error
     return files
 
 
@@ -131,10 +160,19 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
     """
     runs = []
     for task, seeds in plan.seeds.items():
-        options = {**plan.options, **({"train.steps": str(plan.steps[task])} if task in plan.steps else {})}
-        of_task = [make_run(task, name, seed, files.runs, options) for seed in seeds for name in plan.names(task)]
+        options = {
+            **plan.options,
+            **({"train.steps": str(plan.steps[task])} if task in plan.steps else {}),
+        }
+        of_task = [
+            make_run(task, name, seed, files.runs, options)
+            for seed in seeds
+            for name in plan.names(task)
+        ]
         for run in of_task[:1]:
-            data.describe(run.config.data)  # prepares the data once, before several processes want it
+            data.describe(
+                run.config.data
+            )  # prepares the data once, before several processes want it
         runs += of_task
     failures = train_all(runs, jobs)
     records = [accuracy_record(run, failures.get(run.name)) for run in runs]
@@ -147,9 +185,9 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
     return failures
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Measuring
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[str, Any]]:
     """Times the training steps of all variants of a task in turns.
 
@@ -161,12 +199,20 @@ def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[st
     Returns:
         What the machine was, then one record per run: time, parameters and MACs of the network.
     """
-    wanted = json.loads(json.dumps([rounds, [[run.task, run.variant, to_plain(run.config.model)] for run in runs]]))
+    wanted = json.loads(
+        json.dumps([rounds, [[run.task, run.variant, to_plain(run.config.model)] for run in runs]])
+    )
     if kept.is_file() and (earlier := json.loads(kept.read_text()))["of"] == wanted:
         return earlier["records"]
     print(f"step times: {len(runs)} training steps, in turns", flush=True)
-    cases = [harness.Case("step", r.task, "train", r.variant, functools.partial(prepare_step, r)) for r in runs]
-    records = [{"suite": "environment", **harness.environment()}, *harness.run_cases(cases, rounds=rounds)]
+    cases = [
+        harness.Case("step", r.task, "train", r.variant, functools.partial(prepare_step, r))
+        for r in runs
+    ]
+    records = [
+        {"suite": "environment", **harness.environment()},
+        *harness.run_cases(cases, rounds=rounds),
+    ]
     kept.write_text(json.dumps({"of": wanted, "records": records}))
     return records
 
@@ -179,7 +225,9 @@ def prepare_step(run: Run) -> harness.Prepared:
         return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
 
     batch_size = config.train.batch_size
-    make, train_step, batch = model_suite.training_step(config, num_classes=num_classes, batch_size=batch_size)
+    make, train_step, batch = model_suite.training_step(
+        config, num_classes=num_classes, batch_size=batch_size
+    )
     current = [make()]
     compiled = train_step.lower(current[0], batch).compile()
 
@@ -198,12 +246,22 @@ def prepare_step(run: Run) -> harness.Prepared:
     return harness.Prepared(once, check, items=batch_size, facts=facts)
 
 
-def measured_memory(names: Sequence[str], sides: Sequence[int], channels: int, kept: Path) -> list[dict[str, Any]]:
-    """Compiles the blocks of the variants for maps of several sizes; what an earlier call has kept is not done again."""
+def measured_memory(
+    names: Sequence[str], sides: Sequence[int], channels: int, kept: Path
+) -> list[dict[str, Any]]:
+    """Compiles the blocks of the variants for maps of several sizes; what an earlier call has kept
+    is not done again.
+    """
     specs = json.loads(json.dumps(attention_zoo.variants()))
-    wanted = {name: [specs[name], list(sides), channels] for name in names if specs[name] is not None}
+    wanted = {
+        name: [specs[name], list(sides), channels] for name in names if specs[name] is not None
+    }
     earlier = json.loads(kept.read_text()) if kept.is_file() else {}
-    found = {name: entry for name, entry in earlier.items() if name in wanted and entry["of"] == wanted[name]}
+    found = {
+        name: entry
+        for name, entry in earlier.items()
+        if name in wanted and entry["of"] == wanted[name]
+    }
     cases: dict[str, list[harness.Case]] = {}
     for case in memory_suite.cases(sides, channels):
         if case.name in wanted and case.name not in found:
@@ -215,17 +273,25 @@ def measured_memory(names: Sequence[str], sides: Sequence[int], channels: int, k
     return [record for name in wanted for record in found[name]["records"]]
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Command line
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 1 if a run failed, 2 for wrong input."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a few variants, short runs; no more than 5 minutes")
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.compare", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few variants, short runs; no more than 5 minutes"
+    )
     parser.add_argument("--only", metavar="GLOB", help="only the variants whose name matches")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where everything is written")
-    parser.add_argument("--jobs", metavar="N", type=int, default=cores, help=f"training runs at a time ({cores})")
+    parser.add_argument(
+        "--jobs", metavar="N", type=int, default=cores, help=f"training runs at a time ({cores})"
+    )
     args = parser.parse_args(argv)
     if args.jobs < 1:
         parser.error(f"--jobs is {args.jobs}; allowed: at least 1")

@@ -1,4 +1,6 @@
-"""The document of the comparison: tables and plots from records alone, and the hand-written reading, which is kept."""
+"""The document of the comparison: tables and plots from records alone, and the hand-written
+reading, which is kept.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +15,23 @@ KINDS = ("convolutions", "mixer", "context", "backbone")
 BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits", "lavit": "vanilla"}
 """What the step times of a task are compared with."""
 
-BEGIN, END = "<!-- reading: written by hand, kept by `make compare` -->", "<!-- end of the reading -->"
+BEGIN, END = (
+    "<!-- reading: written by hand, kept by `make compare` -->",
+    "<!-- end of the reading -->",
+)
 NOT_WRITTEN = "(not written yet)"
 INTRODUCTIONS = {
-    "backbones": "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), for the same number of "
-    "steps; the Transformers have half the ResNets' learning rate, a longer warm-up and a clipped gradient, without which "
-    "they diverge. What differs is the family, not the attention alone. Options: `python eval.py --mode=describe "
+    "backbones": "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), "
+    "for the same number of "
+    "steps; the Transformers have half the ResNets' learning rate, a longer warm-up and a clipped "
+    "gradient, without which "
+    "they diverge. What differs is the family, not the attention alone. Options: `python eval.py "
+    "--mode=describe "
     "--name='*_digits'`.",
-    "lavit": "`lavit_digits` with its parts added one after the other: attention of its own in every layer (`vanilla`), the "
-    "first layer's logits of a stage reused unchanged (`reuse`), less-attention (`less`), the attention residual between the "
+    "lavit": "`lavit_digits` with its parts added one after the other: attention of its own in "
+    "every layer (`vanilla`), the "
+    "first layer's logits of a stage reused unchanged (`reuse`), less-attention (`less`), the "
+    "attention residual between the "
     "stages as well (the preset), and the diagonality-preserving loss as well.",
 }
 
@@ -29,7 +39,9 @@ Record = Mapping[str, Any]
 
 
 def write(records: Sequence[Record], document: Path, images: Path, results: Path) -> None:
-    """Writes the document, keeping its reading, and its two plots; `results` is the file of the records, for the link."""
+    """Writes the document, keeping its reading, and its two plots; `results` is the file of the
+    records, for the link.
+    """
     from benchmarks import compare_plots  # imports matplotlib
 
     reading = read_reading(document)
@@ -45,13 +57,15 @@ def read_reading(document: Path) -> str:
         return NOT_WRITTEN
     text = document.read_text()
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{document}: the hand-written part must stand once between {BEGIN!r} and {END!r}")
+        raise ValueError(
+            f"{document}: the hand-written part must stand once between {BEGIN!r} and {END!r}"
+        )
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What the records say
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 def kinds(records: Sequence[Record]) -> dict[str, str]:
     """Returns the kind of every variant, one of `KINDS`."""
     return {r["variant"]: r["kind"] for r in records if r["suite"] == "accuracy"}
@@ -59,11 +73,17 @@ def kinds(records: Sequence[Record]) -> dict[str, str]:
 
 def tasks(records: Sequence[Record]) -> list[str]:
     """Returns the tasks in the order of `BASES`."""
-    return [task for task in BASES if any(r["suite"] == "accuracy" and r["task"] == task for r in records)]
+    return [
+        task
+        for task in BASES
+        if any(r["suite"] == "accuracy" and r["task"] == task for r in records)
+    ]
 
 
 def numbers(records: Sequence[Record]) -> dict[str, int]:
-    """Returns the number of every variant in tables and plots: convolutions, mixers, context blocks, backbones, by name each."""
+    """Returns the number of every variant in tables and plots: convolutions, mixers, context
+    blocks, backbones, by name each.
+    """
     found = kinds(records)
     order = sorted(found, key=lambda name: (KINDS.index(found[name]), name))
     return {name: number for number, name in enumerate(order)}
@@ -71,7 +91,11 @@ def numbers(records: Sequence[Record]) -> dict[str, int]:
 
 def accuracies(records: Sequence[Record], task: str, variant: str) -> list[float]:
     """Returns the test accuracies in percent of all finished seeds."""
-    runs = [r for r in records if r["suite"] == "accuracy" and (r["task"], r["variant"]) == (task, variant)]
+    runs = [
+        r
+        for r in records
+        if r["suite"] == "accuracy" and (r["task"], r["variant"]) == (task, variant)
+    ]
     return [100 * r["accuracy"] for r in runs if "accuracy" in r]
 
 
@@ -85,9 +109,9 @@ def memory(records: Sequence[Record], direction: str) -> dict[str, Record]:
     return {r["case"]: r for r in records if r["suite"] == "memory" and r["direction"] == direction}
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Text
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 def markdown(records: Sequence[Record], reading: str, images: str, results: str) -> str:
     """Returns the whole document.
 
@@ -101,13 +125,17 @@ def markdown(records: Sequence[Record], reading: str, images: str, results: str)
     parts = [
         "# Comparison of the attention blocks",
         "",
-        "Written by `make compare` (`python -m benchmarks.compare`) but for the section Reading; every number stands in",
+        "Written by `make compare` (`python -m benchmarks.compare`) but for the section Reading; "
+        "every number stands in",
         f"[{results.rpartition('/')[2]}]({results}), with the command of every run.",
-        f"Python {machine['python']}, jax {machine['jax']}, {machine['device']}, {machine['cores']} cores, float32.",
+        f"Python {machine['python']}, jax {machine['jax']}, {machine['device']}, "
+        f"{machine['cores']} cores, float32.",
         "",
         "One small ResNet, one recipe and the same number of steps for every variant of",
-        "[configs/attention_zoo.py](../configs/attention_zoo.py). A mixer replaces the 3x3 convolutions of the last stage, a",
-        "context block stands after the last block of the first stage, `none` has convolutions only. Nothing was tuned for",
+        "[configs/attention_zoo.py](../configs/attention_zoo.py). A mixer replaces the 3x3 "
+        "convolutions of the last stage, a",
+        "context block stands after the last block of the first stage, `none` has convolutions "
+        "only. Nothing was tuned for",
         "any variant.",
         "",
         "## Reading",
@@ -151,7 +179,16 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
                 ", ".join(f"{value:.2f}" for value in values) if len(seeds) > 1 else None,
             ]
         )
-    head = ["#", "variant", "kind", "parameters", "MMACs", "step ms", f"x {BASES[task]}", "test accuracy %"]
+    head = [
+        "#",
+        "variant",
+        "kind",
+        "parameters",
+        "MMACs",
+        "step ms",
+        f"x {BASES[task]}",
+        "test accuracy %",
+    ]
     head += [f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else None]
     lengths = sorted({r["total_steps"] for r in finished})
     counts = sorted({r["count"] for r in finished})
@@ -160,9 +197,12 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
         f"## {task}",
         "",
         *([INTRODUCTIONS[task], ""] if task in INTRODUCTIONS else []),
-        f"{_listed(lengths)} steps of batch {_listed(batch)}; {_listed(counts)} test images, one of which is "
-        f"{_listed([f'{100 / count:.2f}' for count in counts])} points; seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}. "
-        "Step: forward, backward and update on all cores, median of rounds in which all variants take turns.",
+        f"{_listed(lengths)} steps of batch {_listed(batch)}; {_listed(counts)} test images, one "
+        "of which is "
+        f"{_listed([f'{100 / count:.2f}' for count in counts])} points; "
+        f"seed{'s' if len(seeds) > 1 else ''} {_listed(seeds)}. "
+        "Step: forward, backward and update on all cores, median of rounds in which all variants "
+        "take turns.",
         "",
         *table(head, rows, left=(1, 2)),
         "",
@@ -189,16 +229,27 @@ def _memory_section(records: Sequence[Record], images: str) -> list[str]:
         formula = [mib(record["formula_bytes"][-1])] if "formula_bytes" in record else [""]
         rows.append([str(number), f"`{name}`", *cells, record.get("formula", ""), *formula])
     sizes = [f"{side}x{side}" for side in sides]
-    head = ["#", "block", *(f"fwd {size}" for size in sizes), "p", *(f"train {size}" for size in sizes), "p"]
+    head = [
+        "#",
+        "block",
+        *(f"fwd {size}" for size in sizes),
+        "p",
+        *(f"train {size}" for size in sizes),
+        "p",
+    ]
     head += ["largest intermediate", f"MiB at {sizes[-1]}"]
     map_mib = mib(4 * channels * sides[-1] ** 2)
     return [
         "## Memory",
         "",
-        f"MiB of temporary memory that the compiled block needs beside inputs and outputs, for one float32 map of {channels} "
-        f"channels, n positions ({map_mib} MiB for the map of {sizes[-1]} itself); `train` is forward and backward. p: bytes "
-        f"grow as n^p from {sizes[-2]} to {sizes[-1]}. Beside it the formula of the method's largest intermediate. Options and "
-        "formulas: [benchmarks/memory_suite.py](../benchmarks/memory_suite.py); `python -m benchmarks memory` measures it alone.",
+        "MiB of temporary memory that the compiled block needs beside inputs and outputs, for one "
+        f"float32 map of {channels} "
+        f"channels, n positions ({map_mib} MiB for the map of {sizes[-1]} itself); `train` is "
+        "forward and backward. p: bytes "
+        f"grow as n^p from {sizes[-2]} to {sizes[-1]}. Beside it the formula of the method's "
+        "largest intermediate. Options and "
+        "formulas: [benchmarks/memory_suite.py](../benchmarks/memory_suite.py); `python -m "
+        "benchmarks memory` measures it alone.",
         "",
         f"![memory against positions]({images}/comparison_memory.png)",
         "",
@@ -210,14 +261,28 @@ def _memory_section(records: Sequence[Record], images: str) -> list[str]:
 def mib(count: int) -> str:
     """Returns bytes in MiB with three significant digits."""
     value = count / 2**20
-    return "0" if count == 0 else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}" if value >= 0.01 else "<0.01"
+    return (
+        "0"
+        if count == 0
+        else f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
+        if value >= 0.01
+        else "<0.01"
+    )
 
 
-def table(head: Sequence[str | None], rows: Sequence[Sequence[str | None]], left: Sequence[int] = ()) -> list[str]:
-    """Returns a Markdown table; columns whose head is None are left out, those numbered in `left` are left-aligned."""
+def table(
+    head: Sequence[str | None], rows: Sequence[Sequence[str | None]], left: Sequence[int] = ()
+) -> list[str]:
+    """Returns a Markdown table; columns whose head is None are left out, those numbered in `left`
+    are left-aligned.
+    """
     kept = [i for i, cell in enumerate(head) if cell is not None]
     rule = "|".join("---" if i in left else "---:" for i in kept)
-    return [f"| {' | '.join(head[i] for i in kept)} |", f"|{rule}|", *(f"| {' | '.join(row[i] for i in kept)} |" for row in rows)]
+    return [
+        f"| {' | '.join(head[i] for i in kept)} |",
+        f"|{rule}|",
+        *(f"| {' | '.join(row[i] for i in kept)} |" for row in rows),
+    ]
 
 
 def _listed(values: Sequence[Any]) -> str:

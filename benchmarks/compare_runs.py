@@ -1,4 +1,6 @@
-"""Training runs of the comparison: one `train.py` command per task, variant and seed, several at a time, resumable."""
+"""Training runs of the comparison: one `train.py` command per task, variant and seed, several at a
+time, resumable.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,16 @@ ABLATION = {
     "reuse": {"model.transform": "reuse", **NO_RESIDUAL},
     "less": NO_RESIDUAL,
     "less_residual": {},
-    "less_residual_diagonality": {"train.auxiliary_losses": "(('symmetry', 0.1), ('diagonality', 0.1))"},
+    "less_residual_diagonality": {
+        "train.auxiliary_losses": "(('symmetry', 0.1), ('diagonality', 0.1))"
+    },
 }
-"""The parts of LaViT, added one after the other to its digits form: attention of its own in every layer; the first layer's
-logits reused as they are; less-attention; the attention residual too (the preset); the diagonality-preserving loss too."""
+"""The parts of LaViT, added one after the other to its digits form: attention of its own in every
+layer; the first layer's logits reused as they are; less-attention; the attention residual too (the
+preset); the diagonality-preserving loss too."""
 
-# Bookkeeping of train.py that these runs do without; a run that is interrupted by a signal saves all the same.
+# Bookkeeping of train.py that these runs do without; a run that is interrupted by a signal saves
+# all the same.
 RUN_OPTIONS = {
     "train.report": "false",
     "train.eval_every": "0.0",
@@ -71,7 +77,9 @@ class Run:
         return json.loads(path.read_text()) if path.is_file() else None
 
 
-def make_run(task: str, variant: str, seed: int, directory: Path, options: Mapping[str, str]) -> Run:
+def make_run(
+    task: str, variant: str, seed: int, directory: Path, options: Mapping[str, str]
+) -> Run:
     """Returns the run of a variant of a task; `options` are overrides of the config, as text."""
     if task == "backbones":
         row = next(row for row, model in digits.MODELS.items() if model == variant)
@@ -112,7 +120,10 @@ def train_all(runs: Sequence[Run], jobs: int) -> dict[str, str]:
                 done += 1
                 try:
                     result = finish(run, process.returncode, time.monotonic() - began)
-                    said = f"accuracy {100 * result['accuracy']:6.2f} %, {result['wall_seconds']:.0f} s"
+                    said = (
+                        f"accuracy {100 * result['accuracy']:6.2f} %, "
+                        f"{result['wall_seconds']:.0f} s"
+                    )
                 except RuntimeError as error:
                     failures[run.name] = str(error)
                     said = "FAILED"
@@ -134,11 +145,17 @@ def drop_outdated(runs: Iterable[Run]) -> None:
             continue
         saved, now = json.loads(path.read_text()), to_plain(run.config)
         changed = changed_keys(saved, now, to_plain(base.get_config()))
-        for key in ("epochs", "steps"):  # train.py may go on to another length; here all have the same
+        for key in (
+            "epochs",
+            "steps",
+        ):  # train.py may go on to another length; here all have the same
             if saved["train"][key] != now["train"][key]:
                 changed.append(f"train.{key}: {saved['train'][key]} -> {now['train'][key]}")
         if changed:
-            print(f"{run.name}: trained again, its recipe has changed ({'; '.join(changed)})", flush=True)
+            print(
+                f"{run.name}: trained again, its recipe has changed ({'; '.join(changed)})",
+                flush=True,
+            )
             shutil.rmtree(run.workdir)
 
 
@@ -147,23 +164,35 @@ def start(run: Run) -> subprocess.Popen:
     run.workdir.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "train.py", f"--workdir={run.workdir}", *run.flags]
     environment = os.environ | {"PJRT_NPROC": "1", "OMP_NUM_THREADS": "1"}
-    # glibc keeps freed memory instead of returning it: XLA asks for the same buffers in every step, and fresh pages cost a
-    # fault each.
+    # glibc keeps freed memory instead of returning it: XLA asks for the same buffers in every step,
+    # and fresh pages cost a fault each.
     environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
     with open(run.workdir / "train.log", "w") as log:
-        # A session of its own, so that Ctrl-C reaches it once, from `train_all`: a second signal would not let it save.
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
+        # A session of its own, so that Ctrl-C reaches it once, from `train_all`: a second signal
+        # would not let it save.
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
 
 
 def finish(run: Run, status: int, seconds: float) -> dict[str, Any]:
-    """Keeps the outcome that train.py printed last as result.json; RuntimeError with the end of the log if there is none."""
+    """Keeps the outcome that train.py printed last as result.json; RuntimeError with the end of the
+    log if there is none.
+    """
     log = run.workdir / "train.log"
     lines = log.read_text(errors="replace").splitlines()
     outcome: Any = None
     with contextlib.suppress(IndexError, json.JSONDecodeError):
         outcome = json.loads(lines[-1])
-    if status or not isinstance(outcome, dict) or outcome["interrupted"] or not math.isfinite(outcome["accuracy"]):
-        raise RuntimeError(f"{run.name}: train.py ended with status {status}: {' / '.join(lines[-2:])} ({log})")
+    if (
+        status
+        or not isinstance(outcome, dict)
+        or outcome["interrupted"]
+        or not math.isfinite(outcome["accuracy"])
+    ):
+        raise RuntimeError(
+            f"{run.name}: train.py ended with status {status}: {' / '.join(lines[-2:])} ({log})"
+        )
     result = {**outcome, "wall_seconds": round(seconds, 1)}
     partial = run.workdir / "result.tmp"
     partial.write_text(json.dumps(result, indent=1) + "\n")
@@ -172,7 +201,9 @@ def finish(run: Run, status: int, seconds: float) -> dict[str, Any]:
 
 
 def eta_seconds(runs: Iterable[Run], left: Iterable[Run], jobs: int) -> float:
-    """Estimates the time for the runs that are left by the mean of the finished ones of the same task."""
+    """Estimates the time for the runs that are left by the mean of the finished ones of the same
+    task.
+    """
     seconds: dict[str, list[float]] = {}
     for run in runs:
         if (result := run.result) is not None:

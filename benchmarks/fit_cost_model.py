@@ -2,12 +2,13 @@
 
     python -m benchmarks.fit_cost_model FILE.jsonl [--fit] [--json OUT]
 
-FILE holds records of `python -m benchmarks micro` (cases `lambda_*`). Printed per shape and direction: the lowering that
-`impl='auto'` chooses, the fastest measured one and the ratio of their times; and, where PyTorch was measured beside, how many
-times longer its fastest form and its convolution of r x r x 1 take than the choice. With --fit, rates for
-`cost_model.DEVICES['cpu']` are fitted first, printed, and used for the table: per lowering and direction least squares of the
-relative error with no rate below a floor, then small changes of all rates as long as the choice gets better. --json writes the
-table, one object per line.
+FILE holds records of `python -m benchmarks micro` (cases `lambda_*`). Printed per shape and
+direction: the lowering that `impl='auto'` chooses, the fastest measured one and the ratio of their
+times; and, where PyTorch was measured beside, how many times longer its fastest form and its
+convolution of r x r x 1 take than the choice. With --fit, rates for `cost_model.DEVICES['cpu']` are
+fitted first, printed, and used for the table: per lowering and direction least squares of the
+relative error with no rate below a floor, then small changes of all rates as long as the choice
+gets better. --json writes the table, one object per line.
 """
 
 from __future__ import annotations
@@ -24,22 +25,27 @@ import numpy as np
 from benchmarks import micro_lambda
 from lambdanet.ops import cost_model
 
-# No rate below what two cores and their memory can do, so that a term that the shapes do not show is not free elsewhere.
+# No rate below what two cores and their memory can do, so that a term that the shapes do not show
+# is not free elsewhere.
 FLOOR = {"fwd": np.array([8e-12, 1e-11, 2.5e-11, 0.0])}
 FLOOR["train"] = 3 * FLOOR["fwd"]
 
-Times = dict[str, dict[cost_model.Geometry, dict[str, float]]]  # direction -> shape -> candidate -> ms
+Times = dict[
+    str, dict[cost_model.Geometry, dict[str, float]]
+]  # direction -> shape -> candidate -> ms
 
 
 def read(path: str) -> tuple[Times, Times, dict[cost_model.Geometry, str]]:
-    """Returns the best times of our lowerings and of PyTorch's forms, and the name of every shape."""
+    """Returns the best times of our lowerings and of PyTorch's forms, every shape's name."""
     shapes = {shape.name: micro_lambda.geometry(shape) for shape in micro_lambda.SHAPES}
     ours, theirs = ({direction: {} for direction in cost_model.DIRECTIONS} for _ in range(2))
     with open(path) as lines:
         for record in map(json.loads, lines):
             if record["case"] in shapes and record.get("ms") and record["impl"] != "auto":
                 times = ours if record["framework"] == "ours" else theirs
-                times[record["direction"]].setdefault(shapes[record["case"]], {})[record["impl"]] = record["ms"]
+                times[record["direction"]].setdefault(shapes[record["case"]], {})[
+                    record["impl"]
+                ] = record["ms"]
     return ours, theirs, {geometry: name for name, geometry in shapes.items()}
 
 
@@ -47,16 +53,25 @@ def fit(times: Times, device: cost_model.Device) -> cost_model.Device:
     """Returns the device with rates for every lowering but 'conv'."""
     rates = {}
     for direction, shapes in times.items():
-        names = [name for name in cost_model.GRID_IMPLS if name != "conv" and any(name in found for found in shapes.values())]
+        names = [
+            name
+            for name in cost_model.GRID_IMPLS
+            if name != "conv" and any(name in found for found in shapes.values())
+        ]
         amounts = {name: {g: _amounts(g, name, device) for g in shapes} for name in names}
         start = {}
         for name in names:
             measured = [g for g in shapes if name in shapes[g]]
             relative = np.stack([amounts[name][g] / (shapes[g][name] / 1e3) for g in measured])
             floor = FLOOR[direction]
-            start[name] = floor + _least_squares(relative, np.ones(len(measured)) - relative @ floor)
+            start[name] = floor + _least_squares(
+                relative, np.ones(len(measured)) - relative @ floor
+            )
         rates[direction] = _refine(start, amounts, shapes, FLOOR[direction])
-    rounded = {d: {n: tuple(float(f"{x:.3g}") for x in r) for n, r in found.items()} for d, found in rates.items()}
+    rounded = {
+        d: {n: tuple(float(f"{x:.3g}") for x in r) for n, r in found.items()}
+        for d, found in rates.items()
+    }
     return dataclasses.replace(device, rates=rounded)
 
 
@@ -81,44 +96,73 @@ def _least_squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return answer
 
 
-def _refine(start: dict[str, np.ndarray], amounts: dict, shapes: dict, floor: np.ndarray) -> dict[str, np.ndarray]:
-    """Random small steps from the least-squares rates while the worst choice, then the sum of all losses, gets smaller."""
+def _refine(
+    start: dict[str, np.ndarray], amounts: dict, shapes: dict, floor: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Random small steps from the least-squares rates while the worst choice, then the sum of all
+    losses, gets smaller.
+    """
 
     def loss(rates):
         lost = []
         for g, found in shapes.items():
-            choice = min((name for name in rates if name in found), key=lambda name: float(amounts[name][g] @ rates[name]))
+            choice = min(
+                (name for name in rates if name in found),
+                key=lambda name: float(amounts[name][g] @ rates[name]),
+            )
             lost.append(math.log(found[choice] / min(found.values())))
-        away = sum(float(np.sum(np.log((rates[n] + 1e-300) / (start[n] + 1e-300)) ** 2)) for n in rates)
+        away = sum(
+            float(np.sum(np.log((rates[n] + 1e-300) / (start[n] + 1e-300)) ** 2)) for n in rates
+        )
         return max(lost) + sum(lost) + 1e-3 * away
 
     rng, best = np.random.default_rng(0), dict(start)
     least = loss(best)
     for _ in range(4000):
-        trial = {n: np.maximum(r * np.exp(rng.normal(scale=0.1, size=r.shape)), floor) for n, r in best.items()}
+        trial = {
+            n: np.maximum(r * np.exp(rng.normal(scale=0.1, size=r.shape)), floor)
+            for n, r in best.items()
+        }
         if (value := loss(trial)) < least:
             best, least = trial, value
     return best
 
 
-def losses(times: Times, theirs: Times, names: dict[cost_model.Geometry, str], device: cost_model.Device) -> list[dict]:
-    """Returns per shape and direction the choice, the fastest lowering, the ratio of their times, PyTorch's times in ours."""
+def losses(
+    times: Times, theirs: Times, names: dict[cost_model.Geometry, str], device: cost_model.Device
+) -> list[dict]:
+    """Returns per shape and direction the choice, the fastest lowering, the ratio of their times,
+    PyTorch's times in ours.
+    """
     table = []
     for geometry, name in names.items():
         for direction in cost_model.DIRECTIONS:
             found = times[direction].get(geometry)
             if not found:
                 continue
-            estimate = functools.partial(cost_model.estimate, geometry, device=device, direction=direction)
-            chosen = min((n for n in found if n in device.rates[direction]), key=lambda n: estimate(n).seconds)
+            estimate = functools.partial(
+                cost_model.estimate, geometry, device=device, direction=direction
+            )
+            chosen = min(
+                (n for n in found if n in device.rates[direction]),
+                key=lambda n: estimate(n).seconds,
+            )
             fastest = min(found, key=found.get)
             row = dict(
-                case=name, direction=direction, chosen=chosen, fastest=fastest, ratio=round(found[chosen] / found[fastest], 3)
+                case=name,
+                direction=direction,
+                chosen=chosen,
+                fastest=fastest,
+                ratio=round(found[chosen] / found[fastest], 3),
             )
             row |= dict(chosen_ms=round(found[chosen], 3), fastest_ms=round(found[fastest], 3))
             if torch := theirs[direction].get(geometry):
                 best = min(torch, key=torch.get)
-                row |= dict(torch=best, torch_ms=round(torch[best], 3), torch_ratio=round(torch[best] / found[chosen], 2))
+                row |= dict(
+                    torch=best,
+                    torch_ms=round(torch[best], 3),
+                    torch_ratio=round(torch[best] / found[chosen], 2),
+                )
                 if "conv_rr1" in torch:
                     row["torch_conv_rr1_ratio"] = round(torch["conv_rr1"] / found[chosen], 2)
             table.append(row)
@@ -127,7 +171,9 @@ def losses(times: Times, theirs: Times, names: dict[cost_model.Geometry, str], d
 
 def main(argv: list[str] | None = None) -> None:
     """Prints the fitted rates, if asked for, and the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fit_cost_model", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.fit_cost_model", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("file")
     parser.add_argument("--fit", action="store_true", help="fit new rates first")
     parser.add_argument("--json", metavar="OUT", help="write the table, one JSON object per line")
@@ -143,8 +189,13 @@ def main(argv: list[str] | None = None) -> None:
             print("},")
     table = losses(times, theirs, names, device)
     for row in table:
-        beside = " ".join(f"{row[key]:6.2f}" for key in ("torch_ratio", "torch_conv_rr1_ratio") if key in row)
-        print(f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} {row['ratio']:.2f} {beside}")
+        beside = " ".join(
+            f"{row[key]:6.2f}" for key in ("torch_ratio", "torch_conv_rr1_ratio") if key in row
+        )
+        print(
+            f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} "
+            f"{row['ratio']:.2f} {beside}"
+        )
     if args.json:
         with open(args.json, "w") as out:
             out.writelines(json.dumps(row) + "\n" for row in table)

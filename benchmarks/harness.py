@@ -1,4 +1,6 @@
-"""Measuring candidates side by side: one process, correctness before speed, interleaved rounds, best and median."""
+"""Measuring candidates side by side: one process, correctness before speed, interleaved rounds,
+best and median.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,27 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
-SLOWEST_CALL = 3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
+SLOWEST_CALL = (
+    3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
+)
 SHORTEST_SAMPLE = 0.02  # seconds; shorter calls are repeated inside one sample
 BUDGET = 20.0  # seconds of sampling per group of candidates
 # What every line of JSON has; null where it is not known, such as PyTorch's temporary memory.
-LINE = ("suite", "case", "direction", "framework", "impl", "ms", "median_ms", "cpu_ms", "temp_mib", "flops", "bytes")
-PAUSE = 0.005  # seconds before a sample where two frameworks take turns: their idle threads spin for a while
+LINE = (
+    "suite",
+    "case",
+    "direction",
+    "framework",
+    "impl",
+    "ms",
+    "median_ms",
+    "cpu_ms",
+    "temp_mib",
+    "flops",
+    "bytes",
+)
+# seconds before a sample where two frameworks take turns: their idle threads spin for a while
+PAUSE = 0.005
 
 
 @dataclasses.dataclass
@@ -25,13 +42,13 @@ class Prepared:
     """A candidate that is ready to run.
 
     Attributes:
-        run: does the work once and waits for it; or returns (wall seconds, CPU seconds) of the part that counts. None:
-            nothing is timed, `facts` are the measurement.
+        run: does the work once and waits for it; or returns (wall seconds, CPU seconds) of the part
+            that counts. None: nothing is timed, `facts` are the measurement.
         check: raises AssertionError unless the candidate's results are right.
         items: pieces of work per call (images); adds two rates to the record.
         temp_mib: temporary memory of the compiled program, MiB.
-        flops, bytes: useful work per call, the same for all candidates of a case: operations of the formula, and its
-            operands and results once.
+        flops, bytes: useful work per call, the same for all candidates of a case: operations of the
+            formula, and its operands and results once.
         facts: further entries of the record, found while preparing.
         close: called at the end.
     """
@@ -48,7 +65,8 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One candidate: `name` and `direction` ('fwd' or 'train') say what is computed, `impl` and `framework` how and by whom.
+    """One candidate: `name` and `direction` ('fwd' or 'train') say what is computed, `impl` and
+    `framework` how and by whom.
 
     `impl` is 'auto' for our public modules at their defaults; `framework` is 'ours' or 'torch'.
     """
@@ -61,7 +79,9 @@ class Case:
     framework: str = "ours"
 
 
-def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) -> list[dict[str, Any]]:
+def run_cases(
+    cases: Iterable[Case], *, rounds: int, out: TextIO | None = None
+) -> list[dict[str, Any]]:
     """Measures all cases; those with the same name and direction take turns, round by round.
 
     Args:
@@ -70,7 +90,8 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
         out: an open file for one JSON object per line, with all keys of `LINE`; None writes none.
 
     Returns:
-        The records. A candidate that failed its check has no times and `error` instead; a too slow one likewise.
+        The records. A candidate that failed its check has no times and `error` instead; a too slow
+        one likewise.
     """
     groups: dict[tuple[str, str, str], list[Case]] = {}
     for case in cases:
@@ -91,7 +112,13 @@ def run_cases(cases: Iterable[Case], *, rounds: int, out: TextIO | None = None) 
 def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
     records, ready = [], []
     for case in group:
-        record = dict(suite=case.suite, case=case.name, direction=case.direction, framework=case.framework, impl=case.impl)
+        record = dict(
+            suite=case.suite,
+            case=case.name,
+            direction=case.direction,
+            framework=case.framework,
+            impl=case.impl,
+        )
         records.append(record)
         prepared = case.prepare()
         try:
@@ -124,9 +151,13 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
             break
     for i, (record, prepared, _) in enumerate(ready):
         wall, cpu = zip(*samples[i], strict=True)
-        record |= dict(ms=1e3 * min(wall), median_ms=1e3 * statistics.median(wall), cpu_ms=1e3 * min(cpu))
+        record |= dict(
+            ms=1e3 * min(wall), median_ms=1e3 * statistics.median(wall), cpu_ms=1e3 * min(cpu)
+        )
         if prepared.items is not None:
-            record |= dict(items_per_s=prepared.items / min(wall), items_per_cpu_s=prepared.items / min(cpu))
+            record |= dict(
+                items_per_s=prepared.items / min(wall), items_per_cpu_s=prepared.items / min(cpu)
+            )
         extra = dict(temp_mib=prepared.temp_mib, flops=prepared.flops, bytes=prepared.bytes)
         record |= {key: value for key, value in extra.items() if value is not None}
         prepared.close()
@@ -134,7 +165,7 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
 
 
 def _sample(prepared: Prepared, repeats: int) -> tuple[float, float]:
-    """Returns (wall, CPU) seconds per call; CPU seconds are those of all threads of this process."""
+    """Returns (wall, CPU) seconds per call; the latter of all threads of this process."""
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(repeats):
         own = prepared.run()
@@ -145,7 +176,9 @@ def _sample(prepared: Prepared, repeats: int) -> tuple[float, float]:
 
 @functools.cache
 def ceilings() -> tuple[float, float]:
-    """Returns what this device reaches now in float32: operations per second of a matrix product, bytes per second of a copy."""
+    """Returns what this device reaches now in float32: operations per second of a matrix product,
+    bytes per second of a copy.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -212,4 +245,7 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     for record in records:
         rows.append([form.format(record[key]) if key in record else "" for key, form in columns])
     widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

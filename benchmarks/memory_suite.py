@@ -1,11 +1,13 @@
-"""Suite `memory`: temporary memory of every attention block on growing maps, beside the formula of its largest intermediate.
+"""Suite `memory`: temporary memory of every attention block on growing maps, beside the formula of
+its largest intermediate.
 
-Nothing is executed and no array is made: each block is lowered for shapes and compiled, and the compiler says how many
-bytes the program needs beside its inputs and outputs. `fwd` is the evaluation view, `train` the training view with the
-gradients of all parameters and of the input for a given gradient of the output. Batch 1, float32.
+Nothing is executed and no array is made: each block is lowered for shapes and compiled, and the
+compiler says how many bytes the program needs beside its inputs and outputs. `fwd` is the
+evaluation view, `train` the training view with the gradients of all parameters and of the input for
+a given gradient of the output. Batch 1, float32.
 
-On CPU the program is compiled without library fusions: into those XLA packs whole attentions, and the memory that the
-library then takes by itself is in no account (0 bytes for an n x n softmax).
+On CPU the program is compiled without library fusions: into those XLA packs whole attentions, and
+the memory that the library then takes by itself is in no account (0 bytes for an n x n softmax).
 """
 
 from __future__ import annotations
@@ -29,20 +31,39 @@ SIDES, DIM = (32, 64, 128), 256
 OPTIONS: dict[str, Callable[[int], dict[str, Any]]] = {
     "lambda": lambda side: dict(scope=7),
     # Cells of sqrt(n) positions, which gives the fewest weights; `side` is a power of two.
-    "interlaced": lambda side: dict(group_size=(2 ** (side.bit_length() // 2), side // 2 ** (side.bit_length() // 2))),
+    "interlaced": lambda side: dict(
+        group_size=(2 ** (side.bit_length() // 2), side // 2 ** (side.bit_length() // 2))
+    ),
 }
-"""Options by block, as a function of the map's side, where the defaults are not meant for maps of all sizes."""
+"""Options by block, as a function of the map's side, where the defaults are not meant for maps of
+all sizes.
+"""
 
 FORMULAS: dict[str, tuple[str, Callable[[Any, int], float]]] = {
     "lambda": ("n c", lambda block, n: n * block.dim),
     "mhsa": ("heads n^2", lambda block, n: block.num_heads * n**2),
     "bottleneck_attention": ("heads n^2", lambda block, n: block.num_heads * n**2),
-    "halo_attention": ("heads n window^2", lambda block, n: block.num_heads * n * block.window_size**2),
+    "halo_attention": (
+        "heads n window^2",
+        lambda block, n: block.num_heads * n * block.window_size**2,
+    ),
     "slide": ("n c", lambda block, n: n * block.dim),
-    "window": ("heads n window^2", lambda block, n: block.num_heads * n * math.prod(block.window_size)),
-    "neighborhood": ("heads n k^2", lambda block, n: block.num_heads * n * math.prod(block.kernel_size)),
-    "cross_shaped_window": ("heads n^1.5 stripe", lambda block, n: block.num_heads * n**1.5 * block.stripes[0][1]),
-    "spatial_reduction": ("heads n^2 / r^2", lambda block, n: block.num_heads * n**2 / block.sr_ratio**2),
+    "window": (
+        "heads n window^2",
+        lambda block, n: block.num_heads * n * math.prod(block.window_size),
+    ),
+    "neighborhood": (
+        "heads n k^2",
+        lambda block, n: block.num_heads * n * math.prod(block.kernel_size),
+    ),
+    "cross_shaped_window": (
+        "heads n^1.5 stripe",
+        lambda block, n: block.num_heads * n**1.5 * block.stripes[0][1],
+    ),
+    "spatial_reduction": (
+        "heads n^2 / r^2",
+        lambda block, n: block.num_heads * n**2 / block.sr_ratio**2,
+    ),
     "linformer": ("heads n slots", lambda block, n: block.num_heads * n * block.num_projected),
     "nonlocal": ("n c (n^2 / 4 in chunks)", lambda block, n: n * block.dim),
     "nonlocal_gaussian": ("n c (n^2 / 4 in chunks)", lambda block, n: n * block.dim),
@@ -50,34 +71,51 @@ FORMULAS: dict[str, tuple[str, Callable[[Any, int], float]]] = {
     "nonlocal_concatenation": ("n c", lambda block, n: n * block.dim),
     "cgnl": ("n c", lambda block, n: n * block.dim),
     "cgnlx": ("n c", lambda block, n: n * block.dim),
-    "double_attention": ("n (features + 2 descriptors)", lambda b, n: n * (b.feature_dim + 2 * b.num_descriptors)),
+    "double_attention": (
+        "n (features + 2 descriptors)",
+        lambda b, n: n * (b.feature_dim + 2 * b.num_descriptors),
+    ),
     "criss_cross": ("2 n^1.5 = n (h + w)", lambda block, n: 2 * n**1.5),
     "rcca": ("2 n^1.5 = n (h + w)", lambda block, n: 2 * n**1.5),
     "interlaced": ("2 n^1.5 = n (cells + cell)", lambda block, n: 2 * n**1.5),
     "position_attention": ("n^2", lambda block, n: n**2),
     "channel_attention": ("n c", lambda block, n: n * block.dim),
     "object_context": ("n^2", lambda block, n: n**2),
-    "pyramid_object_context": ("n^2 sum 1 / s^2", lambda block, n: n**2 * (1 + 1 / 4 + 1 / 9 + 1 / 36)),
+    "pyramid_object_context": (
+        "n^2 sum 1 / s^2",
+        lambda block, n: n**2 * (1 + 1 / 4 + 1 / 9 + 1 / 36),
+    ),
     "asp_object_context": ("n^2 / 16 + n c", lambda block, n: n**2 / 16 + n * block.dim),
     "gc": ("n", lambda block, n: n),
     "cbam": ("2 n", lambda block, n: 2 * n),
     "se": ("c", lambda block, n: block.dim),
 }
-"""By variant: elements of the largest intermediate, in words and as a function of the block and of n positions (square)."""
+"""By variant: elements of the largest intermediate, in words and as a function of the block and of
+n positions (square).
+"""
 
 
 def cases(sides: Sequence[int] = SIDES, dim: int = DIM) -> list[Case]:
-    """Returns two cases per variant of the attention zoo; a newly registered block is among them."""
+    """Returns two cases per variant of the attention zoo; new blocks are among them."""
     return [
-        Case("memory", name, direction, "xla", functools.partial(prepare, name, spec, direction, sides, dim))
+        Case(
+            "memory",
+            name,
+            direction,
+            "xla",
+            functools.partial(prepare, name, spec, direction, sides, dim),
+        )
         for name, spec in attention_zoo.variants().items()
         if spec is not None
         for direction in ("fwd", "train")
     ]
 
 
-def prepare(name: str, spec: Mapping[str, Any], direction: str, sides: Sequence[int] = SIDES, dim: int = DIM) -> Prepared:
-    """Compiles a block for each side; the facts are the bytes, the formula's bytes and the growth between the last two.
+def prepare(
+    name: str, spec: Mapping[str, Any], direction: str, sides: Sequence[int] = SIDES, dim: int = DIM
+) -> Prepared:
+    """Compiles a block for each side; the facts are the bytes, the formula's bytes and the growth
+    between the last two.
 
     Args:
         name: the variant, which `FORMULAS` may know.
@@ -87,14 +125,23 @@ def prepare(name: str, spec: Mapping[str, Any], direction: str, sides: Sequence[
         dim: channels.
     """
     try:
-        measured = {side: temporary_bytes(options_at(spec, side), direction, side, dim) for side in sides}
+        measured = {
+            side: temporary_bytes(options_at(spec, side), direction, side, dim) for side in sides
+        }
     except ValueError as error:  # a block may refuse a size
         return Prepared(None, lambda: None, facts={"error": str(error)})
     text, elements = FORMULAS.get(name, ("(none given)", None))
-    facts: dict[str, Any] = {"channels": dim, "sides": list(sides), "bytes": list(measured.values())}
+    facts: dict[str, Any] = {
+        "channels": dim,
+        "sides": list(sides),
+        "bytes": list(measured.values()),
+    }
     facts |= {"growth": growth(list(measured.items())), "formula": text}
     if elements is not None:
-        expected = {side: elements(abstract_block(options_at(spec, side), side, dim), side * side) for side in sides}
+        expected = {
+            side: elements(abstract_block(options_at(spec, side), side, dim), side * side)
+            for side in sides
+        }
         facts["formula_bytes"] = [4 * math.ceil(count) for count in expected.values()]
         facts["formula_growth"] = growth(list(expected.items()))
     return Prepared(None, lambda: None, facts=facts)
@@ -106,7 +153,9 @@ def options_at(spec: Mapping[str, Any], side: int) -> dict[str, Any]:
 
 
 def growth(measured: Sequence[tuple[int, float]]) -> float:
-    """Returns p of bytes ~ n^p, n the number of positions, between the last two of some pairs (side of the map, bytes)."""
+    """Returns p of bytes ~ n^p, n the number of positions, between the last two of some pairs (side
+    of the map, bytes).
+    """
     (side, less), (larger, more) = measured[-2:]
     return math.log(max(more, 1) / max(less, 1)) / (2 * math.log(larger / side))
 
@@ -117,17 +166,24 @@ def abstract_block(spec: Mapping[str, Any], side: int, dim: int) -> nnx.Module:
 
 
 def temporary_bytes(spec: Mapping[str, Any], direction: str, side: int, dim: int) -> int:
-    """Returns the bytes that the compiled block needs beside inputs and outputs, for one map [1, side, side, dim]."""
+    """Returns the bytes that the compiled block needs beside inputs and outputs, for one map [1,
+    side, side, dim].
+    """
     function, operands = program(spec, direction, side, dim)
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    options = (
+        {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
+    )
     return jax.jit(function).lower(*operands).compile(options).memory_analysis().temp_size_in_bytes
 
 
-def program(spec: Mapping[str, Any], direction: str, side: int, dim: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Returns a function of a block and its operands, without arrays: parameters, statistics, one map [1, side, side, dim].
+def program(
+    spec: Mapping[str, Any], direction: str, side: int, dim: int
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Returns a function of a block and its operands, without arrays: parameters, statistics, one
+    map [1, side, side, dim].
 
-    `fwd` gives the output; `train` takes the gradient of the output, too, and gives the output, the new statistics and the
-    gradients of the parameters and of the map.
+    `fwd` gives the output; `train` takes the gradient of the output, too, and gives the output, the
+    new statistics and the gradients of the parameters and of the map.
     """
 
     def build():

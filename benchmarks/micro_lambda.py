@@ -1,7 +1,9 @@
-"""Part of suite `micro`: the core of the lambda layer, content and position, forward and forward + backward.
+"""Part of suite `micro`: the core of the lambda layer, content and position, forward and forward +
+backward.
 
-The core is everything between the projections and the output: softmax of the keys, content lambdas, position lambdas, applied to
-the queries. Every lowering of ours and, where torch is installed, three forms of it in PyTorch (`torch_lambda`).
+The core is everything between the projections and the output: softmax of the keys, content lambdas,
+position lambdas, applied to the queries. Every lowering of ours and, where torch is installed,
+three forms of it in PyTorch (`torch_lambda`).
 """
 
 from __future__ import annotations
@@ -36,13 +38,18 @@ class Shape:
 
     @property
     def name(self) -> str:
-        """`lambda_<H>x<W>_d<d>_h<h>_r<r>[_u<u>]`; a batch of 64, which is a case of its own, stands in front."""
+        """`lambda_<H>x<W>_d<d>_h<h>_r<r>[_u<u>]`; a batch of 64, which is a case of its own, stands
+        in front.
+        """
         prefix = "lambda_b64" if self.batch == 64 else "lambda"
         planes = f"_u{self.intra_depth}" if self.intra_depth > 1 else ""
-        return f"{prefix}_{self.side}x{self.side}_d{self.channels}_h{self.heads}_r{self.scope}{planes}"
+        return (
+            f"{prefix}_{self.side}x{self.side}_d{self.channels}_h{self.heads}_r{self.scope}{planes}"
+        )
 
 
-# The twelve: layers of LambdaResNets with the paper's scope of 23, a scope of 9, and one global table (55 = 2 * 28 - 1).
+# The twelve: layers of LambdaResNets with the paper's scope of 23, a scope of 9, and one global
+# table (55 = 2 * 28 - 1).
 TWELVE = (
     Shape(16, 7, 512, 4, 23),
     Shape(16, 7, 512, 8, 23),
@@ -57,7 +64,8 @@ TWELVE = (
     Shape(2, 56, 128, 4, 23),
     Shape(4, 28, 128, 4, 55),
 )
-# Small scopes on large maps, intra-depth 4, and the first stage of a LambdaResNet-50: with these, the seventeen.
+# Small scopes on large maps, intra-depth 4, and the first stage of a LambdaResNet-50: with these,
+# the seventeen.
 SEVENTEEN = (
     *TWELVE,
     Shape(4, 28, 128, 4, 7),
@@ -70,17 +78,33 @@ SHAPES = (*SEVENTEEN, Shape(64, 14, 256, 4, 23), Shape(64, 28, 128, 4, 23))
 
 
 def cases() -> list[Case]:
-    """Returns one case per shape, direction and candidate: ours by itself, each lowering, each form in PyTorch."""
+    """Returns one case per shape, direction and candidate: ours by itself, each lowering, each form
+    in PyTorch.
+    """
     with_torch = importlib.util.find_spec("torch") is not None
     found = []
     for shape in SHAPES:
         for direction in ("fwd", "train"):
-            # In turns, whoever follows PyTorch finds the caches cold: 'auto' shall not be the one, nor a lowering it may choose.
+            # In turns, whoever follows PyTorch finds the caches cold: 'auto' shall not be the one,
+            # nor a lowering it may choose.
             for impl in ("dense", "auto", *cost_model.GRID_IMPLS[1:]):
                 if not _hopeless(impl, shape):
-                    found.append(Case("micro", shape.name, direction, impl, functools.partial(prepare, shape, direction, impl)))
+                    found.append(
+                        Case(
+                            "micro",
+                            shape.name,
+                            direction,
+                            impl,
+                            functools.partial(prepare, shape, direction, impl),
+                        )
+                    )
             for form in torch_lambda.FORMS if with_torch else ():
-                sizes = dict(batch=shape.batch, n=shape.side**2, key_depth=KEY_DEPTH, intra_depth=shape.intra_depth)
+                sizes = dict(
+                    batch=shape.batch,
+                    n=shape.side**2,
+                    key_depth=KEY_DEPTH,
+                    intra_depth=shape.intra_depth,
+                )
                 if torch_lambda.supports(form, **sizes):
                     run = functools.partial(prepare_torch, shape, direction, form)
                     found.append(Case("micro", shape.name, direction, form, run, framework="torch"))
@@ -104,7 +128,8 @@ def geometry(shape: Shape) -> cost_model.Geometry:
 def _hopeless(impl: str, shape: Shape) -> bool:
     """Candidates for whose one call, or even compilation, there is no use in waiting on a CPU.
 
-    XLA's CPU convolution with a large table is hundreds of times slower than the rest; all pairs of a large map need gigabytes.
+    XLA's CPU convolution with a large table is hundreds of times slower than the rest; all pairs of
+    a large map need gigabytes.
     """
     if jax.default_backend() != "cpu":
         return False
@@ -115,16 +140,30 @@ def _hopeless(impl: str, shape: Shape) -> bool:
 
 @functools.lru_cache(maxsize=1)
 def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
-    """Returns operands, cotangent of the answer, and the exact answer 'y' with all gradients, by float64 loops over dy."""
-    b, side, h, k, u, depth = shape.batch, shape.side, shape.heads, KEY_DEPTH, shape.intra_depth, shape.channels // shape.heads
+    """Returns operands, cotangent of the answer, and the exact answer 'y' with all gradients, by
+    float64 loops over dy.
+    """
+    b, side, h, k, u, depth = (
+        shape.batch,
+        shape.side,
+        shape.heads,
+        KEY_DEPTH,
+        shape.intra_depth,
+        shape.channels // shape.heads,
+    )
     rng = np.random.default_rng(0)
     size = dict(q=(h, k), keys=(u, k), v=(u, depth))
-    operands = {name: rng.normal(size=(b, side, side, *rest)).astype(np.float32) for name, rest in size.items()}
+    operands = {
+        name: rng.normal(size=(b, side, side, *rest)).astype(np.float32)
+        for name, rest in size.items()
+    }
     operands["table"] = (0.1 * rng.normal(size=(shape.scope, shape.scope, u, k))).astype(np.float32)
     weight = rng.normal(size=(b, side, side, h, depth)).astype(np.float32)
     q, keys, v, table, cotangent = (a.astype(np.float64) for a in (*operands.values(), weight))
     # Content: softmax over positions, kbar^T v, and its chain rule by hand.
-    flat_q, flat_keys, flat_v, flat_c = (a.reshape(b, side * side, *a.shape[3:]) for a in (q, keys, v, cotangent))
+    flat_q, flat_keys, flat_v, flat_c = (
+        a.reshape(b, side * side, *a.shape[3:]) for a in (q, keys, v, cotangent)
+    )
     kbar = np.exp(flat_keys - flat_keys.max(1, keepdims=True))
     kbar /= kbar.sum(1, keepdims=True)
     lambdas = np.einsum("bmuk,bmuv->bkv", kbar, flat_v, optimize=True)
@@ -147,11 +186,15 @@ def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, 
         pairs = np.where(inside[..., None, None], table[dy + reach][tap], 0)  # x z u k
         logits = np.einsum("byxhk,xzuk->byxhzu", q[:, rows], pairs, optimize=True)
         exact["y"][:, rows] += np.einsum("byxhzu,byzuv->byxhv", logits, v[:, seen], optimize=True)
-        exact["v"][:, seen] += np.einsum("byxhzu,byxhv->byzuv", logits, cotangent[:, rows], optimize=True)
+        exact["v"][:, seen] += np.einsum(
+            "byxhzu,byxhv->byzuv", logits, cotangent[:, rows], optimize=True
+        )
         met = np.einsum("byxhv,byzuv->byxhzu", cotangent[:, rows], v[:, seen], optimize=True)
         exact["q"][:, rows] += np.einsum("byxhzu,xzuk->byxhk", met, pairs, optimize=True)
         np.add.at(
-            exact["table"][dy + reach], tap[inside], np.einsum("byxhzu,byxhk->xzuk", met, q[:, rows], optimize=True)[inside]
+            exact["table"][dy + reach],
+            tap[inside],
+            np.einsum("byxhzu,byxhk->xzuk", met, q[:, rows], optimize=True)[inside],
         )
     return operands, weight, exact
 
@@ -208,16 +251,24 @@ def prepare_torch(shape: Shape, direction: str, form: str) -> Prepared:
 def _compare(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> None:
     for name, array in found.items():
         error = np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name])
-        assert error < TOLERANCE, f"{'output' if name == 'y' else 'gradient of ' + name} is off by {error:.1e}"
+        assert error < TOLERANCE, (
+            f"{'output' if name == 'y' else 'gradient of ' + name} is off by {error:.1e}"
+        )
 
 
 def work(shape: Shape, direction: str) -> tuple[float, float]:
-    """Returns (operations, bytes) of the formula: taps inside the map, operands and results once; training triples it all."""
+    """Returns (operations, bytes) of the formula: taps inside the map, operands and results once;
+    training triples it all.
+    """
     side, h, u, depth = shape.side, shape.heads, shape.intra_depth, shape.channels // shape.heads
     n, reach = side * side, shape.scope // 2
-    taps = sum(min(reach, side - 1 - i) + min(reach, i) + 1 for i in range(side)) ** 2 / n  # per query, mean
+    taps = (
+        sum(min(reach, side - 1 - i) + min(reach, i) + 1 for i in range(side)) ** 2 / n
+    )  # per query, mean
     # The cheaper of the two orders; the content part is small in both.
-    position = min(taps * u * KEY_DEPTH * depth + h * KEY_DEPTH * depth, taps * u * h * (KEY_DEPTH + depth))
+    position = min(
+        taps * u * KEY_DEPTH * depth + h * KEY_DEPTH * depth, taps * u * h * (KEY_DEPTH + depth)
+    )
     macs = shape.batch * n * (position + KEY_DEPTH * depth * (u + h))
     moved = shape.batch * n * (h * KEY_DEPTH + u * KEY_DEPTH + u * depth + h * depth) + math.prod(
         (*(shape.scope,) * 2, u, KEY_DEPTH)

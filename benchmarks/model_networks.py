@@ -1,8 +1,10 @@
-"""Part of suite `model`: whole networks, evaluation and training step, beside timm's where it has the same network.
+"""Part of suite `model`: whole networks, evaluation and training step, beside timm's where it has
+the same network.
 
-`NAME_bBATCH_SIDE`: the network in the evaluation view ('fwd'), and a step of SGD with momentum ('train': loss, gradients, update
-and running statistics in one program whose state is donated). timm's twin has the same weights and runs eagerly;
-`compiled_NAME_bBATCH_SIDE` has it under torch.compile, which takes minutes to get ready.
+`NAME_bBATCH_SIDE`: the network in the evaluation view ('fwd'), and a step of SGD with momentum
+('train': loss, gradients, update and running statistics in one program whose state is donated).
+timm's twin has the same weights and runs eagerly; `compiled_NAME_bBATCH_SIDE` has it under
+torch.compile, which takes minutes to get ready.
 """
 
 from __future__ import annotations
@@ -27,14 +29,16 @@ from lambdanet.training import state
 
 RATE, MOMENTUM = 1e-3, 0.9
 LOGIT_TOLERANCE = 1e-4  # largest difference of a logit, relative to the largest logit
-# Relative to the norm over all parameters. float32 in two orders of summation flips the sign of some inputs of ReLUs, and batch
-# statistics of few positions pass that on.
+# Relative to the norm over all parameters. float32 in two orders of summation flips the sign of
+# some inputs of ReLUs, and batch statistics of few positions pass that on.
 GRADIENT_TOLERANCE = 1e-2
 
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is run: a network's name, images per call and their side, and options that make it comparable."""
+    """What is run: a network's name, images per call and their side, and options that make it
+    comparable.
+    """
 
     name: str
     batch: int
@@ -67,36 +71,71 @@ def cases() -> list[Case]:
     """Returns two cases per network, and timm's twins of them where PyTorch is installed."""
     chosen, torch = [], torch_models.installed()
     for network in NETWORKS:
-        for direction, ours, theirs in (("fwd", prepare_forward, _torch_forward), ("train", prepare_train, _torch_train)):
-            chosen.append(Case("model", network.case, direction, "auto", functools.partial(ours, network)))
+        for direction, ours, theirs in (
+            ("fwd", prepare_forward, _torch_forward),
+            ("train", prepare_train, _torch_train),
+        ):
+            chosen.append(
+                Case("model", network.case, direction, "auto", functools.partial(ours, network))
+            )
             if torch and network.name in torch_models.TWINS:
-                chosen.append(Case("model", network.case, direction, "eager", functools.partial(theirs, network), "torch"))
+                chosen.append(
+                    Case(
+                        "model",
+                        network.case,
+                        direction,
+                        "eager",
+                        functools.partial(theirs, network),
+                        "torch",
+                    )
+                )
     for network in NETWORKS:
         if torch and network.name in COMPILED:
-            name, compiled = f"compiled_{network.case}", functools.partial(_torch_forward, network, compile_it=True)
-            chosen.append(Case("model", name, "fwd", "auto", functools.partial(prepare_forward, network)))
+            name, compiled = (
+                f"compiled_{network.case}",
+                functools.partial(_torch_forward, network, compile_it=True),
+            )
+            chosen.append(
+                Case("model", name, "fwd", "auto", functools.partial(prepare_forward, network))
+            )
             chosen.append(Case("model", name, "fwd", "compile", compiled, "torch"))
     return chosen
 
 
 @functools.lru_cache(maxsize=1)
 def _weights(network: Network) -> tuple[dict, dict]:
-    """Returns (params, stats) as NumPy arrays: timm's where it has the network, else our initial values moved a little."""
+    """Returns (params, stats) as NumPy arrays: timm's where it has the network, else our initial
+    values moved a little.
+    """
     params, stats = state.abstract_weights(network.build)
     if torch_models.installed() and network.name in torch_models.TWINS:
         found = _ours(network, torch_models.initial_state(network.name), require_all=True)
-        return tuple(state.unflatten_names({name: found[name] for name in state.flatten_names(t)}, t) for t in (params, stats))
+        return tuple(
+            state.unflatten_names({name: found[name] for name in state.flatten_names(t)}, t)
+            for t in (params, stats)
+        )
     rng = np.random.default_rng(0)
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    params, stats = jax.jit(lambda: state.split_model(network.build())[1:], compiler_options=options)()
-    moved = jax.tree.map(lambda p: np.asarray(p) + (p.ndim == 1) * 0.1 * rng.standard_normal(p.shape, np.float32), params)
+    params, stats = jax.jit(
+        lambda: state.split_model(network.build())[1:], compiler_options=options
+    )()
+    moved = jax.tree.map(
+        lambda p: np.asarray(p) + (p.ndim == 1) * 0.1 * rng.standard_normal(p.shape, np.float32),
+        params,
+    )
     return moved, jax.tree.map(np.asarray, stats)
 
 
-def _ours(network: Network, arrays: dict[str, np.ndarray], *, require_all: bool) -> dict[str, np.ndarray]:
+def _ours(
+    network: Network, arrays: dict[str, np.ndarray], *, require_all: bool
+) -> dict[str, np.ndarray]:
     """Returns PyTorch's arrays under our names."""
     model = nnx.eval_shape(network.build)
-    shapes = {n: tuple(leaf.shape) for t in state.split_model(model)[1:] for n, leaf in state.flatten_names(t).items()}
+    shapes = {
+        n: tuple(leaf.shape)
+        for t in state.split_model(model)[1:]
+        for n, leaf in state.flatten_names(t).items()
+    }
     grammar = names.choose_table(model.torch_names, arrays, shapes)
     return names.convert(arrays, model.torch_names[grammar], shapes, require_all=require_all)
 
@@ -108,8 +147,12 @@ def _data(network: Network) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _work(network: Network, *, train: bool) -> dict[str, float]:
-    """Useful operations of the layers; and the bytes of images, weights and, in training, momentum, read and written once."""
-    totals = summary.totals(summary.summarise(nnx.eval_shape(network.build), network.side, network.side))
+    """Useful operations of the layers; and the bytes of images, weights and, in training, momentum,
+    read and written once.
+    """
+    totals = summary.totals(
+        summary.summarise(nnx.eval_shape(network.build), network.side, network.side)
+    )
     pixels = network.batch * network.side**2 * 3
     return dict(
         flops=2.0 * network.batch * totals["macs"] * (3 if train else 1),
@@ -118,16 +161,22 @@ def _work(network: Network, *, train: bool) -> dict[str, float]:
 
 
 def prepare_forward(network: Network) -> Prepared:
-    """Compiles our network's evaluation view; the gate is timm's logits, or finite logits that differ between images."""
+    """Compiles our network's evaluation view; the gate is timm's logits, or finite logits that
+    differ between images.
+    """
     params, stats = jax.tree.map(jnp.asarray, _weights(network))
     images = jnp.asarray(_data(network)[0])
     _, view = state.views(network.build)
-    lowered = jax.jit(lambda params, stats, x: nnx.merge(view, params, stats)(x)).lower(params, stats, images)
+    lowered = jax.jit(lambda params, stats, x: nnx.merge(view, params, stats)(x)).lower(
+        params, stats, images
+    )
     compiled, facts = _compile(lowered)
 
     def check():
         logits = np.asarray(compiled(params, stats, images))
-        assert np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 0, "the logits are not finite, or all the same"
+        assert np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 0, (
+            "the logits are not finite, or all the same"
+        )
         if torch_models.installed() and network.name in torch_models.TWINS:
             _check_logits(logits, _eager_logits(network))
 
@@ -169,7 +218,9 @@ def _torch_forward(network: Network, *, compile_it: bool = False) -> Prepared:
 
 
 def prepare_train(network: Network) -> Prepared:
-    """Compiles our training step; the gate is timm's loss and gradients, or a loss that falls on the same batch."""
+    """Compiles our training step; the gate is timm's loss and gradients, or a loss that falls on
+    the same batch.
+    """
     images, labels = (jnp.asarray(a) for a in _data(network))
     view, _ = state.views(network.build)
 
@@ -180,7 +231,9 @@ def prepare_train(network: Network) -> Prepared:
         return loss, nnx.to_pure_dict(nnx.state(model, nnx.BatchStat))
 
     def step(params, stats, velocity, images):
-        (loss, stats), gradients = jax.value_and_grad(loss_and_stats, has_aux=True)(params, stats, images)
+        (loss, stats), gradients = jax.value_and_grad(loss_and_stats, has_aux=True)(
+            params, stats, images
+        )
         velocity = jax.tree.map(lambda v, g: MOMENTUM * v + g, velocity, gradients)
         return jax.tree.map(lambda p, v: p - RATE * v, params, velocity), stats, velocity, loss
 
@@ -196,13 +249,18 @@ def prepare_train(network: Network) -> Prepared:
         return loss
 
     def check():
-        loss, gradients = float(run()), jax.tree.map(np.asarray, current[0][2])  # the first velocity
+        loss, gradients = (
+            float(run()),
+            jax.tree.map(np.asarray, current[0][2]),
+        )  # the first velocity
         assert np.isfinite(loss), "the loss is not finite"
         if torch_models.installed() and network.name in torch_models.TWINS:
             _check_gradients(loss, state.flatten_names(gradients), network)
         else:
             later = [float(run()) for _ in range(3)][-1]
-            assert later < loss, f"three steps on one batch took the loss from {loss:.4f} to {later:.4f}"
+            assert later < loss, (
+                f"three steps on one batch took the loss from {loss:.4f} to {later:.4f}"
+            )
         current[0] = start()
 
     return Prepared(
@@ -218,15 +276,21 @@ def prepare_train(network: Network) -> Prepared:
 
 @functools.lru_cache(maxsize=1)
 def _eager_gradients(network: Network) -> tuple[float, dict[str, np.ndarray]]:
-    run, gradients = torch_models.train_step(network.name, *_data(network), rate=RATE, momentum=MOMENTUM)
+    run, gradients = torch_models.train_step(
+        network.name, *_data(network), rate=RATE, momentum=MOMENTUM
+    )
     loss = run()
     return loss, _ours(network, gradients(), require_all=False)
 
 
 def _check_gradients(loss: float, gradients: dict[str, np.ndarray], network: Network) -> None:
     expected_loss, expected = _eager_gradients(network)
-    assert abs(loss - expected_loss) < LOGIT_TOLERANCE * expected_loss, f"the loss is {loss:.6f} instead of {expected_loss:.6f}"
-    assert gradients.keys() == expected.keys(), f"gradients of only one: {sorted(gradients.keys() ^ expected.keys())}"
+    assert abs(loss - expected_loss) < LOGIT_TOLERANCE * expected_loss, (
+        f"the loss is {loss:.6f} instead of {expected_loss:.6f}"
+    )
+    assert gradients.keys() == expected.keys(), (
+        f"gradients of only one: {sorted(gradients.keys() ^ expected.keys())}"
+    )
     off = sum(float(np.sum((gradients[name] - expected[name]) ** 2)) for name in gradients) ** 0.5
     error = off / sum(float(np.sum(g**2)) for g in expected.values()) ** 0.5
     assert error < GRADIENT_TOLERANCE, f"the gradients are off by {error:.1e}"
@@ -238,4 +302,6 @@ def _torch_train(network: Network) -> Prepared:
     def check():
         assert np.isfinite(run()), "the loss is not finite"
 
-    return Prepared(lambda: (run(), None)[1], check, items=network.batch, **_work(network, train=True))
+    return Prepared(
+        lambda: (run(), None)[1], check, items=network.batch, **_work(network, train=True)
+    )

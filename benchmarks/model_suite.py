@@ -1,8 +1,8 @@
 """Suite `model`: whole networks (see `model_networks`), and what Python costs per training step.
 
-`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. These models have all their layers, so the state
-has as many arrays as at full width, but few channels and one tiny image. The device's work is waited for between calls, outside
-the time that counts.
+`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. These models have
+all their layers, so the state has as many arrays as at full width, but few channels and one tiny
+image. The device's work is waited for between calls, outside the time that counts.
 """
 
 from __future__ import annotations
@@ -29,12 +29,17 @@ WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
 
 def cases() -> list[Case]:
     """Returns the cases of the suite."""
-    dispatch = [Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name)) for name in MODELS]
+    dispatch = [
+        Case("model", f"dispatch_{name}", "train", "jit", lambda name=name: prepare_dispatch(name))
+        for name in MODELS
+    ]
     return dispatch + model_networks.cases()
 
 
 def prepare_dispatch(name: str) -> Prepared:
-    """Times the Python side of the calls of the training step (AdamW, moving averages, donated state)."""
+    """Times the Python side of the calls of the training step (AdamW, moving averages, donated
+    state).
+    """
     config = base.get_config()
     config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
     config.model = dict(name=name, widths=WIDTHS)
@@ -83,11 +88,16 @@ def training_step(
     shardings = mesh.state_shardings(jax.eval_shape(init), device_mesh, config.mesh.fsdp_min_size)
     graphdef, _ = state.views(build)
     train_step = jax.jit(
-        step.make_train_step(graphdef, tx, config, num_classes=num_classes, seed=0, schedule=lr, mesh=device_mesh),
+        step.make_train_step(
+            graphdef, tx, config, num_classes=num_classes, seed=0, schedule=lr, mesh=device_mesh
+        ),
         donate_argnums=0,
         out_shardings=(shardings, None),
     )
-    rng, shape = np.random.default_rng(0), (batch_size, *config.data.image_size, config.data.channels)
+    rng, shape = (
+        np.random.default_rng(0),
+        (batch_size, *config.data.image_size, config.data.channels),
+    )
     batch = {
         "image": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, num_classes, batch_size, np.int32),
@@ -96,15 +106,27 @@ def training_step(
     return jax.jit(init, out_shardings=shardings), train_step, batch
 
 
-def check_step(make: Callable[[], state.TrainState], train_step: Callable[..., Any], batch: dict[str, jax.Array]) -> None:
-    """Raises AssertionError unless the step is finite, repeatable, donates its state and moves the parameters."""
+def check_step(
+    make: Callable[[], state.TrainState],
+    train_step: Callable[..., Any],
+    batch: dict[str, jax.Array],
+) -> None:
+    """Raises AssertionError unless the step is finite, repeatable, donates its state and moves the
+    parameters.
+    """
     first, second = make(), make()
     before = jax.tree.map(np.array, first.params)
     outcomes = [train_step(start, batch) for start in (first, second)]
     (after, metrics), (again, _) = outcomes
     assert int(after.step) == 1 and np.isfinite(float(metrics["loss"])), "the loss is not finite"
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), after.params, again.params)))
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params)), "the state was not donated"
-    later, _ = train_step(after, batch)  # the warm-up starts at a learning rate of 0, so this is the first to move
+    assert all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), after.params, again.params))
+    )
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(first.params)), (
+        "the state was not donated"
+    )
+    later, _ = train_step(
+        after, batch
+    )  # the warm-up starts at a learning rate of 0, so this is the first to move
     changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), before, later.params)
     assert any(jax.tree.leaves(changed)), "two steps changed no parameter"

@@ -1,7 +1,8 @@
-"""Suite `ops`: operations that XLA's CPU backend runs badly when written literally, our form of them, and PyTorch's.
+"""Suite `ops`: operations that XLA's CPU backend runs badly when written literally, our form of
+them, and PyTorch's.
 
-'lax' is the literal operation, 'auto' ours, 'eager' PyTorch's where it is installed; 'train' is the output and all gradients,
-'input_gradient' the gradient of the map alone.
+'lax' is the literal operation, 'auto' ours, 'eager' PyTorch's where it is installed; 'train' is the
+output and all gradients, 'input_gradient' the gradient of the map alone.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LITERAL_LIMIT = 64  # groups; the gradient of a literal grouped convolution take
 class Operation:
     """An operation on a map of `batch` images, `side` squared positions and `channels`.
 
-    `kind` is 'conv', 'max_pool', 'batch_norm' or 'gelu'; the rest is read by convolutions and, but for groups, pooling.
+    `kind` is 'conv', 'max_pool', 'batch_norm' or 'gelu'; the rest is read by convolutions and, but
+    for groups, pooling.
     """
 
     kind: str
@@ -53,14 +55,24 @@ class Operation:
             return f"max_pool_{window}_{where}"
         if self.groups == self.channels > 1:
             return f"depthwise_{window}_{where}"
-        return f"conv_{window}_{where}_d{self.channels_out}" + (f"_g{self.groups}" if self.groups > 1 else "")
+        return f"conv_{window}_{where}_d{self.channels_out}" + (
+            f"_g{self.groups}" if self.groups > 1 else ""
+        )
 
     @property
     def side_out(self) -> int:
         return -(-self.side // self.stride)
 
 
-def _conv(batch: int, side: int, channels: int, channels_out: int, window: int, stride: int = 1, groups: int = 1) -> Operation:
+def _conv(
+    batch: int,
+    side: int,
+    channels: int,
+    channels_out: int,
+    window: int,
+    stride: int = 1,
+    groups: int = 1,
+) -> Operation:
     return Operation("conv", batch, side, channels, channels_out, window, stride, groups)
 
 
@@ -82,7 +94,9 @@ OPERATIONS = (
     Operation("batch_norm", 8, 56, 256, 256),
     Operation("gelu", 4, 56, 512, 512),
 )
-INPUT_GRADIENTS = tuple(op for op in OPERATIONS if op.kind == "conv" and op.window == 3 and op.groups == 1)
+INPUT_GRADIENTS = tuple(
+    op for op in OPERATIONS if op.kind == "conv" and op.window == 3 and op.groups == 1
+)
 
 
 def cases() -> list[Case]:
@@ -90,7 +104,9 @@ def cases() -> list[Case]:
     torch = importlib.util.find_spec("torch") is not None
     chosen = []
     for operation in OPERATIONS:
-        directions = ("fwd", "train", "input_gradient") if operation in INPUT_GRADIENTS else ("fwd", "train")
+        directions = (
+            ("fwd", "train", "input_gradient") if operation in INPUT_GRADIENTS else ("fwd", "train")
+        )
         for direction in directions:
             # The literal gradient of a depthwise kernel runs for seconds.
             literal = direction == "fwd" or operation.groups < LITERAL_LIMIT
@@ -119,19 +135,30 @@ def _arrays(operation: Operation) -> tuple[tuple[np.ndarray, ...], np.ndarray]:
         "conv": [(op.window, op.window, op.channels // op.groups, op.channels_out)],
         "batch_norm": [(op.channels,), (op.channels,)],
     }.get(op.kind, [])
-    operands = [rng.standard_normal(shape, np.float32) for shape in [(op.batch, op.side, op.side, op.channels), *shapes]]
-    return tuple(operands), rng.standard_normal((op.batch, op.side_out, op.side_out, op.channels_out), np.float32)
+    operands = [
+        rng.standard_normal(shape, np.float32)
+        for shape in [(op.batch, op.side, op.side, op.channels), *shapes]
+    ]
+    return tuple(operands), rng.standard_normal(
+        (op.batch, op.side_out, op.side_out, op.channels_out), np.float32
+    )
 
 
 def _function(operation: Operation, impl: str) -> Callable[..., jax.Array]:
     """Returns the operation as a function of its operands, literal or ours."""
     op, literal = operation, impl == "lax"
     if op.kind == "max_pool":
-        return functools.partial(max_pool, window=op.window, stride=op.stride, impl="window" if literal else "auto")
+        return functools.partial(
+            max_pool, window=op.window, stride=op.stride, impl="window" if literal else "auto"
+        )
     if op.kind == "gelu":
         return functools.partial(gelu.gelu, impl="erfc" if literal else "auto")
     if op.kind == "batch_norm":
-        return _literal_norm if literal else lambda x, scale, bias: batch_statistics.normalise_batch(x, scale, bias, 1e-5)[0]
+        return (
+            _literal_norm
+            if literal
+            else lambda x, scale, bias: batch_statistics.normalise_batch(x, scale, bias, 1e-5)[0]
+        )
     steps = (op.stride, op.stride)
     # Windows without overlap have no padding.
     padding = ((op.window // 2,) * 2,) * 2 if op.window % 2 else ((0, 0), (0, 0))
@@ -149,7 +176,9 @@ def _literal_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 
 def _program(operation: Operation, direction: str, impl: str) -> Callable[..., Any]:
-    """Returns (operands, gradient of the output) -> output, with 'train' and all gradients; or the map's gradient alone."""
+    """Returns (operands, gradient of the output) -> output, with 'train' and all gradients; or the
+    map's gradient alone.
+    """
     function = _function(operation, impl)
 
     def train(operands, of_y):
@@ -159,12 +188,18 @@ def _program(operation: Operation, direction: str, impl: str) -> Callable[..., A
     def input_gradient(operands, of_y):
         return jax.vjp(lambda x: function(x, *operands[1:]), operands[0])[1](of_y)
 
-    return {"fwd": lambda operands, of_y: (function(*operands),), "train": train, "input_gradient": input_gradient}[direction]
+    return {
+        "fwd": lambda operands, of_y: (function(*operands),),
+        "train": train,
+        "input_gradient": input_gradient,
+    }[direction]
 
 
 @functools.lru_cache(maxsize=1)
 def _expected(operation: Operation, direction: str) -> list[np.ndarray]:
-    """Results of another way than any candidate: the literal form, a depthwise convolution as a sum over its taps."""
+    """Results of another way than any candidate: the literal form, a depthwise convolution as a sum
+    over its taps.
+    """
     operands, of_y = _arrays(operation)
     if operation.groups >= LITERAL_LIMIT:
         results = _by_taps(operation, operands, of_y)
@@ -172,12 +207,17 @@ def _expected(operation: Operation, direction: str) -> list[np.ndarray]:
     return [np.asarray(a) for a in jax.jit(_program(operation, direction, "lax"))(operands, of_y)]
 
 
-def _by_taps(operation: Operation, operands: tuple[np.ndarray, ...], of_y: np.ndarray) -> list[np.ndarray]:
+def _by_taps(
+    operation: Operation, operands: tuple[np.ndarray, ...], of_y: np.ndarray
+) -> list[np.ndarray]:
     (x, kernel), pad, step = operands, operation.window // 2, operation.stride
     padded = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     y, of_padded, of_kernel = np.zeros_like(of_y), np.zeros_like(padded), np.zeros_like(kernel)
     for u, v in np.ndindex(kernel.shape[:2]):
-        seen = (slice(None), *(slice(at, at + step * (operation.side_out - 1) + 1, step) for at in (u, v)))
+        seen = (
+            slice(None),
+            *(slice(at, at + step * (operation.side_out - 1) + 1, step) for at in (u, v)),
+        )
         y += padded[seen] * kernel[u, v, 0]
         of_padded[seen] += of_y * kernel[u, v, 0]
         of_kernel[u, v, 0] = np.einsum("bhwc,bhwc->c", padded[seen], of_y)
@@ -186,7 +226,9 @@ def _by_taps(operation: Operation, operands: tuple[np.ndarray, ...], of_y: np.nd
 
 
 def _check(results: Any, operation: Operation, direction: str) -> None:
-    for i, (ours, expected) in enumerate(zip(results, _expected(operation, direction), strict=True)):
+    for i, (ours, expected) in enumerate(
+        zip(results, _expected(operation, direction), strict=True)
+    ):
         error = float(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())
         assert error < TOLERANCE, f"result {i} is off by {error:.1e}"
 
@@ -195,10 +237,15 @@ def _work(operation: Operation, direction: str) -> dict[str, float]:
     """Useful operations, those of a literal loop; and the bytes of operands and results once."""
     op, passes = operation, 3 if direction == "train" else 1
     positions = op.batch * op.side_out**2 * op.channels_out
-    each = {"conv": 2 * op.window**2 * op.channels // op.groups, "max_pool": op.window**2}.get(op.kind, 8)
+    each = {"conv": 2 * op.window**2 * op.channels // op.groups, "max_pool": op.window**2}.get(
+        op.kind, 8
+    )
     operands, of_y = _arrays(op)
     moved = sum(math.prod(a.shape) for a in operands) + of_y.size
-    return dict(flops=float(passes * positions * each), bytes=4.0 * moved * (2 if direction == "train" else 1))
+    return dict(
+        flops=float(passes * positions * each),
+        bytes=4.0 * moved * (2 if direction == "train" else 1),
+    )
 
 
 def prepare_operation(operation: Operation, direction: str, impl: str) -> Prepared:
@@ -222,14 +269,21 @@ def prepare_torch(operation: Operation, direction: str) -> Prepared:
     def tensor(a: np.ndarray, axes: tuple[int, ...]) -> Any:
         return torch.from_numpy(np.ascontiguousarray(a.transpose(axes) if a.ndim == 4 else a))
 
-    to_map, to_kernel, from_map, from_kernel = (0, 3, 1, 2), (3, 2, 0, 1), (0, 2, 3, 1), (2, 3, 1, 0)
+    to_map, to_kernel, from_map, from_kernel = (
+        (0, 3, 1, 2),
+        (3, 2, 0, 1),
+        (0, 2, 3, 1),
+        (2, 3, 1, 0),
+    )
     x, weight = tensor(operands[0], to_map), tensor(of_y, to_map)
     parameters = [tensor(a, to_kernel) for a in operands[1:]]
     pad, functional = op.window // 2 if op.window % 2 else 0, torch.nn.functional
     forward = {
         "conv": lambda x, kernel: functional.conv2d(x, kernel, None, op.stride, pad, 1, op.groups),
         "max_pool": lambda x: functional.max_pool2d(x, op.window, op.stride, pad),
-        "batch_norm": lambda x, scale, bias: functional.batch_norm(x, None, None, scale, bias, True, 0.1, 1e-5),
+        "batch_norm": lambda x, scale, bias: functional.batch_norm(
+            x, None, None, scale, bias, True, 0.1, 1e-5
+        ),
         "gelu": functional.gelu,
     }[op.kind]
     wanted = {"fwd": [], "train": [x, *parameters], "input_gradient": [x]}[direction]
@@ -247,10 +301,13 @@ def prepare_torch(operation: Operation, direction: str) -> Prepared:
     def check() -> None:
         results = [a.numpy() for a in run()]
         axes = [from_map] * min(len(results), 2) + [from_kernel] * (len(results) - 2)
-        _check([a.transpose(order) if a.ndim == 4 else a for a, order in zip(results, axes, strict=True)], op, direction)
+        _check(
+            [
+                a.transpose(order) if a.ndim == 4 else a
+                for a, order in zip(results, axes, strict=True)
+            ],
+            op,
+            direction,
+        )
 
-    return Prepared(
-        lambda: (run(), None)[1],
-        check,
-        **_work(op, direction),
-    )
+    return Prepared(lambda: (run(), None)[1], check, **_work(op, direction))

@@ -2,8 +2,8 @@
 
     python -m benchmarks.report
 
-Each table stands between a line `<!-- table: NAME -->`, with a name of `TABLES`, and a line `<!-- end of the table -->`; what is
-between them is written anew, the rest of the document by hand.
+Each table stands between a line `<!-- table: NAME -->`, with a name of `TABLES`, and a line `<!--
+end of the table -->`; what is between them is written anew, the rest of the document by hand.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of the table -->)", re.DOTALL)
-DIRECTIONS = {"fwd": "forward", "train": "forward + backward", "input_gradient": "gradient of the input"}
+DIRECTIONS = {
+    "fwd": "forward",
+    "train": "forward + backward",
+    "input_gradient": "gradient of the input",
+}
 COLORS = {"fwd": "#1f6feb", "train": "#d1570a"}
 
 Record = Mapping[str, Any]
 
 
 def read(path: Path) -> list[Record]:
-    """Returns the records of a file of JSON lines; of a candidate that was measured again the last."""
+    """Returns the records of a file of JSON lines; the last of each candidate."""
     lines = map(json.loads, path.read_text().splitlines())
     records = [{key: value for key, value in line.items() if value is not None} for line in lines]
-    return list({(r["suite"], r["case"], r["direction"], r["framework"], r["impl"]): r for r in records}.values())
+    return list(
+        {
+            (r["suite"], r["case"], r["direction"], r["framework"], r["impl"]): r for r in records
+        }.values()
+    )
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -50,25 +58,64 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def side_by_side(records: Sequence[Record]) -> str:
-    """Returns one row per case and direction: ours at its defaults, the fastest lowering of ours, every PyTorch form."""
-    rows = [["case", "direction", "ours, ms", "CPU ms", "MiB", "GEMM", "copy", "fastest lowering", "others"]]
+    """Returns one row per case and direction: ours at its defaults, the fastest lowering of ours,
+    every PyTorch form.
+    """
+    rows = [
+        [
+            "case",
+            "direction",
+            "ours, ms",
+            "CPU ms",
+            "MiB",
+            "GEMM",
+            "copy",
+            "fastest lowering",
+            "others",
+        ]
+    ]
     for (case, direction), candidates in groups(records).items():
-        ours = next((r for r in candidates if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r), None)
+        ours = next(
+            (
+                r
+                for r in candidates
+                if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r
+            ),
+            None,
+        )
         if ours is None:
             continue
-        lowerings = [r for r in candidates if r["framework"] == "ours" and r is not ours and "ms" in r]
+        lowerings = [
+            r for r in candidates if r["framework"] == "ours" and r is not ours and "ms" in r
+        ]
         fastest = min(lowerings, key=lambda r: r["ms"], default=None)
         best = ""
-        if fastest is not None:  # the lowering that 'auto' chose is the same program: any difference is the spread of the times
-            ratio = "chosen" if fastest["impl"] == ours.get("lowering") else f"{ours['ms'] / fastest['ms']:.2f}"
+        if (
+            fastest is not None
+            # the lowering that 'auto' chose is the same program: any difference is the spread of
+            # the times
+        ):
+            ratio = (
+                "chosen"
+                if fastest["impl"] == ours.get("lowering")
+                else f"{ours['ms'] / fastest['ms']:.2f}"
+            )
             best = f"{fastest['impl']} {fastest['ms']:.2f} ({ratio})"
         chosen = f" ({ours['lowering']})" if "lowering" in ours else ""
-        torch = sorted((r for r in candidates if r["framework"] != "ours"), key=lambda r: r.get("ms", float("inf")))
+        torch = sorted(
+            (r for r in candidates if r["framework"] != "ours"),
+            key=lambda r: r.get("ms", float("inf")),
+        )
         others = [
-            f"{r['impl']} {r['ms']:.2f} (**{r['ms'] / ours['ms']:.2f}x**)" if "ms" in r else f"{r['impl']}: {r['error']}"
+            f"{r['impl']} {r['ms']:.2f} (**{r['ms'] / ours['ms']:.2f}x**)"
+            if "ms" in r
+            else f"{r['impl']}: {r['error']}"
             for r in torch
         ]
-        shares = [f"{100 * ours[key]:.0f} %" if key in ours else "" for key in ("gemm_share", "copy_share")]
+        shares = [
+            f"{100 * ours[key]:.0f} %" if key in ours else ""
+            for key in ("gemm_share", "copy_share")
+        ]
         memory = f"{ours['temp_mib']:.1f}" if "temp_mib" in ours else ""
         numbers = [f"{ours['ms']:.2f}{chosen}", f"{ours['cpu_ms']:.2f}", memory, *shares]
         rows.append([f"`{case}`", DIRECTIONS[direction], *numbers, best, ", ".join(others)])
@@ -78,17 +125,41 @@ def side_by_side(records: Sequence[Record]) -> str:
 def rates(records: Sequence[Record]) -> str:
     """Returns one row per case of the suite `input`."""
     rows = [["case", "images/s", "images per CPU second"]]
-    rows += [[f"`{r['case']}`", f"{r['items_per_s']:.0f}", f"{r['items_per_cpu_s']:.0f}"] for r in records]
+    rows += [
+        [f"`{r['case']}`", f"{r['items_per_s']:.0f}", f"{r['items_per_cpu_s']:.0f}"]
+        for r in records
+    ]
     return markdown(rows)
 
 
 def facts(records: Sequence[Record]) -> str:
     """Returns one row per record: its times, if it has any, and whatever else is a number."""
-    known = {"suite", "case", "direction", "framework", "impl", "cpu_ms", "flops", "bytes", "gemm_share", "copy_share"}
-    columns = list(dict.fromkeys(key for r in records for key, v in r.items() if key not in known and not isinstance(v, list)))
+    known = {
+        "suite",
+        "case",
+        "direction",
+        "framework",
+        "impl",
+        "cpu_ms",
+        "flops",
+        "bytes",
+        "gemm_share",
+        "copy_share",
+    }
+    columns = list(
+        dict.fromkeys(
+            key
+            for r in records
+            for key, v in r.items()
+            if key not in known and not isinstance(v, list)
+        )
+    )
     rows = [["case", "direction", *(column.replace("_", " ") for column in columns)]]
     for r in records:
-        cells = [f"{r[c]:.4g}" if isinstance(r.get(c), (int, float)) else str(r.get(c, "")) for c in columns]
+        cells = [
+            f"{r[c]:.4g}" if isinstance(r.get(c), (int, float)) else str(r.get(c, ""))
+            for c in columns
+        ]
         rows.append([f"`{r['case']}`", DIRECTIONS[r["direction"]], *cells])
     return markdown(rows)
 
@@ -98,7 +169,9 @@ def dispatch(records: Sequence[Record]) -> str:
     rows = [["case", "ms", "median", "CPU ms"]]
     for r in records:
         if r["case"].startswith("dispatch_"):
-            rows.append([f"`{r['case']}`", *(f"{r[key]:.2f}" for key in ("ms", "median_ms", "cpu_ms"))])
+            rows.append(
+                [f"`{r['case']}`", *(f"{r[key]:.2f}" for key in ("ms", "median_ms", "cpu_ms"))]
+            )
     return markdown(rows)
 
 
@@ -119,7 +192,11 @@ def draw(records: Sequence[Record], path: Path) -> None:
     """Draws how many times as fast as the fastest PyTorch form ours is, per case and direction."""
     bars = []
     for (case, direction), candidates in groups(records).items():
-        ours = [r["ms"] for r in candidates if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r]
+        ours = [
+            r["ms"]
+            for r in candidates
+            if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r
+        ]
         torch = [r["ms"] for r in candidates if r["framework"] == "torch" and "ms" in r]
         if ours and torch:
             bars.append((case, direction, min(torch) / ours[0]))
@@ -129,17 +206,38 @@ def draw(records: Sequence[Record], path: Path) -> None:
     for number, direction in enumerate(COLORS):
         mine = [(cases.index(case), ratio) for case, each, ratio in bars if each == direction]
         at = [place + 0.2 * (2 * number - 1) for place, _ in mine]
-        axes.barh(at, [r - 1 for _, r in mine], 0.36, left=1, color=COLORS[direction], label=DIRECTIONS[direction])
+        axes.barh(
+            at,
+            [r - 1 for _, r in mine],
+            0.36,
+            left=1,
+            color=COLORS[direction],
+            label=DIRECTIONS[direction],
+        )
         for y, (_, ratio) in zip(at, mine, strict=True):
-            axes.annotate(f"{ratio:.1f}", (ratio, y), (3 if ratio >= 1 else -3, 0), textcoords="offset points",
-                          ha="left" if ratio >= 1 else "right", va="center", fontsize=7)  # fmt: skip
+            axes.annotate(
+                f"{ratio:.1f}",
+                (ratio, y),
+                (3 if ratio >= 1 else -3, 0),
+                textcoords="offset points",
+                # fmt: skip
+                ha="left" if ratio >= 1 else "right",
+                va="center",
+                fontsize=7,
+            )
     axes.set_yticks(range(len(cases)), cases, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="#24292f", lw=0.8)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
-    axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}x" if f"{value:.0e}"[0] in "25" else "")
-    axes.set_title("time of the fastest PyTorch form / ours at its defaults (CPU, float32)", fontsize=10, loc="left")
+    axes.xaxis.set_minor_formatter(
+        lambda value, _: f"{value:g}x" if f"{value:.0e}"[0] in "25" else ""
+    )
+    axes.set_title(
+        "time of the fastest PyTorch form / ours at its defaults (CPU, float32)",
+        fontsize=10,
+        loc="left",
+    )
     axes.margins(x=0.1, y=0.01)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -164,7 +262,14 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     DOCUMENT.write_text(text)
-    draw([r for name in ("micro_lambda", "micro_local", "micro_blocks") for r in read(RESULTS / f"cpu_{name}.jsonl")], PICTURE)
+    draw(
+        [
+            r
+            for name in ("micro_lambda", "micro_local", "micro_blocks")
+            for r in read(RESULTS / f"cpu_{name}.jsonl")
+        ],
+        PICTURE,
+    )
     return 0
 
 

@@ -1,7 +1,9 @@
-"""PyTorch forms of the blocks in `micro_blocks`, eager, written after the public code of each paper.
+"""PyTorch forms of the blocks in `micro_blocks`, eager, written after the public code of each
+paper.
 
-Maps are [b, c, h, w]; `w` holds our parameters by our names and in our layout ('query/kernel' is [in, out]), which costs nothing:
-a 1x1 convolution takes the transposed view. Batch norms use batch statistics. torch is imported when a form is called.
+Maps are [b, c, h, w]; `w` holds our parameters by our names and in our layout ('query/kernel' is
+[in, out]), which costs nothing: a 1x1 convolution takes the transposed view. Batch norms use batch
+statistics. torch is imported when a form is called.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def _pointwise(x, w: Mapping[str, Any], name: str) -> Any:
 def _batch_norm(x, w: Mapping[str, Any], name: str) -> Any:
     from torch.nn import functional
 
-    return functional.batch_norm(x, None, None, w[f"{name}/scale"], w[f"{name}/bias"], training=True, eps=1e-5)
+    return functional.batch_norm(
+        x, None, None, w[f"{name}/scale"], w[f"{name}/bias"], training=True, eps=1e-5
+    )
 
 
 def _pointwise_norm_relu(x, w: Mapping[str, Any], name: str) -> Any:
@@ -49,13 +53,23 @@ def criss_cross(x, w: Mapping[str, Any]) -> Any:
     weights = torch.cat([down, across.view(batch, height, width, width)], 3).softmax(3)
     down = weights[..., :height].permute(0, 2, 1, 3).reshape(batch * width, height, height)
     across = weights[..., height:].reshape(batch * height, width, width)
-    of_columns = torch.bmm(columns(value), down.transpose(1, 2)).view(batch, width, -1, height).permute(0, 2, 3, 1)
-    of_rows = torch.bmm(rows(value), across.transpose(1, 2)).view(batch, height, -1, width).permute(0, 2, 1, 3)
+    of_columns = (
+        torch.bmm(columns(value), down.transpose(1, 2))
+        .view(batch, width, -1, height)
+        .permute(0, 2, 3, 1)
+    )
+    of_rows = (
+        torch.bmm(rows(value), across.transpose(1, 2))
+        .view(batch, height, -1, width)
+        .permute(0, 2, 1, 3)
+    )
     return x + w["passes/0/gamma"] * (of_columns + of_rows)
 
 
 def interlaced(x, w: Mapping[str, Any], *, cell: int = 8) -> Any:
-    """Interlaced sparse attention: positions of one place in all cells, then those of a cell, each by permuted batches."""
+    """Interlaced sparse attention: positions of one place in all cells, then those of a cell, each
+    by permuted batches.
+    """
     import torch
 
     def attend(y, name):
@@ -64,8 +78,12 @@ def interlaced(x, w: Mapping[str, Any], *, cell: int = 8) -> Any:
             query = _pointwise_norm_relu(query, w, f"{name}/query/{index}")
             key = _pointwise_norm_relu(key, w, f"{name}/key/{index}")
         value = _pointwise(y, w, f"{name}/value").flatten(2)
-        weights = (torch.bmm(query.flatten(2).transpose(1, 2), key.flatten(2)) * key.shape[1] ** -0.5).softmax(2)
-        return _pointwise_norm_relu(torch.bmm(value, weights.transpose(1, 2)).view(*y.shape), w, f"{name}/out")
+        weights = (
+            torch.bmm(query.flatten(2).transpose(1, 2), key.flatten(2)) * key.shape[1] ** -0.5
+        ).softmax(2)
+        return _pointwise_norm_relu(
+            torch.bmm(value, weights.transpose(1, 2)).view(*y.shape), w, f"{name}/out"
+        )
 
     batch, channels, height, width = x.shape
     rows, columns = height // cell, width // cell
@@ -73,7 +91,11 @@ def interlaced(x, w: Mapping[str, Any], *, cell: int = 8) -> Any:
     y = attend(y.reshape(-1, channels, rows, columns), "blocks/0/long_range")
     y = y.view(batch, cell, cell, channels, rows, columns).permute(0, 4, 5, 3, 1, 2)
     y = attend(y.reshape(-1, channels, cell, cell), "blocks/0/short_range")
-    y = y.view(batch, rows, columns, channels, cell, cell).permute(0, 3, 1, 4, 2, 5).reshape(x.shape)
+    y = (
+        y.view(batch, rows, columns, channels, cell, cell)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(x.shape)
+    )
     return _pointwise_norm_relu(torch.cat([x, y], 1), w, "fuse")
 
 
@@ -103,21 +125,35 @@ def cgnl(x, w: Mapping[str, Any], *, groups: int = 8) -> Any:
 
 
 def linformer(x, w: Mapping[str, Any], *, num_heads: int = 8) -> Any:
-    """Linformer over the positions of the map: keys and values of each head compressed along the positions."""
+    """Linformer over the positions of the map: keys and values of each head compressed along the
+    positions.
+    """
     batch, channels, height, width = x.shape
     tokens = x.flatten(2).transpose(1, 2)
     query, key, value = (tokens @ w[f"{name}/kernel"] for name in ("query", "key", "value"))
-    key, value = (w[f"compress_{name}/kernel"].t() @ a for name, a in (("key", key), ("value", value)))
-    query, key, value = (a.view(batch, a.shape[1], num_heads, -1).transpose(1, 2) for a in (query, key, value))
+    key, value = (
+        w[f"compress_{name}/kernel"].t() @ a for name, a in (("key", key), ("value", value))
+    )
+    query, key, value = (
+        a.view(batch, a.shape[1], num_heads, -1).transpose(1, 2) for a in (query, key, value)
+    )
     weights = (query @ key.transpose(2, 3) * query.shape[3] ** -0.5).softmax(3)
-    y = (weights @ value).transpose(1, 2).reshape(batch, -1, channels) @ w["output/kernel"] + w["output/bias"]
+    y = (weights @ value).transpose(1, 2).reshape(batch, -1, channels) @ w["output/kernel"] + w[
+        "output/bias"
+    ]
     return y.transpose(1, 2).reshape(x.shape)
 
 
 def runner(
-    form: Callable[..., Any], x: np.ndarray, weights: Mapping[str, np.ndarray], cotangent: np.ndarray, direction: str
+    form: Callable[..., Any],
+    x: np.ndarray,
+    weights: Mapping[str, np.ndarray],
+    cotangent: np.ndarray,
+    direction: str,
 ) -> Callable[[], dict[str, Any]]:
-    """Returns a function that computes 'y' and, for 'train', the gradients of 'x' and of all weights; maps are [b, c, h, w]."""
+    """Returns a function that computes 'y' and, for 'train', the gradients of 'x' and of all
+    weights; maps are [b, c, h, w].
+    """
     import torch
 
     def channels_first(a):
@@ -131,7 +167,10 @@ def runner(
             return {"y": form(image, tensors)}
 
     def train():
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in {"x": image, **tensors}.items()}
+        leaves = {
+            name: tensor.detach().requires_grad_()
+            for name, tensor in {"x": image, **tensors}.items()
+        }
         y = form(leaves["x"], {name: leaf for name, leaf in leaves.items() if name != "x"})
         gradients = torch.autograd.grad(y, list(leaves.values()), weight)
         return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}

@@ -1,8 +1,10 @@
-"""PyTorch forms of the lambda layer's core for `micro_lambda`, eager, channels first as their projections leave them.
+"""PyTorch forms of the lambda layer's core for `micro_lambda`, eager, channels first as their
+projections leave them.
 
-Operands: q [b, h k, H, W], keys [b, u k, H, W], v [b, u v, H, W] and the table in the layout of the form; the answer is
-[b, h v, H, W]. All three make the map of lambdas first and differ in how; written from the formulas
-(Bello 2021, arXiv 2102.08602, eq. 3), each in the form one public implementation uses. torch is imported when a form is called.
+Operands: q [b, h k, H, W], keys [b, u k, H, W], v [b, u v, H, W] and the table in the layout of the
+form; the answer is [b, h v, H, W]. All three make the map of lambdas first and differ in how;
+written from the formulas (Bello 2021, arXiv 2102.08602, eq. 3), each in the form one public
+implementation uses. torch is imported when a form is called.
 """
 
 from __future__ import annotations
@@ -13,18 +15,24 @@ from typing import Any
 import numpy as np
 
 FORMS = ("conv_rr1", "pairs", "conv_1rr")
-LARGEST_PAIRS = 2**30  # bytes of embeddings, one copy per image, beyond which 'pairs' is no candidate
+LARGEST_PAIRS = (
+    2**30
+)  # bytes of embeddings, one copy per image, beyond which 'pairs' is no candidate
 
 
 def supports(form: str, *, batch: int, n: int, key_depth: int, intra_depth: int) -> bool:
-    """Tells whether a form exists for a shape: two of them know no intra-depth, and 'pairs' is quadratic in the map."""
+    """Tells whether a form exists for a shape: two of them know no intra-depth, and 'pairs' is
+    quadratic in the map.
+    """
     if form == "pairs" and 4 * batch * n * n * key_depth > LARGEST_PAIRS:
         return False
     return intra_depth == 1 or form == "conv_1rr"
 
 
 def conv_rr1(q: Any, keys: Any, v: Any, table: Any, *, heads: int) -> Any:
-    """A 3-D convolution with a kernel of r x r x 1 and the value channels as its third axis, as timm has it."""
+    """A 3-D convolution with a kernel of r x r x 1 and the value channels as its third axis, as
+    timm has it.
+    """
     from torch.nn import functional
 
     b, _, height, width = q.shape
@@ -33,14 +41,18 @@ def conv_rr1(q: Any, keys: Any, v: Any, table: Any, *, heads: int) -> Any:
     q = q.reshape(b, heads, k, n).transpose(-1, -2)
     v = v.reshape(b, -1, n).transpose(-1, -2)  # b n v
     content = q @ (functional.softmax(keys.reshape(b, k, n), dim=-1) @ v).unsqueeze(1)
-    lambdas = functional.conv3d(v.reshape(b, 1, height, width, -1), table, padding=(r // 2, r // 2, 0))
+    lambdas = functional.conv3d(
+        v.reshape(b, 1, height, width, -1), table, padding=(r // 2, r // 2, 0)
+    )
     lambdas = lambdas.reshape(b, 1, k, n, -1).transpose(2, 3)  # b 1 n k v
     position = (q.unsqueeze(-2) @ lambdas).squeeze(-2)
     return (content + position).transpose(-1, -2).reshape(b, -1, height, width)
 
 
 def pairs(q: Any, keys: Any, v: Any, table: Any, index: Any, seen: Any, *, heads: int) -> Any:
-    """Embeddings gathered for all pairs of positions, then one matrix product per query, as timm's other path has it."""
+    """Embeddings gathered for all pairs of positions, then one matrix product per query, as timm's
+    other path has it.
+    """
     from torch.nn import functional
 
     b, _, height, width = q.shape
@@ -57,7 +69,9 @@ def pairs(q: Any, keys: Any, v: Any, table: Any, index: Any, seen: Any, *, heads
 
 
 def conv_1rr(q: Any, keys: Any, v: Any, table: Any, *, heads: int) -> Any:
-    """A 3-D convolution with a kernel of 1 x r x r and the value channels as its first axis, as lucidrains has it."""
+    """A 3-D convolution with a kernel of 1 x r x r and the value channels as its first axis, as
+    lucidrains has it.
+    """
     import torch
     from torch.nn import functional
 
@@ -67,7 +81,9 @@ def conv_1rr(q: Any, keys: Any, v: Any, table: Any, *, heads: int) -> Any:
     v = v.reshape(b, u, -1, height * width)
     lambdas = torch.einsum("bukm,buvm->bkv", keys.reshape(b, u, k, -1).softmax(dim=-1), v)
     content = torch.einsum("bhkn,bkv->bhvn", q, lambdas)
-    lambdas = functional.conv3d(v.reshape(b, u, -1, height, width), table, padding=(0, r // 2, r // 2))
+    lambdas = functional.conv3d(
+        v.reshape(b, u, -1, height, width), table, padding=(0, r // 2, r // 2)
+    )
     position = torch.einsum("bhkn,bkvn->bhvn", q, lambdas.flatten(3))
     return (content + position).reshape(b, -1, height, width)
 
@@ -83,8 +99,12 @@ def to_torch(form: str, name: str, array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(kernel[..., None] if form == "conv_rr1" else kernel[:, :, None])
 
 
-def runner(form: str, operands: Mapping[str, np.ndarray], cotangent: np.ndarray, direction: str) -> Callable[[], dict[str, Any]]:
-    """Returns a function that computes the answer 'y' and, for direction 'train', the gradients by operand."""
+def runner(
+    form: str, operands: Mapping[str, np.ndarray], cotangent: np.ndarray, direction: str
+) -> Callable[[], dict[str, Any]]:
+    """Returns a function that computes the answer 'y' and, for direction 'train', the gradients by
+    operand.
+    """
     import torch
 
     tensors = {name: torch.tensor(to_torch(form, name, array)) for name, array in operands.items()}
@@ -112,7 +132,9 @@ def _pair_index(size: tuple[int, int], taps: tuple[int, int]) -> dict[str, Any]:
     import torch
 
     places = np.stack(np.mgrid[: size[0], : size[1]], -1).reshape(-1, 2)
-    offsets = places[None] - places[:, None] + np.array(taps) // 2  # key - query, centre tap in the middle
+    offsets = (
+        places[None] - places[:, None] + np.array(taps) // 2
+    )  # key - query, centre tap in the middle
     seen = ((offsets >= 0) & (offsets < taps)).all(-1)
     index = np.where(seen, offsets[..., 0] * taps[1] + offsets[..., 1], 0)
     mask = None if seen.all() else torch.tensor(seen[..., None].astype(np.float32))

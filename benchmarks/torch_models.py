@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 # Ours to timm's name, where both compute the same function.
-TWINS = {"lambda_resnet26t": "lambda_resnet26t", "resnet50": "resnet50", "swin_tiny": "swin_tiny_patch4_window7_224"}
+TWINS = {
+    "lambda_resnet26t": "lambda_resnet26t",
+    "resnet50": "resnet50",
+    "swin_tiny": "swin_tiny_patch4_window7_224",
+}
 
 
 def installed() -> bool:
@@ -21,7 +25,8 @@ def installed() -> bool:
 
 @functools.lru_cache(maxsize=1)
 def initial_state(name: str) -> dict[str, np.ndarray]:
-    """Returns the weights of the twin of our network `name`: timm's initial values, shifted where they are all equal.
+    """Returns the weights of the twin of our network `name`: timm's initial values, shifted where
+    they are all equal.
 
     A norm that starts at zero would hide everything before it from the comparison.
     """
@@ -49,7 +54,9 @@ def _load(name: str) -> Any:
     return model
 
 
-def forward(name: str, images: np.ndarray, *, compile_it: bool) -> tuple[Callable[[], np.ndarray], dict[str, float]]:
+def forward(
+    name: str, images: np.ndarray, *, compile_it: bool
+) -> tuple[Callable[[], np.ndarray], dict[str, float]]:
     """Returns (function that runs the twin in evaluation mode and gives the logits, facts).
 
     Args:
@@ -77,7 +84,8 @@ def forward(name: str, images: np.ndarray, *, compile_it: bool) -> tuple[Callabl
 def train_step(
     name: str, images: np.ndarray, labels: np.ndarray, *, rate: float, momentum: float
 ) -> tuple[Callable[[], float], Callable[[], dict[str, np.ndarray]]]:
-    """Returns (function that does one step of SGD with momentum and gives the loss, function that gives the last gradients).
+    """Returns (function that does one step of SGD with momentum and gives the loss, function that
+    gives the last gradients).
 
     Args:
         name: of our network.
@@ -92,7 +100,10 @@ def train_step(
     for module in model.modules():  # stochastic depth draws from another generator than ours
         if type(module).__name__ == "DropPath":
             module.drop_prob = 0.0
-    x, target = torch.from_numpy(np.moveaxis(images, -1, 1).copy()), torch.from_numpy(labels.astype(np.int64))
+    x, target = (
+        torch.from_numpy(np.moveaxis(images, -1, 1).copy()),
+        torch.from_numpy(labels.astype(np.int64)),
+    )
     update = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
 
     def run() -> float:

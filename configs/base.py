@@ -1,8 +1,10 @@
-"""Every configuration key with its default: the schema that recipes and the command line are checked against.
+"""Every configuration key with its default: the schema that recipes and the command line are
+checked against.
 
-A recipe (`configs/<name>.py`) starts from `get_config()` here and changes values only. `lambdanet.config.validate` compares the
-final config with this one: a key that does not stand here, or a value of another type, is an error. The one open section is
-`model`: apart from `name` it holds the options of that model, checked against the model's own signature.
+A recipe (`configs/<name>.py`) starts from `get_config()` here and changes values only.
+`lambdanet.config.validate` compares the final config with this one: a key that does not stand here,
+or a value of another type, is an error. The one open section is `model`: apart from `name` it holds
+the options of that model, checked against the model's own signature.
 """
 
 from ml_collections import ConfigDict
@@ -13,24 +15,33 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # seeds initialisation, data order, augmentation and dropout
 
-    # Model: `name` from models.list_models(); every further key is an option of that model (`python eval.py --mode=describe`).
+    # Model: `name` from models.list_models(); every further key is an option of that model (`python
+    # eval.py --mode=describe`).
     config.model = ConfigDict()
     config.model.name = "lambda_resnet_digits"
 
     # Data.
     config.data = data = ConfigDict()
-    data.source = "digits"  # 'digits' | 'cued_digits' (image_size is its canvas) | 'tfds' | 'image_folder' | 'synthetic'
-    data.data_dir = "data"  # (cued_)digits: where it is prepared on first use; tfds, image_folder: the prepared directory itself
+    # 'digits' | 'cued_digits' (image_size is its canvas) | 'tfds' | 'image_folder' | 'synthetic'
+    data.source = "digits"
+    # (cued_)digits: where it is prepared on first use; tfds, image_folder: the prepared directory
+    # itself
+    data.data_dir = "data"
     data.train_split = "train"  # TFDS split text: 'train', 'train+validation', 'train[:90%]'
-    data.eval_split = "validation"  # evaluated while training; 'best' checkpoints are chosen on it; '' = none
+    data.eval_split = (
+        "validation"  # evaluated while training; 'best' checkpoints are chosen on it; '' = none
+    )
     data.test_split = "test"  # evaluated once, after the last step; '' = none
     data.image_size = (8, 8)  # (height, width) fed to the model
     data.channels = 1  # 1 (grey) or 3 (RGB)
     data.mean = (0.5,)  # per channel, of images scaled to [0, 1]; one value serves all channels
     data.std = (0.5,)  # per channel, likewise
-    data.on_error = "raise"  # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
+    # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
+    data.on_error = "raise"
     data.num_workers = 0  # reader processes; 0 = threads of this process only
-    data.num_threads = 4  # reader threads of this process (num_workers = 0) or of each worker; each builds a batch
+    data.num_threads = (
+        4  # reader threads of this process (num_workers = 0) or of each worker; each builds a batch
+    )
     data.prefetch = 4  # batches read ahead (by each worker when num_workers > 0)
     data.synthetic_records = 1024  # source 'synthetic': number of records
     data.synthetic_classes = 10  # source 'synthetic': number of classes
@@ -43,35 +54,57 @@ def get_config(arg: str = "") -> ConfigDict:
     data.rand_augment = (0, 0.0)  # (operations per image, magnitude 0..30); 0 operations = off
     data.color_jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation strength
     data.random_erasing = 0.0  # probability
-    data.eval_crop = 1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop
-    data.eval_keep_aspect = True  # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
-    data.interpolation = "bilinear"  # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
-    # Second, pseudo-labelled source mixed into training (semi-supervised); off while `pseudo_labels` is ''.
+    data.eval_crop = (
+        1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop
+    )
+    # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
+    data.eval_keep_aspect = True
+    # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
+    data.interpolation = "bilinear"
+    # Second, pseudo-labelled source mixed into training (semi-supervised); off while
+    # `pseudo_labels` is ''.
     data.pseudo_labels = ""  # file written by `eval.py --mode=pseudo_label`
     data.pseudo_split = "train_unlabelled"  # split of the same source that the file labels
-    data.pseudo_fraction = 0.5  # fraction of each training batch that is pseudo-labelled, in expectation
+    data.pseudo_fraction = (
+        0.5  # fraction of each training batch that is pseudo-labelled, in expectation
+    )
 
     # Optimisation.
     config.optim = optim = ConfigDict()
     optim.name = "adamw"  # 'sgd' (momentum) | 'adamw' | 'lamb' | 'rmsprop'
     optim.lr = 4e-3  # peak learning rate
-    optim.weight_decay = 0.05  # sgd, rmsprop: coupled (L2, added to the gradient); adamw, lamb: decoupled
+    optim.weight_decay = (
+        0.05  # sgd, rmsprop: coupled (L2, added to the gradient); adamw, lamb: decoupled
+    )
     optim.momentum = 0.9  # sgd, rmsprop
     optim.nesterov = False  # sgd
-    optim.betas = (0.9, 0.999)  # adamw, lamb: both; rmsprop: the second is the decay of the squared gradient
+    optim.betas = (
+        0.9,
+        0.999,
+    )  # adamw, lamb: both; rmsprop: the second is the decay of the squared gradient
     optim.eps = 1e-8  # adamw, lamb, rmsprop
     optim.clip_norm = 0.0  # clip the gradient to this global norm; 0 = off
-    optim.schedule = "cosine"  # 'constant' | 'cosine' | 'step' | 'poly' | 'exponential', after the warm-up
+    optim.schedule = (
+        "cosine"  # 'constant' | 'cosine' | 'step' | 'poly' | 'exponential', after the warm-up
+    )
     optim.warmup_epochs = 1.0  # linear, up to the peak
     optim.warmup_start = 0.0  # first value of the warm-up as a fraction of the peak
-    optim.warmup_overlaps = False  # True: the schedule begins with the run, and the warm-up hides its first part
-    optim.cooldown_epochs = 0.0  # cosine, poly: epochs at the last value, at the end of train.epochs
+    optim.warmup_overlaps = (
+        False  # True: the schedule begins with the run, and the warm-up hides its first part
+    )
+    optim.cooldown_epochs = (
+        0.0  # cosine, poly: epochs at the last value, at the end of train.epochs
+    )
     optim.final_lr = 0.0  # cosine, poly: last value as a fraction of the peak
     optim.step_epochs = (30, 60, 80)  # step: epochs at which lr is multiplied by decay_rate
     optim.decay_rate = 0.1  # step, exponential: factor
-    optim.decay_epochs = 3.0  # exponential: lr is multiplied by decay_rate once every so many epochs (staircase)
+    optim.decay_epochs = (
+        3.0  # exponential: lr is multiplied by decay_rate once every so many epochs (staircase)
+    )
     optim.poly_power = 1.0  # poly: exponent
-    optim.no_decay = (r".*(bias|scale|embedding|gamma)$",)  # regexes on 'a/b/c' parameter paths (full match): no weight decay
+    optim.no_decay = (
+        r".*(bias|scale|embedding|gamma)$",
+    )  # regexes on 'a/b/c' parameter paths (full match): no weight decay
     optim.frozen = ()  # regexes: parameters that are never updated
     optim.lr_multipliers = ()  # pairs (regex, factor); the first match counts
 
@@ -80,11 +113,14 @@ def get_config(arg: str = "") -> ConfigDict:
     train.batch_size = 64  # global, over all processes and devices
     train.epochs = 40.0
     train.steps = 0  # > 0 overrides epochs
-    train.init_weights = ""  # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
-    train.init_head = "load"  # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
+    # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
+    train.init_weights = ""
+    # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
+    train.init_head = "load"
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     train.label_smoothing = 0.1
-    train.auxiliary_losses = ()  # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some
+    # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some
+    train.auxiliary_losses = ()
     train.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
     train.cutmix_alpha = 0.0  # with both on, each batch takes one of the two, by a fair coin
     train.ema_decay = 0.0  # exponential moving average of the weights; 0 = off
@@ -93,7 +129,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    train.keep_best = "accuracy"  # metric of eval_split: 'accuracy' | 'loss' | 'ema_accuracy' | '' (keep no best one)
+    # metric of eval_split: 'accuracy' | 'loss' | 'ema_accuracy' | '' (keep no best one)
+    train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
     train.report = True  # write report.png and report.md after the last step
@@ -109,16 +146,19 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def split_arg(arg: str) -> tuple[str, bool]:
-    """Splits 'row,smoke' into ('row', True): every recipe takes `smoke` as the last part of its argument."""
+    """Splits 'row,smoke' into ('row', True): every recipe takes `smoke` as the last part of its
+    argument.
+    """
     parts = [p for p in arg.split(",") if p]
     return ",".join(p for p in parts if p != "smoke"), "smoke" in parts
 
 
 def apply_smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and augmentation as they are.
+    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and
+    augmentation as they are.
 
-    The model gets one block per stage and narrow stages: four, or where it has options for each stage, such as heads, as
-    many as its preset has.
+    The model gets one block per stage and narrow stages: four, or where it has options for each
+    stage, such as heads, as many as its preset has.
     """
     from models import registry  # here, so that reading a config alone starts no JAX
 
@@ -130,7 +170,11 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     config.data.synthetic_classes = 10
     config.data.image_size = (32, 32)
     config.data.num_workers = 0
-    config.data.train_split, config.data.eval_split, config.data.test_split = "train", "validation", ""
+    config.data.train_split, config.data.eval_split, config.data.test_split = (
+        "train",
+        "validation",
+        "",
+    )
     config.model.blocks = (1,) * stages
     config.model.widths = (8, 16, 24, 32)[:stages]
     config.train.batch_size = 8

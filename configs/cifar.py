@@ -1,21 +1,26 @@
-"""CIFAR-10 with a LambdaResNet-18 (3x3 stem of stride 1, no pooling in the stem; k = 16, h = 4, u = 4, r = 7).
+"""CIFAR-10 with a LambdaResNet-18 (3x3 stem of stride 1, no pooling in the stem; k = 16, h = 4, u =
+4, r = 7).
 
     python train.py --config=configs/cifar.py --workdir=runs/cifar10 --config.data.data_dir=DIR
 
-Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images. DIR is the
-prepared TFDS set (the directory with dataset_info.json); for CIFAR-100 give its directory, the classes follow.
+Argument: 'lambda' (default) | 'conv'; ',smoke' as last part runs ten steps on synthetic images. DIR
+is the prepared TFDS set (the directory with dataset_info.json); for CIFAR-100 give its directory,
+the classes follow.
 
 Numbers: the lambda sizes are those with which a public PyTorch port reports 94.2 % on CIFAR-10
-(leaderj1001/LambdaNetworks, issue 1); optimiser and augmentation are the usual CIFAR ones for ResNet-18, not
-that port's. The result of a whole run was not measured here (ten smoke steps in the tests only).
-`data.test_split` is read once; choices are made on a tenth of the training set.
+(leaderj1001/LambdaNetworks, issue 1); optimiser and augmentation are the usual CIFAR ones for
+ResNet-18, not that port's. The result of a whole run was not measured here (ten smoke steps in the
+tests only). `data.test_split` is read once; choices are made on a tenth of the training set.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
-ATTENTION = {"lambda": dict(name="lambda", key_depth=16, num_heads=4, intra_depth=4, scope=7), "conv": None}
+ATTENTION = {
+    "lambda": dict(name="lambda", key_depth=16, num_heads=4, intra_depth=4, scope=7),
+    "conv": None,
+}
 
 
 def get_config(arg: str = "lambda") -> ConfigDict:
@@ -30,7 +35,11 @@ def get_config(arg: str = "lambda") -> ConfigDict:
     config.model.attention = ATTENTION[name]
 
     config.data.source, config.data.data_dir = "tfds", "data/cifar10/3.0.2"
-    config.data.train_split, config.data.eval_split, config.data.test_split = "train[10%:]", "train[:10%]", "test"
+    config.data.train_split, config.data.eval_split, config.data.test_split = (
+        "train[10%:]",
+        "train[:10%]",
+        "test",
+    )
     config.data.image_size, config.data.channels = (32, 32), 3
     config.data.mean, config.data.std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     config.data.crop, config.data.shift, config.data.flip = "shift", 4, 0.5

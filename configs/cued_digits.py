@@ -1,14 +1,16 @@
-"""Two tinted digits and a cue far apart: a small ResNet with or without one global block (lambdanet/data/cued_digits.py).
+"""Two tinted digits and a cue far apart: a small ResNet with or without one global block
+(lambdanet/data/cued_digits.py).
 
     python train.py --config=configs/cued_digits.py --workdir=runs/cued_nonlocal
     python train.py --config=configs/cued_digits.py:none --workdir=runs/cued_none   # the control: nothing global
 
-Argument: 'none' or the name of an attention block (default 'nonlocal'); ',smoke' as last part runs ten steps on synthetic
-images. A context block stands after the first stage, a mixer replaces the 3x3 convolution of the second. Without either,
-the receptive field is 27 pixels, one less than the distance between the objects.
+Argument: 'none' or the name of an attention block (default 'nonlocal'); ',smoke' as last part runs
+ten steps on synthetic images. A context block stands after the first stage, a mixer replaces the
+3x3 convolution of the second. Without either, the receptive field is 27 pixels, one less than the
+distance between the objects.
 
 Numbers: our own, chosen on the validation split; the test split is read once, after the last step.
-"""
+"""  # noqa: E501
 
 from ml_collections import ConfigDict
 

@@ -1,14 +1,15 @@
-"""Real 8x8 handwritten digits, the ones inside scikit-learn: a LambdaResNet in about a minute on two CPU cores.
+"""Real 8x8 handwritten digits, the ones inside scikit-learn: a LambdaResNet in about a minute on
+two CPU cores.
 
     python train.py --config=configs/digits.py --workdir=runs/digits
     python train.py --config=configs/digits.py:conv --workdir=runs/digits_conv   # the control: 3x3 convolutions instead
     python train.py --config=configs/digits.py --config.seed=1 --workdir=runs/digits_1
 
-Argument: 'lambda' (default) | 'conv' | a hierarchical Transformer of like size: 'pvt', 'pvt_v2', 'swin', 'cswin', 'nat', their
-'slide_' forms ('slide_pvt', ...), 'lavit'; ',smoke' as last part runs ten steps on synthetic images.
-Numbers: our own, chosen on the validation split; the test split is read once, after the last step. Measured
-results: README.
-"""
+Argument: 'lambda' (default) | 'conv' | a hierarchical Transformer of like size: 'pvt', 'pvt_v2',
+'swin', 'cswin', 'nat', their 'slide_' forms ('slide_pvt', ...), 'lavit'; ',smoke' as last part runs
+ten steps on synthetic images. Numbers: our own, chosen on the validation split; the test split is
+read once, after the last step. Measured results: README.
+"""  # noqa: E501
 
 from ml_collections import ConfigDict
 
@@ -19,7 +20,9 @@ TRANSFORMERS = (
     *("slide_pvt", "slide_pvt_v2", "slide_swin", "slide_cswin", "slide_nat"),
     "lavit",
 )
-MODELS = {"lambda": "lambda_resnet_digits", "conv": "resnet_digits"} | {row: f"{row}_digits" for row in TRANSFORMERS}
+MODELS = {"lambda": "lambda_resnet_digits", "conv": "resnet_digits"} | {
+    row: f"{row}_digits" for row in TRANSFORMERS
+}
 
 
 def get_config(arg: str = "lambda") -> ConfigDict:
@@ -45,9 +48,13 @@ def get_config(arg: str = "lambda") -> ConfigDict:
         # They start slowly (kernels of deviation 0.02) and diverge at the rate of the ResNets.
         config.optim.lr, config.optim.warmup_epochs, config.optim.clip_norm = 2e-3, 5.0, 1.0
         config.train.epochs = 100.0
-        # Crops of 60 to 100 % in place of shifts by one pixel: they overfit these 1077 images more than the ResNets do.
+        # Crops of 60 to 100 % in place of shifts by one pixel: they overfit these 1077 images more
+        # than the ResNets do.
         config.data.crop, config.data.shift = "random_resized", 0
         config.data.crop_scale, config.data.crop_ratio = (0.6, 1.0), (0.8, 1.25)
-        # One rule, since each must match something. Decay would pull LaViT's transforms, which start at the identity, to zero.
-        config.optim.no_decay = (r".*(bias|scale|embedding|gamma|class_token|class_position)|.*/(theta|psi)[^/]*/kernel",)
+        # One rule, since each must match something. Decay would pull LaViT's transforms, which
+        # start at the identity, to zero.
+        config.optim.no_decay = (
+            r".*(bias|scale|embedding|gamma|class_token|class_position)|.*/(theta|psi)[^/]*/kernel",
+        )
     return base.apply_smoke(config) if smoke else config

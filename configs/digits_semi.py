@@ -6,14 +6,15 @@ teacher's pseudo-labels.
     python train.py --config=configs/digits_semi.py:student --workdir=runs/student \\
         --config.data.pseudo_labels=runs/teacher/pseudo_labels.json
 
-Argument: 'teacher' (default) | 'student'; ',smoke' as last part runs ten steps on synthetic images (the
-student's without labels of a teacher). Both have the same network, the same number of steps and start from
-scratch, so they differ in the data alone.
+Argument: 'teacher' (default) | 'student'; ',smoke' as last part runs ten steps on synthetic images
+(the student's without labels of a teacher). Both have the same network, the same number of steps
+and start from scratch, so they differ in the data alone.
 
-Numbers: the scheme is that of Noisy Student (Xie et al. 2020) as the lambda paper uses it on ImageNet with
-130 M further images: confident, class-balanced pseudo-labels, mixed with the labelled images in every batch.
-The settings are our own, those of digits.py as far as they apply. The threshold 0.5 is the best of
-0.9, 0.7, 0.5 and 0.3 on validation (label smoothing 0.1 keeps confidences below about 0.91). Measured results: README.
+Numbers: the scheme is that of Noisy Student (Xie et al. 2020) as the lambda paper uses it on
+ImageNet with 130 M further images: confident, class-balanced pseudo-labels, mixed with the labelled
+images in every batch. The settings are our own, those of digits.py as far as they apply. The
+threshold 0.5 is the best of 0.9, 0.7, 0.5 and 0.3 on validation (label smoothing 0.1 keeps
+confidences below about 0.91). Measured results: README.
 """
 
 from ml_collections import ConfigDict
@@ -41,8 +42,8 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     config.optim.name, config.optim.lr, config.optim.weight_decay = "adamw", 4e-3, 0.05
     config.optim.schedule = "cosine"
 
-    # 108 labelled images are 1.7 batches, with pseudo-labels an epoch is about ten times longer: hence
-    # steps, not epochs.
+    # 108 labelled images are 1.7 batches, with pseudo-labels an epoch is about ten times longer:
+    # hence steps, not epochs.
     config.train.batch_size = 64
     config.train.steps = 340
     long_epochs = role == "student"

@@ -1,7 +1,9 @@
-"""Configuration: the `--config` flag, the check of every value before any device work, and config.json in the workdir.
+"""Configuration: the `--config` flag, the check of every value before any device work, and
+config.json in the workdir.
 
-The schema is `configs/base.py`: its keys are the only ones allowed, its values fix the types. The section `model` is
-open: its keys are options of the model named there and are checked against that model's signature.
+The schema is `configs/base.py`: its keys are the only ones allowed, its values fix the types. The
+section `model` is open: its keys are options of the model named there and are checked against that
+model's signature.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ OPEN_SECTION = "model"
 
 
 class ConfigError(ValueError):
-    """A config, flag or path that cannot work; the message lists every problem found, with the allowed values."""
+    """A config, flag or path that cannot work; the message lists every problem found, with the
+    allowed values.
+    """
 
     def __init__(self, problems: list[str], what: str = "config"):
         self.problems = problems
@@ -37,9 +41,9 @@ class ConfigError(ValueError):
         super().__init__(f"{what}: {len(problems)} {plural}\n" + "\n".join(lines))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Validation
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def validate(
@@ -58,11 +62,12 @@ def validate(
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
         build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when everything else
-            about the model is right, so that its own complaints (heads that do not divide) join the report. What it
-            returns is asked for the names of its auxiliary losses.
+            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when
+            everything else about the model is right, so that its own complaints (heads that do not
+            divide) join the report. What it returns is asked for the names of its auxiliary losses.
         workdir: also check that this directory can be written to.
-        check_paths: data directories and label files must exist; False where no data is read (model summary, export).
+        check_paths: data directories and label files must exist; False where no data is read (model
+            summary, export).
 
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
@@ -91,7 +96,11 @@ def validate(
             add(key, f"{key} = {value!r}: must be {expected}, not {type(value).__name__}")
         elif key in CHECKS and not CHECKS[key][0](value):
             names = CHECKS[key][1]
-            text = names if isinstance(names, str) else f"one of {', '.join(map(repr, names))}.{suggest(value, names)}"
+            text = (
+                names
+                if isinstance(names, str)
+                else f"one of {', '.join(map(repr, names))}.{suggest(value, names)}"
+            )
             add(key, f"{key} = {value!r}: must be {text}")
     for keys, holds, text in CROSS_CHECKS + (PATH_CHECKS if check_paths else ()):
         if not failed.intersection(keys) and not holds(config):
@@ -117,7 +126,7 @@ def validate(
 
 
 def check_workdir(workdir: str | os.PathLike) -> None:
-    """Creates the workdir if needed and checks that files can be written there; raises ConfigError."""
+    """Creates the workdir if needed and checks that it can be written to; raises ConfigError."""
     if not str(workdir):
         raise ConfigError(["workdir = '': name a directory with --workdir=DIR"], "workdir")
     try:
@@ -127,7 +136,11 @@ def check_workdir(workdir: str | os.PathLike) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise ConfigError(
-            [f"workdir = {str(workdir)!r}: cannot be written to ({reason}); name another with --workdir=DIR"], "workdir"
+            [
+                f"workdir = {str(workdir)!r}: cannot be written to ({reason}); name another with "
+                "--workdir=DIR"
+            ],
+            "workdir",
         ) from error
 
 
@@ -146,7 +159,11 @@ def _expected_type(value: Any, default: Any) -> str:
     if not default:
         return ""  # nothing to compare with: CHECKS has the rule
     whole = all(isinstance(x, int) for x in default)
-    wrong = [x for x in value if _expected_type(x, default[0] if whole or isinstance(default[0], str) else 0.0)]
+    wrong = [
+        x
+        for x in value
+        if _expected_type(x, default[0] if whole or isinstance(default[0], str) else 0.0)
+    ]
     return f"a tuple such as {default!r}; {wrong[0]!r} does not belong there" if wrong else ""
 
 
@@ -162,7 +179,9 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def _suggest_key(key: str, known: list[str]) -> str:
-    """The nearest key: a similar one in the same section, the same last part anywhere, then a similar path."""
+    """The nearest key: a similar one in the same section, the same last part anywhere, then a
+    similar path.
+    """
     section, _, last = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     initials = "".join(word[:1] for word in last.split("_"))  # learning_rate: lr
@@ -170,7 +189,13 @@ def _suggest_key(key: str, known: list[str]) -> str:
     close += [siblings[c] for c in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
     close += [k for k in known if k.rpartition(".")[2] == last]
     close += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f" Did you mean '{close[0]}'?" if close else f" Keys there: {', '.join(siblings)}" if siblings else ""
+    return (
+        f" Did you mean '{close[0]}'?"
+        if close
+        else f" Keys there: {', '.join(siblings)}"
+        if siblings
+        else ""
+    )
 
 
 def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
@@ -189,9 +214,14 @@ def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
     for spec in specs if isinstance(specs, tuple) else (specs,):
         if isinstance(spec, dict) and "name" not in spec:
             own = preset.get("attention")
-            whole = {"name": own if isinstance(own, str) else "...", **(own if isinstance(own, dict) else {}), **spec}
+            whole = {
+                "name": own if isinstance(own, str) else "...",
+                **(own if isinstance(own, dict) else {}),
+                **spec,
+            }
             problems.append(
-                f"model.attention = {spec!r}: has no 'name' ({', '.join(attention_registry.names())}); an option is "
+                f"model.attention = {spec!r}: has no 'name' "
+                f"({', '.join(attention_registry.names())}); an option is "
                 f'changed by giving the whole: --config.model.attention="{whole}"'
             )
         elif isinstance(spec, (str, dict)):
@@ -218,13 +248,21 @@ def _check_options(where: str, registry: Registry, name: str, options: dict[str,
             continue
         annotation = declared[option].annotation
         if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
-            text = annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
-            problems.append(f"{where}.{option} = {value!r} ({type(value).__name__}): must be {text}")
+            text = (
+                annotation.__name__
+                if isinstance(annotation, type)
+                else str(annotation).replace("typing.", "")
+            )
+            problems.append(
+                f"{where}.{option} = {value!r} ({type(value).__name__}): must be {text}"
+            )
     return problems
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain config value can be what an annotation says; annotations of other kinds accept anything."""
+    """Whether a plain config value can be what an annotation says; annotations of other kinds
+    accept anything.
+    """
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, a) for a in args)
@@ -243,15 +281,17 @@ def _fits(value: Any, annotation: Any) -> bool:
             return False
         if len(args) == 2 and args[1] is Ellipsis:
             return all(_fits(v, args[0]) for v in value)
-        return not args or (len(args) == len(value) and all(_fits(v, a) for v, a in zip(value, args, strict=True)))
+        return not args or (
+            len(args) == len(value) and all(_fits(v, a) for v, a in zip(value, args, strict=True))
+        )
     if annotation in (dict, Mapping) or origin in (dict, Mapping):
         return isinstance(value, (dict, ConfigDict))
     return True
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # config.json
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def to_plain(value: Any) -> Any:
@@ -269,7 +309,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(text: str, schema: ConfigDict) -> ConfigDict:
     """Returns the config that `to_json` wrote.
 
-    Every list is a tuple again (configs hold no lists); keys that the schema has gained since get their default.
+    Every list is a tuple again (configs hold no lists); keys that the schema has gained since get
+    their default.
     """
 
     def merge(into: ConfigDict, values: dict) -> None:
@@ -277,7 +318,9 @@ def from_json(text: str, schema: ConfigDict) -> ConfigDict:
             if isinstance(value, dict) and isinstance(into.get(key), ConfigDict):
                 merge(into[key], value)
             else:
-                into[key] = float(value) if type(value) is int and type(into.get(key)) is float else value
+                into[key] = (
+                    float(value) if type(value) is int and type(into.get(key)) is float else value
+                )
 
     config = schema.copy_and_resolve_references()
     config.unlock()
@@ -288,7 +331,9 @@ def from_json(text: str, schema: ConfigDict) -> ConfigDict:
 
 
 def save(config: ConfigDict, workdir: str | os.PathLike) -> Path:
-    """Writes <workdir>/config.json in one step (a reader never sees half a file) and returns its path."""
+    """Writes <workdir>/config.json in one step (a reader never sees half a file) and returns its
+    path.
+    """
     path = Path(workdir) / FILE_NAME
     partial = path.with_suffix(f".{os.getpid()}.tmp")
     partial.write_text(to_json(config))
@@ -300,7 +345,9 @@ def load(workdir: str | os.PathLike, schema: ConfigDict) -> ConfigDict:
     """Reads <workdir>/config.json; raises ConfigError if there is none or it is not JSON."""
     path = Path(workdir) / FILE_NAME
     if not path.is_file():
-        text = f"{path}: no such file; name a directory that train.py has written with --workdir=DIR"
+        text = (
+            f"{path}: no such file; name a directory that train.py has written with --workdir=DIR"
+        )
         raise ConfigError([text], "workdir")
     try:
         return from_json(path.read_text(), schema)

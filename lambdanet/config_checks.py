@@ -1,4 +1,5 @@
-"""What each configuration key may hold, beyond its type: the tables behind `lambdanet.config.validate`.
+"""What each configuration key may hold, beyond its type: the tables behind
+`lambdanet.config.validate`.
 
 A new key of `configs/base.py` gets a line here when some values of its type cannot work.
 """
@@ -38,24 +39,36 @@ def _is_regex(text: Any) -> bool:
 
 
 def _is_multiplier(pair: Any) -> bool:
-    return isinstance(pair, tuple) and len(pair) == 2 and _is_regex(pair[0]) and is_number(pair[1]) and pair[1] >= 0
+    return (
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and _is_regex(pair[0])
+        and is_number(pair[1])
+        and pair[1] >= 0
+    )
 
 
 def _are_weights(pairs: tuple[Any, ...]) -> bool:
-    if not all(isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs):
+    if not all(
+        isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
         return False
-    return all(is_number(weight) and weight >= 0 for _, weight in pairs) and len(dict(pairs)) == len(pairs)
+    return all(is_number(weight) and weight >= 0 for _, weight in pairs) and len(
+        dict(pairs)
+    ) == len(pairs)
 
 
 def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:
-    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not declare, one text each.
+    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not
+    declare, one text each.
 
     A model with such terms has an attribute `auxiliary_losses`, their names.
     """
     known = getattr(model, "auxiliary_losses", ())
     has = f"it has {', '.join(known)}" if known else "it has none"
     return [
-        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; {has}.{suggest(name, known)}"
+        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; "
+        f"{has}.{suggest(name, known)}"
         for name, _ in pairs
         if name not in known
     ]
@@ -67,10 +80,14 @@ _AT_LEAST_1 = (lambda v: v >= 1), "an integer >= 1"
 _PROBABILITY = (lambda v: 0 <= v <= 1), "a probability in [0, 1]"
 _BELOW_1 = (lambda v: 0 <= v < 1), "a number in [0, 1)"
 _RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1]), "(low, high) with 0 < low <= high"
-_REGEXES = (lambda v: all(_is_regex(x) for x in v)), "regular expressions that compile, for example r'.*bias$'"
+_REGEXES = (
+    (lambda v: all(_is_regex(x) for x in v)),
+    "regular expressions that compile, for example r'.*bias$'",
+)
 _NAME = (lambda v: bool(v)), "a non-empty text"
 
-# Key -> (predicate of a value whose type is right, what is allowed: words, or the names to choose from).
+# Key -> (predicate of a value whose type is right, what is allowed: words, or the names to choose
+# from).
 CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "seed": _NOT_NEGATIVE,
     "data.source": _one_of("digits", "cued_digits", "tfds", "image_folder", "synthetic"),
@@ -86,14 +103,20 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "data.synthetic_classes": _AT_LEAST_1,
     "data.crop": _one_of("none", "shift", "random_resized"),
     "data.shift": _NOT_NEGATIVE,
-    "data.crop_scale": ((lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1), "(low, high) with 0 < low <= high <= 1"),
+    "data.crop_scale": (
+        (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
+        "(low, high) with 0 < low <= high <= 1",
+    ),
     "data.crop_ratio": _RANGE,
     "data.flip": _PROBABILITY,
     "data.rand_augment": (
         (lambda v: len(v) == 2 and v[0] >= 0 and float(v[0]).is_integer() and 0 <= v[1] <= 30),
         "(operations, magnitude): an integer >= 0 and a number in [0, 30]",
     ),
-    "data.color_jitter": (_tuple_of(3, lambda x: x >= 0), "(brightness, contrast, saturation), each >= 0"),
+    "data.color_jitter": (
+        _tuple_of(3, lambda x: x >= 0),
+        "(brightness, contrast, saturation), each >= 0",
+    ),
     "data.random_erasing": _PROBABILITY,
     "data.eval_crop": ((lambda v: 0 < v <= 1), "a fraction in (0, 1]"),
     "data.interpolation": _one_of("bilinear", "bicubic", "random"),
@@ -128,7 +151,10 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "train.steps": _NOT_NEGATIVE,
     "train.accumulate": _AT_LEAST_1,
     "train.label_smoothing": _BELOW_1,
-    "train.auxiliary_losses": (_are_weights, "pairs (name, weight >= 0), each name once, for example (('symmetry', 0.1),)"),
+    "train.auxiliary_losses": (
+        _are_weights,
+        "pairs (name, weight >= 0), each name once, for example (('symmetry', 0.1),)",
+    ),
     "train.mixup_alpha": _NOT_NEGATIVE,
     "train.cutmix_alpha": _NOT_NEGATIVE,
     "train.ema_decay": _BELOW_1,
@@ -144,7 +170,8 @@ CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
     "mesh.fsdp_min_size": _NOT_NEGATIVE,
 }
 
-# Conditions over several keys: (keys, predicate of the config, what must hold); tried when none of the keys failed.
+# Conditions over several keys: (keys, predicate of the config, what must hold); tried when none of
+# the keys failed.
 CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
     (
         ("train.batch_size", "train.accumulate"),
@@ -203,13 +230,15 @@ PATH_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ..
     (
         ("data.source", "data.data_dir"),
         lambda c: c.data.source not in ("tfds", "image_folder") or Path(c.data.data_dir).is_dir(),
-        "data_dir must be an existing, prepared directory for this source (class folders become one with "
+        "data_dir must be an existing, prepared directory for this source (class folders become "
+        "one with "
         "`python -m lambdanet.data.prepare`)",
     ),
     (
         ("train.init_weights",),
         lambda c: not c.train.init_weights or Path(c.train.init_weights).is_file(),
-        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as well",
+        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as "
+        "well",
     ),
     (
         ("data.pseudo_labels",),

@@ -1,4 +1,4 @@
-"""The flags `--config` and `--config.KEY=VALUE`: a recipe, and changes to it from the command line."""
+"""The flags `--config` and `--config.KEY=VALUE`: a recipe and changes to it."""
 
 from __future__ import annotations
 
@@ -20,22 +20,27 @@ from lambdanet.registry import suggest
 class ConfigFlag:
     """The flag `--config=FILE.py[:arg]` with its overrides `--config.section.key=value`.
 
-    Not `config_flags.DEFINE_config_file`: that stops with a traceback at a misspelt section and at the first value of a
-    wrong type, while `validate` shall report all of them together. So overrides are taken as text here and put into the
-    config unchecked. Make one, at import, before flags are parsed.
+    Not `config_flags.DEFINE_config_file`: that stops with a traceback at a misspelt section and at
+    the first value of a wrong type, while `validate` shall report all of them together. So
+    overrides are taken as text here and put into the config unchecked. Make one, at import, before
+    flags are parsed.
 
     Args:
         default: the recipe when the flag is not given; None if there is none.
     """
 
     def __init__(self, default: str | None):
-        self._flag = flags.DEFINE_string("config", default, "recipe, with an optional argument: configs/x.py:arg")
+        self._flag = flags.DEFINE_string(
+            "config", default, "recipe, with an optional argument: configs/x.py:arg"
+        )
         self._names = []
         for i, arg in enumerate(sys.argv[1:], 1):
             match = re.match(r"--?(no)?(config\.[^=]+)(=?)", arg)
             if match and match[2] not in self._names:
                 following = sys.argv[i + 1] if i + 1 < len(sys.argv) else "-"
-                alone = not match[3] and following.startswith("-")  # `--config.a.b` or `--noconfig.a.b`
+                alone = not match[3] and following.startswith(
+                    "-"
+                )  # `--config.a.b` or `--noconfig.a.b`
                 define = flags.DEFINE_bool if match[1] or alone else flags.DEFINE_string
                 define(match[2], None, f"overrides {match[2]}")
                 self._names.append(match[2])
@@ -72,11 +77,13 @@ def load_recipe(path: str) -> ConfigDict:
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
-    """Puts the text of each override into a copy of the config, read as the type that the key has there.
+    """Puts the text of each override into a copy of the config, read as the type that the key has
+    there.
 
-    Values are Python literals ('3', '1e-3', '(1, 2)', "{'name': 'lambda'}", true, false, None); text that is no literal
-    stays text, so that 'none' remains the name of an option. A single value for a tuple key becomes a tuple of one.
-    Nothing is checked: `validate` reports unknown keys and wrong types.
+    Values are Python literals ('3', '1e-3', '(1, 2)', "{'name': 'lambda'}", true, false, None);
+    text that is no literal stays text, so that 'none' remains the name of an option. A single value
+    for a tuple key becomes a tuple of one. Nothing is checked: `validate` reports unknown keys and
+    wrong types.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
@@ -85,8 +92,12 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
             holder = config
             for section in sections:
                 inner = holder.get(section)
-                if not isinstance(inner, ConfigDict):  # unknown section, or a block given by its name alone
-                    holder[section] = ConfigDict({"name": inner} if isinstance(inner, str) else {}, type_safe=False)
+                if not isinstance(
+                    inner, ConfigDict
+                ):  # unknown section, or a block given by its name alone
+                    holder[section] = ConfigDict(
+                        {"name": inner} if isinstance(inner, str) else {}, type_safe=False
+                    )
                 holder = holder[section]
             holder[key] = _parse_value(text, holder.get(key))
     return config

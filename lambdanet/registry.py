@@ -16,14 +16,18 @@ def suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
 
 
 def signature(factory: Callable[..., Any]) -> inspect.Signature:
-    """Returns the signature of a function, or of a class's constructor without `self`, its annotations evaluated.
+    """Returns the signature of a function, or of a class's constructor without `self`, its
+    annotations evaluated.
 
-    `inspect.signature` of an NNX module class gives (*args, **kwargs): its metaclass defines `__call__`.
+    `inspect.signature` of an NNX module class gives (*args, **kwargs): its metaclass defines
+    `__call__`.
     """
     if not inspect.isclass(factory):
         return inspect.signature(factory, eval_str=True)
     declared = inspect.signature(factory.__init__, eval_str=True)
-    return declared.replace(parameters=list(declared.parameters.values())[1:], return_annotation=declared.empty)
+    return declared.replace(
+        parameters=list(declared.parameters.values())[1:], return_annotation=declared.empty
+    )
 
 
 class Registry:
@@ -61,7 +65,8 @@ class Registry:
         """Returns (factory, preset options); raises ValueError with the nearest name if unknown."""
         if name not in self._entries:
             raise ValueError(
-                f"unknown {self.kind} {name!r}.{suggest(name, list(self._entries))} Known: {', '.join(self.names())}"
+                f"unknown {self.kind} {name!r}.{suggest(name, list(self._entries))} Known: "
+                f"{', '.join(self.names())}"
             )
         factory, preset = self._entries[name]
         return factory, dict(preset)
@@ -71,13 +76,16 @@ class Registry:
         return signature(self.lookup(name)[0]).parameters
 
     def check_options(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raises ValueError naming every option the factory does not declare and the nearest one it does."""
+        """Raises ValueError naming every option the factory does not declare and the nearest one it
+        does.
+        """
         known = [p for p in self.parameters(name) if p not in ("dim", "rngs")]
         bad = [o for o in options if o not in known]
         if bad:
             lines = [f"{o!r}.{suggest(o, known)}" for o in bad]
             raise ValueError(
-                f"{self.kind} '{name}' has no option {' and no option '.join(lines)} Options: {', '.join(known)}"
+                f"{self.kind} '{name}' has no option {' and no option '.join(lines)} Options: "
+                f"{', '.join(known)}"
             )
 
     def describe(self, name: str) -> str:
@@ -85,4 +93,7 @@ class Registry:
         factory, preset = self.lookup(name)
         preset_text = "".join(f"\n  preset {k}={v!r}" for k, v in preset.items())
         doc = inspect.getdoc(factory) or ""
-        return f"{name}: {factory.__module__}.{factory.__qualname__}{signature(factory)}{preset_text}\n\n{doc}"
+        return (
+            f"{name}: "
+            f"{factory.__module__}.{factory.__qualname__}{signature(factory)}{preset_text}\n\n{doc}"
+        )

@@ -34,10 +34,11 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     Args:
         name: one of `list_models()`.
         rngs: initialisation source.
-        **overrides: options of the model's class in place of the name's presets; `describe(name)` lists both.
-            With other `blocks` and no `attention_blocks` or `context`, the preset's places are fitted to the new depth
-            (see `fit_attention_blocks`, `fit_context`); with other `widths` and no `num_heads`, the preset's heads to
-            the new widths (see `fit_heads`).
+        **overrides: options of the model's class in place of the name's presets; `describe(name)`
+            lists both. With other `blocks` and no `attention_blocks` or `context`, the preset's
+            places are fitted to the new depth (see `fit_attention_blocks`, `fit_context`); with
+            other `widths` and no `num_heads`, the preset's heads to the new widths (see
+            `fit_heads`).
 
     Returns:
         The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes].
@@ -48,7 +49,9 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     factory, preset = registry.lookup(name)
     registry.check_options(name, overrides)
     options = {**preset, **overrides}
-    defaults = {k: p.default for k, p in registry.parameters(name).items() if p.default is not p.empty}
+    defaults = {
+        k: p.default for k, p in registry.parameters(name).items() if p.default is not p.empty
+    }
     fitted = (
         ("attention_blocks", fit_attention_blocks, "blocks"),
         ("context", fit_context, "blocks"),
@@ -71,8 +74,9 @@ def fit_attention_blocks(placed: str | tuple, blocks: tuple[int, ...]) -> str | 
         blocks: the new number of blocks per stage, positive integers.
 
     Returns:
-        The same with the numbers that exist in each stage; a stage that had some and would have none keeps
-        its last block. Unchanged if the number of stages differs, which the model then refuses.
+        The same with the numbers that exist in each stage; a stage that had some and would have
+        none keeps its last block. Unchanged if the number of stages differs, which the model then
+        refuses.
     """
     if placed == "all" or len(placed) != len(blocks):
         return placed
@@ -83,20 +87,25 @@ def fit_attention_blocks(placed: str | tuple, blocks: tuple[int, ...]) -> str | 
 
 
 def fit_heads(num_heads: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the preset's heads for stages of other widths: of each the largest divisor of its width that is not above.
+    """Returns the preset's heads for stages of other widths: of each the largest divisor of its
+    width that is not above.
 
     Unchanged if the number of stages differs, which the model then refuses.
     """
     if len(num_heads) != len(widths):
         return num_heads
-    return tuple(max(n for n in range(1, heads + 1) if width % n == 0) for heads, width in zip(num_heads, widths, strict=True))
+    return tuple(
+        max(n for n in range(1, heads + 1) if width % n == 0)
+        for heads, width in zip(num_heads, widths, strict=True)
+    )
 
 
 def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
     """Builds `config.model`: its `name`, every other key being an option of that model.
 
     Args:
-        config: the whole config; `config.data` gives `in_channels` and `image_size` unless the model section sets them.
+        config: the whole config; `config.data` gives `in_channels` and `image_size` unless the
+            model section sets them.
         num_classes: classes of the data, unless the model section sets them.
         rngs: initialisation source.
 
@@ -106,7 +115,9 @@ def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.
     Raises:
         ValueError: as `create_model`; also for a model section without `name`.
     """
-    options = _plain(config.model.to_dict() if hasattr(config.model, "to_dict") else dict(config.model))
+    options = _plain(
+        config.model.to_dict() if hasattr(config.model, "to_dict") else dict(config.model)
+    )
     name = options.pop("name", None)
     if name is None:
         raise ValueError(f"config.model has no 'name'; allowed: {', '.join(list_models())}")
@@ -116,7 +127,9 @@ def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.
         "num_classes": num_classes,
     }
     declared = registry.parameters(name)
-    return create_model(name, rngs=rngs, **{**{k: v for k, v in from_data.items() if k in declared}, **options})
+    return create_model(
+        name, rngs=rngs, **{**{k: v for k, v in from_data.items() if k in declared}, **options}
+    )
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -1,8 +1,10 @@
-"""Where context blocks stand in a network: places by name, their checks, and their fit to networks of another depth.
+"""Where context blocks stand in a network: places by name, their checks, and their fit to networks
+of another depth.
 
-An entry is a mapping with `name` (a registered context block), `after` (a place or a tuple of places), optionally
-`placement`, and the block's own options. A place is the name of a residual block, 'stage3.4' for the fourth block of
-the third stage, both counted from 1, or a shell pattern over those names: 'stage3.*', 'stage[23].*', 'stage*.*'.
+An entry is a mapping with `name` (a registered context block), `after` (a place or a tuple of
+places), optionally `placement`, and the block's own options. A place is the name of a residual
+block, 'stage3.4' for the fourth block of the third stage, both counted from 1, or a shell pattern
+over those names: 'stage3.*', 'stage[23].*', 'stage*.*'.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ PLACEMENTS = ("post", "pre", "standard", "identity")
 _OWN_KEYS = ("name", "after", "placement")
 
 
-def place_context(context: Context, blocks: tuple[int, ...]) -> dict[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
+def place_context(
+    context: Context, blocks: tuple[int, ...]
+) -> dict[tuple[int, int], list[tuple[str, dict[str, Any]]]]:
     """Resolves all entries.
 
     Args:
@@ -33,8 +37,8 @@ def place_context(context: Context, blocks: tuple[int, ...]) -> dict[tuple[int, 
         blocks: number of blocks per stage.
 
     Returns:
-        (stage, block), both counted from 0 -> (placement, attention spec) of every entry there, in the given order. An
-        entry stands once in a block, however many of its places name it.
+        (stage, block), both counted from 0 -> (placement, attention spec) of every entry there, in
+        the given order. An entry stands once in a block, however many of its places name it.
     """
     found: dict[tuple[int, int], list[tuple[str, dict[str, Any]]]] = {}
     for entry in _entries(context):
@@ -53,8 +57,8 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
         blocks: the new number of blocks per stage.
 
     Returns:
-        The same with every block name beyond its stage's last block moved to that one. Patterns, and names of stages
-        that do not exist, stay as they are; the model refuses the latter.
+        The same with every block name beyond its stage's last block moved to that one. Patterns,
+        and names of stages that do not exist, stay as they are; the model refuses the latter.
     """
 
     def move(place: str) -> str:
@@ -63,12 +67,17 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
             return place
         return f"stage{named[1]}.{min(int(named[2]), blocks[int(named[1]) - 1])}"
 
-    fitted = tuple({**entry, "after": tuple(dict.fromkeys(map(move, _places(entry["after"]))))} for entry in _entries(context))
+    fitted = tuple(
+        {**entry, "after": tuple(dict.fromkeys(map(move, _places(entry["after"]))))}
+        for entry in _entries(context)
+    )
     return fitted[0] if isinstance(context, Mapping) else fitted
 
 
 def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
-    """Returns what is wrong with the option `context` of a network with these blocks per stage, one text per problem."""
+    """Returns what is wrong with the option `context` of a network with these blocks per stage, one
+    text per problem.
+    """
     form = "None, an entry dict(name=..., after='stage3.4'), or a tuple of entries"
     if not (context is None or isinstance(context, (Mapping, tuple))):
         return [f"context is {context!r}; allowed: {form}"]
@@ -81,7 +90,9 @@ def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
         placement = entry.get("placement", PLACEMENTS[0])
         if placement not in PLACEMENTS:
             hint = suggest(placement, PLACEMENTS)
-            problems.append(f"{label} has the placement {placement!r}; allowed: {', '.join(PLACEMENTS)}.{hint}")
+            problems.append(
+                f"{label} has the placement {placement!r}; allowed: {', '.join(PLACEMENTS)}.{hint}"
+            )
         problems += _name_problems(label, entry) + _place_problems(label, entry["after"], blocks)
     return problems
 
@@ -97,10 +108,13 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
         if of_kind == "mixer":
             what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
-    known = [option for option in attention_registry.parameters(name) if option not in ("dim", "rngs")]
+    known = [
+        option for option in attention_registry.parameters(name) if option not in ("dim", "rngs")
+    ]
     unknown = [key for key in entry if key not in (*_OWN_KEYS, *known)]
     return [
-        f"{label}: '{name}' has no option {key!r}.{suggest(key, (*known, 'placement'))} Options: {', '.join(known)}"
+        f"{label}: '{name}' has no option {key!r}.{suggest(key, (*known, 'placement'))} Options: "
+        f"{', '.join(known)}"
         for key in unknown
     ]
 
@@ -108,9 +122,15 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
 def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str]:
     places = _places(after)
     if not places or not all(isinstance(place, str) for place in places):
-        return [f"{label} is after {after!r}; allowed: a place such as 'stage3.4' or 'stage[23].*', or a tuple of places"]
+        return [
+            f"{label} is after {after!r}; allowed: a place such as 'stage3.4' or 'stage[23].*', or "
+            "a tuple of places"
+        ]
     names = list(_block_names(blocks).values())
-    lines = (f"stage{stage}.1" + (f" to stage{stage}.{count}" if count > 1 else "") for stage, count in enumerate(blocks, 1))
+    lines = (
+        f"stage{stage}.1" + (f" to stage{stage}.{count}" if count > 1 else "")
+        for stage, count in enumerate(blocks, 1)
+    )
     known = ", ".join(lines)
     return [
         f"{label} is after {place!r}, which matches no block; the blocks are {known}"

@@ -1,4 +1,6 @@
-"""Hierarchical vision Transformers: PVT, PVTv2, Swin, CSWin and NAT are presets of one class, with any mixer in any stage."""
+"""Hierarchical vision Transformers: PVT, PVTv2, Swin, CSWin and NAT are presets of one class, with
+any mixer in any stage.
+"""
 
 from __future__ import annotations
 
@@ -63,11 +65,14 @@ class Stage(nnx.Module):
     ) -> Float[Array, "b *s d"]:
         """Maps [b, h, w, c] to the stage's map [b, *embed.out_size(h, w), d].
 
-        With the class token the blocks see a list of tokens, and so does the caller: [b, 1 + positions, d], the class first.
+        With the class token the blocks see a list of tokens, and so does the caller: [b, 1 +
+        positions, d], the class first.
         """
         x = self.embed(x)
         if self.position_embedding is not None:
-            x = x + resize_positions(self.position_embedding[...], self.grid, x.shape[1:3]).astype(x.dtype)
+            x = x + resize_positions(self.position_embedding[...], self.grid, x.shape[1:3]).astype(
+                x.dtype
+            )
         if with_token:
             token = self.class_token[...]
             if self.class_position is not None:
@@ -86,50 +91,62 @@ class Stage(nnx.Module):
         tokens = 1 if with_token else 0
         if self.position_embedding is not None:
             macs = resize_macs(self.grid, (h, w), dim)
-            rows.append(("position_embedding", "embedding", tuple(self.position_embedding.shape), macs))
+            rows.append(
+                ("position_embedding", "embedding", tuple(self.position_embedding.shape), macs)
+            )
         for name in ("class_token", "class_position"):
             if getattr(self, name) is not None:
                 rows.append((name, "embedding", (1, dim), 0))
         for index, block in enumerate(self.blocks):
-            rows += [(f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)]
+            rows += [
+                (f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)
+            ]
         if self.norm is not None:
             rows.append(("norm", "layer_norm", rows[-1][2], 0))
         return rows
 
 
 class HierarchicalTransformer(nnx.Module):
-    """Stages of pre-norm Transformer blocks on ever coarser maps, then a norm, pooling and a linear classifier.
+    """Stages of pre-norm Transformer blocks on ever coarser maps, then a norm, pooling and a linear
+    classifier.
 
-    Which layer mixes the positions is an option of each stage (`attention`), and what is inserted beside the blocks
-    (`context`) another, so that every family can be had with every attention block. Runs on maps of any height and width,
-    unless a mixer or context block is tied to a size; learned positions are resized bilinearly where the map is not that of
-    `image_size`.
+    Which layer mixes the positions is an option of each stage (`attention`), and what is inserted
+    beside the blocks (`context`) another, so that every family can be had with every attention
+    block. Runs on maps of any height and width, unless a mixer or context block is tied to a size;
+    learned positions are resized bilinearly where the map is not that of `image_size`.
 
-    Sources: Wang et al. 2021, "Pyramid Vision Transformer" (class token in the last stage, learned positions); Wang et al.
-    2022, "PVT v2" (overlapping embeddings, convolution in the MLP, a norm after every stage); Liu et al. 2021, "Swin
-    Transformer" (patch merging); Dong et al. 2022, "CSWin Transformer"; Hassani et al. 2023, "Neighborhood Attention
-    Transformer". The embedding of a stage stands at its start, where some references have it at the end of the one before.
-    Drop path grows linearly over all blocks from 0 to its rate. Linear layers start truncated normal 0.02 with zero biases.
-    Some references also have dropout inside attention and MLP, at rate 0 in every published recipe; that is not here.
-    Depthwise convolutions, slide attention and others have gradients of their own in reverse mode; forward-mode
-    differentiation (`jax.jvp`, `jax.hessian`) of networks with them is refused by JAX.
+    Sources: Wang et al. 2021, "Pyramid Vision Transformer" (class token in the last stage, learned
+    positions); Wang et al. 2022, "PVT v2" (overlapping embeddings, convolution in the MLP, a norm
+    after every stage); Liu et al. 2021, "Swin Transformer" (patch merging); Dong et al. 2022,
+    "CSWin Transformer"; Hassani et al. 2023, "Neighborhood Attention Transformer". The embedding of
+    a stage stands at its start, where some references have it at the end of the one before. Drop
+    path grows linearly over all blocks from 0 to its rate. Linear layers start truncated normal
+    0.02 with zero biases. Some references also have dropout inside attention and MLP, at rate 0 in
+    every published recipe; that is not here. Depthwise convolutions, slide attention and others
+    have gradients of their own in reverse mode; forward-mode differentiation (`jax.jvp`,
+    `jax.hessian`) of networks with them is refused by JAX.
 
     Args:
         blocks: number of blocks per stage.
         widths: channels per stage.
-        num_heads: heads per stage, handed to mixers that have such an option, unless their spec sets it.
+        num_heads: heads per stage, handed to mixers that have such an option, unless their spec
+            sets it.
         mlp_ratios: hidden channels of the MLPs as a multiple of the stage's.
-        attention: spec of the mixer: a registered name or a mapping with `name` and its options. A tuple gives each stage its
-            own; an entry of it may again be a tuple, whose specs the stage's blocks take in turn; written out to the stage's
-            length it chooses block by block, ("slide", "slide", "window") for two slide blocks before a window.
-        stem: embedding of the image: 'conv' | 'double_conv' | 'patch_merging', or a mapping with `name` and its options.
+        attention: spec of the mixer: a registered name or a mapping with `name` and its options. A
+            tuple gives each stage its own; an entry of it may again be a tuple, whose specs the
+            stage's blocks take in turn; written out to the stage's length it chooses block by
+            block, ("slide", "slide", "window") for two slide blocks before a window.
+        stem: embedding of the image: 'conv' | 'double_conv' | 'patch_merging', or a mapping with
+            `name` and its options.
         downsample: embedding between stages, likewise.
-        context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements only 'post'.
+        context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements
+            only 'post'.
         position_embedding: learned positions, added at the start of every stage.
         mlp: 'plain' | 'depthwise' | 'depthwise_linear'.
         stage_norm: a norm after every stage in place of the final one.
-        pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last stage carries along. The
-            mixers of that stage must then take lists of tokens. `features` leaves the token out.
+        pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
+            stage carries along. The mixers of that stage must then take lists of tokens. `features`
+            leaves the token out.
         layer_scale: value that the factors of each branch start with; None for none.
         conv_init: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
         norm_epsilon: of the norms in the blocks and after the last one.
@@ -137,13 +154,14 @@ class HierarchicalTransformer(nnx.Module):
         family: whose name tables `torch_names` gives; None for none.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
-        image_size: (height, width) of the images: the grid of learned positions, and the size for mixers and context blocks
-            that are tied to one.
+        image_size: (height, width) of the images: the grid of learned positions, and the size for
+            mixers and context blocks that are tied to one.
         dropout_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
-        remat: recompute activations in the backward pass: 'none' | 'block' (stores only each block's input).
-        dtype: activations: 'float32' | 'bfloat16'. Statistics of norms, softmax, pooling and the classifier are float32
-            either way.
+        remat: recompute activations in the backward pass: 'none' | 'block' (stores only each
+            block's input).
+        dtype: activations: 'float32' | 'bfloat16'. Statistics of norms, softmax, pooling and the
+            classifier are float32 either way.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
@@ -184,7 +202,12 @@ class HierarchicalTransformer(nnx.Module):
         check_options({k: v for k, v in locals().items() if k not in ("self", "rngs", "__class__")})
         rngs = InitKeys(rngs.params())
         inserted = place_context(context, blocks)
-        self.in_channels, self.num_classes, self.pool, self.family = in_channels, num_classes, pool, family
+        self.in_channels, self.num_classes, self.pool, self.family = (
+            in_channels,
+            num_classes,
+            pool,
+            family,
+        )
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
 
@@ -192,18 +215,30 @@ class HierarchicalTransformer(nnx.Module):
             return trunc_normal(0.02)(rngs.params(), (count, width), stored)
 
         dim, size, stride, done, stages, info = in_channels, image_size, 1, 0, [], []
-        for number, (count, width, heads, ratio) in enumerate(zip(blocks, widths, num_heads, mlp_ratios, strict=True)):
+        for number, (count, width, heads, ratio) in enumerate(
+            zip(blocks, widths, num_heads, mlp_ratios, strict=True)
+        ):
             spec = stem if number == 0 else downsample
-            embed = create_embed(spec, dim, width, conv_init=conv_init, epsilon=embed_epsilon, **options)
+            embed = create_embed(
+                spec, dim, width, conv_init=conv_init, epsilon=embed_epsilon, **options
+            )
             dim, stride, size = width, stride * embed.stride, embed.out_size(*size)
             if min(size) < 1:
-                raise ValueError(f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has no position left")
+                raise ValueError(
+                    f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has "
+                    "no position left"
+                )
             with_token = pool == "cls" and number == len(blocks) - 1
             specs = cycles(attention, len(blocks))[number]
             made = []
             for index in range(count):
-                mixer = create_attention(specs[index % len(specs)], width, size=size, num_heads=heads, **options)
-                beside = [create_attention(s, width, size=size, **options) for _, s in inserted.get((number, index), ())]
+                mixer = create_attention(
+                    specs[index % len(specs)], width, size=size, num_heads=heads, **options
+                )
+                beside = [
+                    create_attention(s, width, size=size, **options)
+                    for _, s in inserted.get((number, index), ())
+                ]
                 if with_token:
                     for layer in (mixer, *beside):
                         _require_tokens(layer, size[0] * size[1] + 1, width)
@@ -227,10 +262,14 @@ class HierarchicalTransformer(nnx.Module):
                     embed,
                     made,
                     norm=layer_norm(width, epsilon=norm_epsilon, **options) if stage_norm else None,
-                    position_embedding=positions(size[0] * size[1], width) if position_embedding else None,
+                    position_embedding=positions(size[0] * size[1], width)
+                    if position_embedding
+                    else None,
                     grid=size,
                     class_token=positions(1, width) if with_token else None,
-                    class_position=positions(1, width) if with_token and position_embedding else None,
+                    class_position=positions(1, width)
+                    if with_token and position_embedding
+                    else None,
                     remat=remat == "block",
                 )
             )
@@ -239,10 +278,15 @@ class HierarchicalTransformer(nnx.Module):
         self.stage_info = tuple(info)
         last = {**options, "dtype": jnp.dtype(jnp.float32)}
         self.norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
-        self.head = Classifier(dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs)
+        self.head = Classifier(
+            dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs
+        )
 
-    def features(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> list[Float[Array, "b oh ow d"]]:
-        """Returns the output map of every stage, largest first; see `feature_info` for channels and strides.
+    def features(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "b oh ow d"]]:
+        """Returns the output map of every stage, largest first; see `feature_info` for channels and
+        strides.
 
         The final norm is not part of them; norms after every stage (`stage_norm`) are.
 
@@ -255,8 +299,12 @@ class HierarchicalTransformer(nnx.Module):
         """
         return self._run(x, rngs, with_token=False)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b classes"]:
-        """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs` as in `features`."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b classes"]:
+        """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
+        as in `features`.
+        """
         last = self._run(x, rngs, with_token=self.pool == "cls")[-1]
         if self.pool == "cls":
             last = last[:, :1]
@@ -267,7 +315,9 @@ class HierarchicalTransformer(nnx.Module):
 
     def _run(self, x: jax.Array, rngs: nnx.Rngs | None, *, with_token: bool) -> list[jax.Array]:
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]")
+            raise ValueError(
+                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
+            )
         x, maps = x.astype(self.dtype), []
         for number, stage in enumerate(self.stages):
             x = stage(x, with_token=with_token and number == len(self.stages) - 1, rngs=rngs)
@@ -281,24 +331,31 @@ class HierarchicalTransformer(nnx.Module):
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Name tables for PyTorch checkpoints of this family: grammar -> table; see `models.transformer_names`.
+        """Name tables for PyTorch checkpoints of this family: grammar -> table; see
+        `models.transformer_names`.
 
         Raises:
-            ValueError: the network belongs to no family with published weights, or mixes merged and unmerged slide layers.
+            ValueError: the network belongs to no family with published weights, or mixes merged and
+                unmerged slide layers.
         """
         if self.family not in TORCH_NAMES:
-            raise ValueError(f"no PyTorch name table for family={self.family!r}; there is one for {', '.join(TORCH_NAMES)}")
+            raise ValueError(
+                f"no PyTorch name table for family={self.family!r}; there is one for "
+                f"{', '.join(TORCH_NAMES)}"
+            )
         layers = [block.attention for stage in self.stages for block in stage.blocks]
         merged = {layer.merged for layer in layers if isinstance(layer, SlideAttention)}
         if len(merged) == 2:
             raise ValueError(
-                "no PyTorch name table for a network of merged and unmerged slide layers; import into all of one kind, then "
+                "no PyTorch name table for a network of merged and unmerged slide layers; import "
+                "into all of one kind, then "
                 "merge with lambdanet.attention.slide.reparameterise"
             )
         return (MERGED_TORCH_NAMES if True in merged else TORCH_NAMES)[self.family]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
-        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.
+        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
+        batch), macs.
 
         The paths are disjoint prefixes of the parameter paths and cover all of them.
         """
@@ -306,16 +363,35 @@ class HierarchicalTransformer(nnx.Module):
         for number, stage in enumerate(self.stages):
             with_token = self.pool == "cls" and number == len(self.stages) - 1
             lines = stage.rows(h, w, with_token=with_token)
-            rows += [dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m) for n, t, s, m in lines]
+            rows += [
+                dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m)
+                for n, t, s, m in lines
+            ]
             h, w = stage.embed.out_size(h, w)
         dim = self.stage_info[-1][0]
         if self.norm is not None:
-            rows.append(dict(path="norm", type="layer_norm", output_shape=(dim,) if self.pool == "cls" else (h, w, dim), macs=0))
-        rows.append(dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=dim * self.num_classes))
+            rows.append(
+                dict(
+                    path="norm",
+                    type="layer_norm",
+                    output_shape=(dim,) if self.pool == "cls" else (h, w, dim),
+                    macs=0,
+                )
+            )
+        rows.append(
+            dict(
+                path="head/fc",
+                type="linear",
+                output_shape=(self.num_classes,),
+                macs=dim * self.num_classes,
+            )
+        )
         return rows
 
     def macs(self, h: int, w: int) -> int:
-        """Returns the multiply-accumulates of convolutions, matrices, attention and context blocks for one [h, w] image."""
+        """Returns the multiply-accumulates of convolutions, matrices, attention and context blocks
+        for one [h, w] image.
+        """
         return sum(row["macs"] for row in self.summary_rows(h, w))
 
 
@@ -324,14 +400,19 @@ def _run_block(block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs | None) -> 
 
 
 def _require_tokens(layer: nnx.Module, count: int, dim: int) -> None:
-    """Raises ValueError unless a mixer or context block maps tokens [b, count, dim] to the same shape; it is only traced."""
-    evaluation = nnx.view(layer, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    """Raises ValueError unless a mixer or context block maps tokens [b, count, dim] to the same
+    shape; it is only traced.
+    """
+    evaluation = nnx.view(
+        layer, deterministic=True, use_running_average=True, raise_if_not_found=False
+    )
     graphdef, state = nnx.split(evaluation)
     tokens = jax.ShapeDtypeStruct((1, count, dim), jnp.float32)
     try:
         jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, tokens)
     except ValueError as error:
         raise ValueError(
-            f"pool is 'cls', so the last stage sees {count} tokens in a list, which {type(layer).__name__} does not take "
+            f"pool is 'cls', so the last stage sees {count} tokens in a list, which "
+            f"{type(layer).__name__} does not take "
             f"({error}); allowed: pool='mean', or another block there"
         ) from error

@@ -1,4 +1,4 @@
-"""Checks of the options of hierarchical Transformers, in plain Python and before anything is built."""
+"""Checks of the options of hierarchical Transformers, before anything is built."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         options: every option of `HierarchicalTransformer` by name.
 
     Raises:
-        ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
+        ValueError: one message with every problem: the value, what is allowed, and the nearest name
+            where there is one.
     """
     problems = basic_problems(
         options,
@@ -69,24 +70,42 @@ def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list
         if not positives(options[name], depth)
     ]
     ratios = options["mlp_ratios"]
-    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(is_number(r) and r > 0 for r in ratios):
+    if (
+        not isinstance(ratios, tuple)
+        or len(ratios) != depth
+        or not all(is_number(r) and r > 0 for r in ratios)
+    ):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
     elif positives(options["widths"], depth):
-        empty = [stage for stage in range(depth) if int(options["widths"][stage] * ratios[stage]) < 1]
+        empty = [
+            stage for stage in range(depth) if int(options["widths"][stage] * ratios[stage]) < 1
+        ]
         problems += [
-            f"mlp_ratios[{stage}] is {ratios[stage]}, which leaves no hidden channel; allowed: 1 or more" for stage in empty
+            f"mlp_ratios[{stage}] is {ratios[stage]}, which leaves no hidden channel; allowed: 1 "
+            "or more"
+            for stage in empty
         ]
     if positives(options["widths"], depth) and positives(options["num_heads"], depth):
         problems += [
             f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"
-            for stage, (heads, width) in enumerate(zip(options["num_heads"], options["widths"], strict=True))
+            for stage, (heads, width) in enumerate(
+                zip(options["num_heads"], options["widths"], strict=True)
+            )
             if width % heads
         ]
-    return problems + _attention_problems(options["attention"], depth) + _context_problems(options["context"], blocks)
+    return (
+        problems
+        + _attention_problems(options["attention"], depth)
+        + _context_problems(options["context"], blocks)
+    )
 
 
 def _attention_problems(attention: Any, depth: int) -> list[str]:
-    form = f"one spec, or {depth}, as many as blocks has; for blocks that take turns in a stage, a tuple as its entry"
+    form = (
+        f"one spec, or {depth}, as many as blocks has; for blocks that take turns in a stage, "
+        "a "
+        "tuple as its entry"
+    )
     if isinstance(attention, tuple) and len(attention) != depth:
         return [f"attention has {len(attention)} entries; allowed: {form}"]
     problems: list[str] = []
@@ -105,7 +124,8 @@ def _context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
     entries = enumerate((context,) if isinstance(context, Mapping) else context)
     placed = [(number, entry.get("placement", PLACEMENTS[0])) for number, entry in entries]
     return [
-        f"context[{number}] has the placement {placement!r}; allowed in a Transformer: {PLACEMENTS[0]}, after the block"
+        f"context[{number}] has the placement {placement!r}; allowed in a Transformer: "
+        f"{PLACEMENTS[0]}, after the block"
         for number, placement in placed
         if placement != PLACEMENTS[0]
     ]

@@ -1,7 +1,8 @@
-"""LambdaResNets: the paper's families and ablations, timm's three variants, and a small one for digits.
+"""LambdaResNets: the paper's families and ablations, timm's three variants, and a small one for
+digits.
 
-Source: Bello 2021, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", table 13 and
-appendix E; timm's byobnet.
+Source: Bello 2021, "LambdaNetworks: Modeling Long-Range Interactions Without Attention", table 13
+and appendix E; timm's byobnet.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ HYBRID_C4_BLOCKS = {
     350: (10, 20, 30, 40, 50, 60),
     420: (10, 20, 30, 40, 50, 60, 70, 80),
 }
-"""Blocks of c4 with a lambda layer, by depth (table 13), counted from 1; the paper does not say where it starts."""
+"""Blocks of c4 with a lambda layer, by depth (table 13), counted from 1; the paper does not say
+where it starts.
+"""
 
-# 350-epoch family: c2, c3 convolutional with squeeze-excite; all of c5 lambda; of c4 some blocks (hybrid) or
-# all ("-C4").
-# The paper's parameter counts hold only if no block of c4 and c5 has squeeze-excite, the convolutional ones included.
+# 350-epoch family: c2, c3 convolutional with squeeze-excite; all of c5 lambda; of c4 some blocks
+# (hybrid) or all ("-C4"). The paper's parameter counts hold only if no block of c4 and c5 has
+# squeeze-excite, the convolutional ones included.
 for _depth, _blocks in BLOCKS.items():
     for _suffix, _c4 in (("", HYBRID_C4_BLOCKS[_depth]), ("_c4", "all")):
         registry.register(
@@ -46,7 +49,12 @@ for _pattern in ("llll", "lccc", "llcc", "lllc", "clll", "ccll", "cccl"):
         attention="lambda",
         attention_blocks=tuple("all" if letter == "l" else () for letter in _pattern),
     )
-registry.register("lambda_resnet50_llll_u4", ResNet, blocks=BLOCKS[50], attention=dict(name="lambda", intra_depth=4, scope=7))
+registry.register(
+    "lambda_resnet50_llll_u4",
+    ResNet,
+    blocks=BLOCKS[50],
+    attention=dict(name="lambda", intra_depth=4, scope=7),
+)
 
 # timm's networks (byobnet): tiered stem, 2x2 pooling, torch-style bias of the position convolution.
 _TIMM = dict(stem="tiered", pool="avg2", image_size=(256, 256))
@@ -76,7 +84,8 @@ registry.register(
     **_TIMM,
 )
 
-# For 8x8 grey digits; scope 15 reaches every position of the first stage's map. The control is resnet_digits.
+# For 8x8 grey digits; scope 15 reaches every position of the first stage's map. The control is
+# resnet_digits.
 registry.register(
     "lambda_resnet_digits",
     ResNet,

@@ -1,11 +1,14 @@
-"""LaViT: stages whose later layers make their attention from that of the layer before; presets, and one for digits.
+"""LaViT: stages whose later layers make their attention from that of the layer before; presets, and
+one for digits.
 
-Source: Zhang et al. 2024, "You Only Need Less Attention at Each Stage in Vision Transformers" (arXiv 2406.00427), which has
-no public code and whose tables of depths, widths and heads are not available to us; every number in the presets is a
-decision. `lavit_tiny`, `_small` and `_base` have the depths of PVT, reduced keys in the first two stages and less-attention
-in the last two, where the maps are small enough for it. The `_paper` forms have less-attention in three stages, as the
-paper's figure 1 shows it, with Kronecker-factored transforms in the second, whose full ones would take 2 heads 784^3
-multiply-adds per layer. Reported for the paper's own: 10.9, 22.4 and 39.6 million parameters, 79.2, 82.6 and 83.1 % top-1.
+Source: Zhang et al. 2024, "You Only Need Less Attention at Each Stage in Vision Transformers"
+(arXiv 2406.00427), which has no public code and whose tables of depths, widths and heads are not
+available to us; every number in the presets is a decision. `lavit_tiny`, `_small` and `_base` have
+the depths of PVT, reduced keys in the first two stages and less-attention in the last two, where
+the maps are small enough for it. The `_paper` forms have less-attention in three stages, as the
+paper's figure 1 shows it, with Kronecker-factored transforms in the second, whose full ones would
+take 2 heads 784^3 multiply-adds per layer. Reported for the paper's own: 10.9, 22.4 and 39.6
+million parameters, 79.2, 82.6 and 83.1 % top-1.
 """
 
 from __future__ import annotations
@@ -37,73 +40,91 @@ Grid = tuple[int, int]
 
 
 class LaViT(nnx.Module):
-    """A hierarchical Transformer in which a few blocks of each stage attend as usual and hand their logits to the rest.
+    """A hierarchical Transformer in which a few blocks of each stage attend as usual and hand their
+    logits to the rest.
 
-    A stage has `vanilla_blocks` leading blocks with queries and keys, the others are of less-attention
-    (`lambdanet.attention.less_attention`). At a stage's first block the logits that the stage before ended with can be
-    added, down-sampled (`attention_residual`). The less-attention layers have auxiliary losses, `symmetry` and
-    `diagonality` (`lambdanet.attention.diagonality_loss`), which `return_auxiliary` asks for and `train.auxiliary_losses`
-    weights. A stage in which no logits are needed has spatial-reduction attention, which has the same parameters as the
-    vanilla blocks; `attention` puts any other mixer there.
+    A stage has `vanilla_blocks` leading blocks with queries and keys, the others are of
+    less-attention (`lambdanet.attention.less_attention`). At a stage's first block the logits that
+    the stage before ended with can be added, down-sampled (`attention_residual`). The
+    less-attention layers have auxiliary losses, `symmetry` and `diagonality`
+    (`lambdanet.attention.diagonality_loss`), which `return_auxiliary` asks for and
+    `train.auxiliary_losses` weights. A stage in which no logits are needed has spatial-reduction
+    attention, which has the same parameters as the vanilla blocks; `attention` puts any other mixer
+    there.
 
-    Around it stands PVT: embeddings of patches by convolution, learned positions in every stage, pre-norm blocks, a final
-    norm. Logits, their down-sampling and the losses are float32 whatever `dtype` is. Without less-attention any image of one
-    patch or more per stage runs; with it, other sizes than `image_size` do if a policy allows them (`resize`). Drop path
-    grows linearly over all blocks from 0 to its rate. Linear layers start truncated normal 0.02 with zero biases.
+    Around it stands PVT: embeddings of patches by convolution, learned positions in every stage,
+    pre-norm blocks, a final norm. Logits, their down-sampling and the losses are float32 whatever
+    `dtype` is. Without less-attention any image of one patch or more per stage runs; with it, other
+    sizes than `image_size` do if a policy allows them (`resize`). Drop path grows linearly over all
+    blocks from 0 to its rate. Linear layers start truncated normal 0.02 with zero biases.
 
-    Source: Zhang et al. 2024 (see the module's docstring). The paper's: four stages, patches by convolutions with kernel =
-    stride, position embeddings per stage, vanilla blocks before less-attention blocks in each stage, the residual at the
-    first block only, the loss over all less-attention layers. Ours: all sizes, norms and MLPs in the less-attention blocks
-    (its figure shows none), mean pooling as default (the paper classifies from a class token), reduced keys in the early
-    stages, the loss as the mean over samples and heads, summed over layers.
+    Source: Zhang et al. 2024 (see the module's docstring). The paper's: four stages, patches by
+    convolutions with kernel = stride, position embeddings per stage, vanilla blocks before
+    less-attention blocks in each stage, the residual at the first block only, the loss over all
+    less-attention layers. Ours: all sizes, norms and MLPs in the less-attention blocks (its figure
+    shows none), mean pooling as default (the paper classifies from a class token), reduced keys in
+    the early stages, the loss as the mean over samples and heads, summed over layers.
 
     Args:
         blocks: number of blocks per stage.
         widths: channels per stage.
-        num_heads: heads per stage; also of mixers put there that have such an option, unless their spec sets it.
+        num_heads: heads per stage; also of mixers put there that have such an option, unless their
+            spec sets it.
         mlp_ratios: hidden channels of the MLPs as a multiple of the stage's.
-        sr_ratios: side of the cells that share one key, per stage; 1 in stages with less-attention. Not read where
-            `attention` has a mixer.
-        vanilla_blocks: leading blocks with queries and keys, per stage, 1 or more; where that is as many as `blocks` or
-            more, the stage has no less-attention. Not read where `attention` has a mixer.
-        attention_residual: per stage, whether the logits of the stage before are added to those of its first block.
-        attention: what stands in for this machinery: None for nothing; a spec (a registered name of a mixer, or a mapping
-            with `name` and its options) for all stages; a tuple gives each stage its own, None, or a tuple of specs that its
-            blocks take in turn.
-        transform: how less-attention maps logits: 'full' | 'kron' | 'reuse'; a tuple gives each stage its own.
+        sr_ratios: side of the cells that share one key, per stage; 1 in stages with less-attention.
+            Not read where `attention` has a mixer.
+        vanilla_blocks: leading blocks with queries and keys, per stage, 1 or more; where that is as
+            many as `blocks` or more, the stage has no less-attention. Not read where `attention`
+            has a mixer.
+        attention_residual: per stage, whether the logits of the stage before are added to those of
+            its first block.
+        attention: what stands in for this machinery: None for nothing; a spec (a registered name of
+            a mixer, or a mapping with `name` and its options) for all stages; a tuple gives each
+            stage its own, None, or a tuple of specs that its blocks take in turn.
+        transform: how less-attention maps logits: 'full' | 'kron' | 'reuse'; a tuple gives each
+            stage its own.
         transform_bias: biases of the transforms; None means those of 'full' only.
         center_rows: transforms see logits less their mean over the keys.
-        resize: what less-attention does at another map size than that of `image_size`: 'refuse' | 'interpolate' | 'reuse';
-            None means 'refuse' for 'full' and 'interpolate' for 'kron'.
+        resize: what less-attention does at another map size than that of `image_size`: 'refuse' |
+            'interpolate' | 'reuse'; None means 'refuse' for 'full' and 'interpolate' for 'kron'.
         la_mlp: less-attention blocks have an MLP, as the others.
         residual_kernel: 'full' | 'separable', see `AttentionResidual`.
-        residual_mode: 'square' between stages without reduced keys | 'query_only' between stages with as many keys.
+        residual_mode: 'square' between stages without reduced keys | 'query_only' between stages
+            with as many keys.
         residual_norm: 'batch' | 'instance' | 'none'.
         residual_scale: value that the factors of the residual start with.
-        loss_variant: 'paper' | 'flipped' | 'norm_flipped' | 'norm_hinge_agg' | 'norm_hinge_pair', see `diagonality_loss`.
+        loss_variant: 'paper' | 'flipped' | 'norm_flipped' | 'norm_hinge_agg' | 'norm_hinge_pair',
+            see `diagonality_loss`.
         loss_on: 'logits' | 'probs'.
-        patch_sizes: kernel and stride of each stage's embedding; rows and columns that fill no patch are left out.
-        position_embedding: learned positions, added at the start of every stage; resized bilinearly at other sizes.
-        context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements only 'post'.
-        pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last stage carries along;
-            `features` leaves it out.
-        conv_init: of the embeddings: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
+        patch_sizes: kernel and stride of each stage's embedding; rows and columns that fill no
+            patch are left out.
+        position_embedding: learned positions, added at the start of every stage; resized bilinearly
+            at other sizes.
+        context: None, an entry, or a tuple of entries, as in `models.ResNet`; of the placements
+            only 'post'.
+        pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
+            stage carries along; `features` leaves it out.
+        conv_init: of the embeddings: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 /
+            fan_out).
         norm_epsilon: of the norms in the blocks and after the last one.
         embed_epsilon: of the norms in the embeddings.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
         image_size: (height, width) of the images.
         dropout_rate: dropout before the classifier.
-        attention_dropout_rate: dropout on the softmax in blocks that hand on logits, never on the logits.
+        attention_dropout_rate: dropout on the softmax in blocks that hand on logits, never on the
+            logits.
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics of the residual's batch norm.
-        remat: recompute activations in the backward pass: 'none' | 'block' (stores each block's input and logits only).
+        remat: recompute activations in the backward pass: 'none' | 'block' (stores each block's
+            input and logits only).
         dtype: activations: 'float32' | 'bfloat16'.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
     Attributes:
-        auxiliary_losses: names of the terms that `return_auxiliary` gives; () without less-attention.
+        auxiliary_losses: names of the terms that `return_auxiliary` gives; () without
+            less-attention.
 
     Raises:
         ValueError: an option out of its range; all of them in one message.
@@ -119,7 +140,9 @@ class LaViT(nnx.Module):
         sr_ratios: tuple[int, ...] = (8, 4, 1, 1),
         vanilla_blocks: tuple[int, ...],
         attention_residual: tuple[bool, ...],
-        attention: AttentionSpec | None | tuple[AttentionSpec | None | tuple[AttentionSpec, ...], ...] = None,
+        attention: AttentionSpec
+        | None
+        | tuple[AttentionSpec | None | tuple[AttentionSpec, ...], ...] = None,
         transform: str | tuple[str, ...] = "full",
         transform_bias: bool | None = None,
         center_rows: bool = False,
@@ -162,33 +185,58 @@ class LaViT(nnx.Module):
         def positions(count, width):
             return trunc_normal(0.02)(rngs.params(), (count, width), stored)
 
-        dim, size, stride, done, stages, info, any_less = in_channels, image_size, 1, 0, [], [], False
+        dim, size, stride, done, stages, info, any_less = (
+            in_channels,
+            image_size,
+            1,
+            0,
+            [],
+            [],
+            False,
+        )
         for number, (count, width, heads) in enumerate(zip(blocks, widths, num_heads, strict=True)):
-            window = dict(kernel_size=patch_sizes[number], conv_init=conv_init, epsilon=embed_epsilon)
+            window = dict(
+                kernel_size=patch_sizes[number], conv_init=conv_init, epsilon=embed_epsilon
+            )
             embed = ConvEmbed(dim, width, **window, **options)
             dim, stride, size = width, stride * embed.stride, embed.out_size(*size)
             if min(size) < 1:
-                raise ValueError(f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has no position left")
+                raise ValueError(
+                    f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has "
+                    "no position left"
+                )
             with_token, own = pool == "cls" and number == depth - 1, specs[number] is None
             less_from = vanilla_blocks[number] if own else count
             handing = any(attention_residual[number : number + 2])
             carries = own and (less_from < count or handing or with_token)
             any_less |= less_from < count
-            carrying = dict(num_heads=heads, class_token=with_token, dropout_rate=attention_dropout_rate, **options)
-            less = dict(size=size, transform=transforms[number], center_rows=center_rows, **carrying)
+            carrying = dict(
+                num_heads=heads,
+                class_token=with_token,
+                dropout_rate=attention_dropout_rate,
+                **options,
+            )
+            less = dict(
+                size=size, transform=transforms[number], center_rows=center_rows, **carrying
+            )
             if transforms[number] != "reuse":
                 less |= dict(transform_bias=transform_bias, resize=resize)
             mixers = specs[number] or (dict(name="spatial_reduction", sr_ratio=sr_ratios[number]),)
             made = []
             for index in range(count):
                 if not carries:
-                    mixer = create_attention(mixers[index % len(mixers)], width, size=size, num_heads=heads, **options)
+                    mixer = create_attention(
+                        mixers[index % len(mixers)], width, size=size, num_heads=heads, **options
+                    )
                 elif index < less_from:
                     mixer = VanillaAttention(width, sr_ratio=sr_ratios[number], **carrying)
                 else:
                     mixer = LessAttention(width, **less)
                 around = dict(
-                    context=[create_attention(s, width, size=size, **options) for _, s in inserted.get((number, index), ())],
+                    context=[
+                        create_attention(s, width, size=size, **options)
+                        for _, s in inserted.get((number, index), ())
+                    ],
                     drop_path_rate=drop_path_rate * done / max(sum(blocks) - 1, 1),
                     epsilon=norm_epsilon,
                     **options,
@@ -196,7 +244,11 @@ class LaViT(nnx.Module):
                 if isinstance(mixer, LessAttention) and not la_mlp:
                     made.append(AttentionBlock(width, mixer, **around))
                 else:
-                    made.append(TransformerBlock(width, mixer, hidden=int(width * mlp_ratios[number]), **around))
+                    made.append(
+                        TransformerBlock(
+                            width, mixer, hidden=int(width * mlp_ratios[number]), **around
+                        )
+                    )
                 done += 1
             residual = None
             if attention_residual[number]:
@@ -218,10 +270,14 @@ class LaViT(nnx.Module):
                     made,
                     carries=carries,
                     attention_residual=residual,
-                    position_embedding=positions(size[0] * size[1], width) if position_embedding else None,
+                    position_embedding=positions(size[0] * size[1], width)
+                    if position_embedding
+                    else None,
                     grid=size,
                     class_token=positions(1, width) if with_token else None,
-                    class_position=positions(1, width) if with_token and position_embedding else None,
+                    class_position=positions(1, width)
+                    if with_token and position_embedding
+                    else None,
                     remat=remat == "block",
                 )
             )
@@ -229,11 +285,18 @@ class LaViT(nnx.Module):
         self.stages = nnx.List(stages)
         self.stage_info, self.pool = tuple(info), pool
         self.auxiliary_losses = ("symmetry", "diagonality") if any_less else ()
-        self.norm = layer_norm(dim, epsilon=norm_epsilon, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs)
-        self.head = Classifier(dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs)
+        self.norm = layer_norm(
+            dim, epsilon=norm_epsilon, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
+        )
+        self.head = Classifier(
+            dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs
+        )
 
-    def features(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> list[Float[Array, "b oh ow d"]]:
-        """Returns the output map of every stage, largest first; see `feature_info` for channels and strides.
+    def features(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "b oh ow d"]]:
+        """Returns the output map of every stage, largest first; see `feature_info` for channels and
+        strides.
 
         The final norm and a class token are not part of them.
 
@@ -242,25 +305,32 @@ class LaViT(nnx.Module):
             rngs: `dropout` stream; read in the training view when a rate is above 0.
 
         Raises:
-            ValueError: wrong number of axes or channels, an image too small for the embeddings, or of a size that
-                less-attention refuses.
+            ValueError: wrong number of axes or channels, an image too small for the embeddings, or
+                of a size that less-attention refuses.
         """
         return self._run(x, rngs)[0]
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, return_auxiliary: bool = False, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        return_auxiliary: bool = False,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b classes"] | tuple[Float[Array, "b classes"], dict[str, Float[Array, ""]]]:
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes].
 
         Args:
             x: images.
-            return_auxiliary: also return every term of `auxiliary_losses`, a float32 scalar each: the mean over samples and
-                heads, summed over the less-attention layers; of the map's positions, without the class token.
+            return_auxiliary: also return every term of `auxiliary_losses`, a float32 scalar each:
+                the mean over samples and heads, summed over the less-attention layers; of the map's
+                positions, without the class token.
             rngs: as in `features`.
         """
         maps, last, handed = self._run(x, rngs)
         last = self.norm(last)
-        pooled = last[:, 0] if self.pool == "cls" else jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
+        pooled = (
+            last[:, 0] if self.pool == "cls" else jnp.mean(last, axis=(1, 2), dtype=jnp.float32)
+        )
         classes = self.head(pooled, rngs=rngs)
         if not return_auxiliary:
             return classes
@@ -272,12 +342,21 @@ class LaViT(nnx.Module):
             if less
         ]
         terms = zip(*pairs, strict=True) if pairs else ()
-        return classes, {n: sum(t.mean() for t in term) for n, term in zip(self.auxiliary_losses, terms, strict=True)}
+        return classes, {
+            n: sum(t.mean() for t in term)
+            for n, term in zip(self.auxiliary_losses, terms, strict=True)
+        }
 
-    def _run(self, x: jax.Array, rngs: nnx.Rngs | None) -> tuple[list[jax.Array], jax.Array, list[list]]:
-        """Returns the stages' maps, the last stage's output with its class token, and what each stage handed on."""
+    def _run(
+        self, x: jax.Array, rngs: nnx.Rngs | None
+    ) -> tuple[list[jax.Array], jax.Array, list[list]]:
+        """Returns the stages' maps, the last stage's output with its class token, and what each
+        stage handed on.
+        """
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]")
+            raise ValueError(
+                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
+            )
         x, logits, maps, handed = x.astype(self.dtype), None, [], []
         for stage in self.stages:
             grid = stage.embed.out_size(*x.shape[1:3])
@@ -295,28 +374,42 @@ class LaViT(nnx.Module):
     @property
     def torch_names(self):
         """Raises ValueError: there are no published weights of this network."""
-        raise ValueError("no PyTorch name table for LaViT: neither the authors' code nor weights are public")
+        raise ValueError(
+            "no PyTorch name table for LaViT: neither the authors' code nor weights are public"
+        )
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
-        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.
+        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
+        batch), macs.
 
         The paths are disjoint prefixes of the parameter paths and cover all of them.
         """
         rows = []
         for number, stage in enumerate(self.stages):
-            rows += [dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m) for n, t, s, m in stage.rows(h, w)]
+            rows += [
+                dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m)
+                for n, t, s, m in stage.rows(h, w)
+            ]
             h, w = stage.embed.out_size(h, w)
         dim = self.stage_info[-1][0]
         shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
         rows.append(dict(path="norm", type="layer_norm", output_shape=shape, macs=0))
-        rows.append(dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=dim * self.num_classes))
+        rows.append(
+            dict(
+                path="head/fc",
+                type="linear",
+                output_shape=(self.num_classes,),
+                macs=dim * self.num_classes,
+            )
+        )
         return rows
 
     def macs(self, h: int, w: int) -> int:
-        """Returns the multiply-accumulates of convolutions, matrices and attention for one [h, w] image.
+        """Returns the multiply-accumulates of convolutions, matrices and attention for one [h, w]
+        image.
 
-        The transforms of less-attention are counted in full, 2 heads N^3 each for 'full', as at the size they were made for;
-        the published numbers seem to leave them out.
+        The transforms of less-attention are counted in full, 2 heads N^3 each for 'full', as at the
+        size they were made for; the published numbers seem to leave them out.
         """
         return sum(row["macs"] for row in self.summary_rows(h, w))
 
@@ -348,7 +441,8 @@ for _size, _blocks, _vanilla, _paper, _rate in _TABLE:
         drop_path_rate=_rate,
     )
 
-# For 8x8 grey digits: two stages, 8x8 and 4x4, with less-attention in both and the residual between them.
+# For 8x8 grey digits: two stages, 8x8 and 4x4, with less-attention in both and the residual between
+# them.
 registry.register(
     "lavit_digits",
     LaViT,

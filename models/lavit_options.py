@@ -35,7 +35,9 @@ def per_stage(value: Any, depth: int) -> tuple[Any, ...]:
 
 
 def stage_specs(attention: Any, depth: int) -> tuple[tuple[Any, ...] | None, ...]:
-    """Returns, for each stage, the specs that its blocks take in turn, or None where less-attention stays."""
+    """Returns, for each stage, the specs that its blocks take in turn, or None where less-attention
+    stays.
+    """
     return tuple(None if entry == (None,) else entry for entry in cycles(attention, depth))
 
 
@@ -46,7 +48,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         options: every option of `LaViT` by name.
 
     Raises:
-        ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
+        ValueError: one message with every problem: the value, what is allowed, and the nearest name
+            where there is one.
     """
     problems = basic_problems(
         options,
@@ -57,7 +60,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         flags=("position_embedding", "center_rows", "la_mlp"),
     )
     if options["transform_bias"] not in (None, True, False):
-        problems.append(f"transform_bias is {options['transform_bias']!r}; allowed: None, True, False")
+        problems.append(
+            f"transform_bias is {options['transform_bias']!r}; allowed: None, True, False"
+        )
     if not is_number(options["residual_scale"]):
         problems.append(f"residual_scale is {options['residual_scale']!r}; allowed: a number")
     if not problems:
@@ -73,20 +78,46 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
         for name in ("widths", "num_heads", "sr_ratios", "vanilla_blocks", "patch_sizes")
         if not positives(options[name], depth)
     ]
-    ratios, residuals, transform = options["mlp_ratios"], options["attention_residual"], options["transform"]
-    if not isinstance(ratios, tuple) or len(ratios) != depth or not all(is_number(r) and r > 0 for r in ratios):
+    ratios, residuals, transform = (
+        options["mlp_ratios"],
+        options["attention_residual"],
+        options["transform"],
+    )
+    if (
+        not isinstance(ratios, tuple)
+        or len(ratios) != depth
+        or not all(is_number(r) and r > 0 for r in ratios)
+    ):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {lengths % 'numbers'}")
-    if not isinstance(residuals, tuple) or len(residuals) != depth or not all(isinstance(r, bool) for r in residuals):
-        problems.append(f"attention_residual is {residuals!r}; allowed: a tuple of {depth} times True or False, one per stage")
-    if len(per_stage(transform, depth)) != depth or not all(one in TRANSFORMS for one in per_stage(transform, depth)):
-        problems.append(f"transform is {transform!r}; allowed: {', '.join(TRANSFORMS)}, or a tuple with {depth} of these")
+    if (
+        not isinstance(residuals, tuple)
+        or len(residuals) != depth
+        or not all(isinstance(r, bool) for r in residuals)
+    ):
+        problems.append(
+            f"attention_residual is {residuals!r}; allowed: a tuple of {depth} times True or "
+            "False, one per stage"
+        )
+    if len(per_stage(transform, depth)) != depth or not all(
+        one in TRANSFORMS for one in per_stage(transform, depth)
+    ):
+        problems.append(
+            f"transform is {transform!r}; allowed: {', '.join(TRANSFORMS)}, or a tuple with "
+            f"{depth} of these"
+        )
     attention = options["attention"]
     if isinstance(attention, tuple) and len(attention) != depth:
-        problems.append(f"attention has {len(attention)} entries; allowed: None, one spec, or {depth}, as many as blocks has")
+        problems.append(
+            f"attention has {len(attention)} entries; allowed: None, one spec, or {depth}, as many "
+            "as blocks has"
+        )
         return problems
     for stage, specs in enumerate(stage_specs(attention, depth)):
         if specs == ():
-            problems.append(f"attention[{stage}] is (); allowed: None, a spec, or a tuple of specs that the blocks take in turn")
+            problems.append(
+                f"attention[{stage}] is (); allowed: None, a spec, or a tuple of specs that the "
+                "blocks take in turn"
+            )
         for spec in specs or ():
             problems += [problem for problem in mixer_problems(spec) if problem not in problems]
     problems += context_problems(options["context"], options["blocks"])
@@ -97,76 +128,118 @@ def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
     """What the parts demand of each other."""
     problems = [
         f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"
-        for stage, (heads, width) in enumerate(zip(options["num_heads"], options["widths"], strict=True))
+        for stage, (heads, width) in enumerate(
+            zip(options["num_heads"], options["widths"], strict=True)
+        )
         if width % heads
     ]
-    ratios, mode, specs = options["sr_ratios"], options["residual_mode"], stage_specs(options["attention"], depth)
+    ratios, mode, specs = (
+        options["sr_ratios"],
+        options["residual_mode"],
+        stage_specs(options["attention"], depth),
+    )
     less = [
         own is None and count > vanilla
-        for own, count, vanilla in zip(specs, options["blocks"], options["vanilla_blocks"], strict=True)
+        for own, count, vanilla in zip(
+            specs, options["blocks"], options["vanilla_blocks"], strict=True
+        )
     ]
     problems += [
-        f"sr_ratios[{stage}] is {ratios[stage]}; allowed: 1 in a stage with less-attention, whose maps of logits are square "
-        f"(blocks[{stage}]={options['blocks'][stage]}, of them vanilla_blocks[{stage}]={options['vanilla_blocks'][stage]})"
+        f"sr_ratios[{stage}] is {ratios[stage]}; allowed: 1 in a stage with less-attention, whose "
+        "maps of logits are square "
+        f"(blocks[{stage}]={options['blocks'][stage]}, of them "
+        f"vanilla_blocks[{stage}]={options['vanilla_blocks'][stage]})"
         for stage in range(depth)
         if less[stage] and ratios[stage] != 1
     ]
     resize, transforms = options["resize"], per_stage(options["transform"], depth)
     weighted = [stage for stage in range(depth) if less[stage] and transforms[stage] != "reuse"]
     if resize is not None and (resize not in RESIZE_POLICIES or not weighted):
-        allowed = f"None, {', '.join(RESIZE_POLICIES)}" if weighted else "None, no layer has weights tied to a size"
+        allowed = (
+            f"None, {', '.join(RESIZE_POLICIES)}"
+            if weighted
+            else "None, no layer has weights tied to a size"
+        )
         problems.append(f"resize is {resize!r}; allowed: {allowed}")
     if options["transform_bias"] and not weighted:
-        problems.append("transform_bias is True; allowed: None or False, no layer has a transform with weights")
+        problems.append(
+            "transform_bias is True; allowed: None or False, no layer has a transform with weights"
+        )
     for stage in range(depth):
         if options["attention_residual"][stage]:
             problems += _residual_problems(options, stage, ratios, mode, specs)
     last = depth - 1
     placed = place_context(options["context"], options["blocks"])
-    for placement in {placement for entries in placed.values() for placement, _ in entries} - {PLACEMENTS[0]}:
-        problems.append(f"context has the placement {placement!r}; allowed in a Transformer: {PLACEMENTS[0]}, after the block")
+    for placement in {placement for entries in placed.values() for placement, _ in entries} - {
+        PLACEMENTS[0]
+    }:
+        problems.append(
+            f"context has the placement {placement!r}; allowed in a Transformer: {PLACEMENTS[0]}, "
+            "after the block"
+        )
     if options["pool"] == "cls":
         if any(stage == last for stage, _ in placed):
-            problems.append("pool is 'cls'; allowed: 'mean' with context blocks in the last stage, which work on maps")
+            problems.append(
+                "pool is 'cls'; allowed: 'mean' with context blocks in the last stage, which work "
+                "on maps"
+            )
         if specs[last] is not None:
             problems.append(
-                f"pool is 'cls'; allowed: 'mean' where attention[{last}] stands in for the last stage's own, "
+                f"pool is 'cls'; allowed: 'mean' where attention[{last}] stands in for the last "
+                "stage's own, "
                 "or None there, since other mixers work on maps without a class token"
             )
         elif ratios[last] != 1:
             problems.append(
-                f"sr_ratios[{last}] is {ratios[last]}; allowed: 1 with pool='cls', whose token is on no map to reduce"
+                f"sr_ratios[{last}] is {ratios[last]}; allowed: 1 with pool='cls', whose token is "
+                "on no map to reduce"
             )
         if options["attention_residual"][last] and mode == "query_only":
-            problems.append("residual_mode is 'query_only'; allowed: 'square' into a stage with a class token (pool='cls')")
+            problems.append(
+                "residual_mode is 'query_only'; allowed: 'square' into a stage with a class token "
+                "(pool='cls')"
+            )
     return problems
 
 
 def _residual_problems(
-    options: Mapping[str, Any], stage: int, ratios: tuple[int, ...], mode: str, specs: tuple[Any, ...]
+    options: Mapping[str, Any],
+    stage: int,
+    ratios: tuple[int, ...],
+    mode: str,
+    specs: tuple[Any, ...],
 ) -> list[str]:
     label = f"attention_residual[{stage}] is True"
     if stage == 0:
         return [f"{label}; allowed: False, no stage comes before the first"]
     problems = [
-        f"{label}; allowed: False where attention[{side}] stands in for the stage's own, which hands on no logits"
+        f"{label}; allowed: False where attention[{side}] stands in for the stage's own, which "
+        "hands on no logits"
         for side in (stage - 1, stage)
         if specs[side] is not None
     ]
     before, here = ratios[stage - 1], ratios[stage]
     if mode == "square" and (before, here) != (1, 1):
         problems.append(
-            f"{label} between sr_ratios {before} and {here}; allowed: 1 and 1, its maps of logits are square "
+            f"{label} between sr_ratios {before} and {here}; allowed: 1 and 1, its maps of logits "
+            "are square "
             "(residual_mode='query_only' takes reduced keys of the same number)"
         )
     if mode == "query_only" and before != 2 * here:
         problems.append(
-            f"{label} between sr_ratios {before} and {here}; allowed with residual_mode 'query_only': twice the ratio "
+            f"{label} between sr_ratios {before} and {here}; allowed with residual_mode "
+            "'query_only': twice the ratio "
             "before, so that both stages have the same number of keys"
         )
     if mode == "query_only" and options["residual_kernel"] != "full":
-        problems.append(f"residual_kernel is {options['residual_kernel']!r}; allowed: full with residual_mode 'query_only'")
+        problems.append(
+            f"residual_kernel is {options['residual_kernel']!r}; allowed: full with residual_mode "
+            "'query_only'"
+        )
     if options["patch_sizes"][stage] != 2:
         patch = options["patch_sizes"][stage]
-        problems.append(f"{label} beside patch_sizes[{stage}]={patch}; allowed: 2, the step by which logits are down-sampled")
+        problems.append(
+            f"{label} beside patch_sizes[{stage}]={patch}; allowed: 2, the step by which logits "
+            "are down-sampled"
+        )
     return problems

@@ -1,4 +1,5 @@
-"""A stage of LaViT: blocks that hand the logits of their attention on, and the residual from the stage before.
+"""A stage of LaViT: blocks that hand the logits of their attention on, and the residual from the
+stage before.
 
 Source: Zhang et al. 2024 (arXiv 2406.00427); what of it is the paper's stands in `models/lavit.py`.
 """
@@ -25,7 +26,8 @@ Grid = tuple[int, int]
 
 
 class AttentionBlock(nnx.Module):
-    """x = x + drop_path(attention(norm1(x))): a block without MLP, for the attention layers of which it is the whole.
+    """x = x + drop_path(attention(norm1(x))): a block without MLP, for the attention layers of
+    which it is the whole.
 
     Args:
         dim: channels.
@@ -51,11 +53,17 @@ class AttentionBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.dim, self.attention, self.drop_path = dim, attention, DropPath(drop_path_rate)
-        self.norm1 = layer_norm(dim, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm1 = layer_norm(
+            dim, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.context = nnx.List(context)
 
     def finish(
-        self, x: Float[Array, "b *s c"], mixed: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b *s c"],
+        mixed: Float[Array, "b *s c"],
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b *s c"]:
         """Adds what the attention made of `norm1(x)`; then the context blocks."""
         x = x + self.drop_path(mixed, rngs=rngs)
@@ -64,11 +72,19 @@ class AttentionBlock(nnx.Module):
         return x
 
     def rows(self, h: int, w: int, *, tokens: int = 0) -> list[Row]:
-        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before it."""
+        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before
+        it.
+        """
         shape = (h * w + tokens, self.dim) if tokens else (h, w, self.dim)
         macs = self.attention.macs(*shape[:-1])
-        rows = [("norm1", "layer_norm", shape, 0), ("attention", type(self.attention).__name__, shape, macs)]
-        return rows + [(f"context/{i}", type(c).__name__, shape, c.macs(h, w)) for i, c in enumerate(self.context)]
+        rows = [
+            ("norm1", "layer_norm", shape, 0),
+            ("attention", type(self.attention).__name__, shape, macs),
+        ]
+        return rows + [
+            (f"context/{i}", type(c).__name__, shape, c.macs(h, w))
+            for i, c in enumerate(self.context)
+        ]
 
 
 class LavitStage(nnx.Module):
@@ -78,7 +94,8 @@ class LavitStage(nnx.Module):
         embed: maps the previous stage's map to this one's.
         blocks: the blocks, in order.
         carries: whether the blocks take and return logits.
-        attention_residual: makes the addition to the first block's logits from the previous stage's, or None.
+        attention_residual: makes the addition to the first block's logits from the previous
+            stage's, or None.
         position_embedding: [positions, channels], added after the embedding, or None.
         grid: height and width that these positions stand for.
         class_token: [1, channels], or None.
@@ -109,7 +126,11 @@ class LavitStage(nnx.Module):
         self.carries, self.remat = carries, remat
 
     def __call__(
-        self, x: Float[Array, "b h w c"], logits: Float[Array, "b heads n m"] | None, *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b h w c"],
+        logits: Float[Array, "b heads n m"] | None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b heads n m"]]]]:
         """Applies the stage.
 
@@ -119,8 +140,9 @@ class LavitStage(nnx.Module):
             rngs: `dropout` stream; read in the training view when a rate is above 0.
 
         Returns:
-            The stage's map [b, h, w, d], or with a class token the list [b, 1 + positions, d], and for every block whether
-            it is one of less-attention, and its logits; [] for blocks without.
+            The stage's map [b, h, w, d], or with a class token the list [b, 1 + positions, d], and
+            for every block whether it is one of less-attention, and its logits; [] for blocks
+            without.
         """
         before = x.shape[1:3]
         x = self.embed(x)
@@ -128,7 +150,9 @@ class LavitStage(nnx.Module):
         if self.position_embedding is not None:
             x = x + resize_positions(self.position_embedding[...], self.grid, grid).astype(x.dtype)
         if self.class_token is not None:
-            token = self.class_token[...] + (0 if self.class_position is None else self.class_position[...])
+            token = self.class_token[...] + (
+                0 if self.class_position is None else self.class_position[...]
+            )
             token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape))
             x = jnp.concatenate([token, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
         keep = nnx.remat if self.remat else lambda function: function
@@ -138,7 +162,9 @@ class LavitStage(nnx.Module):
                 x = run(block, x, rngs)
             return x, []
         run, handed = keep(functools.partial(_run_carrying, grid)), []
-        addition = None if self.attention_residual is None else self.attention_residual(logits, before)
+        addition = (
+            None if self.attention_residual is None else self.attention_residual(logits, before)
+        )
         for block in self.blocks:
             less = isinstance(block.attention, LessAttention)
             x, logits = run(block, x, logits if less else addition, rngs)
@@ -153,7 +179,9 @@ class LavitStage(nnx.Module):
         tokens = 0 if self.class_token is None else 1
         if self.position_embedding is not None:
             macs = resize_macs(self.grid, (h, w), dim)
-            rows.append(("position_embedding", "embedding", tuple(self.position_embedding.shape), macs))
+            rows.append(
+                ("position_embedding", "embedding", tuple(self.position_embedding.shape), macs)
+            )
         for name in ("class_token", "class_position"):
             if getattr(self, name) is not None:
                 rows.append((name, "embedding", (1, dim), 0))
@@ -163,7 +191,9 @@ class LavitStage(nnx.Module):
             macs = self.attention_residual.macs(*before, keys=kh * kw)
             rows.append(("attention_residual", "AttentionResidual", shape, macs))
         for index, block in enumerate(self.blocks):
-            rows += [(f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)]
+            rows += [
+                (f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)
+            ]
         return rows
 
 
@@ -172,7 +202,11 @@ def _run_block(block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs | None) -> 
 
 
 def _run_carrying(
-    grid: Grid, block: TransformerBlock | AttentionBlock, x: jax.Array, carried: jax.Array | None, rngs: nnx.Rngs | None
+    grid: Grid,
+    block: TransformerBlock | AttentionBlock,
+    x: jax.Array,
+    carried: jax.Array | None,
+    rngs: nnx.Rngs | None,
 ) -> tuple[jax.Array, jax.Array]:
     mixed, logits = block.attention(block.norm1(x), carried, grid=grid, rngs=rngs)
     return block.finish(x, mixed, rngs=rngs), logits

@@ -1,12 +1,13 @@
 """NAT and Slide-NAT: neighborhood attention, convolutional tokenizer and downsampling.
 
-Sources: Hassani et al. 2023, "Neighborhood Attention Transformer" (arXiv 2204.07143), as in the authors' code; Pan et al.
-2023, "Slide-Transformer" (arXiv 2304.04237), of which no NAT code is public: slide attention with 3x3 windows in the first
-two stages and all else as it was, layer scale included. The multiply-adds of these networks come out up to 0.1 G above the
-printed ones. Slide-NAT-Base is not in the paper.
+Sources: Hassani et al. 2023, "Neighborhood Attention Transformer" (arXiv 2204.07143), as in the
+authors' code; Pan et al. 2023, "Slide-Transformer" (arXiv 2304.04237), of which no NAT code is
+public: slide attention with 3x3 windows in the first two stages and all else as it was, layer scale
+included. The multiply-adds of these networks come out up to 0.1 G above the printed ones.
+Slide-NAT-Base is not in the paper.
 
-Layer scale (1e-5) is in Small and Base alone. Drop path is that of the authors' code: 0.2, 0.2, 0.3 and 0.5; of the Slide
-forms none is reported, they have that of their baseline.
+Layer scale (1e-5) is in Small and Base alone. Drop path is that of the authors' code: 0.2, 0.2, 0.3
+and 0.5; of the Slide forms none is reported, they have that of their baseline.
 """
 
 from __future__ import annotations
@@ -46,7 +47,10 @@ for _size, _blocks, _width, _heads, _ratio, _scale, _rate in _TABLE:
 
 # For 8x8 grey digits: two stages, 8x8 and 4x4, which windows of 3x3 do not cover.
 _SMALL = dict(name="neighborhood", kernel_size=3)
-for _name, _attention in (("nat_digits", (_SMALL, _SMALL)), ("slide_nat_digits", ("slide", _SMALL))):
+for _name, _attention in (
+    ("nat_digits", (_SMALL, _SMALL)),
+    ("slide_nat_digits", ("slide", _SMALL)),
+):
     registry.register(
         _name,
         HierarchicalTransformer,

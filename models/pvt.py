@@ -1,15 +1,18 @@
-"""PVT and Slide-PVT: spatial-reduction attention, learned positions, a class token in the last stage.
+"""PVT and Slide-PVT: spatial-reduction attention, learned positions, a class token in the last
+stage.
 
-Sources: Wang et al. 2021, "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction without Convolutions"
-(arXiv 2102.12122), as in the authors' code; Pan et al. 2023, "Slide-Transformer" (arXiv 2304.04237), of which no PVT code is
-public: slide attention with 3x3 windows in the first two stages gives the parameters and multiply-adds that are reported.
+Sources: Wang et al. 2021, "Pyramid Vision Transformer: A Versatile Backbone for Dense Prediction
+without Convolutions" (arXiv 2102.12122), as in the authors' code; Pan et al. 2023,
+"Slide-Transformer" (arXiv 2304.04237), of which no PVT code is public: slide attention with 3x3
+windows in the first two stages gives the parameters and multiply-adds that are reported.
 Slide-PVT-Large is not in the paper.
 
-Deviations. The authors' code compares a map with the grid of stage one before it resizes any stage's positions; here each
-stage is compared with its own grid, so that a resized input can never meet a table that does not fit. On maps for dense tasks
-(`features`) the class token and its position are left out, as in the authors' code for these tasks.
-Drop path is that of the authors' code: 0.1 for Tiny and Small, 0.3 for Medium and Large; of the Slide forms none is reported,
-they have that of their baseline.
+Deviations. The authors' code compares a map with the grid of stage one before it resizes any
+stage's positions; here each stage is compared with its own grid, so that a resized input can never
+meet a table that does not fit. On maps for dense tasks (`features`) the class token and its
+position are left out, as in the authors' code for these tasks. Drop path is that of the authors'
+code: 0.1 for Tiny and Small, 0.3 for Medium and Large; of the Slide forms none is reported, they
+have that of their baseline.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ _TABLE = (
 
 
 def reductions(*ratios: int, **options: Any) -> tuple[dict[str, Any], ...]:
-    """Returns the attention of each stage from the ratios by which it shortens keys and values, and further options."""
+    """Returns the attention of each stage from the ratios by which it shortens keys and values, and
+    further options.
+    """
     return tuple(dict(name="spatial_reduction", sr_ratio=ratio, **options) for ratio in ratios)
 
 
@@ -62,7 +67,10 @@ for _size, _blocks, _rate in _TABLE:
         )
 
 # For 8x8 grey digits: two stages, 8x8 and 4x4.
-for _name, _attention in (("pvt_digits", reductions(2, 1)), ("slide_pvt_digits", ("slide", *reductions(1)))):
+for _name, _attention in (
+    ("pvt_digits", reductions(2, 1)),
+    ("slide_pvt_digits", ("slide", *reductions(1))),
+):
     registry.register(
         _name,
         HierarchicalTransformer,

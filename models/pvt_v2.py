@@ -1,13 +1,16 @@
-"""PVTv2 and Slide-PVTv2: overlapping embeddings, a depthwise convolution in the MLP, a norm after every stage.
+"""PVTv2 and Slide-PVTv2: overlapping embeddings, a depthwise convolution in the MLP, a norm after
+every stage.
 
-Sources: Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer" (arXiv 2106.13797), as in the authors'
-code, B2 also with linear attention (keys and values pooled to 7x7 in every stage, ReLU in the MLP); Pan et al. 2023,
-"Slide-Transformer" (arXiv 2304.04237), of which no PVTv2 code is public: slide attention with 3x3 windows in the first two
-stages. That gives the reported parameters and multiply-adds of B1 and the multiply-adds of B2; the parameters printed for B2
-are those of Slide-PVT-Small and fit no such network. Slide-PVTv2-B0 and -B5 are not in the paper.
+Sources: Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer" (arXiv
+2106.13797), as in the authors' code, B2 also with linear attention (keys and values pooled to 7x7
+in every stage, ReLU in the MLP); Pan et al. 2023, "Slide-Transformer" (arXiv 2304.04237), of which
+no PVTv2 code is public: slide attention with 3x3 windows in the first two stages. That gives the
+reported parameters and multiply-adds of B1 and the multiply-adds of B2; the parameters printed for
+B2 are those of Slide-PVT-Small and fit no such network. Slide-PVTv2-B0 and -B5 are not in the
+paper.
 
-Convolutions start normal over the outgoing fan. Drop path is that of the authors' code, 0.1 up to B2 and 0.3 above; of the
-Slide forms none is reported, they have that of their baseline.
+Convolutions start normal over the outgoing fan. Drop path is that of the authors' code, 0.1 up to
+B2 and 0.3 above; of the Slide forms none is reported, they have that of their baseline.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""ResNets whose 3x3 convolutions may be replaced, block by block, by attention layers; the plain ones by name."""
+"""ResNets whose 3x3 convolutions may be replaced, block by block, by attention layers; the plain
+ones by name.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,9 @@ class Stage(nnx.Module):
 
     Args:
         blocks: the blocks, in order.
-        embedding: position embeddings that all attention layers of the stage share, or None. Tables tied to a
-            map size are stored for the stage's largest map; layers on a smaller one read the centre, which
-            holds the same relative offsets.
+        embedding: position embeddings that all attention layers of the stage share, or None. Tables
+            tied to a map size are stored for the stage's largest map; layers on a smaller one read
+            the centre, which holds the same relative offsets.
         sizes: map size at each block's mixer, where the embedding is tied to the size; else ().
         remat: recompute each block's inner activations in the backward pass.
     """
@@ -48,7 +50,9 @@ class Stage(nnx.Module):
         self.embedding = None if embedding is None else nnx.Param(embedding)
         self.sizes, self.remat = sizes, remat
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b oh ow d"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b oh ow d"]:
         """Maps [b, h, w, c] to the stage's output [b, ceil(h / stride), ceil(w / stride), d]."""
         run = nnx.remat(_run_block) if self.remat else _run_block
         for index, block in enumerate(self.blocks):
@@ -69,10 +73,13 @@ class Head(nnx.Module):
         num_classes: outputs.
         dropout_rate: dropout on the pooled features.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source; the kernel starts normal with standard deviation 0.01, the bias at zero.
+        rngs: initialisation source; the kernel starts normal with standard deviation 0.01, the bias
+            at zero.
     """
 
-    def __init__(self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs
+    ):
         self.dropout = nnx.Dropout(dropout_rate)
         self.fc = nnx.Linear(
             dim,
@@ -83,22 +90,27 @@ class Head(nnx.Module):
             rngs=rngs,
         )
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b classes"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b classes"]:
         """Maps [b, h, w, dim] to float32 logits [b, num_classes]."""
         return self.fc(self.dropout(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), rngs=rngs))
 
 
 class ResNet(nnx.Module):
-    """Residual network of any number of stages, with attention layers and context blocks in any of its blocks.
+    """Residual network of any number of stages, with attention layers and context blocks in any of
+    its blocks.
 
-    Which layer stands in for the 3x3 convolutions (`attention`) and where (`attention_blocks`) are two
-    options, so that either can be changed alone; what is inserted beside them is a third (`context`). Runs on maps of any
-    height and width, unless an attention layer or context block is tied to a size.
+    Which layer stands in for the 3x3 convolutions (`attention`) and where (`attention_blocks`) are
+    two options, so that either can be changed alone; what is inserted beside them is a third
+    (`context`). Runs on maps of any height and width, unless an attention layer or context block is
+    tied to a size.
 
-    Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting ResNets" (stem
-    'resnet_rs', shortcut 'avg', context squeeze-excite); Bello 2021, "LambdaNetworks"; timm's byobnet (stem 'tiered',
-    pool 'avg2'). Drop path grows linearly over all blocks from 0 to its rate. Convolutions start He-normal
-    over the outgoing fan, the last norm of each branch at zero, the classifier at normal 0.01.
+    Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting
+    ResNets" (stem 'resnet_rs', shortcut 'avg', context squeeze-excite); Bello 2021,
+    "LambdaNetworks"; timm's byobnet (stem 'tiered', pool 'avg2'). Drop path grows linearly over all
+    blocks from 0 to its rate. Convolutions start He-normal over the outgoing fan, the last norm of
+    each branch at zero, the classifier at normal 0.01.
 
     Args:
         blocks: number of blocks per stage; every stage but the first halves the map.
@@ -106,33 +118,34 @@ class ResNet(nnx.Module):
         block: 'bottleneck' | 'basic'.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
-        image_size: (height, width) of the images; read only by attention layers and context blocks that are tied to a map
-            size.
+        image_size: (height, width) of the images; read only by attention layers and context blocks
+            that are tied to a map size.
         stem: 'resnet' | 'resnet_rs' | 'tiered' | 'cifar' (stride 4, 4, 4, 1).
-        attention: spec of the attention layer: a registered name, a mapping with `name` and its options, or
-            None; a tuple gives each stage its own.
-        attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a tuple with,
-            per stage, 'all' or the 1-based numbers of the blocks, () for none.
+        attention: spec of the attention layer: a registered name, a mapping with `name` and its
+            options, or None; a tuple gives each stage its own.
+        attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a
+            tuple with, per stage, 'all' or the 1-based numbers of the blocks, () for none.
         share_embeddings: one set of position embeddings per stage, shared by its attention layers.
-        context: None, an entry, or a tuple of entries. An entry is a mapping with `name` (a registered context block),
-            `after` (a place or a tuple of places), `placement`, and the block's own options. A place is a residual
-            block, 'stage3.4' for the fourth of the third stage (both from 1; stage 1 is the papers' c2 or res2), or a
-            shell pattern: 'stage3.*', 'stage[23].*', 'stage*.*'. Placement is 'post' (after the block's addition and
-            activation; the default), 'standard' (at the end of the branch, before the addition), 'pre' (in the branch,
-            before its first convolution) or 'identity' (at the end of the shortcut). Several entries at one place
-            stand there in the given order.
+        context: None, an entry, or a tuple of entries. An entry is a mapping with `name` (a
+            registered context block), `after` (a place or a tuple of places), `placement`, and the
+            block's own options. A place is a residual block, 'stage3.4' for the fourth of the third
+            stage (both from 1; stage 1 is the papers' c2 or res2), or a shell pattern: 'stage3.*',
+            'stage[23].*', 'stage*.*'. Placement is 'post' (after the block's addition and
+            activation; the default), 'standard' (at the end of the branch, before the addition),
+            'pre' (in the branch, before its first convolution) or 'identity' (at the end of the
+            shortcut). Several entries at one place stand there in the given order.
         activation: 'relu' | 'silu' | 'gelu' | 'none'.
         shortcut: 'conv' (1x1 convolution with stride) | 'avg' (2x2 average pooling before it).
-        pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's 'SAME') |
-            'avg2' (2x2).
+        pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's
+            'SAME') | 'avg2' (2x2).
         post_norm_act: batch norm and activation after the attention layer of a bottleneck.
         dropout_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.
-        remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only each
-            block's or stage's input).
-        dtype: activations: 'float32' | 'bfloat16'. Norm statistics, pooling, softmax and the head are float32
-            either way.
+        remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only
+            each block's or stage's input).
+        dtype: activations: 'float32' | 'bfloat16'. Norm statistics, pooling, softmax and the head
+            are float32 either way.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
@@ -172,24 +185,48 @@ class ResNet(nnx.Module):
         specs = attention if isinstance(attention, tuple) else (attention,) * depth
         placed = (attention_blocks,) * depth if attention_blocks == "all" else attention_blocks
         inserted = place_context(context, blocks)
-        self.in_channels, self.num_classes, self.remat_stages = in_channels, num_classes, remat == "stage"
+        self.in_channels, self.num_classes, self.remat_stages = (
+            in_channels,
+            num_classes,
+            remat == "stage",
+        )
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
-        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=self.dtype, param_dtype=stored, rngs=rngs)
+        options = dict(
+            activation=activation,
+            norm_momentum=norm_momentum,
+            dtype=self.dtype,
+            param_dtype=stored,
+            rngs=rngs,
+        )
 
         self.stem = Stem(stem, in_channels, widths[0], **options)
-        make_block = functools.partial(ResidualBlock, block, shortcut=shortcut, pool=pool, post_norm_act=post_norm_act, **options)
+        make_block = functools.partial(
+            ResidualBlock,
+            block,
+            shortcut=shortcut,
+            pool=pool,
+            post_norm_act=post_norm_act,
+            **options,
+        )
         stride = stem_stride(stem)
         size = tuple(strided_size(n, stride) for n in image_size)
         dim, done, stages, info = widths[0], 0, [], []
-        for number, (count, width, spec, where) in enumerate(zip(blocks, widths, specs, placed, strict=True)):
+        for number, (count, width, spec, where) in enumerate(
+            zip(blocks, widths, specs, placed, strict=True)
+        ):
             made, sizes, shared = [], [], None
             if share_embeddings and spec is not None:
-                spec = {**({"name": spec} if isinstance(spec, str) else spec), "shared_embeddings": True}
+                spec = {
+                    **({"name": spec} if isinstance(spec, str) else spec),
+                    "shared_embeddings": True,
+                }
             for index in range(count):
                 block_stride = 2 if number > 0 and index == 0 else 1
                 mixer = spec if where == "all" or index + 1 in where else None
                 if mixer is not None and share_embeddings and shared is None:
-                    shared = _embedding(spec, width, mixer_size(block, size, block_stride), stored, rngs)
+                    shared = _embedding(
+                        spec, width, mixer_size(block, size, block_stride), stored, rngs
+                    )
                 made.append(
                     make_block(
                         dim,
@@ -205,15 +242,25 @@ class ResNet(nnx.Module):
                 dim, done, stride = made[-1].dim_out, done + 1, stride * block_stride
                 size = tuple(strided_size(n, block_stride) for n in size)
             tied = shared is not None and spec.get("scope", 0) is None
-            stages.append(Stage(made, embedding=shared, sizes=tuple(sizes) if tied else (), remat=remat == "block"))
+            stages.append(
+                Stage(
+                    made,
+                    embedding=shared,
+                    sizes=tuple(sizes) if tied else (),
+                    remat=remat == "block",
+                )
+            )
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
         self.head = Head(dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs)
         self.grammar = (stem, shortcut)
 
-    def features(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> list[Float[Array, "b oh ow d"]]:
-        """Returns the output map of every stage, largest first; see `feature_info` for channels and strides.
+    def features(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "b oh ow d"]]:
+        """Returns the output map of every stage, largest first; see `feature_info` for channels and
+        strides.
 
         Args:
             x: normalised images [b, h, w, in_channels].
@@ -223,7 +270,9 @@ class ResNet(nnx.Module):
             ValueError: wrong number of axes or channels.
         """
         if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]")
+            raise ValueError(
+                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
+            )
         x = self.stem(x.astype(self.dtype))
         run = nnx.remat(_run_stage) if self.remat_stages else _run_stage
         maps = []
@@ -232,8 +281,12 @@ class ResNet(nnx.Module):
             maps.append(x)
         return maps
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b classes"]:
-        """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs` as in `features`."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b classes"]:
+        """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
+        as in `features`.
+        """
         return self.head(self.features(x, rngs=rngs)[-1], rngs=rngs)
 
     @property
@@ -243,19 +296,27 @@ class ResNet(nnx.Module):
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Name tables by grammar for PyTorch checkpoints: timm's byobnet, timm's ResNet-RS or torchvision's ResNet.
+        """Name tables by grammar for PyTorch checkpoints: timm's byobnet, timm's ResNet-RS or
+        torchvision's ResNet.
 
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
         if self.grammar not in resnet_names.TORCH_NAMES:
-            known = ", ".join(f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in resnet_names.TORCH_NAMES)
+            known = ", ".join(
+                f"stem={stem!r} with shortcut={shortcut!r}"
+                for stem, shortcut in resnet_names.TORCH_NAMES
+            )
             stem, shortcut = self.grammar
-            raise ValueError(f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one for {known}")
+            raise ValueError(
+                f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one "
+                f"for {known}"
+            )
         return resnet_names.TORCH_NAMES[self.grammar]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
-        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the batch), macs.
+        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
+        batch), macs.
 
         The paths are disjoint prefixes of the parameter paths and cover all of them.
         """
@@ -270,23 +331,35 @@ class ResNet(nnx.Module):
         for number, stage in enumerate(self.stages):
             if stage.embedding is not None:
                 shape = tuple(stage.embedding.shape)
-                rows.append(dict(path=f"stages/{number}/embedding", type="embedding", output_shape=shape, macs=0))
+                rows.append(
+                    dict(
+                        path=f"stages/{number}/embedding",
+                        type="embedding",
+                        output_shape=shape,
+                        macs=0,
+                    )
+                )
             for index, block in enumerate(stage.blocks):
                 h, w = add(f"stages/{number}/blocks/{index}", block.rows(h, w))
         fc_macs = self.stage_info[-1][0] * self.num_classes
-        rows.append(dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=fc_macs))
+        rows.append(
+            dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=fc_macs)
+        )
         return rows
 
     def macs(self, h: int, w: int) -> int:
-        """Returns the multiply-accumulates of convolutions, attention and context blocks and matrices for one [h, w] image.
+        """Returns the multiply-accumulates of convolutions, attention and context blocks and
+        matrices for one [h, w] image.
 
-        Twice this is the FLOP count of the LambdaNetworks paper: local position lambdas count min(scope**2,
-        map positions) taps.
+        Twice this is the FLOP count of the LambdaNetworks paper: local position lambdas count
+        min(scope**2, map positions) taps.
         """
         return sum(row["macs"] for row in self.summary_rows(h, w))
 
 
-def _run_block(block: ResidualBlock, x: jax.Array, embeddings: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
+def _run_block(
+    block: ResidualBlock, x: jax.Array, embeddings: jax.Array | None, rngs: nnx.Rngs | None
+) -> jax.Array:
     return block(x, embeddings=embeddings, rngs=rngs)
 
 
@@ -294,16 +367,24 @@ def _run_stage(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     return stage(x, rngs=rngs)
 
 
-def _embedding(spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs) -> jax.Array:
+def _embedding(
+    spec: Mapping[str, Any], width: int, size: tuple[int, int], param_dtype: Any, rngs: nnx.Rngs
+) -> jax.Array:
     """Returns the embeddings that a layer of this spec would start with, had it its own."""
-    layer = create_attention({**spec, "shared_embeddings": False}, width, size=size, param_dtype=param_dtype, rngs=rngs)
+    layer = create_attention(
+        {**spec, "shared_embeddings": False}, width, size=size, param_dtype=param_dtype, rngs=rngs
+    )
     if layer.embedding is None:
-        raise ValueError(f"share_embeddings is True; allowed: False, {spec!r} has no embeddings to share")
+        raise ValueError(
+            f"share_embeddings is True; allowed: False, {spec!r} has no embeddings to share"
+        )
     return layer.embedding[...]
 
 
 def _centre(table: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Cuts a [..., 2H-1, 2W-1, u, k] table of relative embeddings to the offsets of a map of the given size."""
+    """Cuts a [..., 2H-1, 2W-1, u, k] table of relative embeddings to the offsets of a map of the
+    given size.
+    """
     for axis, length in enumerate(size, start=table.ndim - 4):
         start = (table.shape[axis] - (2 * length - 1)) // 2
         table = jax.lax.slice_in_dim(table, start, start + 2 * length - 1, axis=axis)

@@ -1,4 +1,6 @@
-"""Name tables of PyTorch ResNets: what their checkpoints call the parameters of `models.resnet.ResNet`."""
+"""Name tables of PyTorch ResNets: what their checkpoints call the parameters of
+`models.resnet.ResNet`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +9,19 @@ from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, Rule, prefixed
 
 
 def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
-    """A convolution and its batch norm, whose PyTorch names (regular expressions) have the same groups."""
-    return (*prefixed(CONV, conv + r"\.", f"{path}/conv"), *prefixed(BATCH_NORM, norm + r"\.", f"{path}/norm"))
+    """A convolution and its batch norm, whose PyTorch names (regular expressions) have the same
+    groups.
+    """
+    return (
+        *prefixed(CONV, conv + r"\.", f"{path}/conv"),
+        *prefixed(BATCH_NORM, norm + r"\.", f"{path}/norm"),
+    )
 
 
 def _byobnet() -> tuple[Rule, ...]:
-    """timm's byobnet grammar, that of lambda_resnet26t, lambda_resnet26rpt_256 and lambda_resnet50ts."""
+    """timm's byobnet grammar, that of lambda_resnet26t, lambda_resnet26rpt_256 and
+    lambda_resnet50ts.
+    """
     block, ours = r"stages\.(\d+)\.(\d+)\.", r"stages/\1/blocks/\2"
     rules = list(_conv_norm(r"stem\.conv(\d)\.conv", r"stem\.conv(\d)\.bn", r"stem/conv\1"))
     for theirs, name in (
@@ -28,7 +37,8 @@ def _byobnet() -> tuple[Rule, ...]:
 
 
 def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -> tuple[Rule, ...]:
-    """The grammar of torchvision's ResNet, which timm's ResNet and SE-ResNet and the authors' CBAM networks follow.
+    """The grammar of torchvision's ResNet, which timm's ResNet and SE-ResNet and the authors' CBAM
+    networks follow.
 
     Args:
         stem: (their convolution, their norm, our name) of every stem convolution.
@@ -40,9 +50,13 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
     for stage in range(1, 5):
         block, ours = rf"layer{stage}\.(\d+)\.", rf"stages/{stage - 1}/blocks/\1"
         for number in (1, 2, 3):
-            rules += _conv_norm(rf"{block}conv{number}", rf"{block}bn{number}", f"{ours}/conv{number}")
+            rules += _conv_norm(
+                rf"{block}conv{number}", rf"{block}bn{number}", f"{ours}/conv{number}"
+            )
         conv, norm = shortcut
-        rules += _conv_norm(rf"{block}downsample\.{conv}", rf"{block}downsample\.{norm}", f"{ours}/shortcut")
+        rules += _conv_norm(
+            rf"{block}downsample\.{conv}", rf"{block}downsample\.{norm}", f"{ours}/shortcut"
+        )
         for gate, names in (("se", se.TORCH_NAMES), ("cbam", cbam.TORCH_NAMES)):
             rules += prefixed(names, rf"{block}{gate}\.", f"{ours}/context/standard/0")
     return (*rules, *prefixed(LINEAR, r"fc\.", "head/fc"))
@@ -64,4 +78,6 @@ TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
         )
     },
 }
-"""Name tables by (stem, shortcut) and grammar: timm's byobnet, torchvision's ResNet, timm's ResNet-RS."""
+"""Name tables by (stem, shortcut) and grammar: timm's byobnet, torchvision's ResNet, timm's
+ResNet-RS.
+"""

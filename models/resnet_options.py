@@ -32,7 +32,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         options: every option of `ResNet` by name.
 
     Raises:
-        ValueError: one message with every problem: the value, what is allowed, and the nearest name where there is one.
+        ValueError: one message with every problem: the value, what is allowed, and the nearest name
+            where there is one.
     """
     problems = basic_problems(
         options,
@@ -55,8 +56,14 @@ def check_options(options: Mapping[str, Any]) -> None:
     if positives(options["blocks"]):
         blocks = options["blocks"]
         if positives(options["widths"]):
-            require("widths", len(options["widths"]) == len(blocks), f"{len(blocks)} entries, as many as blocks has")
-        problems += _attention_problems(options, blocks) + context_problems(options["context"], blocks)
+            require(
+                "widths",
+                len(options["widths"]) == len(blocks),
+                f"{len(blocks)} entries, as many as blocks has",
+            )
+        problems += _attention_problems(options, blocks) + context_problems(
+            options["context"], blocks
+        )
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -65,7 +72,10 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     problems = []
     specs = options["attention"]
     if isinstance(specs, tuple) and len(specs) != len(blocks):
-        problems.append(f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as blocks has")
+        problems.append(
+            f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as "
+            "blocks has"
+        )
     specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
     for spec in specs:
         problems += _spec_problems(spec, options["share_embeddings"])
@@ -73,7 +83,11 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
         problems.append("share_embeddings is True; allowed: False where attention is None")
 
     where = options["attention_blocks"]
-    form = "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block numbers, () for none"
+    form = (
+        "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block "
+        "numbers, "
+        "() for none"
+    )
     if where == "all":
         return problems
     if not isinstance(where, tuple) or len(where) != len(blocks):
@@ -81,8 +95,15 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
     for stage, (entry, count) in enumerate(zip(where, blocks, strict=True)):
         if entry == "all":
             continue
-        if not isinstance(entry, tuple) or (entry and not positives(entry)) or max(entry, default=0) > count:
-            problems.append(f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers from 1 to {count}")
+        if (
+            not isinstance(entry, tuple)
+            or (entry and not positives(entry))
+            or max(entry, default=0) > count
+        ):
+            problems.append(
+                f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers "
+                f"from 1 to {count}"
+            )
     return problems
 
 
@@ -103,7 +124,10 @@ def mixer_problems(spec: Any) -> list[str]:
             f"context=dict(name='{name}', after='stage*.*'); {allowed}"
         ]
     if kind(name) == "carried":
-        return [f"attention '{name}' hands state from layer to layer, as the models lavit_* do; {allowed}"]
+        return [
+            f"attention '{name}' hands state from layer to layer, as the models lavit_* do; "
+            f"{allowed}"
+        ]
     return []
 
 
@@ -113,5 +137,8 @@ def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
         return problems
     name = spec if isinstance(spec, str) else spec["name"]
     if "shared_embeddings" not in attention_registry.parameters(name):
-        return [f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to share"]
+        return [
+            f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to "
+            "share"
+        ]
     return []

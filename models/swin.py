@@ -1,14 +1,16 @@
 """Swin and Slide-Swin: attention in windows that shift from block to block, patch merging.
 
-Sources: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv 2103.14030), as in
-the authors' code and timm; Pan et al. 2023, "Slide-Transformer" (arXiv 2304.04237), as in its public code: slide attention
-with 3x3 windows in the first two stages, window attention with shifts in the other two. `slide_swin_*` have the window of 7
-whose multiply-adds are the paper's; `slide_swin_*_release` the window of 56 of the released configuration, which on 224x224
+Sources: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows"
+(arXiv 2103.14030), as in the authors' code and timm; Pan et al. 2023, "Slide-Transformer" (arXiv
+2304.04237), as in its public code: slide attention with 3x3 windows in the first two stages, window
+attention with shifts in the other two. `slide_swin_*` have the window of 7 whose multiply-adds are
+the paper's; `slide_swin_*_release` the window of 56 of the released configuration, which on 224x224
 images leaves global attention without shifts in the last two stages.
 
-Deviations: maps that the patches, the merging or the windows do not divide are padded with zeros at the bottom and the
-right, as in the authors' code for dense tasks; Slide-Swin runs on maps of any shape, the public code on square ones.
-Drop path is that of the authors' code: 0.2, 0.3 and 0.5 for Tiny, Small and Base, in both papers.
+Deviations: maps that the patches, the merging or the windows do not divide are padded with zeros at
+the bottom and the right, as in the authors' code for dense tasks; Slide-Swin runs on maps of any
+shape, the public code on square ones. Drop path is that of the authors' code: 0.2, 0.3 and 0.5 for
+Tiny, Small and Base, in both papers.
 """
 
 from __future__ import annotations
@@ -54,7 +56,10 @@ for _size, _blocks, _width, _heads, _rate in _TABLE:
         )
 
 # For 8x8 grey digits: two stages, 8x8 (four windows of 4x4) and 4x4 (one).
-for _name, _attention in (("swin_digits", (windows(4), windows(4))), ("slide_swin_digits", ("slide", windows(4)))):
+for _name, _attention in (
+    ("swin_digits", (windows(4), windows(4))),
+    ("slide_swin_digits", ("slide", windows(4))),
+):
     registry.register(
         _name,
         HierarchicalTransformer,

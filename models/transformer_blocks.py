@@ -22,8 +22,8 @@ MLP_KINDS = ("plain", "depthwise", "depthwise_linear")
 class Mlp(nnx.Module):
     """fc2(gelu(fc1(x))) at every position; GELU is the exact one.
 
-    'depthwise' has a depthwise 3x3 convolution with bias before the activation, 'depthwise_linear' also a ReLU before that.
-    Source of these: Wang et al. 2022, "PVT v2".
+    'depthwise' has a depthwise 3x3 convolution with bias before the activation, 'depthwise_linear'
+    also a ReLU before that. Source of these: Wang et al. 2022, "PVT v2".
 
     Args:
         dim: channels in and out.
@@ -51,7 +51,9 @@ class Mlp(nnx.Module):
         self.dim, self.hidden, self.rectify = dim, hidden, kind == "depthwise_linear"
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.fc1 = linear(dim, hidden, **stored)
-        self.depthwise = None if kind == "plain" else DepthwiseConv(hidden, conv_init=conv_init, **stored)
+        self.depthwise = (
+            None if kind == "plain" else DepthwiseConv(hidden, conv_init=conv_init, **stored)
+        )
         self.fc2 = linear(hidden, dim, **stored)
 
     def __call__(self, x: Float[Array, "b *s c"]) -> Float[Array, "b *s c"]:
@@ -90,19 +92,21 @@ class DepthwiseConv(nnx.Module):
 
 
 class TransformerBlock(nnx.Module):
-    """x = x + drop_path(layer_scale1(attention(norm1(x)))); x = x + drop_path(layer_scale2(mlp(norm2(x)))); then the context.
+    """x = x + drop_path(layer_scale1(attention(norm1(x)))); x = x +
+    drop_path(layer_scale2(mlp(norm2(x)))); then the context.
 
-    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", for the pre-norm block; Touvron et al. 2021, "Going
-    deeper with Image Transformers", for layer scale.
+    Source: Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words", for the pre-norm block;
+    Touvron et al. 2021, "Going deeper with Image Transformers", for layer scale.
 
     Args:
         dim: channels.
-        attention: the mixer, already built. `__call__` hands it the normed map; a host whose attention takes or returns more
-            calls `attention` itself and goes on with `finish`.
+        attention: the mixer, already built. `__call__` hands it the normed map; a host whose
+            attention takes or returns more calls `attention` itself and goes on with `finish`.
         hidden: channels inside the MLP.
         mlp: kind of the MLP, see `Mlp`.
         layer_scale: value that the factors of both branches start with; None for no factors.
-        context: context blocks, already built, that stand after the block in this order; they carry their own residuals.
+        context: context blocks, already built, that stand after the block in this order; they carry
+            their own residuals.
         drop_path_rate: probability of dropping each of the two branches.
         conv_init: one of `CONV_INITS`.
         epsilon: of both norms.
@@ -130,24 +134,42 @@ class TransformerBlock(nnx.Module):
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def scale():
-            return None if layer_scale is None else LayerScale(dim, layer_scale, param_dtype=param_dtype)
+            return (
+                None
+                if layer_scale is None
+                else LayerScale(dim, layer_scale, param_dtype=param_dtype)
+            )
 
         self.dim = dim
-        self.norm1, self.attention, self.layer_scale1 = layer_norm(dim, epsilon=epsilon, **stored), attention, scale()
+        self.norm1, self.attention, self.layer_scale1 = (
+            layer_norm(dim, epsilon=epsilon, **stored),
+            attention,
+            scale(),
+        )
         self.norm2 = layer_norm(dim, epsilon=epsilon, **stored)
         self.mlp = Mlp(dim, hidden, kind=mlp, conv_init=conv_init, **stored)
         self.layer_scale2 = scale()
         self.drop_path = DropPath(drop_path_rate)
         self.context = nnx.List(context)
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
-        """Maps [b, ..., dim] to the same shape; `rngs.dropout` is read in the training view when something is dropped."""
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
+        """Maps [b, ..., dim] to the same shape; `rngs.dropout` is read in the training view when
+        something is dropped.
+        """
         return self.finish(x, self.attention(self.norm1(x), rngs=rngs), rngs=rngs)
 
     def finish(
-        self, x: Float[Array, "b *s c"], mixed: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "b *s c"],
+        mixed: Float[Array, "b *s c"],
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "b *s c"]:
-        """Adds what the attention made of `norm1(x)`, then the MLP's branch; then the context blocks."""
+        """Adds what the attention made of `norm1(x)`, then the MLP's branch; then the context
+        blocks.
+        """
         x = x + self._branch(mixed, self.layer_scale1, rngs)
         x = x + self._branch(self.mlp(self.norm2(x)), self.layer_scale2, rngs)
         for block in self.context:
@@ -158,7 +180,9 @@ class TransformerBlock(nnx.Module):
         return self.drop_path(y if scale is None else scale(y), rngs=rngs)
 
     def rows(self, h: int, w: int, *, tokens: int = 0) -> list[Row]:
-        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before it."""
+        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before
+        it.
+        """
         shape = (h * w + tokens, self.dim) if tokens else (h, w, self.dim)
         rows = [
             ("norm1", "layer_norm", shape, 0),
@@ -170,7 +194,10 @@ class TransformerBlock(nnx.Module):
             rows.insert(2, ("layer_scale1", "layer_scale", shape, 0))
             rows.append(("layer_scale2", "layer_scale", shape, 0))
         made = enumerate(self.context)
-        return rows + [(f"context/{i}", type(block).__name__, shape, block.macs(*shape[:-1])) for i, block in made]
+        return rows + [
+            (f"context/{i}", type(block).__name__, shape, block.macs(*shape[:-1]))
+            for i, block in made
+        ]
 
 
 class Classifier(nnx.Module):
@@ -184,10 +211,14 @@ class Classifier(nnx.Module):
         rngs: initialisation source.
     """
 
-    def __init__(self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs
+    ):
         self.dropout = nnx.Dropout(dropout_rate)
         self.fc = linear(dim, num_classes, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b classes"]:
+    def __call__(
+        self, x: Float[Array, "b c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b classes"]:
         """Maps pooled features [b, dim] to float32 logits [b, num_classes]."""
         return self.fc(self.dropout(x.astype(jnp.float32), rngs=rngs))

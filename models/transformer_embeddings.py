@@ -15,22 +15,39 @@ from lambdanet.layers import Conv2d, resize_bilinear, trunc_normal
 from lambdanet.registry import signature, suggest
 
 Row = tuple[str, str, tuple[int, ...], int]
-"""One line of a summary: name below the module, type, output shape without the batch, multiply-accumulates."""
+"""One line of a summary: name below the module, type, output shape without the batch,
+multiply-accumulates.
+"""
 
 EmbedSpec = str | Mapping[str, Any]
 
 CONV_INITS = ("fan_in", "fan_out")
-"""How convolutions start. 'fan_in': kernel and bias uniform within 1 / sqrt(fan_in), PyTorch's default. 'fan_out': normal with
-variance 2 / fan_out, bias zero. Both fans are those of one group."""
+"""How convolutions start. 'fan_in': kernel and bias uniform within 1 / sqrt(fan_in), PyTorch's
+default. 'fan_out': normal with variance 2 / fan_out, bias zero. Both fans are those of one
+group."""
 
 
-def linear(dim: int, dim_out: int, *, bias: bool = True, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
-    """Builds a linear layer that starts as all of these networks have it: kernel truncated normal 0.02, bias zero."""
+def linear(
+    dim: int, dim_out: int, *, bias: bool = True, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """Builds a linear layer that starts as all of these networks have it: kernel truncated normal
+    0.02, bias zero.
+    """
     init = trunc_normal(0.02)
-    return nnx.Linear(dim, dim_out, use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+    return nnx.Linear(
+        dim,
+        dim_out,
+        use_bias=bias,
+        kernel_init=init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        rngs=rngs,
+    )
 
 
-def layer_norm(dim: int, *, epsilon: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+def layer_norm(
+    dim: int, *, epsilon: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
     """Builds a layer norm over the last axis; statistics in float32, of the centred values."""
     options = dict(epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype)
     return nnx.LayerNorm(dim, **options, rngs=rngs)
@@ -49,7 +66,9 @@ def convolution(
     param_dtype: Any,
     rngs: nnx.Rngs,
 ) -> Conv2d:
-    """Builds a square convolution, `padding` zeros on every side; an incomplete last window is left out."""
+    """Builds a square convolution, `padding` zeros on every side; an incomplete last window is left
+    out.
+    """
     fan_in = kernel_size**2 * dim
     kernel_init, bias_init = conv_inits(conv_init, fan_in, kernel_size**2 * dim_out)
     return Conv2d(
@@ -82,7 +101,8 @@ def conv_inits(kind: str, fan_in: int, fan_out: int) -> tuple[nnx.Initializer, n
 class ConvEmbed(nnx.Module):
     """norm(conv(x)): a map in tokens of a coarser grid.
 
-    Without padding and with `stride` equal to `kernel_size` these are the patches of ViT; else they overlap.
+    Without padding and with `stride` equal to `kernel_size` these are the patches of ViT; else they
+    overlap.
 
     Args:
         dim: input channels.
@@ -90,8 +110,8 @@ class ConvEmbed(nnx.Module):
         kernel_size: side of the kernel.
         stride: step; None means `kernel_size`.
         padding: zeros on every side.
-        remainder: what becomes of rows and columns that fill no window: 'drop' | 'pad' (zeros at the bottom and the right
-            fill it up).
+        remainder: what becomes of rows and columns that fill no window: 'drop' | 'pad' (zeros at
+            the bottom and the right fill it up).
         bias: whether the convolution has one.
         conv_init: one of `CONV_INITS`.
         epsilon: of the norm.
@@ -122,9 +142,15 @@ class ConvEmbed(nnx.Module):
         if remainder not in ("drop", "pad"):
             raise ValueError(f"embed: remainder is {remainder!r}; allowed: drop, pad")
         stride = kernel_size if stride is None else stride
-        for name, value, least in (("kernel_size", kernel_size, 1), ("stride", stride, 1), ("padding", padding, 0)):
+        for name, value, least in (
+            ("kernel_size", kernel_size, 1),
+            ("stride", stride, 1),
+            ("padding", padding, 0),
+        ):
             if not isinstance(value, int) or value < least:
-                raise ValueError(f"embed: {name} is {value!r}; allowed: an integer of {least} or more")
+                raise ValueError(
+                    f"embed: {name} is {value!r}; allowed: an integer of {least} or more"
+                )
         self.dim, self.dim_out, self.kernel_size, self.padding = dim, dim_out, kernel_size, padding
         self.stride, self.remainder = stride, remainder
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -140,7 +166,9 @@ class ConvEmbed(nnx.Module):
         """
         if min(self.out_size(*x.shape[1:3])) < 1:
             side = self.kernel_size - 2 * self.padding
-            raise ValueError(f"embed: the map is {x.shape[1]}x{x.shape[2]}; a window needs {side}x{side} or more")
+            raise ValueError(
+                f"embed: the map is {x.shape[1]}x{x.shape[2]}; a window needs {side}x{side} or more"
+            )
         extra = [self._filled(n) - n for n in x.shape[1:3]]
         if any(extra):
             x = jnp.pad(x, ((0, 0), (0, extra[0]), (0, extra[1]), (0, 0)))
@@ -148,7 +176,10 @@ class ConvEmbed(nnx.Module):
 
     def out_size(self, h: int, w: int) -> tuple[int, int]:
         """Returns the size of the output map."""
-        return tuple((self._filled(n) + 2 * self.padding - self.kernel_size) // self.stride + 1 for n in (h, w))
+        return tuple(
+            (self._filled(n) + 2 * self.padding - self.kernel_size) // self.stride + 1
+            for n in (h, w)
+        )
 
     def rows(self, h: int, w: int) -> list[Row]:
         """Returns the summary for one [h, w] map; the last line has the output shape."""
@@ -166,7 +197,8 @@ class ConvEmbed(nnx.Module):
 
 
 class DoubleConvEmbed(nnx.Module):
-    """norm(conv2(conv1(x))), both 3x3 with one zero on every side, the first to half the channels; no activation between.
+    """norm(conv2(conv1(x))), both 3x3 with one zero on every side, the first to half the channels;
+    no activation between.
 
     Source: Hassani et al. 2023, "Neighborhood Attention Transformer", the tokenizer.
 
@@ -213,17 +245,28 @@ class DoubleConvEmbed(nnx.Module):
     def rows(self, h: int, w: int) -> list[Row]:
         """Returns the summary for one [h, w] map; the last line has the output shape."""
         rows = []
-        for number, (dim, dim_out) in enumerate(zip(self.widths, self.widths[1:], strict=False), start=1):
+        for number, (dim, dim_out) in enumerate(
+            zip(self.widths, self.widths[1:], strict=False), start=1
+        ):
             h, w = -(-h // self.step), -(-w // self.step)
-            rows.append((f"conv{number}", f"conv 3x3/{self.step}", (h, w, dim_out), h * w * 9 * dim * dim_out))
+            rows.append(
+                (
+                    f"conv{number}",
+                    f"conv 3x3/{self.step}",
+                    (h, w, dim_out),
+                    h * w * 9 * dim * dim_out,
+                )
+            )
         return [*rows, ("norm", "layer_norm", rows[-1][2], 0)]
 
 
 class PatchMerging(nnx.Module):
-    """Halves a map: the four tokens of each 2x2 cell side by side, a norm over them, a linear layer without bias.
+    """Halves a map: the four tokens of each 2x2 cell side by side, a norm over them, a linear layer
+    without bias.
 
-    The four stand in the order of Swin's code: (even row, even column), (odd, even), (even, odd), (odd, odd). Odd maps get a
-    row or column of zeros at the end. Source: Liu et al. 2021, "Swin Transformer".
+    The four stand in the order of Swin's code: (even row, even column), (odd, even), (even, odd),
+    (odd, odd). Odd maps get a row or column of zeros at the end. Source: Liu et al. 2021, "Swin
+    Transformer".
 
     Args:
         dim: input channels.
@@ -265,17 +308,28 @@ class PatchMerging(nnx.Module):
         """Returns the summary for one [h, w] map; the last line has the output shape."""
         oh, ow = self.out_size(h, w)
         macs = oh * ow * 4 * self.dim * self.dim_out
-        return [("norm", "layer_norm", (oh, ow, 4 * self.dim), 0), ("reduction", "linear", (oh, ow, self.dim_out), macs)]
+        return [
+            ("norm", "layer_norm", (oh, ow, 4 * self.dim), 0),
+            ("reduction", "linear", (oh, ow, self.dim_out), macs),
+        ]
 
 
-EMBEDS: dict[str, type[nnx.Module]] = {"conv": ConvEmbed, "double_conv": DoubleConvEmbed, "patch_merging": PatchMerging}
+EMBEDS: dict[str, type[nnx.Module]] = {
+    "conv": ConvEmbed,
+    "double_conv": DoubleConvEmbed,
+    "patch_merging": PatchMerging,
+}
 """Embeddings by name."""
 
 _FROM_HOST = ("dim", "dim_out", "conv_init", "epsilon", "dtype", "param_dtype", "rngs")
 
 
-def create_embed(spec: EmbedSpec, dim: int, dim_out: int, *, conv_init: str, **options: Any) -> nnx.Module:
-    """Builds an embedding from its name, or a mapping with `name` and its own options; `conv_init` reaches convolutions."""
+def create_embed(
+    spec: EmbedSpec, dim: int, dim_out: int, *, conv_init: str, **options: Any
+) -> nnx.Module:
+    """Builds an embedding from its name, or a mapping with `name` and its own options; `conv_init`
+    reaches convolutions.
+    """
     own = {"name": spec} if isinstance(spec, str) else dict(spec)
     factory = EMBEDS[own.pop("name")]
     if "conv_init" in signature(factory).parameters:
@@ -289,21 +343,34 @@ def embed_problems(label: str, spec: Any) -> list[str]:
     if not isinstance(own, Mapping) or own.get("name") not in EMBEDS:
         name = own.get("name") if isinstance(own, Mapping) else own
         return [
-            f"{label} is {spec!r}; allowed: {', '.join(EMBEDS)}, or a mapping with such a name and options."
+            f"{label} is {spec!r}; allowed: {', '.join(EMBEDS)}, or a mapping with such a name and "
+            "options."
             f"{suggest(name, tuple(EMBEDS))}"
         ]
-    declared = {k: v for k, v in signature(EMBEDS[own["name"]]).parameters.items() if k not in _FROM_HOST}
+    declared = {
+        k: v for k, v in signature(EMBEDS[own["name"]]).parameters.items() if k not in _FROM_HOST
+    }
     unknown = [key for key in own if key != "name" and key not in declared]
-    missing = [key for key, parameter in declared.items() if parameter.default is parameter.empty and key not in own]
+    missing = [
+        key
+        for key, parameter in declared.items()
+        if parameter.default is parameter.empty and key not in own
+    ]
     known = f" Options: {', '.join(declared) or 'none'}"
     return [
-        *(f"{label} '{own['name']}' has no option {key!r}.{suggest(key, tuple(declared))}{known}" for key in unknown),
+        *(
+            f"{label} '{own['name']}' has no option {key!r}.{suggest(key, tuple(declared))}{known}"
+            for key in unknown
+        ),
         *(f"{label} '{own['name']}' needs the option {key!r}.{known}" for key in missing),
     ]
 
 
-def resize_positions(table: Float[Array, "n c"], grid: tuple[int, int], size: tuple[int, int]) -> Float[Array, "h w c"]:
-    """Returns position embeddings for a map of any size: as they are on their own grid, else resized bilinearly.
+def resize_positions(
+    table: Float[Array, "n c"], grid: tuple[int, int], size: tuple[int, int]
+) -> Float[Array, "h w c"]:
+    """Returns position embeddings for a map of any size: as they are on their own grid, else
+    resized bilinearly.
 
     Args:
         table: one row per position of `grid`, row by row.

@@ -1,9 +1,11 @@
-"""Name tables of hierarchical Transformers: what PyTorch checkpoints call the parameters of `models.hierarchical`.
+"""Name tables of hierarchical Transformers: what PyTorch checkpoints call the parameters of
+`models.hierarchical`.
 
-A family has one table per grammar, `official` for the authors' code, `timm` for timm where that differs.
-`lambdanet.interop.names.choose_table` finds the one that a file follows. A table is for every member of the family, its
-Slide form included: a stage with slide attention has the names of the public Slide-Swin code, for the other families, too,
-of which no Slide code is public. Some keys therefore stand in several rules; the model has the target of one of them.
+A family has one table per grammar, `official` for the authors' code, `timm` for timm where that
+differs. `lambdanet.interop.names.choose_table` finds the one that a file follows. A table is for
+every member of the family, its Slide form included: a stage with slide attention has the names of
+the public Slide-Swin code, for the other families, too, of which no Slide code is public. Some keys
+therefore stand in several rules; the model has the target of one of them.
 """
 
 from __future__ import annotations
@@ -17,13 +19,19 @@ from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, Rule, prefixed
 
 Table = tuple[Rule, ...]
 
-_STAGES = range(8)  # more than any of these networks has; their numbers differ from ours, so every stage has its own rules
+_STAGES = range(
+    8
+    # more than any of these networks has; their numbers differ from ours, so every stage has its
+    # own rules
+)
 
 
 def _table(array: np.ndarray) -> np.ndarray:
     """[1, n, c] -> [n, c]: positions or a token, stored with an axis for the batch."""
     if array.ndim != 3 or array.shape[0] != 1:
-        raise ValueError(f"a table of positions has the shape (1, positions, channels), this has {array.shape}")
+        raise ValueError(
+            f"a table of positions has the shape (1, positions, channels), this has {array.shape}"
+        )
     return array[0]
 
 
@@ -42,9 +50,14 @@ def block_names(own: Table, slide_names: Table = (), *, attention: str = r"attn\
         attention: pattern that the keys of the family's attention begin with.
     """
     rules = [Rule(r"attn_mask", None), *prefixed(own, attention, "attention")]
-    # Where both have the prefix, one rule is enough for what both have, the joint projection and the one at the end.
-    shared = {rule.target for rule in own if rule.target is not None} if attention == r"attn\." else ()
-    rules += prefixed([rule for rule in slide_names if rule.target not in shared], r"attn\.", "attention")
+    # Where both have the prefix, one rule is enough for what both have, the joint projection and
+    # the one at the end.
+    shared = (
+        {rule.target for rule in own if rule.target is not None} if attention == r"attn\." else ()
+    )
+    rules += prefixed(
+        [rule for rule in slide_names if rule.target not in shared], r"attn\.", "attention"
+    )
     for number in (1, 2):
         rules += prefixed(LAYER_NORM, rf"norm{number}\.", f"norm{number}")
         rules += prefixed(LINEAR, rf"mlp\.fc{number}\.", f"mlp/fc{number}")
@@ -55,7 +68,10 @@ def block_names(own: Table, slide_names: Table = (), *, attention: str = r"attn\
 def _embed(torch: str, stage: int, *, conv: str = r"proj\.", norm: str = r"norm\.") -> Table:
     """A convolution and a norm at the start of a stage."""
     path = f"stages/{stage}/embed"
-    return (*prefixed(CONV, torch + conv, f"{path}/conv"), *prefixed(LAYER_NORM, torch + norm, f"{path}/norm"))
+    return (
+        *prefixed(CONV, torch + conv, f"{path}/conv"),
+        *prefixed(LAYER_NORM, torch + norm, f"{path}/norm"),
+    )
 
 
 def _end(head: str = r"head\.") -> Table:
@@ -66,7 +82,10 @@ def _swin(slide_names: Table, *, timm: bool) -> Table:
     rules = [*_embed(r"patch_embed\.", 0)]
     for stage in _STAGES[1:]:
         # The authors' code halves the map at the end of a stage, timm at the start of the next one.
-        merging, path = rf"layers\.{stage if timm else stage - 1}\.downsample\.", f"stages/{stage}/embed"
+        merging, path = (
+            rf"layers\.{stage if timm else stage - 1}\.downsample\.",
+            f"stages/{stage}/embed",
+        )
         rules += prefixed(LAYER_NORM, merging + r"norm\.", f"{path}/norm")
         rules += prefixed(LINEAR, merging + r"reduction\.", f"{path}/reduction")
     block = block_names(window.TORCH_NAMES, slide_names)
@@ -85,7 +104,10 @@ def _pvt(slide_names: Table, *, second: bool) -> Table:
             rules += prefixed(LAYER_NORM, rf"norm{stage + 1}\.", f"{path}/norm")
         else:
             key, positions = rf"pos_embed{stage + 1}", f"{path}/position_embedding"
-            rules += [Rule(key, positions, _table), Rule(key, (f"{path}/class_position", positions), _class_first)]
+            rules += [
+                Rule(key, positions, _table),
+                Rule(key, (f"{path}/class_position", positions), _class_first),
+            ]
             rules.append(Rule(r"cls_token", f"{path}/class_token", _table))
     return (*rules, *_end())
 
@@ -96,7 +118,11 @@ def _pvt_v2_timm(slide_names: Table) -> Table:
         rules += _embed(rf"stages\.{stage}\.downsample\.", stage)
     block = block_names(spatial_reduction.TORCH_NAMES, slide_names)
     rules += prefixed(block, r"stages\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2")
-    return (*rules, *prefixed(LAYER_NORM, r"stages\.(\d+)\.norm\.", r"stages/\1/norm"), *prefixed(LINEAR, r"head\.", "head/fc"))
+    return (
+        *rules,
+        *prefixed(LAYER_NORM, r"stages\.(\d+)\.norm\.", r"stages/\1/norm"),
+        *prefixed(LINEAR, r"head\.", "head/fc"),
+    )
 
 
 def _cswin(slide_names: Table) -> Table:
@@ -111,16 +137,25 @@ def _cswin(slide_names: Table) -> Table:
 def _nat(slide_names: Table) -> Table:
     rules = []
     for number in (1, 2):
-        rules += prefixed(CONV, rf"patch_embed\.proj\.{number - 1}\.", f"stages/0/embed/conv{number}")
+        rules += prefixed(
+            CONV, rf"patch_embed\.proj\.{number - 1}\.", f"stages/0/embed/conv{number}"
+        )
     rules += prefixed(LAYER_NORM, r"patch_embed\.norm\.", "stages/0/embed/norm")
     for stage in _STAGES[1:]:
         rules += _embed(rf"levels\.{stage - 1}\.downsample\.", stage, conv=r"reduction\.")
     block = block_names(neighborhood.TORCH_NAMES, slide_names)
-    return (*rules, *prefixed(block, r"levels\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2"), *_end())
+    return (
+        *rules,
+        *prefixed(block, r"levels\.(\d+)\.blocks\.(\d+)\.", r"stages/\1/blocks/\2"),
+        *_end(),
+    )
 
 
 _GRAMMARS: dict[str, dict[str, Callable[[Table], Table]]] = {
-    "swin": {"official": lambda names: _swin(names, timm=False), "timm": lambda names: _swin(names, timm=True)},
+    "swin": {
+        "official": lambda names: _swin(names, timm=False),
+        "timm": lambda names: _swin(names, timm=True),
+    },
     "pvt": {"official": lambda names: _pvt(names, second=False)},
     "pvt_v2": {"official": lambda names: _pvt(names, second=True), "timm": _pvt_v2_timm},
     "cswin": {"official": _cswin},
@@ -129,11 +164,16 @@ _GRAMMARS: dict[str, dict[str, Callable[[Table], Table]]] = {
 
 
 def _tables(slide_names: Table) -> dict[str, dict[str, Table]]:
-    return {family: {name: make(slide_names) for name, make in grammars.items()} for family, grammars in _GRAMMARS.items()}
+    return {
+        family: {name: make(slide_names) for name, make in grammars.items()}
+        for family, grammars in _GRAMMARS.items()
+    }
 
 
 TORCH_NAMES = _tables(slide.TORCH_NAMES)
 """Family -> grammar -> table."""
 
 MERGED_TORCH_NAMES = _tables(slide.MERGED_TORCH_NAMES)
-"""The same for networks whose slide attention is merged: the files hold one convolution with the sums, `dep_conv`."""
+"""The same for networks whose slide attention is merged: the files hold one convolution with the
+sums, `dep_conv`.
+"""

@@ -1,4 +1,6 @@
-"""Set-up of the whole suite: CPU by default, one compilation cache, and the options of the golden harness."""
+"""Set-up of the whole suite: CPU by default, one compilation cache, and the options of the golden
+harness.
+"""
 
 import gc
 import importlib.metadata
@@ -16,15 +18,16 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(HERE.parent / ".cache" / 
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-# Nearly all that tests cost is compiling, which takes a third of the time without optimisation. XLA's newer way to write
-# fusions, which only some versions can switch off, takes long even then. Tests of speed or memory ask for what they need.
+# Nearly all that tests cost is compiling, which takes a third of the time without optimisation.
+# XLA's newer way to write fusions, which only some versions can switch off, takes long even then.
+# Tests of speed or memory ask for what they need.
 if "XLA_FLAGS" not in os.environ:
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
-# Test files are imported by path (--import-mode=importlib); what they share is found here. Last, so that it
-# hides no package.
+# Test files are imported by path (--import-mode=importlib); what they share is found here. Last, so
+# that it hides no package.
 sys.path.append(str(HERE))
 
 
@@ -47,17 +50,20 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     from absl import flags
 
-    # Grain's reader processes look at absl flags, which are parsed by absl.app.run in programs but by nobody in
-    # tests.
+    # Grain's reader processes look at absl flags, which are parsed by absl.app.run in programs but
+    # by nobody in tests.
     flags.FLAGS.mark_as_parsed()
-    # A worker ends up with millions of JAX's objects, and a collector that looks through them at every allocation slows
-    # late tests down up to seven times. `forget_programs` collects once per file instead.
+    # A worker ends up with millions of JAX's objects, and a collector that looks through them at
+    # every allocation slows late tests down up to seven times. `forget_programs` collects once per
+    # file instead.
     gc.disable()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """After each file: drop compiled programs (the cache on disk has them) and what only cycles keep alive."""
+    """After each file: drop compiled programs (the cache on disk has them) and what only cycles
+    keep alive.
+    """
     yield
     import jax
 

@@ -16,7 +16,8 @@ def jpeg(colour, size=(12, 10), quality=95):
 def same(first, second):
     """True if two lists of batches are equal in every array and bit."""
     return len(first) == len(second) and all(
-        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a) for a, b in zip(first, second, strict=True)
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        for a, b in zip(first, second, strict=True)
     )
 
 

@@ -1,10 +1,10 @@
 """Compares our modules with golden fixtures: arrays that reference implementations wrote (see
 tests/golden/README.md).
 
-A builder (`tests/golden_families`) turns a fixture into `Ours`: functions that compute every array of the
-fixture. This file runs them in float32 with the highest matmul precision on the CPU and compares all of it.
-Nothing in a fixture may stay unread: an array that is neither an input nor compared nor listed in
-`NOT_PRODUCED` with its reason is a failure.
+A builder (`tests/golden_families`) turns a fixture into `Ours`: functions that compute every array
+of the fixture. This file runs them in float32 with the highest matmul precision on the CPU and
+compares all of it. Nothing in a fixture may stay unread: an array that is neither an input nor
+compared nor listed in `NOT_PRODUCED` with its reason is a failure.
 """
 
 import fnmatch
@@ -22,11 +22,15 @@ from lambdanet.interop.names import Rule, convert
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 
 GRADIENT_TOLERANCE = 1e-4
-VANISHING = 1e-2  # of another gradient: below this a gradient is small enough for `Ours.gradient_scale`
+VANISHING = (
+    1e-2  # of another gradient: below this a gradient is small enough for `Ours.gradient_scale`
+)
 KINDS = ("in", "param", "out", "after_train", "cotangent", "grad", "buffer", "merged", "meta")
 
 NOT_PRODUCED: dict[tuple[str, str], str] = {}
-"""(glob on the family, glob on the array's key) -> why our module does not give this array. Keep it short."""
+"""(glob on the family, glob on the array's key) -> why our module does not give this array. Keep it
+short.
+"""
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -59,7 +63,11 @@ class Fixture:
 
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """Arrays whose key begins with the prefix, without it."""
-        return {key[len(prefix) :]: array for key, array in self.arrays.items() if key.startswith(prefix)}
+        return {
+            key[len(prefix) :]: array
+            for key, array in self.arrays.items()
+            if key.startswith(prefix)
+        }
 
     def cases(self) -> list["Fixture"]:
         """The main case, if it has arrays, and the prefixed sub-cases."""
@@ -77,23 +85,28 @@ class Ours:
     """Our side of one case.
 
     Args:
-      outputs: (params, inputs) -> key ("out/y", "feat_shape/stem") -> array in the reference's layout;
-        evaluation mode.
+      outputs: (params, inputs) -> key ("out/y", "feat_shape/stem") -> array in the reference's
+        layout; evaluation mode.
       params: our path -> array, what gradients are taken of; {} for functions without parameters.
-      to_ours: PyTorch-named arrays (gradients, statistics) -> our path -> array; None without parameters.
-      train: (params, inputs) -> (outputs as above with "_train" at the end of their keys, our path -> running
-        statistic after the call in PyTorch's convention); None if there is no training mode.
+      to_ours: PyTorch-named arrays (gradients, statistics) -> our path -> array; None without
+          parameters.
+      train: (params, inputs) -> (outputs as above with "_train" at the end of their keys, our path
+        -> running statistic after the call in PyTorch's convention); None if there is no training
+        mode.
       checked: keys that the builder itself compares while building.
       tolerance: of outputs, relative to the reference's largest absolute value.
-      gradient_scale: our path of a parameter -> our path of the parameter whose gradient gives the scale that differences
-        are measured by. For gradients that are zero but for rounding, because something later cancels the
-        parameter; a gradient that is not below `VANISHING` of that scale is compared like all others.
+      gradient_scale: our path of a parameter -> our path of the parameter whose gradient gives the
+        scale that differences are measured by. For gradients that are zero but for rounding,
+        because something later cancels the parameter; a gradient that is not below `VANISHING` of
+        that scale is compared like all others.
     """
 
     outputs: Callable[[Arrays, Arrays], dict[str, jax.Array]]
     params: Arrays = field(default_factory=dict)
     to_ours: Callable[[Arrays], dict[str, np.ndarray]] | None = None
-    train: Callable[[Arrays, Arrays], tuple[dict[str, jax.Array], dict[str, jax.Array]]] | None = None
+    train: Callable[[Arrays, Arrays], tuple[dict[str, jax.Array], dict[str, jax.Array]]] | None = (
+        None
+    )
     checked: tuple[str, ...] = ()
     tolerance: float = 1e-5
     gradient_scale: Mapping[str, str] = field(default_factory=dict)
@@ -111,9 +124,10 @@ class Pair:
       ours: our array.
       reference: the reference's, in our layout.
       tolerance: allowed difference, as a fraction of `largest`.
-      largest: largest absolute value of the fixture's array; None where `reference` is that array. They differ where a
-        name table cuts one array into several: the gradient of a fused bias has a part that is zero but for rounding
-        (softmax over the context cancels a bias of the keys), and only the whole array has a scale.
+      largest: largest absolute value of the fixture's array; None where `reference` is that array.
+        They differ where a name table cuts one array into several: the gradient of a fused bias has
+        a part that is zero but for rounding (softmax over the context cancels a bias of the keys),
+        and only the whole array has a scale.
     """
 
     key: str
@@ -128,7 +142,11 @@ class Pair:
         if ours.shape != reference.shape:
             return f"{self.key}: shape {ours.shape}, the reference has {reference.shape}"
         if reference.dtype.kind in "iub":
-            return None if np.array_equal(ours, reference) else f"{self.key}: {ours}, the reference has {reference}"
+            return (
+                None
+                if np.array_equal(ours, reference)
+                else f"{self.key}: {ours}, the reference has {reference}"
+            )
         difference = np.abs(ours.astype(np.float64) - reference.astype(np.float64))
         worst = difference.max(initial=0.0)
         largest = np.abs(reference).max(initial=0.0) if self.largest is None else self.largest
@@ -136,7 +154,8 @@ class Pair:
             return None
         where = tuple(int(i) for i in np.unravel_index(np.argmax(difference), difference.shape))
         return (
-            f"{self.key}: differs by {worst:.3g} at {where}, {worst / max(largest, 1e-300):.2g} of the largest value "
+            f"{self.key}: differs by {worst:.3g} at {where}, {worst / max(largest, 1e-300):.2g} of "
+            "the largest value "
             f"{largest:.3g}; allowed {self.tolerance:.0e}"
         )
 
@@ -145,7 +164,8 @@ def check(fixture: Fixture, families: Mapping[str, Builder]) -> None:
     """Asserts that every array of a fixture is reproduced; the message lists all that is not."""
     if fixture.family not in families:
         raise AssertionError(
-            f"no builder for the family {fixture.family!r} of {fixture.stem}; add one to tests/golden_families "
+            f"no builder for the family {fixture.family!r} of {fixture.stem}; add one to "
+            "tests/golden_families "
             f"(families with builders: {', '.join(sorted(families))})"
         )
     problems, compared = [], 0
@@ -158,17 +178,22 @@ def check(fixture: Fixture, families: Mapping[str, Builder]) -> None:
     if not problems and not compared:
         problems = ["the fixture holds nothing to compare"]
     if problems:
-        raise AssertionError(f"{fixture.stem}: {len(problems)} problems\n  " + "\n  ".join(problems))
+        raise AssertionError(
+            f"{fixture.stem}: {len(problems)} problems\n  " + "\n  ".join(problems)
+        )
 
 
-def run(fixture: Fixture, ours: Ours, evaluate: Callable | None = None) -> tuple[list[Pair], list[str]]:
+def run(
+    fixture: Fixture, ours: Ours, evaluate: Callable | None = None
+) -> tuple[list[Pair], list[str]]:
     """Computes our side of one case.
 
     Args:
       fixture: the case.
       ours: what its builder made.
-      evaluate: (function, *arguments) -> result; None compiles and runs, `jax.eval_shape` gives shapes alone. What runs
-        once is compiled without XLA's optimisations, which would take most of the time.
+      evaluate: (function, *arguments) -> result; None compiles and runs, `jax.eval_shape` gives
+        shapes alone. What runs once is compiled without XLA's optimisations, which would take most
+        of the time.
 
     Returns:
       One pair per compared array, and what could not be compared.
@@ -186,7 +211,9 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
     params = {path: jnp.asarray(array) for path, array in ours.params.items()}
     cotangents = fixture.under("cotangent/")
     pairs: list[Pair] = []
-    read = {key for key in fixture.arrays if key.split("/")[0] in ("in", "param", "cotangent")} | set(ours.checked)
+    read = {
+        key for key in fixture.arrays if key.split("/")[0] in ("in", "param", "cotangent")
+    } | set(ours.checked)
 
     def take(key: str, array, tolerance: float = ours.tolerance) -> None:
         if key in fixture.arrays:
@@ -197,13 +224,17 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
         theirs = fixture.under(prefix)
         if not theirs or ours.to_ours is None:
             return
-        scales = ours.to_ours({key: np.full_like(array, np.abs(array).max()) for key, array in theirs.items()})
+        scales = ours.to_ours(
+            {key: np.full_like(array, np.abs(array).max()) for key, array in theirs.items()}
+        )
         for path, reference in ours.to_ours(theirs).items():
             largest = float(scales[path].max())
             if prefix == "grad/param/" and path in ours.gradient_scale:
                 other = float(scales[ours.gradient_scale[path]].max())
                 largest = other if largest < VANISHING * other else largest
-            pairs.append(Pair(f"{prefix}... -> {path}", arrays[path], reference, tolerance, largest))
+            pairs.append(
+                Pair(f"{prefix}... -> {path}", arrays[path], reference, tolerance, largest)
+            )
         read.update(prefix + key for key in theirs)
 
     for key, array in evaluate(ours.outputs, params, inputs).items():
@@ -214,7 +245,10 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
 
         def loss(params, floating):
             outputs = ours.outputs(params, {**inputs, **floating})
-            return sum(jnp.sum(outputs[f"out/{name}"] * cotangent) for name, cotangent in cotangents.items())
+            return sum(
+                jnp.sum(outputs[f"out/{name}"] * cotangent)
+                for name, cotangent in cotangents.items()
+            )
 
         floating = {name: inputs[name] for name in wanted_inputs}
         param_grads, input_grads = evaluate(jax.grad(loss, (0, 1)), params, floating)
@@ -228,8 +262,12 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
             take(key, array)
         take_named("after_train/", statistics, ours.tolerance)
 
-    unread = [key for key in fixture.arrays if key not in read and not _excused(fixture.family, key)]
-    return pairs, [f"{key}: our module gives no such array, and it is not in NOT_PRODUCED" for key in unread]
+    unread = [
+        key for key in fixture.arrays if key not in read and not _excused(fixture.family, key)
+    ]
+    return pairs, [
+        f"{key}: our module gives no such array, and it is not in NOT_PRODUCED" for key in unread
+    ]
 
 
 def module_case(
@@ -251,8 +289,8 @@ def module_case(
       build: makes the module; only traced for its shapes, the weights all come from the fixture.
       rules: the module's name table.
       call: (module, inputs) -> outputs by key; called in both modes.
-      norm_count: values per channel that batch norms average over (batch times positions), for fixtures with a
-        training call.
+      norm_count: values per channel that batch norms average over (batch times positions), for
+        fixtures with a training call.
       weights: PyTorch key -> array, where the fixture holds a rule instead of `param/*`.
       checked: as in `Ours`.
       tolerance: as in `Ours`.
@@ -261,16 +299,25 @@ def module_case(
     rules = tuple(rules)
     model = nnx.eval_shape(build)
     _, params_like, stats_like = split_model(model)
-    shapes = {path: leaf.shape for path, leaf in (flatten_names(params_like) | flatten_names(stats_like)).items()}
+    shapes = {
+        path: leaf.shape
+        for path, leaf in (flatten_names(params_like) | flatten_names(stats_like)).items()
+    }
     arrays = convert(fixture.under("param/") if weights is None else weights, rules, shapes)
     stats = {path: jnp.asarray(arrays.pop(path)) for path in flatten_names(stats_like)}
     graphdefs = {}
     for mode, flag in (("eval", True), ("train", False)):
-        view = nnx.view(model, deterministic=flag, use_running_average=flag, raise_if_not_found=False)
+        view = nnx.view(
+            model, deterministic=flag, use_running_average=flag, raise_if_not_found=False
+        )
         graphdefs[mode] = split_model(view)[0]
 
     def merged(mode, params):
-        return nnx.merge(graphdefs[mode], unflatten_names(params, params_like), unflatten_names(stats, stats_like))
+        return nnx.merge(
+            graphdefs[mode],
+            unflatten_names(params, params_like),
+            unflatten_names(stats, stats_like),
+        )
 
     def outputs(params, inputs):
         return call(merged("eval", params), inputs)
@@ -279,16 +326,31 @@ def module_case(
         module = merged("train", params)
         results = {f"{key}_train": value for key, value in call(module, inputs).items()}
         after = flatten_names(split_model(module)[2])
-        return results, {path: _as_torch_statistic(path, stats[path], new, norm_count) for path, new in after.items()}
+        return results, {
+            path: _as_torch_statistic(path, stats[path], new, norm_count)
+            for path, new in after.items()
+        }
 
     def to_ours(torch_named):
         return convert(torch_named, rules, shapes, require_all=False)
 
-    return Ours(outputs, arrays, to_ours, train if norm_count else None, checked, tolerance, gradient_scale or {})
+    return Ours(
+        outputs,
+        arrays,
+        to_ours,
+        train if norm_count else None,
+        checked,
+        tolerance,
+        gradient_scale or {},
+    )
 
 
-def _as_torch_statistic(path: str, before: jax.Array, after: jax.Array, count: int, momentum: float = 0.9) -> jax.Array:
-    """PyTorch adds the UNBIASED batch variance, Flax the biased one: scales the added part by n / (n - 1)."""
+def _as_torch_statistic(
+    path: str, before: jax.Array, after: jax.Array, count: int, momentum: float = 0.9
+) -> jax.Array:
+    """PyTorch adds the UNBIASED batch variance, Flax the biased one: scales the added part by n /
+    (n - 1).
+    """
     if not path.endswith("/var"):
         return after
     added = after - momentum * before

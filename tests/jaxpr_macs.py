@@ -1,4 +1,6 @@
-"""Multiply-adds that a traced function really does: of its matrix products and convolutions, loops counted in full."""
+"""Multiply-adds that a traced function really does: of its matrix products and convolutions, loops
+counted in full.
+"""
 
 import math
 
@@ -6,7 +8,7 @@ import jax
 
 
 def jaxpr_macs(function, *arguments) -> int:
-    """Traces `function` and returns the multiply-adds of every dot_general and convolution in it."""
+    """Traces `function` and returns the multiply-adds of its products and convolutions."""
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -19,7 +21,9 @@ def _equation(equation) -> int:
     if name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
         lhs = equation.invars[0].aval.shape
-        return math.prod(equation.outvars[0].aval.shape) * math.prod(lhs[axis] for axis in contracted)
+        return math.prod(equation.outvars[0].aval.shape) * math.prod(
+            lhs[axis] for axis in contracted
+        )
     if name == "conv_general_dilated":
         kernel, numbers = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
         outputs = kernel[numbers.rhs_spec[0]]

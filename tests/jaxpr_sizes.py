@@ -1,4 +1,6 @@
-"""Sizes of the arrays that a traced function makes: what its memory cannot be below, whatever the compiler does."""
+"""Sizes of the arrays that a traced function makes: what its memory cannot be below, whatever the
+compiler does.
+"""
 
 import jax
 from jax.extend.core import jaxprs_in_params

@@ -1,4 +1,6 @@
-"""Suites ops and model: every candidate's gate on tiny problems, and that a wrong result does not pass."""
+"""Suites ops and model: every candidate's gate on tiny problems, and that a wrong result does not
+pass.
+"""
 
 import dataclasses
 
@@ -20,7 +22,9 @@ TINY = (
 
 @pytest.mark.parametrize("operation", TINY, ids=lambda operation: operation.case)
 def test_operations_pass_their_gate(operation):
-    for direction in ("fwd", "train", "input_gradient") if operation.kind == "conv" else ("fwd", "train"):
+    for direction in (
+        ("fwd", "train", "input_gradient") if operation.kind == "conv" else ("fwd", "train")
+    ):
         ops_suite.prepare_operation(operation, direction, "auto").check()
 
 
@@ -28,7 +32,9 @@ def test_depthwise_is_checked_by_sums_over_its_taps_and_a_wrong_result_fails(mon
     operation = Operation("conv", 1, 5, 64, 64, 3, 2, 64)
     ops_suite.prepare_operation(operation, "train", "auto").check()
     right = ops_suite.convolution
-    monkeypatch.setattr(ops_suite, "convolution", lambda *a, **options: right(*a, **options) * 1.001)
+    monkeypatch.setattr(
+        ops_suite, "convolution", lambda *a, **options: right(*a, **options) * 1.001
+    )
     with pytest.raises(AssertionError, match="result 0 is off by 1"):
         ops_suite.prepare_operation(operation, "train", "auto").check()
 
@@ -36,14 +42,18 @@ def test_depthwise_is_checked_by_sums_over_its_taps_and_a_wrong_result_fails(mon
 @pytest.mark.parametrize("operation", TINY, ids=lambda operation: operation.case)
 def test_pytorchs_operations_pass_the_same_gate(operation):
     pytest.importorskip("torch")
-    for direction in ("fwd", "train", "input_gradient") if operation.kind == "conv" else ("fwd", "train"):
+    for direction in (
+        ("fwd", "train", "input_gradient") if operation.kind == "conv" else ("fwd", "train")
+    ):
         ops_suite.prepare_torch(operation, direction).check()
 
 
 def test_names_of_the_operations():
     names = list(dict.fromkeys(case.name for case in ops_suite.cases()))
     assert len(names) == len(ops_suite.OPERATIONS)
-    assert names[1] == "conv_3x3_b8_28x28_c128_d128_g32" and "depthwise_3x3s2_b8_28x28_c192" in names
+    assert (
+        names[1] == "conv_3x3_b8_28x28_c128_d128_g32" and "depthwise_3x3s2_b8_28x28_c192" in names
+    )
 
 
 SMALL = dict(blocks=(1, 1), widths=(4, 8), attention_blocks=((), "all"), num_classes=7)
@@ -56,13 +66,17 @@ def test_networks_pass_their_gate_and_a_rising_loss_does_not(monkeypatch):
     forward.check()
     assert forward.facts["compile_s"] > 0 and forward.flops > 0
     monkeypatch.setattr(
-        model_networks, "_data", lambda network: (np.ones((2, 32, 32, 3), np.float32), np.array([1, 2], np.int32))
+        model_networks,
+        "_data",
+        lambda network: (np.ones((2, 32, 32, 3), np.float32), np.array([1, 2], np.int32)),
     )
     with pytest.raises(AssertionError, match="or all the same"):
         model_networks.prepare_forward(network).check()
     monkeypatch.undo()
     monkeypatch.setattr(torch_models, "installed", lambda: False)
-    monkeypatch.setattr(model_networks, "_data", lambda network: (images(), np.array([1, 2], np.int32)))
+    monkeypatch.setattr(
+        model_networks, "_data", lambda network: (images(), np.array([1, 2], np.int32))
+    )
     train = model_networks.prepare_train(network)
     train.check()
     train.run()

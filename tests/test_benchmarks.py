@@ -1,4 +1,6 @@
-"""The benchmarks' harness on made-up candidates, and every candidate's correctness gate on tiny problems."""
+"""The benchmarks' harness on made-up candidates, and every candidate's correctness gate on tiny
+problems.
+"""
 
 import itertools
 import json
@@ -37,7 +39,9 @@ def test_candidates_are_checked_timed_and_closed(tmp_path, monkeypatch):
         records = harness.run_cases(cases, rounds=3, out=file)
     quick, wrong, slow, own = records
     lines = [json.loads(line) for line in (tmp_path / "out.json").read_text().splitlines()]
-    assert lines == [dict.fromkeys(harness.LINE) | record for record in records]  # null where something is not known
+    assert lines == [
+        dict.fromkeys(harness.LINE) | record for record in records
+    ]  # null where something is not known
     assert quick["framework"] == "ours" and quick["flops"] == 8.0 and quick["suite"] == "made_up"
     assert 30 <= quick["ms"] <= quick["median_ms"] and quick["cpu_ms"] < 20
     assert quick["items_per_s"] == pytest.approx(4e3 / quick["ms"])
@@ -46,27 +50,42 @@ def test_candidates_are_checked_timed_and_closed(tmp_path, monkeypatch):
     assert own["ms"] == 0.5 and own["cpu_ms"] == 0.25 and own["items_per_cpu_s"] == 16000
     assert sorted(closed) == ["own_clock", "quick", "slow", "wrong"]
     table = harness.table(records)
-    assert "wrong result: 7" in table and len({line.index("fwd") for line in table.splitlines()[1:]}) == 1
+    assert (
+        "wrong result: 7" in table
+        and len({line.index("fwd") for line in table.splitlines()[1:]}) == 1
+    )
 
 
 def test_short_calls_are_repeated_within_a_sample(monkeypatch):
     ticks, calls = itertools.count(), []
     clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) * 1e-3, process_time=lambda: 0.0)
-    monkeypatch.setattr(harness, "time", clock)  # every look at the clock takes a millisecond, whatever else the machine does
+    monkeypatch.setattr(
+        harness, "time", clock
+    )  # every look at the clock takes a millisecond, whatever else the machine does
     prepared = harness.Prepared(lambda: calls.append(1), lambda: None)
     (record,) = harness.run_cases([harness.Case("s", "n", "fwd", "i", lambda: prepared)], rounds=2)
     assert len(calls) == 1 + 2 * (1 + 20) and record["ms"] == pytest.approx(1 / 20)
 
 
 def test_command_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(micro_lambda, "SHAPES", (micro_lambda.Shape(1, 3, 8, 4, 3), micro_lambda.Shape(2, 4, 8, 4, 3)))
+    monkeypatch.setattr(
+        micro_lambda,
+        "SHAPES",
+        (micro_lambda.Shape(1, 3, 8, 4, 3), micro_lambda.Shape(2, 4, 8, 4, 3)),
+    )
     out = tmp_path / "out.json"
     assert command.main(["micro", "--cases", "*3x3*", "--rounds", "1", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert "lambda_3x3_d8_h4_r3" in printed and "4x4" not in printed and "row_chunks" in printed
-    assert {json.loads(line)["direction"] for line in out.read_text().splitlines()} == {"fwd", "train"}
+    assert {json.loads(line)["direction"] for line in out.read_text().splitlines()} == {
+        "fwd",
+        "train",
+    }
     assert command.main(["micro", "--cases", "nothing"]) == 2
-    assert "no case of suite 'micro' matches 'nothing'; cases: lambda_3x3_d8_h4_r3," in capsys.readouterr().err
+    assert (
+        "no case of suite 'micro' matches 'nothing'; cases: lambda_3x3_d8_h4_r3,"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(micro_lambda, "cases", lambda: [case("x", "bad", wrong="off", closed=[])])
     assert command.main(["micro", "--cases", "x"]) == 1
 
@@ -92,16 +111,31 @@ def test_torch_forms_of_the_lambda_core_pass_the_same_gate(form):
 
 
 def test_rates_are_found_again_from_times_they_made(tmp_path, capsys):
-    """The fit of made-up times chooses as they do, although it starts from nothing; and a wrong choice is told."""
+    """The fit of made-up times chooses as they do, although it starts from nothing; and a wrong
+    choice is told.
+    """
     device = micro_lambda.cost_model.DEVICES["cpu"]
     lines = []
     for shape in micro_lambda.SEVENTEEN[::2]:
         geometry = micro_lambda.geometry(shape)
         for direction, rates in device.rates.items():
             for impl in rates:
-                ms = 1e3 * micro_lambda.cost_model.estimate(geometry, impl, device, direction).seconds
-                lines.append(dict(case=shape.name, direction=direction, framework="ours", impl=impl, ms=ms))
-            lines.append(dict(case=shape.name, direction=direction, framework="torch", impl="conv_rr1", ms=2 * ms))
+                ms = (
+                    1e3
+                    * micro_lambda.cost_model.estimate(geometry, impl, device, direction).seconds
+                )
+                lines.append(
+                    dict(case=shape.name, direction=direction, framework="ours", impl=impl, ms=ms)
+                )
+            lines.append(
+                dict(
+                    case=shape.name,
+                    direction=direction,
+                    framework="torch",
+                    impl="conv_rr1",
+                    ms=2 * ms,
+                )
+            )
     path = tmp_path / "times.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     ours, theirs, names = fit_cost_model.read(str(path))
@@ -110,16 +144,29 @@ def test_rates_are_found_again_from_times_they_made(tmp_path, capsys):
     assert max(row["ratio"] for row in fit_cost_model.losses(ours, theirs, names, fitted)) < 1.02
     for found in ours["fwd"].values():
         found["dense"] = 0.5 * min(found.values())
-    assert min(row["ratio"] for row in fit_cost_model.losses(ours, theirs, names, device) if row["direction"] == "fwd") >= 2.0
+    assert (
+        min(
+            row["ratio"]
+            for row in fit_cost_model.losses(ours, theirs, names, device)
+            if row["direction"] == "fwd"
+        )
+        >= 2.0
+    )
     fit_cost_model.main([str(path), "--json", str(tmp_path / "table.jsonl")])
     rows = [json.loads(line) for line in (tmp_path / "table.jsonl").read_text().splitlines()]
-    assert len(rows) == 18 and all(row["ratio"] == 1.0 and row["torch"] == "conv_rr1" for row in rows)
+    assert len(rows) == 18 and all(
+        row["ratio"] == 1.0 and row["torch"] == "conv_rr1" for row in rows
+    )
     assert len(capsys.readouterr().out.splitlines()) == 18
 
 
 def test_names_and_number_of_the_lambda_shapes():
     names = [shape.name for shape in micro_lambda.SHAPES]
-    assert len(micro_lambda.TWELVE) == 12 and len(micro_lambda.SEVENTEEN) == 17 and len(set(names)) == len(names)
+    assert (
+        len(micro_lambda.TWELVE) == 12
+        and len(micro_lambda.SEVENTEEN) == 17
+        and len(set(names)) == len(names)
+    )
     assert names[0] == "lambda_7x7_d512_h4_r23" and "lambda_14x14_d256_h4_r23_u4" in names
     assert [name for name in names if name.startswith("lambda_b64_")] == names[17:]
 
@@ -132,4 +179,7 @@ def test_input_cases_pass_their_gate(monkeypatch):
         prepared.check()
         prepared.close()
         names.append(entry.name)
-    assert names[:2] == ["decode_crop_flip", "decode_crop_flip_bicubic"] and "pipeline_4_threads" in names
+    assert (
+        names[:2] == ["decode_crop_flip", "decode_crop_flip_bicubic"]
+        and "pipeline_4_threads" in names
+    )

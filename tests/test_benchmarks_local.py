@@ -13,12 +13,16 @@ def test_lowerings_pass_their_gate_and_a_wrong_one_does_not(kind, monkeypatch):
     for impl in CANDIDATES[kind]:
         micro_local.prepare(kind, SHAPE, "train", impl).check()
     right = micro_local.FUNCTIONS[kind]
-    monkeypatch.setitem(micro_local.FUNCTIONS, kind, lambda *args, **named: right(*args, **named) * 1.001)
+    monkeypatch.setitem(
+        micro_local.FUNCTIONS, kind, lambda *args, **named: right(*args, **named) * 1.001
+    )
     with pytest.raises(AssertionError, match="output is off by"):
         micro_local.prepare(kind, SHAPE, "fwd", "auto").check()
 
 
-@pytest.mark.parametrize(("kind", "form"), [("slide", "two_paths"), ("slide", "merged"), ("local", "unfold")])
+@pytest.mark.parametrize(
+    ("kind", "form"), [("slide", "two_paths"), ("slide", "merged"), ("local", "unfold")]
+)
 def test_torch_forms_agree(kind, form):
     pytest.importorskip("torch")
     for direction in ("fwd", "train"):

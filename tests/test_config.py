@@ -17,7 +17,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def tiny_net(
-    *, blocks: tuple[int, ...] = (1,), num_heads: int = 4, attention: str | dict | tuple | None = None, rngs=None
+    *,
+    blocks: tuple[int, ...] = (1,),
+    num_heads: int = 4,
+    attention: str | dict | tuple | None = None,
+    rngs=None,
 ):
     if 16 % num_heads:
         raise ValueError(f"num_heads={num_heads} does not divide 16")
@@ -41,7 +45,9 @@ def config():
 
 def check(config, registry, **kwargs):
     options = {k: v for k, v in configs.to_plain(config.model).items() if k != "name"}
-    configs.validate(config, base.get_config(), registry, build=lambda: tiny_net(**options), **kwargs)
+    configs.validate(
+        config, base.get_config(), registry, build=lambda: tiny_net(**options), **kwargs
+    )
 
 
 def problems_of(config, registry, overrides, **kwargs) -> list[str]:
@@ -58,32 +64,65 @@ def test_defaults_are_valid(config, registry, tmp_path):
 WRONG = {
     "misspelt key": ({"optim.lrr": "1"}, ["optim.lrr = 1", "no such key", "'optim.lr'"]),
     "misspelt section": ({"optm.lr": "1"}, ["optm.lr = 1", "'optim.lr'"]),
-    "wrong type": ({"train.batch_size": "many"}, ["train.batch_size = 'many'", "an integer", "str"]),
-    "fraction for an integer": ({"train.batch_size": "1.5"}, ["train.batch_size = 1.5", "an integer"]),
+    "wrong type": (
+        {"train.batch_size": "many"},
+        ["train.batch_size = 'many'", "an integer", "str"],
+    ),
+    "fraction for an integer": (
+        {"train.batch_size": "1.5"},
+        ["train.batch_size = 1.5", "an integer"],
+    ),
     "number for a bool": ({"optim.nesterov": "1"}, ["optim.nesterov = 1", "true or false"]),
-    "element of a tuple": ({"data.image_size": "(8, 'x')"}, ["data.image_size", "'x' does not belong"]),
+    "element of a tuple": (
+        {"data.image_size": "(8, 'x')"},
+        ["data.image_size", "'x' does not belong"],
+    ),
     "section for a value": ({"train.epochs.x": "1"}, ["train.epochs.x = 1", "no such key"]),
     "value for a section": ({"optim": "3"}, ["optim = 3"]),
-    "long name of a short key": ({"optim.learning_rate": "1"}, ["optim.learning_rate", "Did you mean 'optim.lr'?"]),
+    "long name of a short key": (
+        {"optim.learning_rate": "1"},
+        ["optim.learning_rate", "Did you mean 'optim.lr'?"],
+    ),
     "unknown choice": ({"data.source": "digit"}, ["'digit'", "'tfds'", "Did you mean 'digits'?"]),
     "out of range": ({"data.flip": "1.5"}, ["data.flip = 1.5", "[0, 1]"]),
     "not finite": ({"optim.lr": "1e999"}, ["optim.lr = inf", "finite"]),
     "regex": ({"optim.frozen": "('a(',)"}, ["optim.frozen", "regular expressions"]),
-    "lr multipliers": ({"optim.lr_multipliers": "(('a', 'b'),)"}, ["optim.lr_multipliers", "pairs"]),
-    "indivisible batch": ({"train.accumulate": "7"}, ["train.batch_size = 64, train.accumulate = 7", "multiple"]),
+    "lr multipliers": (
+        {"optim.lr_multipliers": "(('a', 'b'),)"},
+        ["optim.lr_multipliers", "pairs"],
+    ),
+    "indivisible batch": (
+        {"train.accumulate": "7"},
+        ["train.batch_size = 64, train.accumulate = 7", "multiple"],
+    ),
     "mean per channel": ({"data.mean": "(0.1, 0.2, 0.3)"}, ["data.mean", "data.channels = 1"]),
-    "missing data": ({"data.source": "tfds", "data.data_dir": "no/where"}, ["no/where", "lambdanet.data.prepare"]),
+    "missing data": (
+        {"data.source": "tfds", "data.data_dir": "no/where"},
+        ["no/where", "lambdanet.data.prepare"],
+    ),
     "missing pseudo-labels": ({"data.pseudo_labels": "no.npz"}, ["no.npz", "pseudo_label"]),
     "unknown model": ({"model.name": "tiny_nett"}, ["'tiny_nett'", "Did you mean 'tiny_net'?"]),
-    "unknown model option": ({"model.num_head": "2"}, ["model.num_head = 2", "Did you mean 'num_heads'?"]),
-    "type of a model option": ({"model.num_heads": "two"}, ["model.num_heads = 'two'", "must be int"]),
-    "heads not dividing": ({"model.num_heads": "5"}, ["'tiny_net' cannot be built", "5 does not divide 16"]),
+    "unknown model option": (
+        {"model.num_head": "2"},
+        ["model.num_head = 2", "Did you mean 'num_heads'?"],
+    ),
+    "type of a model option": (
+        {"model.num_heads": "two"},
+        ["model.num_heads = 'two'", "must be int"],
+    ),
+    "heads not dividing": (
+        {"model.num_heads": "5"},
+        ["'tiny_net' cannot be built", "5 does not divide 16"],
+    ),
     "unknown attention": ({"model.attention": "lamda"}, ["'lamda'", "Did you mean 'lambda'?"]),
     "unknown attention option": (
         {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
         ["model.attention.scop = 7", "Did you mean 'scope'?"],
     ),
-    "attention without a name": ({"model.attention.scope": "7"}, ["has no 'name'", "\"{'name': '...', 'scope': 7}\""]),
+    "attention without a name": (
+        {"model.attention.scope": "7"},
+        ["has no 'name'", "\"{'name': '...', 'scope': 7}\""],
+    ),
 }
 
 
@@ -92,7 +131,9 @@ def test_wrong_input(config, registry, case):
     overrides, parts = WRONG[case]
     problems = problems_of(config, registry, overrides)
     # Replacing a section by a number also leaves all its keys missing.
-    assert len(problems) == (1 if case not in ("section for a value", "value for a section") else len(problems))
+    assert len(problems) == (
+        1 if case not in ("section for a value", "value for a section") else len(problems)
+    )
     for part in parts:
         assert part in "\n".join(problems)
 
@@ -131,8 +172,16 @@ def test_overrides_take_the_type_of_the_key(config):
         "model.remat": "none",
     }
     changed = config_flag.apply_overrides(config, overrides)
-    assert changed.optim.name == "lamb" and changed.optim.lr == 1.0 and isinstance(changed.optim.lr, float)
-    assert changed.data.mean == (0.3,) and changed.data.data_dir == "12" and changed.train.tensorboard is True
+    assert (
+        changed.optim.name == "lamb"
+        and changed.optim.lr == 1.0
+        and isinstance(changed.optim.lr, float)
+    )
+    assert (
+        changed.data.mean == (0.3,)
+        and changed.data.data_dir == "12"
+        and changed.train.tensorboard is True
+    )
     assert configs.to_plain(changed.model) == {
         "name": "tiny_net",
         "blocks": (1, 1),

@@ -24,9 +24,15 @@ OPTIONS = dict(blocks=(1, 1), widths=(8, 16))
 
 
 def make_run(workdir, name: str, **options):
-    """Writes the config and a checkpoint of step 3, as train.py leaves them; EMA weights differ from the live ones."""
+    """Writes the config and a checkpoint of step 3, as train.py leaves them; EMA weights differ
+    from the live ones.
+    """
     config = base.get_config()
-    config.data.source, config.data.synthetic_records, config.data.synthetic_classes = "synthetic", 22, 3
+    config.data.source, config.data.synthetic_records, config.data.synthetic_classes = (
+        "synthetic",
+        22,
+        3,
+    )
     config.data.pseudo_split = "validation"
     config.train.batch_size, config.train.ema_decay = 8, 0.9
     config.model = {"name": name, **OPTIONS, **options}
@@ -51,14 +57,18 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain_workdir(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("eval") / "plain", "resnet_digits", blocks=(1,), widths=(8,))
+    return make_run(
+        tmp_path_factory.mktemp("eval") / "plain", "resnet_digits", blocks=(1,), widths=(8,)
+    )
 
 
 def run(mode: str, output, **given) -> dict:
     """Runs a mode as the command line would and returns what it wrote to its JSON file."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(mode=mode, output=str(output), **{k: str(v) for k, v in given.items()}):
+    with flagsaver.flagsaver(
+        mode=mode, output=str(output), **{k: str(v) for k, v in given.items()}
+    ):
         program.main(["eval.py"])
     path = output / f"{mode}.json"
     return json.loads(path.read_text()) if path.exists() else {}
@@ -74,7 +84,10 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
     result = run("accuracy", tmp_path, workdir=workdir, split="validation")
     assert result["split"] == "validation"
     for which in ("live", "ema"):
-        assert result[which]["count"] == 22 and 0 <= result[which]["accuracy"] <= result[which]["top5"] == 1.0
+        assert (
+            result[which]["count"] == 22
+            and 0 <= result[which]["accuracy"] <= result[which]["top5"] == 1.0
+        )
         assert result[which]["source"].endswith("step 3")
     assert result["live"]["loss"] != result["ema"]["loss"]
 
@@ -82,7 +95,9 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
 def test_summary_counts_exactly(workdir, tmp_path):
     result = run("summary", tmp_path, workdir=workdir)
     model = nnx.eval_shape(
-        lambda: models.create_model("lambda_resnet_digits", rngs=nnx.Rngs(0), num_classes=3, **OPTIONS)
+        lambda: models.create_model(
+            "lambda_resnet_digits", rngs=nnx.Rngs(0), num_classes=3, **OPTIONS
+        )
     )
     exact = sum(p.size for p in jax.tree.leaves(nnx.state(model, nnx.Param)))
     assert result["parameters"] == exact == sum(row["parameters"] for row in result["rows"])
@@ -96,13 +111,16 @@ def test_summary_of_a_recipe_without_its_data(tmp_path, capsys):
         "from configs import base\n"
         "def get_config(arg):\n"
         "    config = base.get_config()\n"
-        "    config.data.source, config.data.data_dir, config.data.channels = 'tfds', 'no/where', 3\n"
+        "    config.data.source, config.data.data_dir, config.data.channels = 'tfds', 'no/where', "
+        "3\n"
         "    config.data.image_size, config.model.name = (224, 224), arg\n"
         "    return config\n"
     )
     result = run("summary", tmp_path, config=f"{recipe}:resnet18")
     assert result["parameters"] == 11_689_512
-    assert "no/where" in capsys.readouterr().out, "says why the number of classes is the model's own"
+    assert "no/where" in capsys.readouterr().out, (
+        "says why the number of classes is the model's own"
+    )
 
 
 def test_speed(workdir, tmp_path):
@@ -121,11 +139,15 @@ def test_attention_pictures(workdir, tmp_path):
 
 
 def test_attention_of_a_model_without_any(plain_workdir, tmp_path):
-    assert "no layer of this model can show its attention" in error_of("attention", tmp_path, workdir=plain_workdir)
+    assert "no layer of this model can show its attention" in error_of(
+        "attention", tmp_path, workdir=plain_workdir
+    )
 
 
 def test_exported_weights_are_a_weights_file(workdir, tmp_path):
-    """live -> export -> --weights gives the same accuracy as the checkpoint, and the exported program its logits."""
+    """live -> export -> --weights gives the same accuracy as the checkpoint, and the exported
+    program its logits.
+    """
     result = run("export", tmp_path, workdir=workdir)
     assert result["reload_difference"] < 1e-5
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
@@ -133,7 +155,9 @@ def test_exported_weights_are_a_weights_file(workdir, tmp_path):
     own = run("accuracy", tmp_path, workdir=workdir)["live"]
     read = run("accuracy", tmp_path, workdir=workdir, weights=tmp_path / "model.safetensors")
     assert "ema" not in read
-    assert {k: v for k, v in read["live"].items() if k != "source"} == {k: v for k, v in own.items() if k != "source"}
+    assert {k: v for k, v in read["live"].items() if k != "source"} == {
+        k: v for k, v in own.items() if k != "source"
+    }
 
 
 def test_pseudo_labels_can_be_trained_on(workdir, tmp_path):
@@ -159,7 +183,10 @@ ERRORS = {
     "bad step": (dict(mode="accuracy", step="last"), "allowed: best, latest"),
     "no such split": (dict(mode="accuracy", split="tests"), "'tests'"),
     "missing weights file": (dict(mode="accuracy", weights="none.pth"), "none.pth"),
-    "confidence not reached": (dict(mode="pseudo_label", threshold="1.0"), "no record reaches confidence 1.0"),
+    "confidence not reached": (
+        dict(mode="pseudo_label", threshold="1.0"),
+        "no record reaches confidence 1.0",
+    ),
 }
 
 
@@ -185,4 +212,6 @@ def test_weights_of_another_model(workdir, tmp_path, monkeypatch):
 def test_too_few_classes(workdir, tmp_path, monkeypatch):
     overrides = {"model.num_classes": "2"}
     monkeypatch.setattr(type(program.CONFIG), "overrides", property(lambda self: overrides))
-    assert "model.num_classes=2, but the data has 3" in error_of("accuracy", tmp_path, workdir=workdir)
+    assert "model.num_classes=2, but the data has 3" in error_of(
+        "accuracy", tmp_path, workdir=workdir
+    )

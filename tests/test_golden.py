@@ -1,4 +1,5 @@
-"""Every golden fixture of a directory, one test per file: outputs, gradients and statistics equal the reference's.
+"""Every golden fixture of a directory, one test per file: outputs, gradients and statistics equal
+the reference's.
 
 pytest tests/test_golden.py [--golden-dir DIR] [--golden-family GLOB]
 """
@@ -20,13 +21,16 @@ def pytest_generate_tests(metafunc):
     chosen = [path for path in files if pattern == "*" or _matches(path, pattern)]
     if not chosen:  # an empty parameter list would be skipped, and skipping proves nothing
         raise pytest.UsageError(
-            f"no golden fixture to test: {folder} holds {len(files)} .npz files, --golden-family={pattern} keeps none"
+            f"no golden fixture to test: {folder} holds {len(files)} .npz files, "
+            f"--golden-family={pattern} keeps none"
         )
     metafunc.parametrize("golden_file", chosen, ids=[path.stem for path in chosen])
 
 
 def _matches(path: Path, pattern: str) -> bool:
-    return fnmatch.fnmatch(path.stem, pattern) or fnmatch.fnmatch(Fixture.load(path).family, pattern)
+    return fnmatch.fnmatch(path.stem, pattern) or fnmatch.fnmatch(
+        Fixture.load(path).family, pattern
+    )
 
 
 def test_golden(golden_file):

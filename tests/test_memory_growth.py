@@ -9,7 +9,8 @@ from benchmarks import memory_suite
 from configs import attention_zoo
 
 SIDES, DIM = (32, 64), 32
-# Largest power p of n in bytes ~ n^p that the methods promise; interlaced with cells of sqrt(n) positions.
+# Largest power p of n in bytes ~ n^p that the methods promise; interlaced with cells of sqrt(n)
+# positions.
 CLAIMS = {
     "cgnl": 1.0,
     "criss_cross": 1.5,
@@ -37,7 +38,10 @@ def test_attention_over_all_pairs_is_seen_to_be_quadratic(direction):
     # The measure must see the n x n weights, or the test above could not fail.
     found = facts("position_attention", direction)
     assert found["growth"] == pytest.approx(2.0, abs=0.1) == found["formula_growth"]
-    assert all(measured >= formula for measured, formula in zip(found["bytes"], found["formula_bytes"], strict=True))
+    assert all(
+        measured >= formula
+        for measured, formula in zip(found["bytes"], found["formula_bytes"], strict=True)
+    )
 
 
 def test_the_suite_prints_and_records_bytes_beside_the_formula(monkeypatch, capsys, tmp_path):
@@ -45,7 +49,9 @@ def test_the_suite_prints_and_records_bytes_beside_the_formula(monkeypatch, caps
     monkeypatch.setattr(memory_suite, "cases", lambda: cases)
     assert command.main(["memory", "--cases", "se", "--json", str(tmp_path / "out.jsonl")]) == 0
     assert "formula" in capsys.readouterr().out
-    forward, train = (json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    forward, train = (
+        json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()
+    )
     assert (forward["direction"], train["direction"]) == ("fwd", "train") and forward["ms"] is None
     assert forward["sides"] == [8, 16] and forward["formula_bytes"] == [4 * 8, 4 * 8]
     refused = memory_suite.prepare("lambda", {"name": "lambda", "num_heads": 3}, "fwd", (8, 16), 8)

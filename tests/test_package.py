@@ -10,8 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_package_is_listed():
-    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    found = {".".join(p.parent.relative_to(ROOT).parts) for p in (ROOT / "lambdanet").rglob("__init__.py")}
+    listed = set(
+        tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    )
+    found = {
+        ".".join(p.parent.relative_to(ROOT).parts)
+        for p in (ROOT / "lambdanet").rglob("__init__.py")
+    }
     assert listed == found | {"lambdanet.models"}
 
 
@@ -25,9 +30,19 @@ def test_wheel_works_from_an_empty_folder(tmp_path):
         shutil.copy(ROOT / name, source / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     options = ["--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*pip, "wheel", *options, "-w", tmp_path, source], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*pip, "wheel", *options, "-w", tmp_path, source],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     (wheel,) = tmp_path.glob("lambdanet-*.whl")
-    subprocess.run([*pip, "install", *options, "--target", site, wheel], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [*pip, "install", *options, "--target", site, wheel],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     code = (
         "import lambdanet, lambdanet.models as m\n"
         "from flax import nnx\n"
@@ -36,7 +51,12 @@ def test_wheel_works_from_an_empty_folder(tmp_path):
     )
     environment = {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu", "PATH": ""}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=empty, env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code],
+        cwd=empty,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert str(site) in done.stdout and "ResNet" in done.stdout

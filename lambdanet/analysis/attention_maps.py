@@ -1,4 +1,6 @@
-"""What the attention layers of a model look at: maps captured in one forward pass, and pictures of them."""
+"""What the attention layers of a model look at: maps captured in one forward pass, and pictures of
+them.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,18 @@ from lambdanet.training.state import flatten_names
 QUERIES = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
 
 
-def capture_maps(model: nnx.Module, images: Float[Array, "b h w c"]) -> dict[str, Float[np.ndarray, "..."]]:
+def capture_maps(
+    model: nnx.Module, images: Float[Array, "b h w c"]
+) -> dict[str, Float[np.ndarray, "..."]]:
     """Runs a model once and returns what every attention block attends to, or gates.
 
-    A block shows itself if it has the view attribute `capture` and then sows one or more `nnx.Intermediate` of these:
+    A block shows itself if it has the view attribute `capture` and then sows one or more
+    `nnx.Intermediate` of these:
 
         attention_map [b, map, *query position, *context position]   the weight with which the value at a context position
-                      enters the output at a query position; one map per head or pass; query axes of length 1 if all
-                      queries share it. Lambda layers have weights of both signs that do not sum to one.
+                      enters the output at a query position; one map per head or pass; query axes of
+                      length 1 if all queries share it. Lambda layers have weights of both signs
+                      that do not sum to one.
         gate          [b, h or 1, w or 1, c or 1]                     factor or response per position and channel
         channel_map   [b, c, c]                                       weight of each channel in each output channel
 
@@ -37,21 +43,25 @@ def capture_maps(model: nnx.Module, images: Float[Array, "b h w c"]) -> dict[str
         images: normalised images.
 
     Returns:
-        Path -> array. The path is the block's for an attention map, the block's with '/gate' or '/channel_map' for those.
+        Path -> array. The path is the block's for an attention map, the block's with '/gate' or
+        '/channel_map' for those.
 
     Raises:
         ValueError: no layer of the model can show its attention.
-    """
+    """  # noqa: E501
     try:
         graphdef, weights = nnx.split(nnx.view(model, capture=True))
     except ValueError as error:  # no module has the attribute
         raise ValueError(
-            f"{type(model).__name__}: no layer of this model can show its attention; every block of "
+            f"{type(model).__name__}: no layer of this model can show its attention; every block "
+            "of "
             "lambdanet.attention can (model options attention= and context=)"
         ) from error
 
     def run(weights, images):
-        return nnx.to_pure_dict(nnx.capture(nnx.merge(graphdef, weights), nnx.Intermediate)(images)[1])
+        return nnx.to_pure_dict(
+            nnx.capture(nnx.merge(graphdef, weights), nnx.Intermediate)(images)[1]
+        )
 
     shown = {}
     for name, value in flatten_names(jax.jit(run)(weights, images)).items():
@@ -69,9 +79,10 @@ def draw_maps(
 ) -> list[Path]:
     """Draws one picture per captured array, with a row per image.
 
-    Attention maps: in the columns, what each of several queries attends to. Red adds the value of that place to the output
-    of the query, blue subtracts it; the mean over the maps is drawn, on one scale per panel; the outlined square is the
-    query. Gates: the mean over the channels as a map and the mean over the positions as a curve. Channel maps: the matrix.
+    Attention maps: in the columns, what each of several queries attends to. Red adds the value of
+    that place to the output of the query, blue subtracts it; the mean over the maps is drawn, on
+    one scale per panel; the outlined square is the query. Gates: the mean over the channels as a
+    map and the mean over the positions as a curve. Channel maps: the matrix.
 
     Args:
         maps: of `capture_maps`.
@@ -89,11 +100,16 @@ def draw_maps(
     draw = {6: _draw_layer, 4: _draw_gate, 3: _draw_channels}
     wrong = [f"{name} {values.shape}" for name, values in maps.items() if values.ndim not in draw]
     if wrong:
-        raise ValueError(f"cannot draw {', '.join(wrong)}; allowed: 6 axes (attention map), 4 (gate), 3 (channel map)")
+        raise ValueError(
+            f"cannot draw {', '.join(wrong)}; allowed: 6 axes (attention map), 4 (gate), 3 "
+            "(channel map)"
+        )
     paths = []
     for name, values in maps.items():
         paths.append(folder / f"{name.replace('/', '.')}.png")
-        draw[values.ndim](name, values.mean(axis=1) if values.ndim == 6 else values, images).savefig(paths[-1], dpi=110)
+        draw[values.ndim](
+            name, values.mean(axis=1) if values.ndim == 6 else values, images
+        ).savefig(paths[-1], dpi=110)
     return paths
 
 
@@ -106,7 +122,9 @@ def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
     size = (panel[0] * (1 + len(queries)) + 1.1, panel[1] * count + 0.7)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     if len(queries) > 1:
-        title = f"{layer}: what {len(queries)} queries attend to (map {rows}x{columns}, mean of heads)"
+        title = (
+            f"{layer}: what {len(queries)} queries attend to (map {rows}x{columns}, mean of heads)"
+        )
     else:
         title = f"{layer}:\nwhat every query attends to"
     figure.suptitle(title, fontsize=12 if len(queries) > 1 else 9)
@@ -116,16 +134,28 @@ def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
     for axes in grid.flat:
         axes.set_xticks([])
         axes.set_yticks([])
-    for axes, title in zip(grid[0], ("image", *(f"query {i + 1}" for i in range(len(queries)))), strict=True):
+    for axes, title in zip(
+        grid[0], ("image", *(f"query {i + 1}" for i in range(len(queries)))), strict=True
+    ):
         axes.set_title(title, fontsize=10)
     for line, image, attended in zip(grid, images, weights, strict=True):
-        line[0].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255, extent=whole)
+        line[0].imshow(
+            image.squeeze(-1) if image.shape[-1] == 1 else image,
+            cmap="gray",
+            vmin=0,
+            vmax=255,
+            extent=whole,
+        )
         for number, (y, x) in enumerate(queries, 1):
             row, column = int(y * rows), int(x * columns)
-            strength = attended[row, column] / max(float(np.abs(attended[row, column]).max()), 1e-12)
+            strength = attended[row, column] / max(
+                float(np.abs(attended[row, column]).max()), 1e-12
+            )
             line[number].imshow(image.mean(axis=-1), cmap="gray", vmin=-100, vmax=255, extent=whole)
             opacity = 0.85 * np.abs(strength) ** 0.5  # weak weights leave the image visible
-            shading = line[number].imshow(strength, cmap="RdBu_r", vmin=-1, vmax=1, alpha=opacity, extent=whole)
+            shading = line[number].imshow(
+                strength, cmap="RdBu_r", vmin=-1, vmax=1, alpha=opacity, extent=whole
+            )
             corner = (column * cell[0] - 0.5, row * cell[1] - 0.5)
             for axes in (line[0], line[number]):
                 axes.add_patch(Rectangle(corner, *cell, fill=False, edgecolor="#ffd33d", lw=1.8))
@@ -141,7 +171,9 @@ def _draw_gate(layer: str, gates: np.ndarray, images: np.ndarray) -> Figure:
     where, which = gates.shape[1:3] != (1, 1), gates.shape[-1] > 1
     count, (height, width) = len(images), images.shape[1:3]
     panel, columns = 2.0 * height / width, 1 + where + 2 * which
-    figure = Figure(figsize=(2.2 * columns + 0.8, panel * count + 0.8), layout="constrained", facecolor="white")
+    figure = Figure(
+        figsize=(2.2 * columns + 0.8, panel * count + 0.8), layout="constrained", facecolor="white"
+    )
     what = f"gate of {gates.shape[1]}x{gates.shape[2]} positions and {gates.shape[-1]} channels"
     figure.suptitle(f"{layer.removesuffix('/gate')}: {what}", fontsize=11)
     ratios = [1] * (1 + where) + [2] * which
@@ -154,7 +186,9 @@ def _draw_gate(layer: str, gates: np.ndarray, images: np.ndarray) -> Figure:
             figure.colorbar(shading, ax=line[1], shrink=0.8, pad=0.02)
         if which:
             mean = gate.mean(axis=(0, 1))
-            line[-1].plot(np.arange(len(mean)), mean, lw=1.2, color="#1f5fa8", drawstyle="steps-mid")
+            line[-1].plot(
+                np.arange(len(mean)), mean, lw=1.2, color="#1f5fa8", drawstyle="steps-mid"
+            )
             line[-1].grid(alpha=0.3)
             line[-1].tick_params(labelsize=8)
     grid[0][0].set_title("image", fontsize=10)
@@ -167,7 +201,10 @@ def _draw_gate(layer: str, gates: np.ndarray, images: np.ndarray) -> Figure:
 
 def _draw_channels(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
     figure = Figure(figsize=(5.2, 2.2 * len(images) + 0.6), layout="constrained", facecolor="white")
-    figure.suptitle(f"{layer.removesuffix('/channel_map')}: weight of each channel (column) in each (row)", fontsize=10)
+    figure.suptitle(
+        f"{layer.removesuffix('/channel_map')}: weight of each channel (column) in each (row)",
+        fontsize=10,
+    )
     grid = figure.subplots(len(images), 2, squeeze=False)
     for line, image, matrix in zip(grid, images, weights, strict=True):
         _show_image(line[0], image)

@@ -3,10 +3,12 @@
 Loading it needs jax alone:
 
     exported = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
-    logits = exported.call(images)  # uint8 [any batch, height, width, channels] -> float32 [batch, classes]
+    logits = exported.call(images)  # uint8 [any batch, height, width, channels] -> float32 [batch,
+    classes]
 
-The weights and the normalisation of the images are inside, so one file is the whole model; the batch size is symbolic.
-The weights alone, to be read by other programs, are what `lambdanet.interop` writes as safetensors.
+The weights and the normalisation of the images are inside, so one file is the whole model; the
+batch size is symbolic. The weights alone, to be read by other programs, are what
+`lambdanet.interop` writes as safetensors.
 """
 
 from __future__ import annotations
@@ -53,11 +55,15 @@ def export_model(
     return path
 
 
-def load_exported(path: str | os.PathLike) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]]:
+def load_exported(
+    path: str | os.PathLike,
+) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]]:
     """Returns the function in an exported file."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no exported model at {path}; `python eval.py --mode=export` writes one")
+        raise FileNotFoundError(
+            f"no exported model at {path}; `python eval.py --mode=export` writes one"
+        )
     return jax_export.deserialize(bytearray(path.read_bytes())).call
 
 
@@ -79,5 +85,8 @@ def check_exported(
     theirs = np.asarray(load_exported(path)(images))
     difference = float(np.max(np.abs(ours - theirs)) / max(float(np.max(np.abs(ours))), 1e-12))
     if not difference <= tolerance:
-        raise ValueError(f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: {tolerance:g}")
+        raise ValueError(
+            f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: "
+            f"{tolerance:g}"
+        )
     return difference

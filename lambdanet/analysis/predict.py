@@ -11,7 +11,9 @@ from jaxtyping import Float, Int
 
 
 def predict(
-    forward: Callable[[Any, jax.Array], jax.Array], weights: Any, batches: Iterable[Mapping[str, np.ndarray]]
+    forward: Callable[[Any, jax.Array], jax.Array],
+    weights: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
 ) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
     """Runs a model over evaluation batches.
 

@@ -32,13 +32,16 @@ def measure(
         warmup: calls before them.
 
     Returns:
-        One dict per batch size: batch_size, compile_seconds (lowering and compilation; short when the persistent
-        compilation cache has the program), median_ms, fastest_ms, slowest_ms, images_per_second (from the median).
+        One dict per batch size: batch_size, compile_seconds (lowering and compilation; short when
+        the persistent compilation cache has the program), median_ms, fastest_ms, slowest_ms,
+        images_per_second (from the median).
     """
     results = []
     for batch_size in batch_sizes:
         # Random pixels: constant images could make some operations cheaper.
-        images = np.random.default_rng(0).integers(0, 256, (batch_size, *image_shape), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(
+            0, 256, (batch_size, *image_shape), dtype=np.uint8
+        )
         images = jax.device_put(images)
         start = time.perf_counter()
         compiled = jax.jit(forward).lower(weights, images).compile()
@@ -70,6 +73,8 @@ def speed_table(results: list[dict[str, float]]) -> Table:
     for name in ("batch", "images/s", "median ms", "fastest ms", "slowest ms", "compile s"):
         table.add_column(name, justify="right")
     for r in results:
-        times = [f"{r[key]:.2f}" for key in ("median_ms", "fastest_ms", "slowest_ms", "compile_seconds")]
+        times = [
+            f"{r[key]:.2f}" for key in ("median_ms", "fastest_ms", "slowest_ms", "compile_seconds")
+        ]
         table.add_row(str(r["batch_size"]), f"{r['images_per_second']:,.1f}", *times)
     return table

@@ -1,4 +1,6 @@
-"""The table of a model: path, type, output shape, parameters and multiply-adds of every layer, with exact totals."""
+"""The table of a model: path, type, output shape, parameters and multiply-adds of every layer, with
+exact totals.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ def summarise(model: nnx.Module, height: int, width: int) -> list[dict[str, Any]
         width: of the input, pixels.
 
     Returns:
-        Rows with path, type, output_shape, parameters, macs. A parameter is counted in the row with the longest path
-        that contains it, and in a last row 'other parameters' if there is none, so that the column always adds up.
+        Rows with path, type, output_shape, parameters, macs. A parameter is counted in the row with
+        the longest path that contains it, and in a last row 'other parameters' if there is none, so
+        that the column always adds up.
     """
     rows = [dict(row) | {"parameters": 0} for row in model.summary_rows(height, width)]
     by_path = {row["path"]: row for row in rows}
@@ -38,7 +41,15 @@ def summarise(model: nnx.Module, height: int, width: int) -> list[dict[str, Any]
         else:
             row["parameters"] += math.prod(leaf.shape)
     if rest:
-        rows.append({"path": "other parameters", "type": "", "output_shape": (), "parameters": rest, "macs": 0})
+        rows.append(
+            {
+                "path": "other parameters",
+                "type": "",
+                "output_shape": (),
+                "parameters": rest,
+                "macs": 0,
+            }
+        )
     return rows
 
 
@@ -47,11 +58,14 @@ def totals(rows: list[dict[str, Any]]) -> dict[str, int]:
     return {key: sum(row[key] for row in rows) for key in ("parameters", "macs")}
 
 
-def compiler_flops(forward: Callable[[Any, jax.Array], jax.Array], weights: Any, image_shape: tuple[int, ...]) -> float:
-    """FLOPs that XLA counts for one image, from the program before optimisation; nothing is allocated or run.
+def compiler_flops(
+    forward: Callable[[Any, jax.Array], jax.Array], weights: Any, image_shape: tuple[int, ...]
+) -> float:
+    """FLOPs that XLA counts for one image, from the program before optimisation; nothing is
+    allocated or run.
 
-    Two per multiply-add, without the taps of a convolution that fall on padding, plus all element-wise work; the body
-    of a loop (`impl='row_chunks'`) is counted once.
+    Two per multiply-add, without the taps of a convolution that fall on padding, plus all
+    element-wise work; the body of a loop (`impl='row_chunks'`) is counted once.
 
     Args:
         forward: maps weights and uint8 images [b, h, w, c] to logits.
@@ -75,5 +89,7 @@ def summary_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         shape = "x".join(str(n) for n in row["output_shape"])
         share = f"{100 * row['macs'] / max(total['macs'], 1):.1f}"
-        table.add_row(row["path"], row["type"], shape, f"{row['parameters']:,}", f"{row['macs']:,}", share)
+        table.add_row(
+            row["path"], row["type"], shape, f"{row['parameters']:,}", f"{row['macs']:,}", share
+        )
     return table

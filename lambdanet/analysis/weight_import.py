@@ -1,4 +1,6 @@
-"""A weights file for a model: strict, with conversions where both shapes have to be known, each only if it is asked for."""
+"""A weights file for a model: strict, with conversions where both shapes have to be known, each
+only if it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ PROJECTIONS = ("qkv", "query", "key_value", "output")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the report: a name in the file with its shape, our path with its shape, and how one became the other."""
+    """One line of the report: a name in the file with its shape, our path with its shape, and how
+    one became the other.
+    """
 
     key: str
     key_shape: tuple[int, ...]
@@ -64,12 +68,15 @@ def import_weights(
 
     Args:
         path: the file.
-        build: makes the model; it runs only where initial values are needed, else it is traced for its shapes.
-        resize_tables: where shapes differ, resize tables of relative biases in windows (bicubically, per head) and learned
-            positions (bilinearly). The file's are taken to be of square windows and square maps.
-        warm_start_slide: slide attention starts from the projections of another attention, reordered; what is new in it keeps
-            its initial value.
-        merge_slide: store the sums of fixed and learned kernels, the inference form of slide attention.
+        build: makes the model; it runs only where initial values are needed, else it is traced for
+            its shapes.
+        resize_tables: where shapes differ, resize tables of relative biases in windows
+            (bicubically, per head) and learned positions (bilinearly). The file's are taken to be
+            of square windows and square maps.
+        warm_start_slide: slide attention starts from the projections of another attention,
+            reordered; what is new in it keeps its initial value.
+        merge_slide: store the sums of fixed and learned kernels, the inference form of slide
+            attention.
         split_slide: the file holds such sums; take the fixed kernels off again.
 
     Raises:
@@ -79,11 +86,18 @@ def import_weights(
     """
     model = nnx.eval_shape((lambda: reparameterise(build())) if split_slide else build)
     slides = _slide_layers(model)
-    for flag, given in (("--warm-start-slide", warm_start_slide), ("--merge-slide", merge_slide), ("--split-slide", split_slide)):
+    for flag, given in (
+        ("--warm-start-slide", warm_start_slide),
+        ("--merge-slide", merge_slide),
+        ("--split-slide", split_slide),
+    ):
         if given and not slides:
             raise ValueError(f"{flag}: the model has no slide attention")
     if merge_slide and any(layer.merged for layer in slides.values()):
-        raise ValueError("--merge-slide: the model is merged already; give it as it is before, the flag makes the merged form")
+        raise ValueError(
+            "--merge-slide: the model is merged already; give it as it is before, the flag makes "
+            "the merged form"
+        )
     state, ours = files.read_state(path)
     state = {key: np.asarray(array, np.float32) for key, array in state.items()}
     shapes = {name: tuple(leaf.shape) for name, leaf in _flat(model).items()}
@@ -94,15 +108,27 @@ def import_weights(
     places = find_places(state, rules, shapes)
     foreign = _foreign(slides, places)
     if warm_start_slide and not foreign:
-        raise ValueError("--warm-start-slide: the file has the weights of every slide attention; leave the flag out")
+        raise ValueError(
+            "--warm-start-slide: the file has the weights of every slide attention; leave the flag "
+            "out"
+        )
     lines, notes = [], {}  # notes: our path -> what was done beside the rule's transform
     wanted = shapes
     if warm_start_slide:
         for at, keys in foreign.items():
             left_out = [key for key in keys if not _projections(at, places[key])]
-            lines += [Line(key, state.pop(key).shape, "-", (), "left out: slide attention has none") for key in left_out]
-            pair = any(target.startswith(f"{at}/query/") for key in keys for target in _targets(places[key]))
-            wanted = {name: shape for name, shape in wanted.items() if not name.startswith(f"{at}/")}
+            lines += [
+                Line(key, state.pop(key).shape, "-", (), "left out: slide attention has none")
+                for key in left_out
+            ]
+            pair = any(
+                target.startswith(f"{at}/query/")
+                for key in keys
+                for target in _targets(places[key])
+            )
+            wanted = {
+                name: shape for name, shape in wanted.items() if not name.startswith(f"{at}/")
+            }
             wanted |= _source_shapes(at, slides[at], pair)
     resized = {}
 
@@ -114,7 +140,8 @@ def import_weights(
             return array
         if array.shape == shape and not resize_tables:
             raise ValueError(
-                f"its {len(array)} rows, taken for a square map, are as many as the model's, whose map has another shape; "
+                f"its {len(array)} rows, taken for a square map, are as many as the model's, whose "
+                "map has another shape; "
                 "convert them with --resize-tables"
             )
         resized[name] = f"resized from {array.shape}"
@@ -124,26 +151,46 @@ def import_weights(
         arrays = convert(state, rules, wanted, reshape=reshape)
     except NameMappingError as error:
         hints = _hints(
-            state, {} if split_slide else slides, bool(foreign) and not warm_start_slide, bool(resized) and not resize_tables
+            state,
+            {} if split_slide else slides,
+            bool(foreign) and not warm_start_slide,
+            bool(resized) and not resize_tables,
         )
-        raise NameMappingError("".join((f"{os.fspath(path)} (names: {grammar}): {error}", *hints))) from None
+        raise NameMappingError(
+            "".join((f"{os.fspath(path)} (names: {grammar}): {error}", *hints))
+        ) from None
     notes |= resized
     if warm_start_slide:
         for at, initial in initialise(lambda: _initial_values(build(), foreign), None).items():
             arrays, told = _warm_start(arrays, at, slides[at], initial)
             notes |= told
     if merge_slide or split_slide:
-        parts = [name for name in arrays for at in slides if name.startswith((f"{at}/fixed_", f"{at}/deformed_"))]
+        parts = [
+            name
+            for name in arrays
+            for at in slides
+            if name.startswith((f"{at}/fixed_", f"{at}/deformed_"))
+        ]
         notes |= dict.fromkeys(parts, "merged" if merge_slide else "split")
     lines = _lines(state, find_places(state, rules, wanted), arrays, notes) + lines
     filled = {line.path for line in lines}
-    lines += [Line("-", (), name, arrays[name].shape, "initial value") for name in arrays if name not in filled]
+    lines += [
+        Line("-", (), name, arrays[name].shape, "initial value")
+        for name in arrays
+        if name not in filled
+    ]
     if split_slide:
         before, arrays = arrays, _split(arrays, slides, _flat(nnx.eval_shape(build)))
-        lines += [Line("-", (), name, arrays[name].shape, "zero, split") for name in arrays if name not in before]
+        lines += [
+            Line("-", (), name, arrays[name].shape, "zero, split")
+            for name in arrays
+            if name not in before
+        ]
     if merge_slide:
         arrays = _merge(model, arrays)
-    return Imported({name: np.asarray(array, np.float32) for name, array in arrays.items()}, lines, grammar)
+    return Imported(
+        {name: np.asarray(array, np.float32) for name, array in arrays.items()}, lines, grammar
+    )
 
 
 def _flat(model: nnx.Module) -> dict[str, Any]:
@@ -154,12 +201,23 @@ def _flat(model: nnx.Module) -> dict[str, Any]:
 def _initial_values(model: nnx.Module, layers: Iterable[str]) -> dict[str, dict[str, jax.Array]]:
     """Path of a slide layer -> its arrays but for those of the projections, by their full paths."""
     flat = _flat(model)
-    own = {at: [name for name in flat if name.startswith(f"{at}/") and name.split("/")[-2] not in PROJECTIONS] for at in layers}
+    own = {
+        at: [
+            name
+            for name in flat
+            if name.startswith(f"{at}/") and name.split("/")[-2] not in PROJECTIONS
+        ]
+        for at in layers
+    }
     return {at: {name: flat[name] for name in names} for at, names in own.items()}
 
 
 def _slide_layers(model: nnx.Module) -> dict[str, SlideAttention]:
-    found = ((path, module) for path, module in nnx.iter_modules(model) if isinstance(module, SlideAttention))
+    found = (
+        (path, module)
+        for path, module in nnx.iter_modules(model)
+        if isinstance(module, SlideAttention)
+    )
     return {"/".join(map(str, path)): module for path, module in found}
 
 
@@ -167,11 +225,19 @@ def _targets(places: Sequence[Place]) -> list[str]:
     return [target for _, targets in places for target in targets]
 
 
-def _foreign(slides: Mapping[str, SlideAttention], places: Mapping[str, list[Place]]) -> dict[str, list[str]]:
-    """Paths of the slide layers for which the file has weights, but of another attention -> the file's keys there."""
+def _foreign(
+    slides: Mapping[str, SlideAttention], places: Mapping[str, list[Place]]
+) -> dict[str, list[str]]:
+    """Paths of the slide layers for which the file has weights, but of another attention -> the
+    file's keys there.
+    """
     found = {}
     for at in slides:
-        keys = [key for key, known in places.items() if any(target.startswith(f"{at}/") for target in _targets(known))]
+        keys = [
+            key
+            for key, known in places.items()
+            if any(target.startswith(f"{at}/") for target in _targets(known))
+        ]
         names = {target.removeprefix(f"{at}/") for key in keys for target in _targets(places[key])}
         if keys and not any(name.startswith(("fixed_", "deformed_")) for name in names):
             found[at] = keys
@@ -179,20 +245,32 @@ def _foreign(slides: Mapping[str, SlideAttention], places: Mapping[str, list[Pla
 
 
 def _projections(at: str, places: Sequence[Place]) -> bool:
-    return all(target.removeprefix(f"{at}/").split("/")[0] in PROJECTIONS for target in _targets(places))
+    return all(
+        target.removeprefix(f"{at}/").split("/")[0] in PROJECTIONS for target in _targets(places)
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Conversions
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def _source_shapes(at: str, layer: SlideAttention, pair: bool) -> dict[str, tuple[int, ...]]:
-    """Paths and shapes of the projections that a slide layer can start from: one for q, k and v, or q and a pair."""
+    """Paths and shapes of the projections that a slide layer can start from: one for q, k and v, or
+    q and a pair.
+    """
     if layer.share_qkv or layer.inner != layer.dim:
-        raise ValueError(f"--warm-start-slide: {at} has share_qkv or dim_reduction; allowed: layers with all of q, k and v")
-    dim, shapes = layer.dim, {f"{at}/output/kernel": (layer.dim, layer.dim), f"{at}/output/bias": (layer.dim,)}
-    for name, width in {"query": dim, "key_value": 2 * dim}.items() if pair else {"qkv": 3 * dim}.items():
+        raise ValueError(
+            f"--warm-start-slide: {at} has share_qkv or dim_reduction; allowed: layers with all of "
+            "q, k and v"
+        )
+    dim, shapes = (
+        layer.dim,
+        {f"{at}/output/kernel": (layer.dim, layer.dim), f"{at}/output/bias": (layer.dim,)},
+    )
+    for name, width in (
+        {"query": dim, "key_value": 2 * dim}.items() if pair else {"qkv": 3 * dim}.items()
+    ):
         shapes[f"{at}/{name}/kernel"] = (dim, width)
         if layer.qkv.bias is not None:
             shapes[f"{at}/{name}/bias"] = (width,)
@@ -200,15 +278,24 @@ def _source_shapes(at: str, layer: SlideAttention, pair: bool) -> dict[str, tupl
 
 
 def _warm_start(
-    arrays: Mapping[str, np.ndarray], at: str, layer: SlideAttention, initial: Mapping[str, jax.Array]
+    arrays: Mapping[str, np.ndarray],
+    at: str,
+    layer: SlideAttention,
+    initial: Mapping[str, jax.Array],
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Replaces the projections of another attention by those of a slide layer, whose other weights keep initial values.
+    """Replaces the projections of another attention by those of a slide layer, whose other weights
+    keep initial values.
 
-    The other attentions have the columns [q | k | v][head][depth], in one array or two; slide has [head][q | k | v][depth].
+    The other attentions have the columns [q | k | v][head][depth], in one array or two; slide has
+    [head][q | k | v][depth].
     """
     arrays, notes = dict(arrays), {}
     for part in ("kernel", "bias"):
-        names = [name for name in (f"{at}/{one}/{part}" for one in ("qkv", "query", "key_value")) if name in arrays]
+        names = [
+            name
+            for name in (f"{at}/{one}/{part}" for one in ("qkv", "query", "key_value"))
+            if name in arrays
+        ]
         if names:
             joint = np.concatenate([arrays.pop(name) for name in names], axis=-1)
             arrays[f"{at}/qkv/{part}"] = head_major_qkv(joint, layer.num_heads)
@@ -226,7 +313,9 @@ def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
 
 
 def _of_other_map(model: nnx.Module, path: str, array: np.ndarray) -> bool:
-    """Whether an array holds positions of a square map, where the model's map has as many of them and is not square."""
+    """Whether an array holds positions of a square map, where the model's map has as many of them
+    and is not square.
+    """
     if not path.endswith("position_embedding"):
         return False
     owner, _ = _owner(model, path)
@@ -234,52 +323,78 @@ def _of_other_map(model: nnx.Module, path: str, array: np.ndarray) -> bool:
     return side**2 == len(array) and tuple(owner.grid) != (side, side)
 
 
-def _resize(model: nnx.Module, path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Returns a table in the model's size; None where the array is none, or differs in more than that."""
+def _resize(
+    model: nnx.Module, path: str, array: np.ndarray, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Returns a table in the model's size; None where the array is none, or differs in more than
+    that.
+    """
     owner, name = _owner(model, path)
     table = name == "relative_bias" and isinstance(owner, WindowAttention)
     if not (table or name == "position_embedding") or array.ndim != 2 or array.shape[1] != shape[1]:
         return None
     side = math.isqrt(len(array))
     if side**2 != len(array) or (table and side % 2 == 0):
-        raise ValueError(f"its {len(array)} rows are of no square {'window' if table else 'map'}, so it cannot be resized")
+        raise ValueError(
+            f"its {len(array)} rows are of no square {'window' if table else 'map'}, so it cannot "
+            "be resized"
+        )
     if table:
         return resize_table(array, ((side + 1) // 2,) * 2, owner.window_size)
     cells = array.reshape(side, side, -1).astype(np.float64)
-    for axis, length in enumerate(owner.grid):  # bilinear, the outer borders on each other, as the model does at run time
+    for axis, length in enumerate(
+        owner.grid
+    ):  # bilinear, the outer borders on each other, as the model does at run time
         at = (np.arange(length) + 0.5) * side / length - 0.5
-        cells = np.apply_along_axis(lambda values, at=at: np.interp(at, np.arange(side), values), axis, cells)
+        cells = np.apply_along_axis(
+            lambda values, at=at: np.interp(at, np.arange(side), values), axis, cells
+        )
     return cells.reshape(shape).astype(array.dtype)
 
 
 def _merge(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     graphdef, *trees = split_model(model)
-    flat = [{name: jax.numpy.asarray(arrays[name]) for name in flatten_names(tree)} for tree in trees]
+    flat = [
+        {name: jax.numpy.asarray(arrays[name]) for name in flatten_names(tree)} for tree in trees
+    ]
     return _flat(reparameterise(nnx.merge(graphdef, *map(unflatten_names, flat, trees))))
 
 
 def _split(
-    arrays: Mapping[str, np.ndarray], slides: Mapping[str, SlideAttention], wanted: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray],
+    slides: Mapping[str, SlideAttention],
+    wanted: Mapping[str, Any],
 ) -> dict[str, np.ndarray]:
     """Takes the fixed kernels off the sums; the sum of the biases stays with the learned path."""
     arrays = dict(arrays)
     for at, layer in slides.items():
         if layer.path == "fixed":
-            raise ValueError(f"--split-slide: {at} has path='fixed', which has no learned kernel to hold what is left")
-        for name in [name for name in arrays if name.startswith(f"{at}/deformed_") and name.endswith("_kernel")]:
+            raise ValueError(
+                f"--split-slide: {at} has path='fixed', which has no learned kernel to hold what "
+                "is left"
+            )
+        for name in [
+            name
+            for name in arrays
+            if name.startswith(f"{at}/deformed_") and name.endswith("_kernel")
+        ]:
             if layer.path == "deformed":
-                arrays[name] = arrays[name] - np.tile(shift_weight(layer.kernel_size), layer.head_dim)
+                arrays[name] = arrays[name] - np.tile(
+                    shift_weight(layer.kernel_size), layer.head_dim
+                )
         if f"{at}/fixed_bias" in wanted:
             arrays[f"{at}/fixed_bias"] = np.zeros(wanted[f"{at}/fixed_bias"].shape, np.float32)
     return arrays
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # What is said
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
-def _hints(state: Mapping[str, Any], slides: Mapping[str, SlideAttention], foreign: bool, sizes: bool) -> list[str]:
+def _hints(
+    state: Mapping[str, Any], slides: Mapping[str, SlideAttention], foreign: bool, sizes: bool
+) -> list[str]:
     """Returns the flags that would help, one text each."""
     merged = any(layer.merged for layer in slides.values())
     kernels = any("dep_conv.weight" in key or "deformed_kernel" in key for key in state)
@@ -287,8 +402,12 @@ def _hints(state: Mapping[str, Any], slides: Mapping[str, SlideAttention], forei
     found = {
         "--resize-tables resizes the tables of other windows and maps": sizes,
         "--warm-start-slide starts slide attention from the projections in the file": foreign,
-        "--merge-slide writes the merged form; name the model without `merged` then": merged and parts,
-        "--split-slide takes the fixed kernels off the merged ones in the file": slides and not merged and kernels and not parts,
+        "--merge-slide writes the merged form; name the model without `merged` then": merged
+        and parts,
+        "--split-slide takes the fixed kernels off the merged ones in the file": slides
+        and not merged
+        and kernels
+        and not parts,
     }
     return [f"\n  Flag: {text}." for text, helps in found.items() if helps]
 
@@ -299,15 +418,25 @@ def _lines(
     arrays: Mapping[str, np.ndarray],
     notes: Mapping[str, str],
 ) -> list[Line]:
-    """One line per key of the file; every key has its one place, or `convert` would have refused the file."""
+    """One line per key of the file; every key has its one place, or `convert` would have refused
+    the file.
+    """
     lines = []
     for key, array in state.items():
         ((rule, targets),) = places[key]
-        how = rule.transform if isinstance(rule.transform, str) else rule.transform.__name__.strip("_").replace("_", " ")
+        how = (
+            rule.transform
+            if isinstance(rule.transform, str)
+            else rule.transform.__name__.strip("_").replace("_", " ")
+        )
         for target in targets or ("-",):
             said = notes.get(target)
             text = "dropped" if not targets else f"{how}, {said}" if said else how
             if said and target not in arrays:  # part of a joint projection now
                 target = target.replace("query/", "qkv/").replace("key_value/", "qkv/")
-            lines.append(Line(key, array.shape, target, arrays[target].shape if target in arrays else (), text))
+            lines.append(
+                Line(
+                    key, array.shape, target, arrays[target].shape if target in arrays else (), text
+                )
+            )
     return lines

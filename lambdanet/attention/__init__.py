@@ -34,8 +34,9 @@ from lambdanet.attention.registration import attention
 __all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
 
 KINDS = ("mixer", "context", "carried")
-"""What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is inserted anywhere and carries
-its own residual or gate; a carried one hands state, such as attention logits, from layer to layer."""
+"""What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is
+inserted anywhere and carries its own residual or gate; a carried one hands state, such as attention
+logits, from layer to layer."""
 
 
 def create_attention(
@@ -54,28 +55,40 @@ def create_attention(
     Args:
         spec: a registered name, or a mapping with `name` and the block's own options.
         dim: channels of the map the block works on.
-        size: map size (height, width); handed to blocks that declare `size`, unless the spec sets it.
-        num_heads: heads of the host's stage; handed to blocks that declare `num_heads`, unless the spec sets it.
+        size: map size (height, width); handed to blocks that declare `size`, unless the spec sets
+            it.
+        num_heads: heads of the host's stage; handed to blocks that declare `num_heads`, unless the
+            spec sets it.
         dtype: activation dtype; None keeps the block's default.
         param_dtype: dtype of stored parameters; None keeps the block's default.
-        norm_momentum: decay of running statistics, for blocks with batch norms; None keeps the block's default.
+        norm_momentum: decay of running statistics, for blocks with batch norms; None keeps the
+            block's default.
         rngs: source of the parameter initialisation.
 
     Returns:
-        The block, an `nnx.Module` that maps [batch, *spatial, dim] to the same shape (a carried one: see its docstring).
+        The block, an `nnx.Module` that maps [batch, *spatial, dim] to the same shape (a carried
+        one: see its docstring).
 
     Raises:
         ValueError: unknown name or option, with the nearest known one.
     """
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in options:
-        raise ValueError(f"attention spec {options!r} has no 'name'; allowed: {', '.join(attention.names())}")
+        raise ValueError(
+            f"attention spec {options!r} has no 'name'; allowed: {', '.join(attention.names())}"
+        )
     name = options.pop("name")
     factory, preset = attention.lookup(name)
     options = {**preset, **options}
     attention.check_options(name, options)
     declared = attention.parameters(name)
-    host = dict(size=size, num_heads=num_heads, dtype=dtype, param_dtype=param_dtype, norm_momentum=norm_momentum)
+    host = dict(
+        size=size,
+        num_heads=num_heads,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        norm_momentum=norm_momentum,
+    )
     for key, value in host.items():
         if value is not None and key in declared:
             options.setdefault(key, value)
@@ -83,17 +96,23 @@ def create_attention(
 
 
 def kind(name: str) -> str:
-    """Returns the kind of a registered block, one of `KINDS`; raises ValueError for an unknown name."""
+    """Returns the kind of a registered block, one of `KINDS`; raises ValueError for an unknown
+    name.
+    """
     return attention.lookup(name)[0].kind
 
 
 def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:
-    """Returns the sorted names of the blocks that match a shell pattern; with `kind` only those of that kind."""
+    """Returns the sorted names of the blocks that match a shell pattern; with `kind` only those of
+    that kind.
+    """
     if kind not in (None, *KINDS):
         raise ValueError(f"kind is {kind!r}; allowed: None, {', '.join(KINDS)}")
-    return [name for name in attention.names(pattern) if kind in (None, attention.lookup(name)[0].kind)]
+    return [
+        name for name in attention.names(pattern) if kind in (None, attention.lookup(name)[0].kind)
+    ]
 
 
 def describe(name: str) -> str:
-    """Returns kind, signature, presets, formula, paper and options of an attention block, as text."""
+    """Returns kind, signature, presets, formula, paper and options of a block, as text."""
     return f"{kind(name)} {attention.describe(name)}"

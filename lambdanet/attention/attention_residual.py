@@ -1,4 +1,6 @@
-"""Attention residual (Zhang et al. 2024): the logits of a stage's last layer, down-sampled for the next stage's first."""
+"""Attention residual (Zhang et al. 2024): the logits of a stage's last layer, down-sampled for the
+next stage's first.
+"""
 
 from __future__ import annotations
 
@@ -21,34 +23,38 @@ class AttentionResidual(nnx.Module):
     """What is added to the logits of the first layer of a stage:
 
         addition = gamma heads(norm(D(A)))
-        D(A)[c, (i,j), (k,l)] = b_c + sum_{p,q,s,t in {0,1}} W_c[p,q,s,t] A[c, (2i+p,2j+q), (2k+s,2l+t)]
+        D(A)[c, (i,j), (k,l)] = b_c + sum_{p,q,s,t in {0,1}} W_c[p,q,s,t] A[c, (2i+p,2j+q),
+        (2k+s,2l+t)]
 
-    A [b, heads_in, N, N] are the logits of the last layer of the stage before, `heads` is a linear map from its heads to this
-    stage's, gamma one factor per head. Every 2x2 cell of queries meets every 2x2 cell of keys with sixteen weights per
-    head: what merging tokens by 2x2 convolutions would do to q . k. With W = 1/16 it is the logits of the mean queries and
-    keys of the cells. An odd last row or column of the map is left out, as by a 2x2 convolution without padding. Logits
+    A [b, heads_in, N, N] are the logits of the last layer of the stage before, `heads` is a linear
+    map from its heads to this stage's, gamma one factor per head. Every 2x2 cell of queries meets
+    every 2x2 cell of keys with sixteen weights per head: what merging tokens by 2x2 convolutions
+    would do to q . k. With W = 1/16 it is the logits of the mean queries and keys of the cells. An
+    odd last row or column of the map is left out, as by a 2x2 convolution without padding. Logits
     are float32 throughout; the cost is 16 heads (N / 4)^2 multiply-adds and one reading of A.
 
-    Source: Zhang et al. 2024 (see `LessAttention`), equations 6 and 7. The paper's: a depthwise convolution with stride and
-    kernel 2, a norm, a 1x1 convolution, layer scale, at the first layer of a stage only. On the flat axis its stride
-    gives N / 2 where the tokens are N / 4; ours is the reading on the 2-D grids of queries and keys, which fits. Ours, too:
-    the norm over samples and positions per head (a layer norm over one or two heads would leave nothing), the factor on
-    this branch, its start.
+    Source: Zhang et al. 2024 (see `LessAttention`), equations 6 and 7. The paper's: a depthwise
+    convolution with stride and kernel 2, a norm, a 1x1 convolution, layer scale, at the first layer
+    of a stage only. On the flat axis its stride gives N / 2 where the tokens are N / 4; ours is the
+    reading on the 2-D grids of queries and keys, which fits. Ours, too: the norm over samples and
+    positions per head (a layer norm over one or two heads would leave nothing), the factor on this
+    branch, its start.
 
     Args:
         heads_in: heads of A.
         heads_out: heads of the result.
         kernel: 'full', W_c of 16 weights | 'separable', W_c[p,q,s,t] = U_c[p,q] G_c[s,t] of 8.
-        mode: 'square', queries and keys are down-sampled | 'query_only', queries alone, for reduced keys: A [b, heads_in, N,
-            M] where both stages have the same M keys; W_c[p,q] has 4 weights, and `kernel` must be 'full'.
+        mode: 'square', queries and keys are down-sampled | 'query_only', queries alone, for reduced
+            keys: A [b, heads_in, N, M] where both stages have the same M keys; W_c[p,q] has 4
+            weights, and `kernel` must be 'full'.
         norm: 'batch' | 'instance' (per sample and head over the map; for small batches) | 'none'.
         class_token_in: A has a class token before the positions; it is left out.
         class_token_out: the result has one; its row and column are zero.
         scale_init: value that gamma starts with.
         norm_momentum: decay of the running statistics.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source. W starts at the mean of a cell plus normal(0, 0.02^2), `heads` with variance 1 / heads_in,
-            so that gamma alone says how much is added at first.
+        rngs: initialisation source. W starts at the mean of a cell plus normal(0, 0.02^2), `heads`
+            with variance 1 / heads_in, so that gamma alone says how much is added at first.
 
     Raises:
         ValueError: an unknown choice, or options that exclude each other.
@@ -69,14 +75,24 @@ class AttentionResidual(nnx.Module):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        for name, value, allowed in (("kernel", kernel, KERNELS), ("mode", mode, MODES), ("norm", norm, NORMS)):
+        for name, value, allowed in (
+            ("kernel", kernel, KERNELS),
+            ("mode", mode, MODES),
+            ("norm", norm, NORMS),
+        ):
             if value not in allowed:
                 raise _error(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
         if mode == "query_only":
             if kernel != "full":
-                raise _error(f"kernel is {kernel!r}; allowed: 'full' with mode 'query_only', whose kernel has one side only")
+                raise _error(
+                    f"kernel is {kernel!r}; allowed: 'full' with mode 'query_only', whose kernel "
+                    "has one side only"
+                )
             if class_token_in or class_token_out:
-                raise _error("there is a class token; allowed: none with mode 'query_only', as with reduced keys")
+                raise _error(
+                    "there is a class token; allowed: none with mode 'query_only', as with reduced "
+                    "keys"
+                )
         self.heads_in, self.heads_out, self.mode = heads_in, heads_out, mode
         self.class_token_in, self.class_token_out = class_token_in, class_token_out
 
@@ -96,10 +112,14 @@ class AttentionResidual(nnx.Module):
             self.norm = nnx.InstanceNorm(heads_in, epsilon=1e-5, use_fast_variance=False, **stored)
         else:
             self.norm = None
-        self.heads = nnx.Linear(heads_in, heads_out, kernel_init=nnx.initializers.lecun_normal(), **stored)
+        self.heads = nnx.Linear(
+            heads_in, heads_out, kernel_init=nnx.initializers.lecun_normal(), **stored
+        )
         self.layer_scale = LayerScale(heads_out, scale_init, param_dtype=param_dtype)
 
-    def __call__(self, logits: Float[Array, "b heads_in n m"], grid: tuple[int, int]) -> Float[Array, "b heads_out n4 m4"]:
+    def __call__(
+        self, logits: Float[Array, "b heads_in n m"], grid: tuple[int, int]
+    ) -> Float[Array, "b heads_out n4 m4"]:
         """Returns the addition for the next stage.
 
         Args:
@@ -114,7 +134,9 @@ class AttentionResidual(nnx.Module):
         first = int(self.class_token_out)
         return jnp.pad(residual, ((0, 0), (0, 0), (first, 0), (first, 0)))
 
-    def downsample(self, logits: Float[Array, "b heads_in n m"], grid: tuple[int, int]) -> Float[Array, "b n4 m4 heads_in"]:
+    def downsample(
+        self, logits: Float[Array, "b heads_in n m"], grid: tuple[int, int]
+    ) -> Float[Array, "b n4 m4 heads_in"]:
         """Returns D(A), the heads last."""
         first = int(self.class_token_in)
         h, w = grid
@@ -123,7 +145,8 @@ class AttentionResidual(nnx.Module):
         expected = (self.heads_in, tokens, tokens if square else logits.shape[-1])
         if logits.ndim != 4 or logits.shape[1:] != expected:
             raise _error(
-                f"the logits have shape {logits.shape}; expected [batch, {', '.join(map(str, expected))}] for a {h}x{w} map"
+                f"the logits have shape {logits.shape}; expected [batch, "
+                f"{', '.join(map(str, expected))}] for a {h}x{w} map"
             )
         if min(grid) < 2:
             raise _error(f"the map is {h}x{w}; allowed: 2x2 or more, so that there is a cell")
@@ -133,7 +156,9 @@ class AttentionResidual(nnx.Module):
         if not square:
             a = a.reshape(batch, heads, h, w, -1)[:, :, : 2 * oh, : 2 * ow]
             cells = a.reshape(batch, heads, oh, 2, ow, 2, -1)
-            down = jnp.einsum("bcipjqm,cpq->bijmc", cells, self.downsample_kernel[...].astype(a.dtype))
+            down = jnp.einsum(
+                "bcipjqm,cpq->bijmc", cells, self.downsample_kernel[...].astype(a.dtype)
+            )
             return down.reshape(batch, oh * ow, -1, heads) + bias
         a = a.reshape(batch, heads, h, w, h, w)[:, :, : 2 * oh, : 2 * ow, : 2 * oh, : 2 * ow]
         cells = a.reshape(batch, heads, oh, 2, ow, 2, oh, 2, ow, 2)
@@ -164,7 +189,10 @@ class AttentionResidual(nnx.Module):
         """Returns W [heads_in, 2, 2, 2, 2]."""
         if hasattr(self, "downsample_kernel"):
             return self.downsample_kernel[...]
-        return self.downsample_query_kernel[...][:, :, :, None, None] * self.downsample_key_kernel[...][:, None, None]
+        return (
+            self.downsample_query_kernel[...][:, :, :, None, None]
+            * self.downsample_key_kernel[...][:, None, None]
+        )
 
 
 def _error(text: str) -> ValueError:
@@ -178,4 +206,6 @@ TORCH_NAMES = (
     *prefixed(POINTWISE, r"pw\.", "heads"),
     Rule(r"ls\.gamma", "layer_scale/gamma"),
 )
-"""Names of one module with kernel 'full' and a batch norm, as the fixtures have them; there is no public code."""
+"""Names of one module with kernel 'full' and a batch norm, as the fixtures have them; there is no
+public code.
+"""

@@ -37,33 +37,37 @@ class ConvolutionalBlockAttention(nnx.Module):
         Mc = sigmoid(sum over pools of W2 relu(W1 pool(x) + b1) + b2)         per channel; one MLP for all pools
         Ms = sigmoid(batch_norm(conv7x7([max_c(x'), mean_c(x')])))            per position
 
-    A context block that in a ResNet stands where squeeze-excite does, after the last norm of the residual branch,
-    before the addition. It is not the identity at the start: the scale of its batch norm starts at zero, so Ms = 1/2,
-    and Mc is near 1/2. Pools, MLP, convolution and gates are in float32.
+    A context block that in a ResNet stands where squeeze-excite does, after the last norm of the
+    residual branch, before the addition. It is not the identity at the start: the scale of its
+    batch norm starts at zero, so Ms = 1/2, and Mc is near 1/2. Pools, MLP, convolution and gates
+    are in float32.
 
-    Shapes: [b, h, w, dim] to the same; with `spatial=False` any one to three spatial axes. With the view attribute
-    `capture`, a call sows `gate`, the factor on x: Mc * Ms [b, h, w, dim], or Mc [b, *ones, dim].
+    Shapes: [b, h, w, dim] to the same; with `spatial=False` any one to three spatial axes. With the
+    view attribute `capture`, a call sows `gate`, the factor on x: Mc * Ms [b, h, w, dim], or Mc [b,
+    *ones, dim].
 
-    Source: Woo et al. 2018, "CBAM: Convolutional Block Attention Module", equations 2-3, and its released code. The code,
-    not the paper, has the batch norm, with slow statistics, and the order [max, mean], which matters for its
-    weights only; timm has it the other way round.
+    Source: Woo et al. 2018, "CBAM: Convolutional Block Attention Module", equations 2-3, and its
+    released code. The code, not the paper, has the batch norm, with slow statistics, and the order
+    [max, mean], which matters for its weights only; timm has it the other way round.
 
     Args:
         dim: channels.
         reduction: the hidden layer has dim // reduction channels, r.
-        pools: one or more of 'avg', 'max', 'lp' (root of the sum of squares) and 'lse' (logarithm of the sum of
-            exponentials).
+        pools: one or more of 'avg', 'max', 'lp' (root of the sum of squares) and 'lse' (logarithm
+            of the sum of exponentials).
         spatial: with the gate per position.
         kernel_size: odd side of the spatial gate's convolution.
-        gate_momentum: decay of the running statistics of the spatial gate's norm, apart from that of the host network.
+        gate_momentum: decay of the running statistics of the spatial gate's norm, apart from that
+            of the host network.
         dtype: dtype of the output; None keeps the input's.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source. The MLP starts as PyTorch's, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), without biases;
-            the convolution He-normal.
+        rngs: initialisation source. The MLP starts as PyTorch's, U(-1/sqrt(fan_in),
+            1/sqrt(fan_in)), without biases; the convolution He-normal.
 
     Raises:
-        ValueError: an option outside its allowed values, or a reduction that leaves no hidden channel.
-    """
+        ValueError: an option outside its allowed values, or a reduction that leaves no hidden
+            channel.
+    """  # noqa: E501
 
     kind: ClassVar[str] = "context"
 
@@ -81,9 +85,20 @@ class ConvolutionalBlockAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not 1 <= reduction <= dim:
-            raise ValueError(f"cbam: reduction is {reduction} for {dim} channels; allowed: 1 <= reduction <= channels")
-        if isinstance(pools, str) or not pools or len(set(pools)) < len(pools) or not set(pools) <= set(POOLS):
-            raise ValueError(f"cbam: pools is {pools!r}; allowed: a tuple of one or more of {', '.join(map(repr, POOLS))}")
+            raise ValueError(
+                f"cbam: reduction is {reduction} for {dim} channels; allowed: 1 <= reduction <= "
+                "channels"
+            )
+        if (
+            isinstance(pools, str)
+            or not pools
+            or len(set(pools)) < len(pools)
+            or not set(pools) <= set(POOLS)
+        ):
+            raise ValueError(
+                f"cbam: pools is {pools!r}; allowed: a tuple of one or more of "
+                f"{', '.join(map(repr, POOLS))}"
+            )
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"cbam: kernel_size is {kernel_size}; allowed: odd sides")
         self.dim, self.hidden, self.pools, self.dtype = dim, dim // reduction, tuple(pools), dtype
@@ -104,7 +119,9 @@ class ConvolutionalBlockAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("cbam", x, self.dim, (1, 2, 3) if self.spatial is None else (2,))
         x = x.astype(self.dtype or x.dtype)
@@ -115,7 +132,9 @@ class ConvolutionalBlockAttention(nnx.Module):
         gate = jax.nn.sigmoid(logits).reshape(x.shape[0], *(1,) * (x.ndim - 2), self.dim)
         x = x * gate.astype(x.dtype)
         if self.spatial is not None:
-            seen = jnp.stack([max_over(x, axis=-1).astype(wide), jnp.mean(x, axis=-1, dtype=wide)], axis=-1)
+            seen = jnp.stack(
+                [max_over(x, axis=-1).astype(wide), jnp.mean(x, axis=-1, dtype=wide)], axis=-1
+            )
             per_position = jax.nn.sigmoid(self.spatial(seen))
             x = x * per_position.astype(x.dtype)
             gate = gate * per_position
@@ -124,7 +143,9 @@ class ConvolutionalBlockAttention(nnx.Module):
         return x
 
     def macs(self, *spatial: int) -> int:
-        """Returns the multiply-adds of the MLP, once per pool, and of the convolution for one sample."""
+        """Returns the multiply-adds of the MLP, once per pool, and of the convolution for one
+        sample.
+        """
         mlp = 2 * len(self.pools) * self.dim * self.hidden
         return mlp + (0 if self.spatial is None else self.spatial.macs(*spatial))
 

@@ -1,4 +1,6 @@
-"""The compact generalized non-local block: every channel of every position talks to every other, in linear time."""
+"""The compact generalized non-local block: every channel of every position talks to every other, in
+linear time.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ _ALLOWED = {"kernel": ("dot", "rbf"), "norm": ("group", "batch")}
 
 @attention.register("cgnl")
 class CompactGeneralizedNonLocal(nnx.Module):
-    r"""y = x + norm(z(K(theta, phi) g)), a non-local block over channel-position pairs; the residual is inside.
+    r"""y = x + norm(z(K(theta, phi) g)), a non-local block over channel-position pairs; the
+    residual is inside.
 
-    theta, phi and g are 1x1 convolutions to c channels, cut into G groups of neighbouring channels. In a group all
-    L = N c / G entries (N positions) are one vector, and K is L x L: the generalized non-local operator relates every
-    channel at every position with every other. Its kernels are polynomials K_ij = sum_p k_p theta_i^p phi_j^p, so K g
-    needs no matrix but only P + 1 sums over the group:
+    theta, phi and g are 1x1 convolutions to c channels, cut into G groups of neighbouring channels.
+    In a group all L = N c / G entries (N positions) are one vector, and K is L x L: the generalized
+    non-local operator relates every channel at every position with every other. Its kernels are
+    polynomials K_ij = sum_p k_p theta_i^p phi_j^p, so K g needs no matrix but only P + 1 sums over
+    the group:
 
         s_p = sum_j phi_j^p g_j,    (K g)_i = sum_p k_p theta_i^p s_p
 
@@ -33,24 +37,27 @@ class CompactGeneralizedNonLocal(nnx.Module):
         'rbf'   k_p = beta (2 gamma)^p / p!          (the preset 'cgnlx': CGNLx, a Gaussian RBF's Taylor series)
                 gamma = 1e-4, beta = exp(-2 gamma)
 
-    z is a 1x1 convolution c -> dim in the same G groups; nothing has a bias but the norm, whose scale starts at zero:
-    the block starts as the identity. There is neither softmax nor division by the number of entries. All sums over the
-    map are in float32; time and memory are linear in the map.
+    z is a 1x1 convolution c -> dim in the same G groups; nothing has a bias but the norm, whose
+    scale starts at zero: the block starts as the identity. There is neither softmax nor division by
+    the number of entries. All sums over the map are in float32; time and memory are linear in the
+    map.
 
-    The group norm cancels the sums of the dot kernel: z is linear and in the same groups as the norm, so
-    norm(z(s theta)) = sign(s) norm(z(theta)) but for epsilon, and the gradients of `phi` and `g` all but vanish once
-    z's output is large against sqrt(epsilon). At the initial weights (deviation 0.01) it is smaller than that, so early
-    training does use them. `norm='batch'` keeps the sums, as does the RBF kernel, a mixture of powers, in part.
+    The group norm cancels the sums of the dot kernel: z is linear and in the same groups as the
+    norm, so norm(z(s theta)) = sign(s) norm(z(theta)) but for epsilon, and the gradients of `phi`
+    and `g` all but vanish once z's output is large against sqrt(epsilon). At the initial weights
+    (deviation 0.01) it is smaller than that, so early training does use them. `norm='batch'` keeps
+    the sums, as does the RBF kernel, a mixture of powers, in part.
 
-    True RBF has beta = exp(-gamma (theta_i^2 + phi_j^2)) for each pair; the released code takes a constant and says
-    that training was difficult otherwise.
+    True RBF has beta = exp(-gamma (theta_i^2 + phi_j^2)) for each pair; the released code takes a
+    constant and says that training was difficult otherwise.
 
-    Shapes: [b, *spatial, dim] with one to three spatial axes to the same; all axes form one set of positions. With the
-    view attribute `capture`, a call sows `gate` [b, *spatial, c], the kernel's output K g before z, of both signs.
+    Shapes: [b, *spatial, dim] with one to three spatial axes to the same; all axes form one set of
+    positions. With the view attribute `capture`, a call sows `gate` [b, *spatial, c], the kernel's
+    output K g before z, of both signs.
 
-    Source: Yue et al. 2018, "Compact Generalized Non-local Network", and its released code (G = 8, c = dim / 2,
-    order 3, no scale). `norm='batch'` after the authors' later Caffe version, which has no groups and does not start
-    at zero.
+    Source: Yue et al. 2018, "Compact Generalized Non-local Network", and its released code (G = 8,
+    c = dim / 2, order 3, no scale). `norm='batch'` after the authors' later Caffe version, which
+    has no groups and does not start at zero.
 
     Args:
         dim: channels.
@@ -67,7 +74,7 @@ class CompactGeneralizedNonLocal(nnx.Module):
 
     Raises:
         ValueError: an option outside its allowed values, or groups that do not divide the channels.
-    """
+    """  # noqa: E501
 
     kind: ClassVar[str] = "context"
 
@@ -89,12 +96,15 @@ class CompactGeneralizedNonLocal(nnx.Module):
         inner = dim // 2 if inner_dim is None else inner_dim
         for name, value in (("kernel", kernel), ("norm", norm)):
             if value not in _ALLOWED[name]:
-                raise ValueError(f"cgnl: {name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}")
+                raise ValueError(
+                    f"cgnl: {name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}"
+                )
         if order < 1:
             raise ValueError(f"cgnl: order is {order}; allowed: 1 or more")
         if inner < 1 or groups < 1 or dim % groups or inner % groups:
             raise ValueError(
-                f"cgnl: groups is {groups}; allowed: divisors of both the {dim} channels and the {inner} inner channels "
+                f"cgnl: groups is {groups}; allowed: divisors of both the {dim} channels and the "
+                f"{inner} inner channels "
                 f"(inner_dim, half the channels by default), here {_divisors(math.gcd(dim, inner))}"
             )
         self.dim, self.inner_dim, self.groups = dim, inner, groups
@@ -102,12 +112,21 @@ class CompactGeneralizedNonLocal(nnx.Module):
         self.use_scale, self.dtype = use_scale, dtype
         self.capture = False
         init = nnx.initializers.normal(0.01)
-        options = dict(use_bias=False, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options = dict(
+            use_bias=False, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.theta, self.phi, self.g = (nnx.Linear(dim, inner, **options) for _ in range(3))
-        # [c / G, dim]: column o holds the weights of output channel o, which sees the channels of its own group.
+        # [c / G, dim]: column o holds the weights of output channel o, which sees the channels of
+        # its own group.
         self.out_kernel = nnx.Param(init(rngs.params(), (inner // groups, dim), param_dtype))
         if norm == "batch":
-            options = dict(momentum=norm_momentum, zero_init=True, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+            options = dict(
+                momentum=norm_momentum,
+                zero_init=True,
+                dtype=dtype,
+                param_dtype=param_dtype,
+                rngs=rngs,
+            )
             self.norm = batch_norm(dim, **options)
         else:
             self.norm = nnx.GroupNorm(
@@ -131,7 +150,9 @@ class CompactGeneralizedNonLocal(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("cgnl", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
@@ -141,7 +162,11 @@ class CompactGeneralizedNonLocal(nnx.Module):
             return layer(x).reshape(batch, -1, self.groups, self.inner_dim // self.groups)
 
         response = kernel_response(
-            project(self.theta), project(self.phi), project(self.g), self.coefficients, use_scale=self.use_scale
+            project(self.theta),
+            project(self.phi),
+            project(self.g),
+            self.coefficients,
+            use_scale=self.use_scale,
         )
         response = response.astype(x.dtype)
         if self.capture:
@@ -154,15 +179,20 @@ class CompactGeneralizedNonLocal(nnx.Module):
     def macs(self, *spatial: int) -> int:
         """Returns the multiply-adds of the four convolutions for one sample.
 
-        The kernel itself is elementwise products and sums only, about 2 P per entry of the c-channel map; not counted.
+        The kernel itself is elementwise products and sums only, about 2 P per entry of the
+        c-channel map; not counted.
         """
         return math.prod(spatial) * self.dim * (3 * self.inner_dim + self.inner_dim // self.groups)
 
 
 def rbf_coefficients(order: int) -> tuple[float, ...]:
-    """Returns k_0 .. k_order of the Taylor series of beta exp(2 gamma theta phi), gamma = 1e-4, beta = exp(-2 gamma)."""
+    """Returns k_0 .. k_order of the Taylor series of beta exp(2 gamma theta phi), gamma = 1e-4,
+    beta = exp(-2 gamma).
+    """
     beta = math.exp(-2 * _RBF_GAMMA)
-    return tuple(beta * (2 * _RBF_GAMMA) ** power / math.factorial(power) for power in range(order + 1))
+    return tuple(
+        beta * (2 * _RBF_GAMMA) ** power / math.factorial(power) for power in range(order + 1)
+    )
 
 
 def kernel_response(

@@ -1,4 +1,6 @@
-"""Criss-cross attention (CCNet): every position attends to its own row and column; two passes reach the whole map."""
+"""Criss-cross attention (CCNet): every position attends to its own row and column; two passes reach
+the whole map.
+"""
 
 from __future__ import annotations
 
@@ -22,29 +24,34 @@ from lambdanet.layers import ConvNormAct, check_map
 class CrissCross(nnx.Module):
     r"""x <- x + gamma * softmax over the cross of (q . k) applied to v, `recurrence` times.
 
-    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block starts as the identity.
+    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
+    starts as the identity.
 
         q = x W_q + b_q,  k = x W_k + b_k,  v = x W_v + b_v
         cross(i, j) = {(g, j) for all g} and {(i, g) for all g}: H + W - 1 positions
         a[u, t] = softmax over t in cross(u) of q[u] . k[t];   y[u] = x[u] + gamma sum_t a[u, t] v[t]
 
-    There is no 1 / sqrt(d). A position counts itself once, in its row. One pass links a position with its row and column,
-    two passes link every pair of positions, through two corners of a rectangle. With three axes the cross is
-    T + H + W - 2 positions and the whole volume needs three passes; with one axis it is the axis itself. Memory is
-    N * (H + W) weights per pass, the pairs are never formed. Logits and softmax are float32.
+    There is no 1 / sqrt(d). A position counts itself once, in its row. One pass links a position
+    with its row and column, two passes link every pair of positions, through two corners of a
+    rectangle. With three axes the cross is T + H + W - 2 positions and the whole volume needs three
+    passes; with one axis it is the axis itself. Memory is N * (H + W) weights per pass, the pairs
+    are never formed. Logits and softmax are float32.
 
-    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. Parameters: `passes/<i>/query`, `key`,
-    `value`, `gamma`; only `passes/0` where the passes share them. With the view attribute `capture`, a call sows
-    `attention_map` [b, recurrence, *spatial, *spatial], zero outside the crosses.
+    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. Parameters:
+    `passes/<i>/query`, `key`, `value`, `gamma`; only `passes/0` where the passes share them. With
+    the view attribute `capture`, a call sows `attention_map` [b, recurrence, *spatial, *spatial],
+    zero outside the crosses.
 
-    Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (ICCV 2019; TPAMI 2020), section 3, and
-    their code. The paper has neither gamma nor biases, the code has both: both are here. Their released 3-D code
-    gathers one axis in the wrong order and counts the own voxel twice; here it is the paper's cross, each position once.
+    Source: Huang et al., "CCNet: Criss-Cross Attention for Semantic Segmentation" (ICCV 2019; TPAMI
+    2020), section 3, and their code. The paper has neither gamma nor biases, the code has both:
+    both are here. Their released 3-D code gathers one axis in the wrong order and counts the own
+    voxel twice; here it is the paper's cross, each position once.
 
     Args:
         dim: channels.
         recurrence: passes, R. 'rcca' is the preset with 2.
-        share_weights: all passes use the same weights, as the paper does; False gives each pass its own.
+        share_weights: all passes use the same weights, as the paper does; False gives each pass its
+            own.
         reduction: q and k have dim // reduction channels.
         dtype: activation dtype; None keeps the input's.
         param_dtype: dtype of stored parameters.
@@ -52,7 +59,7 @@ class CrissCross(nnx.Module):
 
     Raises:
         ValueError: recurrence below 1, or a reduction that leaves no channel.
-    """
+    """  # noqa: E501
 
     kind: ClassVar[str] = "context"
 
@@ -70,7 +77,10 @@ class CrissCross(nnx.Module):
         if recurrence < 1:
             raise ValueError(f"criss-cross: recurrence is {recurrence}; allowed: 1 or more")
         if not 1 <= reduction <= dim:
-            raise ValueError(f"criss-cross: reduction is {reduction} for {dim} channels; allowed: 1 <= reduction <= channels")
+            raise ValueError(
+                f"criss-cross: reduction is {reduction} for {dim} channels; allowed: 1 <= "
+                "reduction <= channels"
+            )
         self.dim, self.depth, self.recurrence, self.dtype = dim, dim // reduction, recurrence, dtype
         self.capture = False
         count = 1 if share_weights else recurrence
@@ -86,7 +96,9 @@ class CrissCross(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *spatial c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("criss-cross", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
@@ -100,12 +112,17 @@ class CrissCross(nnx.Module):
         return x
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample: projections, and both attention products over all axes, in every pass.
+        """Multiply-accumulates of one sample: projections, and both attention products over all
+        axes, in every pass.
 
         The own position is multiplied once per axis and then masked, so the axes count in full.
         """
         projections = self.dim * (2 * self.depth + self.dim)
-        return self.recurrence * math.prod(spatial) * (projections + sum(spatial) * (self.depth + self.dim))
+        return (
+            self.recurrence
+            * math.prod(spatial)
+            * (projections + sum(spatial) * (self.depth + self.dim))
+        )
 
 
 attention.register("rcca", CrissCross, recurrence=2)
@@ -121,13 +138,17 @@ class _Pass(nnx.Module):
         self.gamma = nnx.Param(jnp.zeros((1,), options["param_dtype"]))
 
     def __call__(self, x):
-        query, key, value = (project(x).astype(x.dtype) for project in (self.query, self.key, self.value))
+        query, key, value = (
+            project(x).astype(x.dtype) for project in (self.query, self.key, self.value)
+        )
         weights = criss_cross_weights(query, key)
         context = criss_cross_values(weights, value)
         return (x + self.gamma[...] * context).astype(x.dtype), weights
 
 
-def criss_cross_weights(query: Float[Array, "b *spatial d"], key: Float[Array, "b *spatial d"]) -> list[Array]:
+def criss_cross_weights(
+    query: Float[Array, "b *spatial d"], key: Float[Array, "b *spatial d"]
+) -> list[Array]:
     """Softmax of query . key over the cross of every position, one piece per spatial axis.
 
     Args:
@@ -135,10 +156,11 @@ def criss_cross_weights(query: Float[Array, "b *spatial d"], key: Float[Array, "
         key: [b, *spatial, d].
 
     Returns:
-        For each axis, of length l: [b, *other axes, l, l], the weight of every position of the line (last) for the query
-        at a position of the line (before it). All pieces of a query sum to one together; its own position is zero in all
-        pieces but the last. In that layout the products of a line are plain batched matrix products, and only
-        [b, *spatial] maxima and sums are transposed. At least float32.
+        For each axis, of length l: [b, *other axes, l, l], the weight of every position of the line
+        (last) for the query at a position of the line (before it). All pieces of a query sum to one
+        together; its own position is zero in all pieces but the last. In that layout the products
+        of a line are plain batched matrix products, and only [b, *spatial] maxima and sums are
+        transposed. At least float32.
     """
     last = query.ndim - 2
     accumulate = jnp.promote_types(query.dtype, jnp.float32)
@@ -149,8 +171,8 @@ def criss_cross_weights(query: Float[Array, "b *spatial d"], key: Float[Array, "
         if axis != last:  # the own position counts in the last axis alone
             piece = jnp.where(jnp.eye(piece.shape[-1], dtype=bool), -jnp.inf, piece)
         logits[axis] = piece
-    # One softmax over all pieces. The last piece has no masked entry, so the joint maximum is finite even where another
-    # piece is masked as a whole (an axis of length 1).
+    # One softmax over all pieces. The last piece has no masked entry, so the joint maximum is
+    # finite even where another piece is masked as a whole (an axis of length 1).
     peaks = [_from_lines(piece.max(-1, keepdims=True), axis) for axis, piece in logits.items()]
     peak = jax.lax.stop_gradient(functools.reduce(jnp.maximum, peaks))
     powers = {axis: jnp.exp(piece - _to_lines(peak, axis)) for axis, piece in logits.items()}
@@ -158,10 +180,17 @@ def criss_cross_weights(query: Float[Array, "b *spatial d"], key: Float[Array, "
     return [piece / _to_lines(total, axis) for axis, piece in powers.items()]
 
 
-def criss_cross_values(weights: Sequence[Array], value: Float[Array, "b *spatial c"]) -> Float[Array, "b *spatial c"]:
-    """Sums the values of every cross with the weights of `criss_cross_weights`; the result has the values' dtype."""
+def criss_cross_values(
+    weights: Sequence[Array], value: Float[Array, "b *spatial c"]
+) -> Float[Array, "b *spatial c"]:
+    """Sums the values of every cross with the weights of `criss_cross_weights`; the result has the
+    values' dtype.
+    """
     lines = [
-        _from_lines(jnp.einsum("...qk,...kc->...qc", piece.astype(value.dtype), _to_lines(value, axis)), axis)
+        _from_lines(
+            jnp.einsum("...qk,...kc->...qc", piece.astype(value.dtype), _to_lines(value, axis)),
+            axis,
+        )
         for axis, piece in enumerate(weights, 1)
     ]
     return functools.reduce(operator.add, lines)
@@ -196,16 +225,19 @@ def _full_map(weights: Sequence[jax.Array], spatial: tuple[int, ...]) -> jax.Arr
 class RCCAHead(nnx.Module):
     """CCNet's segmentation head: logits(bottleneck([x, mix(rcca(reduce(x)))])).
 
-        h = reduce(x);  h = rcca(h), `recurrence` passes;  h = mix(h);  logits = classify(dropout(bottleneck([x, h])))
+        h = reduce(x);  h = rcca(h), `recurrence` passes;  h = mix(h);  logits =
+        classify(dropout(bottleneck([x, h])))
 
-    `reduce`, `mix` and `bottleneck` are 3x3 convolutions without bias, batch norm and activation; `classify` is a linear
-    map per position with bias. The logits have the size of the input; resizing them is the caller's business. The residual
-    is inside the attention passes; the head has none of its own.
+    `reduce`, `mix` and `bottleneck` are 3x3 convolutions without bias, batch norm and activation;
+    `classify` is a linear map per position with bias. The logits have the size of the input;
+    resizing them is the caller's business. The residual is inside the attention passes; the head
+    has none of its own.
 
-    Source: the RCCAModule of the CCNet code; the paper has 1x1 in place of 3x3 convolutions. Its norms are InPlace-ABN:
-    leaky ReLU with slope 0.01 after the norm (`activation='leaky_relu_0.01'`), and |weight| + 1e-5 in place of the norm's
-    weight. To read official weights, replace every `*.1.weight` of a norm by its absolute value plus 1e-5 and then use
-    `TORCH_NAMES_RCCA_HEAD`. 'relu' is what mmsegmentation trains with.
+    Source: the RCCAModule of the CCNet code; the paper has 1x1 in place of 3x3 convolutions. Its
+    norms are InPlace-ABN: leaky ReLU with slope 0.01 after the norm
+    (`activation='leaky_relu_0.01'`), and |weight| + 1e-5 in place of the norm's weight. To read
+    official weights, replace every `*.1.weight` of a norm by its absolute value plus 1e-5 and then
+    use `TORCH_NAMES_RCCA_HEAD`. 'relu' is what mmsegmentation trains with.
 
     Args:
         dim: channels of the feature map (2048 of a ResNet-101).
@@ -250,7 +282,14 @@ class RCCAHead(nnx.Module):
         shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
 
         def conv(features_in: int, features: int) -> ConvNormAct:
-            return ConvNormAct(features_in, features, 3, activation=activation, norm_momentum=norm_momentum, **shared)
+            return ConvNormAct(
+                features_in,
+                features,
+                3,
+                activation=activation,
+                norm_momentum=norm_momentum,
+                **shared,
+            )
 
         self.reduce, self.mix = conv(dim, hidden), conv(hidden, hidden)
         passes = dict(recurrence=recurrence, share_weights=share_weights, reduction=reduction)
@@ -259,8 +298,12 @@ class RCCAHead(nnx.Module):
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
         self.classify = nnx.Linear(dim_out, num_classes, **shared)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w k"]:
-        """Maps [b, h, w, dim] to logits [b, h, w, num_classes]; `rngs.dropout` is read in the training view."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w k"]:
+        """Maps [b, h, w, dim] to logits [b, h, w, num_classes]; `rngs.dropout` is read in the
+        training view.
+        """
         check_map("criss-cross head", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         h = self.mix(self.attention(self.reduce(x)))
@@ -270,7 +313,10 @@ class RCCAHead(nnx.Module):
     def macs(self, h: int, w: int) -> int:
         """Multiply-accumulates of one sample."""
         parts = (self.reduce, self.attention, self.mix, self.bottleneck)
-        return sum(part.macs(h, w) for part in parts) + h * w * self.classify.in_features * self.num_classes
+        return (
+            sum(part.macs(h, w) for part in parts)
+            + h * w * self.classify.in_features * self.num_classes
+        )
 
 
 TORCH_NAMES = (

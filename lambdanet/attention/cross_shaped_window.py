@@ -1,4 +1,6 @@
-"""Cross-shaped window attention of CSWin (Dong et al. 2022): stripes in both directions, with a local position encoding."""
+"""Cross-shaped window attention of CSWin (Dong et al. 2022): stripes in both directions, with a
+local position encoding.
+"""
 
 from __future__ import annotations
 
@@ -22,42 +24,48 @@ Stripe = tuple[int | None, int | None]
 
 @attention.register("cross_shaped_window")
 class CrossShapedWindowAttention(nnx.Module):
-    """Multi-head attention in vertical stripes for half of the heads, in horizontal stripes for the other half.
+    """Multi-head attention in vertical stripes for half of the heads, in horizontal stripes for the
+    other half.
 
         q, k, v = x W_qkv                                             (columns [q | k | v], in each the heads one by one)
         y = concat over heads (softmax_j(q_i . k_j / sqrt(d)) v_j + conv(v)_i) W_o,   j in the stripe of i
 
-    conv is the locally enhanced position encoding (LePE): a depthwise 3x3 convolution of the values with a bias, inside
-    each stripe, whose borders it pads with zeros. A mixer: no residual, no norm around it. Logits and softmax are computed in
-    float32. With `stripe_width=None`, one branch: all heads attend over the whole map.
+    conv is the locally enhanced position encoding (LePE): a depthwise 3x3 convolution of the values
+    with a bias, inside each stripe, whose borders it pads with zeros. A mixer: no residual, no norm
+    around it. Logits and softmax are computed in float32. With `stripe_width=None`, one branch: all
+    heads attend over the whole map.
 
-    A side that the stripes do not divide is continued at both ends by zeros, the smaller half in front, and the output is
-    cropped, as in the authors' code for dense tasks. Queries, keys and values are padded, so that padded keys are zero; they
-    are not masked and have their share of the softmax. Deviation: a side no longer than a stripe is one stripe as it is,
-    where that code pads it. The classification code takes square maps only, of sides that the stripes divide.
+    A side that the stripes do not divide is continued at both ends by zeros, the smaller half in
+    front, and the output is cropped, as in the authors' code for dense tasks. Queries, keys and
+    values are padded, so that padded keys are zero; they are not masked and have their share of the
+    softmax. Deviation: a side no longer than a stripe is one stripe as it is, where that code pads
+    it. The classification code takes square maps only, of sides that the stripes divide.
 
-    With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero between stripes; its weights
-    sum to less than one where padded keys have a share. The position encoding is not part of it.
+    With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero
+    between stripes; its weights sum to less than one where padded keys have a share. The position
+    encoding is not part of it.
 
-    Source: Dong et al. 2022, "CSWin Transformer: A General Vision Transformer Backbone with Cross-Shaped Windows" (arXiv
-    2107.00652), which has stripes of 1, 2, 7 and 7 in its four stages, the last one global.
+    Source: Dong et al. 2022, "CSWin Transformer: A General Vision Transformer Backbone with
+    Cross-Shaped Windows" (arXiv 2107.00652), which has stripes of 1, 2, 7 and 7 in its four stages,
+    the last one global.
 
     Args:
         dim: channels.
         num_heads: heads; divides `dim`; even, unless the layer is global.
         stripe_width: shorter side of a stripe; None for global attention.
         qkv_bias: bias of the joint projection.
-        size: map size (H, W). If that is one square of side `stripe_width`, the layer is global, as in the authors' code; the
-            function is then the same, but the position encoding has one kernel in place of two. None keeps two branches.
+        size: map size (H, W). If that is one square of side `stripe_width`, the layer is global, as
+            in the authors' code; the function is then the same, but the position encoding has one
+            kernel in place of two. None keeps two branches.
         impl: lowering of the depthwise convolution, see `lambdanet.ops.depthwise`.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source. Kernels of projections start truncated normal 0.02 with biases zero; the convolution
-            starts uniform within 1/3, as PyTorch's default.
+        rngs: initialisation source. Kernels of projections start truncated normal 0.02 with biases
+            zero; the convolution starts uniform within 1/3, as PyTorch's default.
 
     Raises:
         ValueError: heads that cannot be split, an impossible stripe or size, or an unknown impl.
-    """
+    """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
 
@@ -77,23 +85,34 @@ class CrossShapedWindowAttention(nnx.Module):
         if not is_count(num_heads) or dim % num_heads:
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
         if stripe_width is not None and not is_count(stripe_width):
-            raise _error(f"stripe_width is {stripe_width}; allowed: an integer of 1 or more, or None")
+            raise _error(
+                f"stripe_width is {stripe_width}; allowed: an integer of 1 or more, or None"
+            )
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise _error(f"size is {size}; allowed: (height, width) of the map, or None")
         if impl not in IMPLS:
             raise _error(f"impl is {impl!r}; allowed: {', '.join(IMPLS)}")
-        whole = stripe_width is None or (size is not None and tuple(size) == (stripe_width, stripe_width))
+        whole = stripe_width is None or (
+            size is not None and tuple(size) == (stripe_width, stripe_width)
+        )
         if num_heads % 2 and not whole:
-            raise _error(f"num_heads is {num_heads}; allowed: even numbers, half for each direction, or stripe_width=None")
+            raise _error(
+                f"num_heads is {num_heads}; allowed: even numbers, half for each direction, or "
+                "stripe_width=None"
+            )
         self.dim, self.num_heads, self.dtype, self.impl = dim, num_heads, dtype, impl
-        self.stripes: tuple[Stripe, ...] = ((None, None),) if whole else ((None, stripe_width), (stripe_width, None))
+        self.stripes: tuple[Stripe, ...] = (
+            ((None, None),) if whole else ((None, stripe_width), (stripe_width, None))
+        )
         self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)
         width = dim // len(self.stripes)
-        self.position_convs = nnx.List(StripeAttention(width, param_dtype=param_dtype, rngs=rngs) for _ in self.stripes)
+        self.position_convs = nnx.List(
+            StripeAttention(width, param_dtype=param_dtype, rngs=rngs) for _ in self.stripes
+        )
 
     def set_view(self, capture: bool | None = None):
         """Switches the recording of what the layer attends to.
@@ -104,17 +123,25 @@ class CrossShapedWindowAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w c"]:
-        """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is deterministic."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is
+        deterministic.
+        """
         check_map("cross-shaped window", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         branches, size = len(self.stripes), x.shape[1:3]
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, branches, self.dim // branches)
         mixed, shown = [], []
-        for branch, (stripe, conv) in enumerate(zip(self.stripes, self.position_convs, strict=True)):
+        for branch, (stripe, conv) in enumerate(
+            zip(self.stripes, self.position_convs, strict=True)
+        ):
             parts = (qkv[..., i, branch, :] for i in range(3))
             heads = self.num_heads // branches
-            y, weights = conv(*parts, stripe=stripe, num_heads=heads, impl=self.impl, return_weights=self.capture)
+            y, weights = conv(
+                *parts, stripe=stripe, num_heads=heads, impl=self.impl, return_weights=self.capture
+            )
             mixed.append(y)
             if self.capture:
                 shown.append(_full_map(weights, size, stripe))
@@ -123,9 +150,11 @@ class CrossShapedWindowAttention(nnx.Module):
         return self.output(jnp.concatenate(mixed, -1))
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample, padded positions and the taps of the convolution included.
+        """Multiply-accumulates of one sample, padded positions and the taps of the convolution
+        included.
 
-        The published count. With impl='shift' those taps are products that do not run as a convolution.
+        The published count. With impl='shift' those taps are products that do not run as a
+        convolution.
         """
         width, mixing = self.dim // len(self.stripes), 0
         for stripe in self.stripes:
@@ -135,7 +164,8 @@ class CrossShapedWindowAttention(nnx.Module):
 
 
 class StripeAttention(nnx.Module):
-    """Attention inside stripes with a depthwise 3x3 convolution of the values on top, whose kernel this module holds.
+    """Attention inside stripes with a depthwise 3x3 convolution of the values on top, whose kernel
+    this module holds.
 
     Args:
         dim: channels.
@@ -191,7 +221,9 @@ class StripeAttention(nnx.Module):
         y = y.reshape(batch, grid[0] * cell[0], grid[1] * cell[1], channels)
         (top, _), (left, _) = padding[1:3]
         y = y[:, top : top + size[0], left : left + size[1]]
-        return y, None if weights is None else weights.reshape(batch, grid[0] * grid[1], *weights.shape[1:])
+        return y, None if weights is None else weights.reshape(
+            batch, grid[0] * grid[1], *weights.shape[1:]
+        )
 
 
 def _cells(size: Sequence[int], stripe: Stripe) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -215,7 +247,10 @@ def _full_map(weights: jax.Array, size: Sequence[int], stripe: Stripe) -> jax.Ar
     full = jnp.einsum("brshyxYX,rR,sS->bhrysxRYSX", weights, *one)
     padded = rows * height, columns * width
     full = full.reshape(-1, heads, *padded, *padded)
-    inside = [slice(before, before + n) for n, (before, _) in zip(size, _padding(size, stripe), strict=True)]
+    inside = [
+        slice(before, before + n)
+        for n, (before, _) in zip(size, _padding(size, stripe), strict=True)
+    ]
     return full[:, :, *inside, *inside]
 
 

@@ -22,18 +22,21 @@ ENERGIES = ("max_minus", "plain")
 class PositionAttention(nnx.Module):
     r"""y_i = x_i + gamma * sum_j softmax_j(q_i . k_j) v_j over all pairs of positions.
 
-    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block starts as the identity.
+    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
+    starts as the identity.
 
-        q = x W_q + b_q,  k = x W_k + b_k  (dim // reduction channels),  v = x W_v + b_v  (dim channels)
+        q = x W_q + b_q,  k = x W_k + b_k  (dim // reduction channels),  v = x W_v + b_v  (dim
+        channels)
 
-    There is no 1 / sqrt(d). Logits and softmax are float32. The weights are N x N; `query_chunk` bounds them to
-    query_chunk x N at a time, forward and backward (the backward pass computes them again).
+    There is no 1 / sqrt(d). Logits and softmax are float32. The weights are N x N; `query_chunk`
+    bounds them to query_chunk x N at a time, forward and backward (the backward pass computes them
+    again).
 
-    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. With the view attribute `capture`, a call
-    sows `attention_map` [b, 1, *spatial, *spatial].
+    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. With the view
+    attribute `capture`, a call sows `attention_map` [b, 1, *spatial, *spatial].
 
-    Source: Fu et al. 2019, "Dual Attention Network for Scene Segmentation", section 3.2, and their code; the same function
-    as the attention of SAGAN (Zhang et al. 2019).
+    Source: Fu et al. 2019, "Dual Attention Network for Scene Segmentation", section 3.2, and their
+    code; the same function as the attention of SAGAN (Zhang et al. 2019).
 
     Args:
         dim: channels.
@@ -61,11 +64,19 @@ class PositionAttention(nnx.Module):
     ):
         if not 1 <= reduction <= dim:
             raise ValueError(
-                f"position attention: reduction is {reduction} for {dim} channels; allowed: 1 <= reduction <= channels"
+                f"position attention: reduction is {reduction} for {dim} channels; allowed: 1 <= "
+                "reduction <= channels"
             )
         if query_chunk is not None and query_chunk < 1:
-            raise ValueError(f"position attention: query_chunk is {query_chunk}; allowed: None, 1 or more")
-        self.dim, self.depth, self.query_chunk, self.dtype = dim, dim // reduction, query_chunk, dtype
+            raise ValueError(
+                f"position attention: query_chunk is {query_chunk}; allowed: None, 1 or more"
+            )
+        self.dim, self.depth, self.query_chunk, self.dtype = (
+            dim,
+            dim // reduction,
+            query_chunk,
+            dtype,
+        )
         self.capture = False
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.query = nnx.Linear(dim, self.depth, **options)
@@ -82,22 +93,32 @@ class PositionAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *spatial c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("position attention", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
         batch, spatial = x.shape[0], x.shape[1:-1]
         query, key, value = (
-            project(x).astype(x.dtype).reshape(batch, math.prod(spatial), -1) for project in (self.query, self.key, self.value)
+            project(x).astype(x.dtype).reshape(batch, math.prod(spatial), -1)
+            for project in (self.query, self.key, self.value)
         )
         if self.capture or self.query_chunk is None:
             context, weights = softmax_attention(query, key, value, scale=1.0)
             if self.capture:
-                self.sow(nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial))
+                self.sow(
+                    nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial)
+                )
         else:
-            # One query at a time, which `map` runs in batches; the checkpoint keeps its weights out of the residuals.
-            one = jax.checkpoint(lambda query: softmax_attention(query[:, None], key, value, scale=1.0)[0][:, 0])
-            context = jax.lax.map(one, query.swapaxes(0, 1), batch_size=self.query_chunk).swapaxes(0, 1)
+            # One query at a time, which `map` runs in batches; the checkpoint keeps its weights out
+            # of the residuals.
+            one = jax.checkpoint(
+                lambda query: softmax_attention(query[:, None], key, value, scale=1.0)[0][:, 0]
+            )
+            context = jax.lax.map(one, query.swapaxes(0, 1), batch_size=self.query_chunk).swapaxes(
+                0, 1
+            )
         return (x + self.gamma[...] * context.reshape(x.shape)).astype(x.dtype)
 
     def macs(self, *spatial: int) -> int:
@@ -110,23 +131,23 @@ class PositionAttention(nnx.Module):
 class ChannelAttention(nnx.Module):
     r"""y_c = x_c + gamma * sum_d a[c, d] x_d, the weights from the similarity of whole channels.
 
-    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block starts as the identity.
-    It is its only parameter: there are no projections.
+    A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
+    starts as the identity. It is its only parameter: there are no projections.
 
         E[c, d] = sum over positions of x_c x_d,  unscaled
         energy='max_minus':  a[c] = softmax(max_d E[c, d] - E[c]) = softmax(-E[c])
         energy='plain':      a[c] = softmax(E[c])
 
-    'max_minus' looks like the usual guard against overflow but turns the sign: a channel takes most from the channels least
-    like it, and least from itself, which mostly has the row's maximum. It is what the released code does and what its
-    results were made with; 'plain' is what the paper writes. E sums over the whole map, so it is accumulated, and its
-    softmax taken, in float32.
+    'max_minus' looks like the usual guard against overflow but turns the sign: a channel takes most
+    from the channels least like it, and least from itself, which mostly has the row's maximum. It
+    is what the released code does and what its results were made with; 'plain' is what the paper
+    writes. E sums over the whole map, so it is accumulated, and its softmax taken, in float32.
 
-    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. With the view attribute `capture`, a call
-    sows `channel_map` [b, dim, dim].
+    [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. With the view
+    attribute `capture`, a call sows `channel_map` [b, dim, dim].
 
-    Source: Fu et al. 2019, "Dual Attention Network for Scene Segmentation", section 3.3, and their code, which differ as
-    said above.
+    Source: Fu et al. 2019, "Dual Attention Network for Scene Segmentation", section 3.3, and their
+    code, which differ as said above.
 
     Args:
         dim: channels.
@@ -151,7 +172,10 @@ class ChannelAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if energy not in ENERGIES:
-            raise ValueError(f"channel attention: energy is {energy!r}; allowed: {', '.join(map(repr, ENERGIES))}")
+            raise ValueError(
+                f"channel attention: energy is {energy!r}; allowed: "
+                f"{', '.join(map(repr, ENERGIES))}"
+            )
         self.dim, self.energy, self.dtype = dim, energy, dtype
         self.capture = False
         self.gamma = nnx.Param(jnp.zeros((1,), param_dtype))
@@ -165,7 +189,9 @@ class ChannelAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *spatial c"]:
+    def __call__(
+        self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *spatial c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("channel attention", x, self.dim)
         x = x.astype(self.dtype or x.dtype)

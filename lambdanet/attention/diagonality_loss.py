@@ -1,4 +1,6 @@
-"""Diagonality-preserving loss (Zhang et al. 2024): attention should be symmetric and strongest on the diagonal."""
+"""Diagonality-preserving loss (Zhang et al. 2024): attention should be symmetric and strongest on
+the diagonal.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +24,15 @@ def diagonality_loss(
         norm_hinge_agg    sym / N^2      mean_i relu(mean_{j != i} A_ij - A_ii)
         norm_hinge_pair   sym / N^2      mean_{i != j} relu(A_ij - A_ii)
 
-    The diagonality term of a 1x1 matrix is 0. |x| and relu have derivative 0 at 0. Float32 or wider.
+    The diagonality term of a 1x1 matrix is 0. |x| and relu have derivative 0 at 0. Float32 or
+    wider.
 
-    Source: Zhang et al. 2024 (see `LessAttention`), equations 8 and 9: a matrix should have A_ij = A_ji and A_ii > A_ij.
-    'paper' is the printed loss, whose second term grows with the diagonal, so that minimising it does the opposite;
-    'flipped' has the other sign, and on logits neither is bounded below. The other three are ours: 'norm_hinge_pair' is zero
-    exactly where both properties hold, not strictly; 'norm_hinge_agg' compares the diagonal with the mean of its row, as
-    the printed term does.
+    Source: Zhang et al. 2024 (see `LessAttention`), equations 8 and 9: a matrix should have A_ij =
+    A_ji and A_ii > A_ij. 'paper' is the printed loss, whose second term grows with the diagonal, so
+    that minimising it does the opposite; 'flipped' has the other sign, and on logits neither is
+    bounded below. The other three are ours: 'norm_hinge_pair' is zero exactly where both properties
+    hold, not strictly; 'norm_hinge_agg' compares the diagonal with the mean of its row, as the
+    printed term does.
 
     Args:
         logits: logits of attention layers, queries first.
@@ -40,10 +44,15 @@ def diagonality_loss(
     """
     for name, value, allowed in (("variant", variant, VARIANTS), ("on", on, MATRICES)):
         if value not in allowed:
-            raise ValueError(f"diagonality loss: {name} is {value!r}; allowed: {', '.join(allowed)}")
+            raise ValueError(
+                f"diagonality loss: {name} is {value!r}; allowed: {', '.join(allowed)}"
+            )
     n = logits.shape[-1]
     if logits.ndim < 2 or logits.shape[-2] != n:
-        raise ValueError(f"diagonality loss: the logits have shape {logits.shape}; expected square matrices [..., n, n]")
+        raise ValueError(
+            f"diagonality loss: the logits have shape {logits.shape}; expected square matrices "
+            "[..., n, n]"
+        )
     a = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     a = jax.nn.softmax(a, axis=-1) if on == "probs" else a
     symmetry = jnp.abs(a - jnp.swapaxes(a, -1, -2)).sum(axis=(-2, -1))
@@ -52,7 +61,9 @@ def diagonality_loss(
     if n == 1:
         return symmetry, jnp.zeros_like(symmetry)
     diagonal = jnp.diagonal(a, axis1=-2, axis2=-1)
-    excess = (a.sum(axis=-1) - diagonal) / (n - 1) - diagonal  # mean of the others less the diagonal, per row
+    excess = (a.sum(axis=-1) - diagonal) / (
+        n - 1
+    ) - diagonal  # mean of the others less the diagonal, per row
     if variant == "paper":
         return symmetry, -n * (n - 1) * excess.mean(axis=-1)
     if variant == "flipped":

@@ -1,4 +1,6 @@
-"""Double attention of A2-Nets: gather a few global descriptors, then hand every position its own mixture of them."""
+"""Double attention of A2-Nets: gather a few global descriptors, then hand every position its own
+mixture of them.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +19,35 @@ from lambdanet.layers import batch_norm, check_map
 
 @attention.register("double_attention")
 class DoubleAttention(nnx.Module):
-    r"""y = x + norm(W_o Z), global descriptors G distributed to all positions; residual and projection are inside.
+    r"""y = x + norm(W_o Z), global descriptors G distributed to all positions; residual and
+    projection are inside.
 
         A = x W_A in R^{N x m},   B = softmax_N(x W_B) in R^{N x n},   V = softmax_n(x W_V) in R^{N x n}
         gather      G = A^T B in R^{m x n}      descriptor j is the mean of A under map j; the N weights of a map sum to 1
         distribute  Z = V G^T in R^{N x m}      each position mixes the n descriptors with weights that sum to 1
 
-    The gather runs over all N positions of a sample: over the frames, too, where the map is a clip. G is made first,
-    so time and memory are linear in the map and there is no N x N array. W_A, W_B and W_V have biases; W_o has one
-    where no norm follows it. The norm after W_o is a batch norm whose scale starts at zero: the block starts as the
-    identity, with `norm='none'` it does not.
+    The gather runs over all N positions of a sample: over the frames, too, where the map is a clip.
+    G is made first, so time and memory are linear in the map and there is no N x N array. W_A, W_B
+    and W_V have biases; W_o has one where no norm follows it. The norm after W_o is a batch norm
+    whose scale starts at zero: the block starts as the identity, with `norm='none'` it does not.
 
-    Shapes: [b, *spatial, dim] with one to three spatial axes to the same; with `project_out=False` to
-    [b, *spatial, feature_dim]. With the view attribute `capture`, a call sows `attention_map`
-    [b, 1, *spatial, *spatial] = V B^T, the weight with which the feature at a position enters the output at another;
-    quadratic in the map, its rows sum to 1.
+    Shapes: [b, *spatial, dim] with one to three spatial axes to the same; with `project_out=False`
+    to [b, *spatial, feature_dim]. With the view attribute `capture`, a call sows `attention_map`
+    [b, 1, *spatial, *spatial] = V B^T, the weight with which the feature at a position enters the
+    output at another; quadratic in the map, its rows sum to 1.
 
-    Source: Chen et al. 2018, "A^2-Nets: Double Attention Networks"; there is no code by the authors.
-    m = n = dim / 2 is not printed there: with five blocks in a ResNet-50 it reconstructs the parameters and the
-    multiply-adds of the paper's ImageNet network, while the ablation has m = n = dim / 4. Batch norm and its start at
-    zero are ours, too. Copies in circulation take one of the two softmaxes over another axis, even over the batch.
+    Source: Chen et al. 2018, "A^2-Nets: Double Attention Networks"; there is no code by the
+    authors. m = n = dim / 2 is not printed there: with five blocks in a ResNet-50 it reconstructs
+    the parameters and the multiply-adds of the paper's ImageNet network, while the ablation has m =
+    n = dim / 4. Batch norm and its start at zero are ours, too. Copies in circulation take one of
+    the two softmaxes over another axis, even over the batch.
 
     Args:
         dim: channels.
         feature_dim: channels of the features, m; None means dim / 2.
         num_descriptors: descriptors, n; None means dim / 2.
-        project_out: with W_o; without it, Z itself is the output, which needs `norm='none'` and `residual=False`.
+        project_out: with W_o; without it, Z itself is the output, which needs `norm='none'` and
+            `residual=False`.
         norm: 'batch' | 'none', after W_o.
         residual: adds x.
         norm_momentum: decay of the running statistics.
@@ -52,7 +57,7 @@ class DoubleAttention(nnx.Module):
 
     Raises:
         ValueError: an option outside its allowed values, or options that do not go together.
-    """
+    """  # noqa: E501
 
     kind: ClassVar[str] = "context"
 
@@ -76,12 +81,14 @@ class DoubleAttention(nnx.Module):
             raise ValueError(f"double attention: norm is {norm!r}; allowed: 'batch', 'none'")
         if features < 1 or descriptors < 1:
             raise ValueError(
-                f"double attention: feature_dim is {features}, num_descriptors is {descriptors} for {dim} channels; "
+                f"double attention: feature_dim is {features}, num_descriptors is {descriptors} "
+                f"for {dim} channels; "
                 "allowed: 1 or more"
             )
         if not project_out and (norm != "none" or residual):
             raise ValueError(
-                f"double attention: norm is {norm!r}, residual is {residual} with project_out=False; "
+                f"double attention: norm is {norm!r}, residual is {residual} with "
+                "project_out=False; "
                 "allowed: norm='none' and residual=False"
             )
         self.dim, self.feature_dim, self.num_descriptors = dim, features, descriptors
@@ -91,8 +98,14 @@ class DoubleAttention(nnx.Module):
         self.feature = nnx.Linear(dim, features, **options)
         self.gather = nnx.Linear(dim, descriptors, **options)
         self.distribute = nnx.Linear(dim, descriptors, **options)
-        self.out = nnx.Linear(features, dim, use_bias=norm == "none", **options) if project_out else None
-        self.norm = batch_norm(dim, momentum=norm_momentum, zero_init=True, **options) if norm == "batch" else None
+        self.out = (
+            nnx.Linear(features, dim, use_bias=norm == "none", **options) if project_out else None
+        )
+        self.norm = (
+            batch_norm(dim, momentum=norm_momentum, zero_init=True, **options)
+            if norm == "batch"
+            else None
+        )
 
     def set_view(self, capture: bool | None = None):
         """Switches the recording of the attention map.
@@ -103,19 +116,31 @@ class DoubleAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s o"]:
-        """Maps [b, *spatial, dim] to the same shape, or to [b, *spatial, feature_dim]; `rngs` is not read."""
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s o"]:
+        """Maps [b, *spatial, dim] to the same shape, or to [b, *spatial, feature_dim]; `rngs` is
+        not read.
+        """
         check_map("double attention", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
         gather, distribute = self.maps(x)
         features = self.feature(x).reshape(*gather.shape[:2], self.feature_dim)
         wide = gather.dtype
-        descriptors = jnp.einsum("bpm,bpn->bmn", features, gather.astype(features.dtype), preferred_element_type=wide)
-        y = jnp.einsum("bpn,bmn->bpm", distribute.astype(features.dtype), descriptors.astype(features.dtype))
+        descriptors = jnp.einsum(
+            "bpm,bpn->bmn", features, gather.astype(features.dtype), preferred_element_type=wide
+        )
+        y = jnp.einsum(
+            "bpn,bmn->bpm", distribute.astype(features.dtype), descriptors.astype(features.dtype)
+        )
         if self.capture:
             spatial = x.shape[1:-1]
             weights = jnp.einsum("bqn,bkn->bqk", distribute, gather)
-            self.sow(nnx.Intermediate, "attention_map", weights.reshape(x.shape[0], 1, *spatial, *spatial))
+            self.sow(
+                nnx.Intermediate,
+                "attention_map",
+                weights.reshape(x.shape[0], 1, *spatial, *spatial),
+            )
         y = y.reshape(*x.shape[:-1], self.feature_dim)
         if self.out is not None:
             y = self.out(y)
@@ -124,17 +149,25 @@ class DoubleAttention(nnx.Module):
         y = y.astype(x.dtype)
         return x + y if self.residual else y
 
-    def maps(self, x: Float[Array, "b *s c"]) -> tuple[Float[Array, "b p n"], Float[Array, "b p n"]]:
-        """Returns the gather maps B, which sum to 1 over the positions p, and the distribute vectors V, over n; float32."""
+    def maps(
+        self, x: Float[Array, "b *s c"]
+    ) -> tuple[Float[Array, "b p n"], Float[Array, "b p n"]]:
+        """Returns the gather maps B, which sum to 1 over the positions p, and the distribute
+        vectors V, over n; float32.
+        """
 
         def logits(layer):
             y = layer(x).reshape(x.shape[0], -1, self.num_descriptors)
             return y.astype(jnp.promote_types(y.dtype, jnp.float32))
 
-        return jax.nn.softmax(logits(self.gather), axis=1), jax.nn.softmax(logits(self.distribute), axis=2)
+        return jax.nn.softmax(logits(self.gather), axis=1), jax.nn.softmax(
+            logits(self.distribute), axis=2
+        )
 
     def macs(self, *spatial: int) -> int:
-        """Returns the multiply-adds of the projections, of gathering and of distributing for one sample."""
+        """Returns the multiply-adds of the projections, of gathering and of distributing for one
+        sample.
+        """
         m, n = self.feature_dim, self.num_descriptors
         projected = m * (1 if self.out is None else 2) + 2 * n
         return math.prod(spatial) * (self.dim * projected + 2 * m * n)

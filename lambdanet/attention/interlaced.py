@@ -18,32 +18,37 @@ from lambdanet.ops.softmax_attention import softmax_attention
 
 @attention.register("interlaced")
 class InterlacedSparseAttention(nnx.Module):
-    """y = ReLU(BN([x, short(long(x))] W)): attention over far positions, then over near ones; together over all.
+    """y = ReLU(BN([x, short(long(x))] W)): attention over far positions, then over near ones;
+    together over all.
 
-    A context block without residual, gate or zero initialisation: the input enters through the concatenation, and the
-    output is a rectified map of its own. The map is cut into Q = (ceil(H / p_h), ceil(W / p_w)) cells of P = (p_h, p_w)
-    positions. `long` attends among the positions that have the same place in their cells (Q_h Q_w of them), `short` among
-    the positions of a cell (p_h p_w); after both, every output depends on every input. Each is a unit of its own weights
+    A context block without residual, gate or zero initialisation: the input enters through the
+    concatenation, and the output is a rectified map of its own. The map is cut into Q = (ceil(H /
+    p_h), ceil(W / p_w)) cells of P = (p_h, p_w) positions. `long` attends among the positions that
+    have the same place in their cells (Q_h Q_w of them), `short` among the positions of a cell (p_h
+    p_w); after both, every output depends on every input. Each is a unit of its own weights
 
-        unit(x) = ReLU(BN(softmax(q k^T / sqrt(key_dim)) v W)),  q and k = [1x1, BN, ReLU] twice,  v = 1x1, without biases
+        unit(x) = ReLU(BN(softmax(q k^T / sqrt(key_dim)) v W)),  q and k = [1x1, BN, ReLU] twice,  v
+        = 1x1, without biases
 
-    so the weights take N (Q_h Q_w + p_h p_w) numbers instead of N^2; they are fewest with p_h p_w near sqrt(N).
+    so the weights take N (Q_h Q_w + p_h p_w) numbers instead of N^2; they are fewest with p_h p_w
+    near sqrt(N).
 
-    A map that is not divisible is padded with zeros, the smaller half in front, and the result is cropped. As published,
-    padded positions take part in both softmaxes and in batch statistics (behind a batch norm their keys are not zero);
-    `mask_padding=True` leaves them out of both, so that the result depends on the map alone. That matters on maps with
-    much padding, such as a map smaller than a cell.
+    A map that is not divisible is padded with zeros, the smaller half in front, and the result is
+    cropped. As published, padded positions take part in both softmaxes and in batch statistics
+    (behind a batch norm their keys are not zero); `mask_padding=True` leaves them out of both, so
+    that the result depends on the map alone. That matters on maps with much padding, such as a map
+    smaller than a cell.
 
-    Several group sizes work side by side on the same input; their results are then concatenated with `x` lifted to as
-    many channels by a 1x1, BN, ReLU.
+    Several group sizes work side by side on the same input; their results are then concatenated
+    with `x` lifted to as many channels by a 1x1, BN, ReLU.
 
-    With the view attribute `capture`, every pair sows `attention_map` [b, 2, *s, *s]: the long and the short weights in
-    the full map, zero between positions of different groups. Rows sum to less than one where padded positions, which are
-    not shown, have weight.
+    With the view attribute `capture`, every pair sows `attention_map` [b, 2, *s, *s]: the long and
+    the short weights in the full map, zero between positions of different groups. Rows sum to less
+    than one where padded positions, which are not shown, have weight.
 
-    Source: Huang et al. 2019, "Interlaced Sparse Self-Attention for Semantic Segmentation", with norms, activations and
-    concatenation of the openseg.pytorch release. There C = 512, key_dim 256, value_dim 512, P = (8, 8), and dropout 0.05 in
-    the segmentation head.
+    Source: Huang et al. 2019, "Interlaced Sparse Self-Attention for Semantic Segmentation", with
+    norms, activations and concatenation of the openseg.pytorch release. There C = 512, key_dim 256,
+    value_dim 512, P = (8, 8), and dropout 0.05 in the segmentation head.
 
     Args:
         dim: channels.
@@ -52,16 +57,16 @@ class InterlacedSparseAttention(nnx.Module):
         value_dim: channels of values; None means `dim`.
         dim_out: channels of the output; None means `dim`.
         mask_padding: whether padded positions are left out of softmaxes and batch statistics.
-        dropout: rate of channel dropout on the output in training. 0 by default: as a context block inside a network it
-            must not need a random stream.
+        dropout: rate of channel dropout on the output in training. 0 by default: as a context block
+            inside a network it must not need a random stream.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
 
     Raises:
-        ValueError: group_size is not a pair of positive numbers or several such pairs; a width below 1; dropout outside
-            [0, 1).
+        ValueError: group_size is not a pair of positive numbers or several such pairs; a width
+            below 1; dropout outside [0, 1).
     """
 
     kind: ClassVar[str] = "context"
@@ -93,15 +98,24 @@ class InterlacedSparseAttention(nnx.Module):
         self.dim, self.dim_out, self.dtype = dim, dim_out, dtype
         norms = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.blocks = nnx.List(
-            InterlacedPair(dim, pair, key_dim, value_dim, dim_out, mask_padding=mask_padding, **norms) for pair in pairs
+            InterlacedPair(
+                dim, pair, key_dim, value_dim, dim_out, mask_padding=mask_padding, **norms
+            )
+            for pair in pairs
         )
         many = len(pairs) > 1
         self.lift = PointwiseNormAct(dim, len(pairs) * dim_out, **norms) if many else None
-        self.fuse = PointwiseNormAct(2 * len(pairs) * dim_out if many else dim + dim_out, dim_out, **norms)
+        self.fuse = PointwiseNormAct(
+            2 * len(pairs) * dim_out if many else dim + dim_out, dim_out, **norms
+        )
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w d"]:
-        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when dropout > 0."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w d"]:
+        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
+        dropout > 0.
+        """
         check_map("interlaced", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         parts = [x if self.lift is None else self.lift(x), *(block(x) for block in self.blocks)]
@@ -114,7 +128,8 @@ class InterlacedSparseAttention(nnx.Module):
 
 
 class InterlacedPair(nnx.Module):
-    """short(long(x)) for one group size, padded and cropped as `InterlacedSparseAttention` describes.
+    """short(long(x)) for one group size, padded and cropped as `InterlacedSparseAttention`
+    describes.
 
     Args:
         dim: channels of the input.
@@ -165,18 +180,27 @@ class InterlacedPair(nnx.Module):
             inside = np.pad(np.ones((h, w), bool), padding).reshape(qh, ph, qw, pw)
             far = inside.transpose(1, 3, 0, 2).reshape(ph, pw, qh * qw)
             near = inside.transpose(0, 2, 1, 3).reshape(qh, qw, ph * pw)
-        # The channels are moved three times in all; everything between is done in the order the groups need.
+        # The channels are moved three times in all; everything between is done in the order the
+        # groups need.
         y = jnp.pad(x, ((0, 0), *padding, (0, 0))).reshape(batch, qh, ph, qw, pw, -1)
         y = y.transpose(0, 2, 4, 1, 3, 5).reshape(batch, ph, pw, qh * qw, -1)
         y, long_weights = self.long_range(y, far)
         y = y.reshape(batch, ph, pw, qh, qw, -1).transpose(0, 3, 4, 1, 2, 5)
         y, short_weights = self.short_range(y.reshape(batch, qh, qw, ph * pw, -1), near)
-        y = y.reshape(batch, qh, qw, ph, pw, -1).transpose(0, 1, 3, 2, 4, 5).reshape(batch, qh * ph, qw * pw, -1)
+        y = (
+            y.reshape(batch, qh, qw, ph, pw, -1)
+            .transpose(0, 1, 3, 2, 4, 5)
+            .reshape(batch, qh * ph, qw * pw, -1)
+        )
         if self.capture:
             short_weights = short_weights.reshape(batch, qh, qw, ph, pw, ph, pw)
-            short_map = jnp.einsum("bxyijIJ,xX,yY->bxiyjXIYJ", short_weights, jnp.eye(qh), jnp.eye(qw))
+            short_map = jnp.einsum(
+                "bxyijIJ,xX,yY->bxiyjXIYJ", short_weights, jnp.eye(qh), jnp.eye(qw)
+            )
             long_weights = long_weights.reshape(batch, ph, pw, qh, qw, qh, qw)
-            long_map = jnp.einsum("bijxyXY,iI,jJ->bxiyjXIYJ", long_weights, jnp.eye(ph), jnp.eye(pw))
+            long_map = jnp.einsum(
+                "bijxyXY,iI,jJ->bxiyjXIYJ", long_weights, jnp.eye(ph), jnp.eye(pw)
+            )
             maps = jnp.stack([long_map, short_map], 1).reshape(batch, 2, *(2 * (qh * ph, qw * pw)))
             rows, columns = slice(top, top + h), slice(left, left + w)
             self.sow(nnx.Intermediate, "attention_map", maps[:, :, rows, columns, rows, columns])
@@ -184,7 +208,10 @@ class InterlacedPair(nnx.Module):
 
     def macs(self, h: int, w: int) -> int:
         """Multiply-accumulates for one [h, w] map, padded positions included."""
-        (ph, pw), (qh, qw) = self.group_size, (-(-h // self.group_size[0]), -(-w // self.group_size[1]))
+        (ph, pw), (qh, qw) = (
+            self.group_size,
+            (-(-h // self.group_size[0]), -(-w // self.group_size[1])),
+        )
         positions = qh * ph * qw * pw
         return self.long_range.macs(positions, qh * qw) + self.short_range.macs(positions, ph * pw)
 
@@ -216,7 +243,9 @@ class AttentionUnit(nnx.Module):
         self.key_dim = key_dim
         self.query = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
         self.key = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
-        self.value = nnx.Linear(dim, value_dim, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.value = nnx.Linear(
+            dim, value_dim, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
         self.out = PointwiseNormAct(value_dim, dim_out, **norms)
 
     def __call__(
@@ -226,7 +255,8 @@ class AttentionUnit(nnx.Module):
 
         Args:
             x: the groups.
-            inside: broadcasts to the groups; positions where it is False are left out of softmax and batch statistics.
+            inside: broadcasts to the groups; positions where it is False are left out of softmax
+                and batch statistics.
 
         Returns:
             The outputs and the weights.
@@ -236,7 +266,9 @@ class AttentionUnit(nnx.Module):
         for of_query, of_key in zip(self.query, self.key, strict=True):
             query, key = of_query(query, mask=mask), of_key(key, mask=mask)
         seen = None if inside is None else jnp.asarray(inside[..., None, :])
-        y, weights = softmax_attention(query, key, self.value(x), scale=self.key_dim**-0.5, mask=seen)
+        y, weights = softmax_attention(
+            query, key, self.value(x), scale=self.key_dim**-0.5, mask=seen
+        )
         return self.out(y, mask=mask), weights
 
     def macs(self, positions: int, group: int) -> int:

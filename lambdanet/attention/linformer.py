@@ -1,4 +1,6 @@
-"""Linformer (Wang et al. 2020, arXiv 2006.04768): attention to a fixed number of learned mixtures of the keys."""
+"""Linformer (Wang et al. 2020, arXiv 2006.04768): attention to a fixed number of learned mixtures
+of the keys.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,12 @@ from jaxtyping import Array, Bool, Float
 from lambdanet.attention.registration import attention
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import check_map
-from lambdanet.layers.token_compression import PROJECTIONS, TokenCompression, default_slots, used_slots
+from lambdanet.layers.token_compression import (
+    PROJECTIONS,
+    TokenCompression,
+    default_slots,
+    used_slots,
+)
 from lambdanet.ops.dot_attention import dot_attention
 
 _ALLOWED = {
@@ -26,46 +33,56 @@ _ALLOWED = {
 
 @attention.register("linformer")
 class Linformer(nnx.Module):
-    """Multi-head attention whose keys and values are k learned mixtures of all n tokens: linear in n.
+    """Multi-head attention whose keys and values are k learned mixtures of all n tokens: linear in
+    n.
 
-        head_h = softmax(Q_h (E_h K_h)^T / sqrt(d)) (F_h V_h),  Q, K, V = x W_q, x W_k, x W_v;  y = concat(head_h) W_o
+        head_h = softmax(Q_h (E_h K_h)^T / sqrt(d)) (F_h V_h),  Q, K, V = x W_q, x W_k, x W_v;  y =
+        concat(head_h) W_o
 
-    E and F are k x n (`compress_key`, `compress_value`). A mixer: no residual, no norm; with the output projection. Maps of
-    one to three spatial axes are read as row-major lists of tokens. Logits and softmax are computed in float32, O(n k)
-    time and memory.
+    E and F are k x n (`compress_key`, `compress_value`). A mixer: no residual, no norm; with the
+    output projection. Maps of one to three spatial axes are read as row-major lists of tokens.
+    Logits and softmax are computed in float32, O(n k) time and memory.
 
-    n is fixed. With `size` the map must have that size. With `max_length` it may be any shape of n' <= n tokens, which
-    use the first n' columns of E and F. With `context` all of this is about the context.
+    n is fixed. With `size` the map must have that size. With `max_length` it may be any shape of n'
+    <= n tokens, which use the first n' columns of E and F. With `context` all of this is about the
+    context.
 
-    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions, k, 1, ...], the weights of
-    the slots, with as many context axes as the map has.
+    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions, k, 1,
+    ...], the weights of the slots, with as many context axes as the map has.
 
-    Source: Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4. The authors'
-    code (fairseq) compresses the layer's input and then projects it, `order='compress_then_project'`; without
-    `qkv_bias` the two orders give the same result at different cost (`macs`), with it they differ. It never has E and
-    F per head. Biases of E and F and the convolution are those of tatp22/linformer-pytorch, one head of keys
-    and values and shared projections of lucidrains/linformer.
+    Source: Wang et al. 2020, "Linformer: Self-Attention with Linear Complexity", section 4. The
+    authors' code (fairseq) compresses the layer's input and then projects it,
+    `order='compress_then_project'`; without `qkv_bias` the two orders give the same result at
+    different cost (`macs`), with it they differ. It never has E and F per head. Biases of E and F
+    and the convolution are those of tatp22/linformer-pytorch, one head of keys and values and
+    shared projections of lucidrains/linformer.
 
     Args:
         dim: channels of the input and of the output.
         num_heads: heads.
         head_dim: depth per head, d; None means dim / num_heads.
         size: map size that E and F are tied to.
-        max_length: largest number of tokens, n, for inputs of varying size; takes the place of `size`.
-        num_projected: k, at most n; None means min(128, ceil(n / 4)): the ratio of the authors' code, up to the k that
-            the paper uses for n = 512. A 'convolution' has windows of ceil(n / k) tokens, so it may have fewer slots.
-        sharing: 'none': E and F per head; 'headwise': one E and one F; 'key_value': E = F; 'layerwise': E = F, not
-            stored here but given at every call as `compression`, so that a network has one for all its layers.
-        order: 'project_then_compress' (the paper) or 'compress_then_project' (the authors' code, not with 'none').
-        projection: 'linear'; 'convolution' (over windows of tokens, mixing the features of a head); 'fixed' (random
-            N(0, 1/k), stored beside the running statistics, never trained).
+        max_length: largest number of tokens, n, for inputs of varying size; takes the place of
+            `size`.
+        num_projected: k, at most n; None means min(128, ceil(n / 4)): the ratio of the authors'
+            code, up to the k that the paper uses for n = 512. A 'convolution' has windows of ceil(n
+            / k) tokens, so it may have fewer slots.
+        sharing: 'none': E and F per head; 'headwise': one E and one F; 'key_value': E = F;
+            'layerwise': E = F, not stored here but given at every call as `compression`, so that a
+            network has one for all its layers.
+        order: 'project_then_compress' (the paper) or 'compress_then_project' (the authors' code,
+            not with 'none').
+        projection: 'linear'; 'convolution' (over windows of tokens, mixing the features of a head);
+            'fixed' (random N(0, 1/k), stored beside the running statistics, never trained).
         qkv_bias: biases in the projections of queries, keys and values.
         compress_bias: biases of E and F, one per slot; of a 'convolution', one per feature.
         output_bias: bias of W_o.
         one_kv_head: one head of keys and values for all heads of queries.
-        share_kv: no W_v; values are the projected keys (compressed by F, which is E with `sharing='key_value'`).
+        share_kv: no W_v; values are the projected keys (compressed by F, which is E with
+            `sharing='key_value'`).
         context_dim: channels of `context`; None means `dim`.
-        causal: refused: a slot mixes all tokens, so no mask on the weights keeps a query from seeing the future.
+        causal: refused: a slot mixes all tokens, so no mask on the weights keeps a query from
+            seeing the future.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
@@ -101,24 +118,42 @@ class Linformer(nnx.Module):
     ):
         for name, value in dict(sharing=sharing, order=order, projection=projection).items():
             if value not in _ALLOWED[name]:
-                raise _error(f"{name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}")
+                raise _error(
+                    f"{name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}"
+                )
         if causal:
             raise _error(
-                "causal is True; allowed: False. Every slot mixes tokens of the whole sequence, so that masking the "
+                "causal is True; allowed: False. Every slot mixes tokens of the whole sequence, so "
+                "that masking the "
                 "weights of the slots would still show a query its future"
             )
         if num_heads < 1 or (head_dim is None and dim % num_heads):
-            raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim")
+            raise _error(
+                f"num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim"
+            )
         if head_dim is not None and head_dim < 1:
             raise _error(f"head_dim is {head_dim}; allowed: 1 or more, or None")
         length = math.prod(size or (0,)) if max_length is None else max_length
         if length < 1:
-            raise _error(f"size is {size}, max_length is {max_length}; one of them must say how many tokens E and F take")
+            raise _error(
+                f"size is {size}, max_length is {max_length}; one of them must say how many tokens "
+                "E and F take"
+            )
         if sharing == "none" and (order == "compress_then_project" or one_kv_head):
-            why = "order='compress_then_project'" if order == "compress_then_project" else "one_kv_head=True"
-            raise _error(f"sharing is 'none' with {why}, where there are no heads to compress one by one; use 'headwise'")
+            why = (
+                "order='compress_then_project'"
+                if order == "compress_then_project"
+                else "one_kv_head=True"
+            )
+            raise _error(
+                f"sharing is 'none' with {why}, where there are no heads to compress one by one; "
+                "use 'headwise'"
+            )
         if sharing == "layerwise" and compress_bias:
-            raise _error("sharing is 'layerwise' with compress_bias=True; the bias is the given TokenCompression's business")
+            raise _error(
+                "sharing is 'layerwise' with compress_bias=True; the bias is the given "
+                "TokenCompression's business"
+            )
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.head_dim = dim // num_heads if head_dim is None else head_dim
         self.context_dim = dim if context_dim is None else context_dim
@@ -128,9 +163,14 @@ class Linformer(nnx.Module):
         wanted = default_slots(length) if num_projected is None else num_projected
         if not 1 <= wanted <= length:
             raise _error(f"num_projected is {wanted}; allowed: 1 to the number of tokens, {length}")
-        self.num_projected, self.projection = used_slots(length, wanted, projection, length), projection
+        self.num_projected, self.projection = (
+            used_slots(length, wanted, projection, length),
+            projection,
+        )
         # What a compression sees: heads of a depth, or the whole input.
-        self.compress_features = self.head_dim if order == "project_then_compress" else self.context_dim
+        self.compress_features = (
+            self.head_dim if order == "project_then_compress" else self.context_dim
+        )
         self.capture = False
 
         def linear(features_in, features, bias):
@@ -181,9 +221,9 @@ class Linformer(nnx.Module):
         Args:
             x: [batch, *spatial, dim], one to three spatial axes.
             context: [batch, *any, context_dim], where keys and values come from; None means `x`.
-            mask: [b, *positions of the context], False where a token is padding. Its key and value (with
-                'compress_then_project' the token itself) are zeroed before they are compressed; after that no weight
-                belongs to one token.
+            mask: [b, *positions of the context], False where a token is padding. Its key and value
+                (with 'compress_then_project' the token itself) are zeroed before they are
+                compressed; after that no weight belongs to one token.
             compression: E = F of a layer with `sharing='layerwise'`.
             rngs: not read, the layer is deterministic; here because every block is called alike.
 
@@ -198,7 +238,9 @@ class Linformer(nnx.Module):
         self._check(x, source, mask, compression)
         compress_key = self.compress_key if compression is None else compression
         batch, spatial = x.shape[0], x.shape[1:-1]
-        x, tokens = (a.astype(self.dtype or a.dtype).reshape(batch, -1, a.shape[-1]) for a in (x, source))
+        x, tokens = (
+            a.astype(self.dtype or a.dtype).reshape(batch, -1, a.shape[-1]) for a in (x, source)
+        )
         keep = None if mask is None else mask.reshape(batch, -1, 1, 1)
 
         def heads(linear, tokens):
@@ -233,8 +275,14 @@ class Linformer(nnx.Module):
         return self.output(y.reshape(batch, *spatial, -1))
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample with itself as context: projections, E and F, both products with the slots."""
-        n, inner, kv_inner = math.prod(spatial), self.num_heads * self.head_dim, self.kv_heads * self.head_dim
+        """Multiply-accumulates of one sample with itself as context: projections, E and F, both
+        products with the slots.
+        """
+        n, inner, kv_inner = (
+            math.prod(spatial),
+            self.num_heads * self.head_dim,
+            self.kv_heads * self.head_dim,
+        )
         slots = used_slots(self.length, self.num_projected, self.projection, n)
         project_first = self.order == "project_then_compress"
         compressed = kv_inner if project_first else self.context_dim  # channels
@@ -250,41 +298,60 @@ class Linformer(nnx.Module):
             times_compress, times_project = 1 if once else 2, 1 if self.share_kv else 2
         else:
             times_compress, times_project = 1 if same else 2, 1 if once else 2
-        return n * inner * 2 * (self.dim + slots) + times_compress * compress + times_project * project
+        return (
+            n * inner * 2 * (self.dim + slots) + times_compress * compress + times_project * project
+        )
 
     def _check(self, x, source, mask, compression) -> None:
         """Raises ValueError for arguments that do not fit."""
         tokens = source.shape[1:-1]
         if source.ndim < 3 or source.shape[0] != x.shape[0] or source.shape[-1] != self.context_dim:
             expected = f"[{x.shape[0]}, positions, {self.context_dim}]"
-            raise _error(f"keys and values come from an array of shape {source.shape}; expected {expected}")
+            raise _error(
+                f"keys and values come from an array of shape {source.shape}; expected {expected}"
+            )
         if self.size is not None and tokens != self.size:
             raise _error(
-                f"the map has size {tokens}, E and F are for size {self.size}; build the layer with size={tokens} and "
-                "convert its weights with resize_params, or with max_length for inputs of varying size"
+                f"the map has size {tokens}, E and F are for size {self.size}; build the layer "
+                f"with size={tokens} and "
+                "convert its weights with resize_params, or with max_length for inputs of varying "
+                "size"
             )
         if math.prod(tokens) > self.length:
-            raise _error(f"{math.prod(tokens)} tokens of a map of size {tokens}; allowed: up to max_length={self.length}")
+            raise _error(
+                f"{math.prod(tokens)} tokens of a map of size {tokens}; allowed: up to "
+                f"max_length={self.length}"
+            )
         if mask is not None and (mask.shape != source.shape[:-1] or mask.dtype != jnp.bool_):
-            raise _error(f"the mask has shape {mask.shape}, dtype {mask.dtype}; expected {source.shape[:-1]}, bool")
+            raise _error(
+                f"the mask has shape {mask.shape}, dtype {mask.dtype}; expected "
+                f"{source.shape[:-1]}, bool"
+            )
         if (compression is None) == (self.sharing == "layerwise"):
             given = "no compression" if compression is None else "a compression"
-            raise _error(f"{given} given to a layer with sharing={self.sharing!r}; 'layerwise' alone takes one")
+            raise _error(
+                f"{given} given to a layer with sharing={self.sharing!r}; 'layerwise' alone takes "
+                "one"
+            )
         if compression is not None:
             features = self.compress_features if self.projection == "convolution" else None
             wanted = (self.length, self.num_projected, self.projection, None, features)
             names = ("length", "slots", "projection", "heads", "features")
             given = tuple(getattr(compression, name) for name in names)
             if given != wanted:
-                raise _error(f"the compression has ({', '.join(names)}) = {given}; this layer needs {wanted}")
+                raise _error(
+                    f"the compression has ({', '.join(names)}) = {given}; this layer needs {wanted}"
+                )
 
 
-def resize_params(params: Mapping[str, Any], old: Sequence[int], new: Sequence[int]) -> dict[str, Any]:
+def resize_params(
+    params: Mapping[str, Any], old: Sequence[int], new: Sequence[int]
+) -> dict[str, Any]:
     """Converts a layer's parameters to another map size; not part of the paper.
 
-    Every column of E and F is a picture of the map: it is resized linearly along each axis (`jax.image.resize`, which
-    averages when it shrinks) and scaled by n / n', so that a smooth map gives about the same slots. k stays, so build
-    the other layer with that `num_projected`.
+    Every column of E and F is a picture of the map: it is resized linearly along each axis
+    (`jax.image.resize`, which averages when it shrinks) and scaled by n / n', so that a smooth map
+    gives about the same slots. k stays, so build the other layer with that `num_projected`.
 
     Args:
         params: the layer's parameters by name, as `nnx.to_pure_dict` gives them.
@@ -295,7 +362,8 @@ def resize_params(params: Mapping[str, Any], old: Sequence[int], new: Sequence[i
         The same parameters with kernels [(h,) n', k] of E and F.
 
     Raises:
-        ValueError: no E for that many tokens among the parameters (a convolution's depends on n by its window).
+        ValueError: no E for that many tokens among the parameters (a convolution's depends on n by
+            its window).
     """
     resized = dict(params)
     for name in ("compress_key", "compress_value"):
@@ -304,10 +372,16 @@ def resize_params(params: Mapping[str, Any], old: Sequence[int], new: Sequence[i
             continue
         if kernel is None or kernel.shape[-2] != math.prod(old) or len(old) != len(new):
             found = "no kernel" if kernel is None else f"a kernel {kernel.shape}"
-            raise _error(f"cannot resize from {tuple(old)} to {tuple(new)}: {name} has {found} among the parameters")
+            raise _error(
+                f"cannot resize from {tuple(old)} to {tuple(new)}: {name} has {found} among the "
+                "parameters"
+            )
         own, slots = kernel.shape[:-2], kernel.shape[-1]
         image = jax.image.resize(kernel.reshape(*own, *old, slots), (*own, *new, slots), "linear")
-        resized[name] = {**params[name], "kernel": image.reshape(*own, -1, slots) * (math.prod(old) / math.prod(new))}
+        resized[name] = {
+            **params[name],
+            "kernel": image.reshape(*own, -1, slots) * (math.prod(old) / math.prod(new)),
+        }
     return resized
 
 

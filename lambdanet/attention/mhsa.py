@@ -17,19 +17,22 @@ from lambdanet.ops.dot_attention import dot_attention
 
 @attention.register("mhsa")
 class MultiHeadSelfAttention(nnx.Module):
-    """softmax(q k^T / sqrt(d)) v per head over all pairs of positions, then an output projection; no positions inside.
+    """softmax(q k^T / sqrt(d)) v per head over all pairs of positions, then an output projection;
+    no positions inside.
 
-        q = x W_q,  k = context W_k,  v = context W_v,  y = concat over heads (softmax_m(q . k / sqrt(d)) v) W_o
+        q = x W_q,  k = context W_k,  v = context W_v,  y = concat over heads (softmax_m(q . k /
+        sqrt(d)) v) W_o
 
-    A mixer: no residual, no norm. Maps of one to three spatial axes are read as a list of positions. Time and, unless
-    the lowering is a fused one, memory are quadratic in the number of positions; the attention itself is
-    `jax.nn.dot_product_attention`. Logits and softmax are computed in float32.
+    A mixer: no residual, no norm. Maps of one to three spatial axes are read as a list of
+    positions. Time and, unless the lowering is a fused one, memory are quadratic in the number of
+    positions; the attention itself is `jax.nn.dot_product_attention`. Logits and softmax are
+    computed in float32.
 
-    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions, *context positions], whose
-    weights sum to one over the context.
+    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions,
+    *context positions], whose weights sum to one over the context.
 
-    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Biases are those of `torch.nn.MultiheadAttention`;
-    the paper writes none.
+    Source: Vaswani et al. 2017, "Attention Is All You Need", section 3.2. Biases are those of
+    `torch.nn.MultiheadAttention`; the paper writes none.
 
     Args:
         dim: channels of the input, of the output and of `context`.
@@ -62,7 +65,9 @@ class MultiHeadSelfAttention(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if num_heads < 1 or (head_dim is None and dim % num_heads):
-            raise ValueError(f"mhsa: num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim")
+            raise ValueError(
+                f"mhsa: num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim"
+            )
         if head_dim is not None and head_dim < 1:
             raise ValueError(f"mhsa: head_dim is {head_dim}; allowed: 1 or more, or None")
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
@@ -113,9 +118,16 @@ class MultiHeadSelfAttention(nnx.Module):
         keys = x if context is None else context
         values = keys if value_context is None else value_context
         for name, given in (("context", keys), ("value_context", values)):
-            if given.shape[0] != x.shape[0] or given.shape[-1] != self.dim or given.shape[:-1] != keys.shape[:-1]:
+            if (
+                given.shape[0] != x.shape[0]
+                or given.shape[-1] != self.dim
+                or given.shape[:-1] != keys.shape[:-1]
+            ):
                 beside = f" beside the context's {keys.shape}" if name == "value_context" else ""
-                raise ValueError(f"mhsa: {name} has shape {given.shape}{beside}; expected [{x.shape[0]}, positions, {self.dim}]")
+                raise ValueError(
+                    f"mhsa: {name} has shape {given.shape}{beside}; expected [{x.shape[0]}, "
+                    f"positions, {self.dim}]"
+                )
         batch, spatial, seen = x.shape[0], x.shape[1:-1], keys.shape[1:-1]
 
         def heads(linear, tokens):
@@ -125,12 +137,18 @@ class MultiHeadSelfAttention(nnx.Module):
         q, k, v = heads(self.query, x), heads(self.key, keys), heads(self.value, values)
         y, weights = dot_attention(q, k, v, scale=self.head_dim**-0.5, return_weights=self.capture)
         if self.capture:
-            self.sow(nnx.Intermediate, "attention_map", weights.reshape(batch, self.num_heads, *spatial, *seen))
+            self.sow(
+                nnx.Intermediate,
+                "attention_map",
+                weights.reshape(batch, self.num_heads, *spatial, *seen),
+            )
         y = y.reshape(batch, *spatial, -1)
         return y if self.output is None else self.output(y)
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample: the projections and both products over all pairs; softmax not counted."""
+        """Multiply-accumulates of one sample: the projections and both products over all pairs;
+        softmax not counted.
+        """
         n, inner = math.prod(spatial), self.num_heads * self.head_dim
         projections = 3 if self.output is None else 4
         return n * inner * (projections * self.dim + 2 * n)

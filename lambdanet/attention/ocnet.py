@@ -1,4 +1,6 @@
-"""Object context (OCNet): self-attention over the map, over a pyramid of cells, and beside dilated convolutions."""
+"""Object context (OCNet): self-attention over the map, over a pyramid of cells, and beside dilated
+convolutions.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,23 @@ class ObjectContext(nnx.Module):
 
         unit(x) = softmax(q k^T / sqrt(key_dim)) v W_o + b_o,   q = k = act(BN(x W_k + b_k)),   v = x W_v + b_v
 
-    A context block without residual or gate: the input enters through the concatenation. W_o and b_o start at zero, so the
-    context is zero at first and queries, keys and values get no gradient in the first step.
+    A context block without residual or gate: the input enters through the concatenation. W_o and
+    b_o start at zero, so the context is zero at first and queries, keys and values get no gradient
+    in the first step.
 
-    A unit of size s > 1 works on the map max-pooled by s (rows and columns that fill no window are left out; a map shorter
-    than the window is one window), and its context is resized bilinearly to the map, corners on corners. The weights take
-    (N / s^2)^2 numbers.
+    A unit of size s > 1 works on the map max-pooled by s (rows and columns that fill no window are
+    left out; a map shorter than the window is one window), and its context is resized bilinearly to
+    the map, corners on corners. The weights take (N / s^2)^2 numbers.
 
-    With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *pooled s], the weight with which the value
-    of a pooled position enters the context of a position, the resizing included.
+    With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *pooled s], the
+    weight with which the value of a pooled position enters the context of a position, the resizing
+    included.
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release, which uses
-    leaky ReLU (0.01) in in-place norms: `activation='leaky_relu_0.01'` for its weights (a checkpoint of the in-place norms
-    stores a scale w that means |w| + 1e-5). openseg.pytorch has ReLU, separate queries and keys, two layers each:
-    `share_qk=False, num_qk_convs=2`. There C = 512, key_dim = value_dim = 256, sizes (1,), dropout 0.05.
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release,
+    which uses leaky ReLU (0.01) in in-place norms: `activation='leaky_relu_0.01'` for its weights
+    (a checkpoint of the in-place norms stores a scale w that means |w| + 1e-5). openseg.pytorch has
+    ReLU, separate queries and keys, two layers each: `share_qk=False, num_qk_convs=2`. There C =
+    512, key_dim = value_dim = 256, sizes (1,), dropout 0.05.
 
     Args:
         dim: channels.
@@ -45,8 +50,8 @@ class ObjectContext(nnx.Module):
         share_qk: queries are the keys, instead of projections of their own.
         num_qk_convs: layers of the projections of queries and keys.
         activation: a name in `lambdanet.layers.ACTIVATIONS`.
-        dropout: rate of channel dropout on the output in training. 0 by default: as a context block inside a network it
-            must not need a random stream.
+        dropout: rate of channel dropout on the output in training. 0 by default: as a context block
+            inside a network it must not need a random stream.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -54,7 +59,7 @@ class ObjectContext(nnx.Module):
 
     Raises:
         ValueError: an option outside its allowed values.
-    """
+    """  # noqa: E501
 
     kind: ClassVar[str] = "context"
 
@@ -76,13 +81,31 @@ class ObjectContext(nnx.Module):
         rngs: nnx.Rngs,
     ):
         sizes, half = _sizes("object_context", "sizes", sizes), max(dim // 2, 1)
-        key_dim, value_dim = half if key_dim is None else key_dim, half if value_dim is None else value_dim
+        key_dim, value_dim = (
+            half if key_dim is None else key_dim,
+            half if value_dim is None else value_dim,
+        )
         dim_out = dim if dim_out is None else dim_out
-        _check("object_context", dropout, key_dim=key_dim, value_dim=value_dim, dim_out=dim_out, num_qk_convs=num_qk_convs)
-        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        _check(
+            "object_context",
+            dropout,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            dim_out=dim_out,
+            num_qk_convs=num_qk_convs,
+        )
+        options = dict(
+            activation=activation,
+            norm_momentum=norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
-        self.units = nnx.List(AttentionUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes)
+        self.units = nnx.List(
+            AttentionUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes
+        )
         self.fuse = PointwiseNormAct(2 * dim, dim_out, bias=True, **options)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
@@ -90,8 +113,12 @@ class ObjectContext(nnx.Module):
         """The sum of the units' outputs, before it meets the input."""
         return sum(unit(x) for unit in self.units)
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w d"]:
-        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when dropout > 0."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w d"]:
+        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
+        dropout > 0.
+        """
         check_map("object_context", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         return self.dropout(self.fuse(jnp.concatenate([self.context(x), x], axis=-1)), rngs=rngs)
@@ -103,20 +130,24 @@ class ObjectContext(nnx.Module):
 
 @attention.register("pyramid_object_context")
 class PyramidObjectContext(nnx.Module):
-    """Pyramid-OC: y = act(BN([lift(x), unit_1(x), ..., unit_n(x)] W + b)), unit i attending inside the cells of a grid.
+    """Pyramid-OC: y = act(BN([lift(x), unit_1(x), ..., unit_n(x)] W + b)), unit i attending inside
+    the cells of a grid.
 
-    For size s the map is cut into s x s cells of floor(H / s) x floor(W / s) positions, the last row and column of cells
-    taking what is left; positions attend inside their cell only, with the unit of `ObjectContext`, one per size and shared
-    by its cells. `lift` is a 1x1 to n dim channels, norm, activation, so that input and contexts are equally wide in the
-    concatenation. A context block without residual or gate; the units' outputs start at zero.
+    For size s the map is cut into s x s cells of floor(H / s) x floor(W / s) positions, the last
+    row and column of cells taking what is left; positions attend inside their cell only, with the
+    unit of `ObjectContext`, one per size and shared by its cells. `lift` is a 1x1 to n dim
+    channels, norm, activation, so that input and contexts are equally wide in the concatenation. A
+    context block without residual or gate; the units' outputs start at zero.
 
-    An axis shorter than s is cut into single rows or columns, so that the pyramid works on every map; the release has no
-    such case. Weights take N^2 sum_s s^-2 numbers.
+    An axis shorter than s is cut into single rows or columns, so that the pyramid works on every
+    map; the release has no such case. Weights take N^2 sum_s s^-2 numbers.
 
-    With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *s], zero between cells.
+    With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *s], zero between
+    cells.
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release: sizes
-    (1, 2, 3, 6), key_dim dim / 2, value_dim dim, behind a 3x3 from 2048 to dim = 512. Activation as for `ObjectContext`.
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release:
+    sizes (1, 2, 3, 6), key_dim dim / 2, value_dim dim, behind a 3x3 from 2048 to dim = 512.
+    Activation as for `ObjectContext`.
 
     Args:
         dim: channels.
@@ -127,7 +158,8 @@ class PyramidObjectContext(nnx.Module):
         share_qk: queries are the keys, instead of projections of their own.
         num_qk_convs: layers of the projections of queries and keys.
         activation: a name in `lambdanet.layers.ACTIVATIONS`.
-        dropout: rate of channel dropout on the output in training; 0.05 in the paper's segmentation head.
+        dropout: rate of channel dropout on the output in training; 0.05 in the paper's segmentation
+            head.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -157,19 +189,41 @@ class PyramidObjectContext(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name, sizes = "pyramid_object_context", _sizes("pyramid_object_context", "sizes", sizes)
-        key_dim, value_dim = max(dim // 2, 1) if key_dim is None else key_dim, dim if value_dim is None else value_dim
+        key_dim, value_dim = (
+            max(dim // 2, 1) if key_dim is None else key_dim,
+            dim if value_dim is None else value_dim,
+        )
         dim_out = dim if dim_out is None else dim_out
-        _check(name, dropout, key_dim=key_dim, value_dim=value_dim, dim_out=dim_out, num_qk_convs=num_qk_convs)
-        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        _check(
+            name,
+            dropout,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            dim_out=dim_out,
+            num_qk_convs=num_qk_convs,
+        )
+        options = dict(
+            activation=activation,
+            norm_momentum=norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
-        self.units = nnx.List(AttentionUnit(dim, key_dim, value_dim, dim, cells=cells, **attends) for cells in sizes)
+        self.units = nnx.List(
+            AttentionUnit(dim, key_dim, value_dim, dim, cells=cells, **attends) for cells in sizes
+        )
         self.lift = PointwiseNormAct(dim, len(sizes) * dim, bias=True, **options)
         self.fuse = PointwiseNormAct(2 * len(sizes) * dim, dim_out, bias=True, **options)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w d"]:
-        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when dropout > 0."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w d"]:
+        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
+        dropout > 0.
+        """
         check_map("pyramid_object_context", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         parts = [self.lift(x), *(unit(x) for unit in self.units)]
@@ -177,23 +231,30 @@ class PyramidObjectContext(nnx.Module):
 
     def macs(self, h: int, w: int) -> int:
         """Multiply-accumulates for one [h, w] map: projections and attention."""
-        return sum(unit.macs(h, w) for unit in self.units) + self.lift.macs(h * w) + self.fuse.macs(h * w)
+        return (
+            sum(unit.macs(h, w) for unit in self.units)
+            + self.lift.macs(h * w)
+            + self.fuse.macs(h * w)
+        )
 
 
 @attention.register("asp_object_context")
 class AspObjectContext(nnx.Module):
-    """ASP-OC: y = act(BN([context, 1x1, 3x3 at each dilation] W)), every branch `width` channels, norm and activation.
+    """ASP-OC: y = act(BN([context, 1x1, 3x3 at each dilation] W)), every branch `width` channels,
+    norm and activation.
 
-    The context branch is a 3x3, the unit of `ObjectContext` on the map max-pooled by `pool`, and a 1x1; the other branches
-    are those of atrous spatial pyramid pooling. A context block without residual or gate. The output projection of the
-    attention starts at zero, so the context branch is constant over the map at first.
+    The context branch is a 3x3, the unit of `ObjectContext` on the map max-pooled by `pool`, and a
+    1x1; the other branches are those of atrous spatial pyramid pooling. A context block without
+    residual or gate. The output projection of the attention starts at zero, so the context branch
+    is constant over the map at first.
 
     With the view attribute `capture`, the unit sows `attention_map` [b, 1, *s, *pooled s].
 
-    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release: dim 512,
-    width 256, dilations (12, 24, 36) at stride 8, key_dim width / 2, value_dim width, behind a 3x3 from 2048. The context
-    keeps the map's size at odd sizes, too. The activation is the release's, unlike that of `ObjectContext`: behind a ReLU
-    the context branch would never start, since batch norm turns the constant into zero, where a ReLU has no gradient.
+    Source: Yuan and Wang 2018, "OCNet: Object Context Network for Scene Parsing", and its release:
+    dim 512, width 256, dilations (12, 24, 36) at stride 8, key_dim width / 2, value_dim width,
+    behind a 3x3 from 2048. The context keeps the map's size at odd sizes, too. The activation is
+    the release's, unlike that of `ObjectContext`: behind a ReLU the context branch would never
+    start, since batch norm turns the constant into zero, where a ReLU has no gradient.
 
     Args:
         dim: channels.
@@ -206,7 +267,8 @@ class AspObjectContext(nnx.Module):
         share_qk: queries are the keys, instead of projections of their own.
         num_qk_convs: layers of the projections of queries and keys.
         activation: a name in `lambdanet.layers.ACTIVATIONS`.
-        dropout: rate of channel dropout on the output in training; 0.1 in the paper's segmentation head.
+        dropout: rate of channel dropout on the output in training; 0.1 in the paper's segmentation
+            head.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -239,23 +301,38 @@ class AspObjectContext(nnx.Module):
     ):
         name, dilations = "asp_object_context", _sizes("asp_object_context", "dilations", dilations)
         width = max(dim // 2, 1) if width is None else width
-        key_dim, value_dim = max(width // 2, 1) if key_dim is None else key_dim, width if value_dim is None else value_dim
+        key_dim, value_dim = (
+            max(width // 2, 1) if key_dim is None else key_dim,
+            width if value_dim is None else value_dim,
+        )
         dim_out = dim if dim_out is None else dim_out
         widths = dict(width=width, key_dim=key_dim, value_dim=value_dim, dim_out=dim_out)
         _check(name, dropout, pool=pool, num_qk_convs=num_qk_convs, **widths)
-        options = dict(activation=activation, norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options = dict(
+            activation=activation,
+            norm_momentum=norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.context_in = ConvNormAct(dim, width, 3, bias=True, **options)
         self.unit = AttentionUnit(width, key_dim, value_dim, width, pool=pool, **attends)
         self.context_out = PointwiseNormAct(width, width, bias=True, **options)
         self.point = PointwiseNormAct(dim, width, **options)
-        self.dilated = nnx.List(ConvNormAct(dim, width, 3, dilation=dilation, **options) for dilation in dilations)
+        self.dilated = nnx.List(
+            ConvNormAct(dim, width, 3, dilation=dilation, **options) for dilation in dilations
+        )
         self.fuse = PointwiseNormAct((2 + len(dilations)) * width, dim_out, **options)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w d"]:
-        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when dropout > 0."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w d"]:
+        """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
+        dropout > 0.
+        """
         check_map("asp_object_context", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         context = self.context_out(self.unit(self.context_in(x)))
@@ -263,9 +340,15 @@ class AspObjectContext(nnx.Module):
         return self.dropout(self.fuse(jnp.concatenate(branches, axis=-1)), rngs=rngs)
 
     def macs(self, h: int, w: int) -> int:
-        """Multiply-accumulates for one [h, w] map: projections, convolutions (taps on padding included), attention, resizing."""
+        """Multiply-accumulates for one [h, w] map: projections, convolutions (taps on padding
+        included), attention, resizing.
+        """
         points = sum(layer.macs(h * w) for layer in (self.context_out, self.point, self.fuse))
-        return points + self.unit.macs(h, w) + sum(layer.macs(h, w) for layer in (self.context_in, *self.dilated))
+        return (
+            points
+            + self.unit.macs(h, w)
+            + sum(layer.macs(h, w) for layer in (self.context_in, *self.dilated))
+        )
 
 
 def _sizes(block: str, name: str, values: Sequence[int]) -> tuple[int, ...]:
@@ -284,7 +367,9 @@ def _check(block: str, dropout: float, **counts: int) -> None:
 
 
 def _norm_act(torch: str, path: str, index: int = 0) -> tuple[Rule, ...]:
-    """A 1x1 at an index of a Sequential, and after it an in-place norm or a Sequential of norm and ReLU."""
+    """A 1x1 at an index of a Sequential, and after it an in-place norm or a Sequential of norm and
+    ReLU.
+    """
     return (
         *prefixed(POINTWISE, rf"{torch}\.{index}\.", f"{path}/linear"),
         *prefixed(BATCH_NORM, rf"{torch}\.{index + 1}\.(?:0\.)?", f"{path}/norm"),
@@ -292,7 +377,10 @@ def _norm_act(torch: str, path: str, index: int = 0) -> tuple[Rule, ...]:
 
 
 def _conv_norm_act(torch: str, path: str) -> tuple[Rule, ...]:
-    return (*prefixed(CONV, rf"{torch}\.0\.", f"{path}/conv"), *prefixed(BATCH_NORM, rf"{torch}\.1\.", f"{path}/norm"))
+    return (
+        *prefixed(CONV, rf"{torch}\.0\.", f"{path}/conv"),
+        *prefixed(BATCH_NORM, rf"{torch}\.1\.", f"{path}/norm"),
+    )
 
 
 def _names(query: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -319,7 +407,11 @@ def _names(query: tuple[Rule, ...]) -> tuple[Rule, ...]:
 
 
 TORCH_NAMES = _names((Rule(r"f_query\..*", None),))
-"""Names of OCNet.pytorch, whose state lists the shared projection twice, as `f_key` and as `f_query`."""
+"""Names of OCNet.pytorch, whose state lists the shared projection twice, as `f_key` and as
+`f_query`.
+"""
 
-TORCH_NAMES_SEPARATE = _names((*_norm_act("f_query", "query/0"), *_norm_act("f_query", "query/1", 2)))
+TORCH_NAMES_SEPARATE = _names(
+    (*_norm_act("f_query", "query/0"), *_norm_act("f_query", "query/1", 2))
+)
 """Names of openseg.pytorch, whose queries have projections of their own (`share_qk=False`)."""

@@ -12,7 +12,8 @@ from lambdanet.ops.cell_attention import cell_attention, cell_runs, full_map
 
 
 class AttentionUnit(nnx.Module):
-    """softmax(q k^T / sqrt(key_dim)) v W_o + b_o on the pooled map, inside cells, resized to the map; W_o and b_o start at 0.
+    """softmax(q k^T / sqrt(key_dim)) v W_o + b_o on the pooled map, inside cells, resized to the
+    map; W_o and b_o start at 0.
 
     Args:
         dim: channels of the input.
@@ -48,9 +49,15 @@ class AttentionUnit(nnx.Module):
         norm = dict(bias=True, activation=activation, norm_momentum=norm_momentum, **linear)
         widths = (dim, *[key_dim] * (num_qk_convs - 1))
         self.key = nnx.List(PointwiseNormAct(width, key_dim, **norm) for width in widths)
-        self.query = None if share_qk else nnx.List(PointwiseNormAct(width, key_dim, **norm) for width in widths)
+        self.query = (
+            None
+            if share_qk
+            else nnx.List(PointwiseNormAct(width, key_dim, **norm) for width in widths)
+        )
         self.value = nnx.Linear(dim, value_dim, **linear)
-        self.out = nnx.Linear(value_dim, dim_out, kernel_init=nnx.initializers.zeros_init(), **linear)
+        self.out = nnx.Linear(
+            value_dim, dim_out, kernel_init=nnx.initializers.zeros_init(), **linear
+        )
 
     def set_view(self, capture: bool | None = None):
         """Switches the recording of the attention weights.
@@ -73,7 +80,9 @@ class AttentionUnit(nnx.Module):
             query = x
             for layer in self.query:
                 query = layer(query)
-        context, weights = cell_attention(query, key, self.value(x), cells=self.cells, scale=self.key_dim**-0.5)
+        context, weights = cell_attention(
+            query, key, self.value(x), cells=self.cells, scale=self.key_dim**-0.5
+        )
         if self.capture:  # resizing is linear, so it applies to the queries' axes of the map
             full = full_map(weights, (h, w), self.cells).reshape(batch, h, w, -1)
             full = resize_bilinear(full, tuple(size), align_corners=True)

@@ -18,16 +18,18 @@ from lambdanet.layers import check_map
 class SqueezeExcite(nnx.Module):
     """y = x * sigmoid(W2 relu(W1 mean(x))), the mean over all positions.
 
-    A context block with its gate inside: the output is `x` scaled per channel; there is no residual. Mean, both
-    matrices and the gate are computed in float32. Where it stands is the host network's business: the paper's
-    'standard' place in a ResNet is after the last norm of the residual branch, before the addition; it also tries 'pre'
-    (before the branch), 'post' (after the addition) and 'identity' (on the shortcut).
+    A context block with its gate inside: the output is `x` scaled per channel; there is no
+    residual. Mean, both matrices and the gate are computed in float32. Where it stands is the host
+    network's business: the paper's 'standard' place in a ResNet is after the last norm of the
+    residual branch, before the addition; it also tries 'pre' (before the branch), 'post' (after the
+    addition) and 'identity' (on the shortcut).
 
-    Shapes: [b, *spatial, dim] with one to three spatial axes to the same. With the view attribute `capture`, a call sows
-    `gate` [b, *ones, dim].
+    Shapes: [b, *spatial, dim] with one to three spatial axes to the same. With the view attribute
+    `capture`, a call sows `gate` [b, *ones, dim].
 
-    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", equations 2-4. Their released networks have
-    biases, the ablations of the journal version do not: `bias=False`. ResNet-RS uses ratio 4, the paper 16.
+    Source: Hu et al. 2018, "Squeeze-and-Excitation Networks", equations 2-4. Their released
+    networks have biases, the ablations of the journal version do not: `bias=False`. ResNet-RS uses
+    ratio 4, the paper 16.
 
     Args:
         dim: channels.
@@ -54,10 +56,15 @@ class SqueezeExcite(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if not 1 <= ratio <= dim:
-            raise ValueError(f"squeeze-excite ratio is {ratio} for {dim} channels; allowed: 1 <= ratio <= channels")
+            raise ValueError(
+                f"squeeze-excite ratio is {ratio} for {dim} channels; allowed: 1 <= ratio <= "
+                "channels"
+            )
         self.dim, self.hidden, self.dtype = dim, dim // ratio, dtype
         self.capture = False
-        options = dict(use_bias=bias, kernel_init=nnx.initializers.he_normal(), param_dtype=param_dtype)
+        options = dict(
+            use_bias=bias, kernel_init=nnx.initializers.he_normal(), param_dtype=param_dtype
+        )
         self.reduce = nnx.Linear(dim, self.hidden, **options, rngs=rngs)
         self.expand = nnx.Linear(self.hidden, dim, **options, rngs=rngs)
 
@@ -70,19 +77,23 @@ class SqueezeExcite(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
         """Maps [b, *spatial, dim] to the same shape; `rngs` is not read."""
         check_map("se", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
         spatial = tuple(range(1, x.ndim - 1))
-        mean = jnp.mean(x, axis=spatial, keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32))
+        mean = jnp.mean(
+            x, axis=spatial, keepdims=True, dtype=jnp.promote_types(x.dtype, jnp.float32)
+        )
         gate = jax.nn.sigmoid(self.expand(jax.nn.relu(self.reduce(mean))))
         if self.capture:
             self.sow(nnx.Intermediate, "gate", gate)
         return x * gate.astype(x.dtype)
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of the two matrices; the gate's product with the map is not counted."""
+        """Multiply-accumulates of the two matrices; the gate's product is not counted."""
         return 2 * self.dim * self.hidden
 
 

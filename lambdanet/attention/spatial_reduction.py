@@ -1,4 +1,6 @@
-"""Spatial-reduction attention of PVT (Wang et al. 2021), and the linear form of PVTv2: keys from a coarser map."""
+"""Spatial-reduction attention of PVT (Wang et al. 2021), and the linear form of PVTv2: keys from a
+coarser map.
+"""
 
 from __future__ import annotations
 
@@ -23,47 +25,53 @@ POOLED = 7
 
 @attention.register("spatial_reduction")
 class SpatialReductionAttention(nnx.Module):
-    """Multi-head attention of every position to the positions of a map that is `sr_ratio` times smaller per axis.
+    """Multi-head attention of every position to the positions of a map that is `sr_ratio` times
+    smaller per axis.
 
         q = x W_q,   k, v = reduce(x) W_kv                                      (columns [k | v], each head by head)
         y = concat over heads (softmax_j(q_i . k_j / sqrt(d)) v_j) W_o
 
         reduce(x) = norm(conv(x)), r x r with stride r;            x for sr_ratio=1
-        reduce(x) = GELU(norm(conv(pool(x)))), 1x1, on the averages over a 7x7 grid, with linear=True
+        reduce(x) = GELU(norm(conv(pool(x)))), 1x1, on the averages over a 7x7 grid, with
+        linear=True
 
-    A mixer: no residual, no norm around it. Time and memory are N N / r^2, in the linear form 49 N. Logits and softmax are
-    computed in float32.
+    A mixer: no residual, no norm around it. Time and memory are N N / r^2, in the linear form 49 N.
+    Logits and softmax are computed in float32.
 
-    Maps of any size: the convolution leaves out last rows and columns that fill no window, as the reference does; these
-    positions are queries and no keys. A side shorter than r is continued by zeros to one window (the reference has then no
-    key at all). The bins of the pooling are PyTorch's: from floor(i L / 7) to ceil((i + 1) L / 7), which overlap where 7
-    does not divide L and repeat positions where L < 7.
+    Maps of any size: the convolution leaves out last rows and columns that fill no window, as the
+    reference does; these positions are queries and no keys. A side shorter than r is continued by
+    zeros to one window (the reference has then no key at all). The bins of the pooling are
+    PyTorch's: from floor(i L / 7) to ceil((i + 1) L / 7), which overlap where 7 does not divide L
+    and repeat positions where L < 7.
 
-    With sr_ratio=1 and not linear this is plain multi-head attention and takes lists of tokens [b, n, dim], too, as PVT's
-    last stage does with its class token.
+    With sr_ratio=1 and not linear this is plain multi-head attention and takes lists of tokens [b,
+    n, dim], too, as PVT's last stage does with its class token.
 
-    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions, *reduced positions], whose
-    weights sum to one.
+    With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions,
+    *reduced positions], whose weights sum to one.
 
-    Source: Wang et al. 2021, "Pyramid Vision Transformer" (arXiv 2102.12122), with ratios 8, 4, 2, 1 in its four stages; Wang
-    et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision Transformer" (arXiv 2106.13797) for the linear form.
+    Source: Wang et al. 2021, "Pyramid Vision Transformer" (arXiv 2102.12122), with ratios 8, 4, 2,
+    1 in its four stages; Wang et al. 2022, "PVT v2: Improved Baselines with Pyramid Vision
+    Transformer" (arXiv 2106.13797) for the linear form.
 
     Args:
         dim: channels.
         num_heads: heads; divides `dim`.
-        sr_ratio: r, side of a window that becomes one key. None means 2, the ratio of PVT's third and deepest stage, and is
-            the only choice with `linear`.
+        sr_ratio: r, side of a window that becomes one key. None means 2, the ratio of PVT's third
+            and deepest stage, and is the only choice with `linear`.
         linear: pool to 7x7 in place of the r x r convolution.
         qkv_bias: biases of the projections of queries, keys and values.
-        conv_init: 'fan_in' (PVT: kernel and bias uniform within 1 / sqrt(fan_in), PyTorch's default) | 'fan_out' (PVTv2:
-            normal with variance 2 / fan_out, bias zero).
+        conv_init: 'fan_in' (PVT: kernel and bias uniform within 1 / sqrt(fan_in), PyTorch's
+            default) | 'fan_out' (PVTv2: normal with variance 2 / fan_out, bias zero).
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
-        rngs: initialisation source. Kernels of projections start truncated normal 0.02, their biases zero.
+        rngs: initialisation source. Kernels of projections start truncated normal 0.02, their
+            biases zero.
 
     Raises:
-        ValueError: heads that do not divide the channels, a ratio below 1 or beside `linear`, or an unknown conv_init.
-    """
+        ValueError: heads that do not divide the channels, a ratio below 1 or beside `linear`, or an
+            unknown conv_init.
+    """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
 
@@ -84,7 +92,8 @@ class SpatialReductionAttention(nnx.Module):
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
         if sr_ratio is not None and (not is_count(sr_ratio) or linear):
             raise _error(
-                f"sr_ratio is {sr_ratio} with linear={linear}; allowed: an integer of 1 or more, with linear=True only None"
+                f"sr_ratio is {sr_ratio} with linear={linear}; allowed: an integer of 1 or more, "
+                "with linear=True only None"
             )
         if conv_init not in CONV_INITS:
             raise _error(f"conv_init is {conv_init!r}; allowed: {', '.join(CONV_INITS)}")
@@ -97,9 +106,16 @@ class SpatialReductionAttention(nnx.Module):
         self.key_value = nnx.Linear(dim, 2 * dim, use_bias=qkv_bias, kernel_init=init, **stored)
         self.output = nnx.Linear(dim, dim, kernel_init=init, **stored)
         reduced = linear or self.sr_ratio > 1
-        window, inits = (self.sr_ratio, self.sr_ratio), _conv_inits(conv_init, self.sr_ratio**2 * dim)
-        self.reduction = nnx.Conv(dim, dim, window, strides=window, **inits, **stored) if reduced else None
-        self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored) if reduced else None
+        window, inits = (
+            (self.sr_ratio, self.sr_ratio),
+            _conv_inits(conv_init, self.sr_ratio**2 * dim),
+        )
+        self.reduction = (
+            nnx.Conv(dim, dim, window, strides=window, **inits, **stored) if reduced else None
+        )
+        self.norm = (
+            nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored) if reduced else None
+        )
 
     def set_view(self, capture: bool | None = None):
         """Switches the recording of what the layer attends to.
@@ -110,8 +126,12 @@ class SpatialReductionAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b *s c"]:
-        """Maps [batch, H, W, dim] to the same shape, without a reduction also [batch, n, dim]; `rngs` is not read."""
+    def __call__(
+        self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *s c"]:
+        """Maps [batch, H, W, dim] to the same shape, without a reduction also [batch, n, dim];
+        `rngs` is not read.
+        """
         check_map("spatial reduction", x, self.dim, (1, 2) if self.reduction is None else (2,))
         x = x.astype(self.dtype or x.dtype)
         reduced = self._reduce(x)
@@ -119,20 +139,32 @@ class SpatialReductionAttention(nnx.Module):
         q = self.query(x).reshape(batch, -1, self.num_heads, self.dim // self.num_heads)
         kv = self.key_value(reduced).reshape(batch, -1, 2, *q.shape[2:])
         scale = q.shape[-1] ** -0.5
-        y, weights = dot_attention(q, kv[:, :, 0], kv[:, :, 1], scale=scale, return_weights=self.capture)
+        y, weights = dot_attention(
+            q, kv[:, :, 0], kv[:, :, 1], scale=scale, return_weights=self.capture
+        )
         if self.capture:
-            self.sow(nnx.Intermediate, "attention_map", weights.reshape(batch, self.num_heads, *spatial, *seen))
+            self.sow(
+                nnx.Intermediate,
+                "attention_map",
+                weights.reshape(batch, self.num_heads, *spatial, *seen),
+            )
         return self.output(y.reshape(x.shape))
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample: projections, the convolution, both products; pooling not counted."""
+        """Multiply-accumulates of one sample: projections, the convolution, both products; pooling
+        not counted.
+        """
         positions, seen = math.prod(spatial), math.prod(self._reduced(spatial))
         reduction = 0 if self.reduction is None else self.sr_ratio**2 * self.dim
-        return self.dim * (2 * self.dim * positions + seen * (2 * self.dim + reduction + 2 * positions))
+        return self.dim * (
+            2 * self.dim * positions + seen * (2 * self.dim + reduction + 2 * positions)
+        )
 
     def _reduced(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
         """Size of the map that keys come from."""
-        return (POOLED, POOLED) if self.linear else tuple(max(n // self.sr_ratio, 1) for n in spatial)
+        return (
+            (POOLED, POOLED) if self.linear else tuple(max(n // self.sr_ratio, 1) for n in spatial)
+        )
 
     def _reduce(self, x: jax.Array) -> jax.Array:
         if self.reduction is None:
@@ -140,13 +172,19 @@ class SpatialReductionAttention(nnx.Module):
         rows, columns = self._reduced(x.shape[1:3])
         if self.linear:
             x = adaptive_avg_pool(x, (rows, columns))
-        # Windows do not overlap, so the convolution is one matrix product of the regrouped map, forward and backward.
+        # Windows do not overlap, so the convolution is one matrix product of the regrouped map,
+        # forward and backward.
         r = self.sr_ratio
         missing = [max(r - n, 0) for n in x.shape[1:3]]
-        x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))[:, : rows * r, : columns * r]
+        x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))[
+            :, : rows * r, : columns * r
+        ]
         windows = x.reshape(-1, rows, r, columns, r, self.dim)
         precise = jnp.promote_types(x.dtype, jnp.float32)
-        kernel, bias = self.reduction.kernel[...].astype(x.dtype), self.reduction.bias[...].astype(x.dtype)
+        kernel, bias = (
+            self.reduction.kernel[...].astype(x.dtype),
+            self.reduction.bias[...].astype(x.dtype),
+        )
         y = jnp.einsum("bhrwsc,rscd->bhwd", windows, kernel, preferred_element_type=precise)
         y = self.norm((y + bias).astype(x.dtype))
         return gelu(y) if self.linear else y

@@ -1,4 +1,6 @@
-"""Self-attention that hands on its logits, and what it shares with less-attention: tokens, value product, checks."""
+"""Self-attention that hands on its logits, and what it shares with less-attention: tokens, value
+product, checks.
+"""
 
 from __future__ import annotations
 
@@ -14,23 +16,26 @@ from lambdanet.layers import trunc_normal
 
 
 class VanillaAttention(nnx.Module):
-    """Multi-head self-attention that also hands on its logits: where the logits of less-attention come from.
+    """Multi-head self-attention that also hands on its logits: where the logits of less-attention
+    come from.
 
         A = Q K^T / sqrt(d) + addition,     y = concat over heads (softmax over keys (A) V) W_o
 
-    Parameters are those of the spatial-reduction mixer, which this is for sr_ratio > 1: keys and values from
-    norm(conv_{r x r, stride r}(x)), of the map without the rows and columns that fill no window. Logits are float32 and held
-    in memory, [b, heads, tokens, keys]; that rules out fused lowerings. No residual and no norm.
+    Parameters are those of the spatial-reduction mixer, which this is for sr_ratio > 1: keys and
+    values from norm(conv_{r x r, stride r}(x)), of the map without the rows and columns that fill
+    no window. Logits are float32 and held in memory, [b, heads, tokens, keys]; that rules out fused
+    lowerings. No residual and no norm.
 
-    Source: Zhang et al. 2024 (see `LessAttention`), equations 1 to 4 and, for the addition, 7; the paper adds in the first
-    layer of a stage only. Dropout on the softmax only is ours.
+    Source: Zhang et al. 2024 (see `LessAttention`), equations 1 to 4 and, for the addition, 7; the
+    paper adds in the first layer of a stage only. Dropout on the softmax only is ours.
 
     Args:
         dim: channels in and out.
         num_heads: heads.
         sr_ratio: side of the cells that share one key, r; 1 for none.
         qkv_bias: biases of the input projections.
-        class_token: x is a list of tokens, one class token before the map's positions; with sr_ratio 1 only.
+        class_token: x is a list of tokens, one class token before the map's positions; with
+            sr_ratio 1 only.
         dropout_rate: dropout on the softmax; the logits handed on have none.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -55,8 +60,16 @@ class VanillaAttention(nnx.Module):
     ):
         check_heads("vanilla attention", dim, num_heads)
         if sr_ratio < 1 or (class_token and sr_ratio > 1):
-            raise ValueError(f"vanilla attention: sr_ratio is {sr_ratio}; allowed: 1 or more, and 1 with a class token")
-        self.dim, self.num_heads, self.head_dim, self.dtype = dim, num_heads, dim // num_heads, dtype
+            raise ValueError(
+                f"vanilla attention: sr_ratio is {sr_ratio}; allowed: 1 or more, and 1 with a "
+                "class token"
+            )
+        self.dim, self.num_heads, self.head_dim, self.dtype = (
+            dim,
+            num_heads,
+            dim // num_heads,
+            dtype,
+        )
         self.sr_ratio, self.class_token, self.capture = sr_ratio, class_token, False
         linear = linears(dtype, param_dtype, rngs)
         self.query, self.key_value = linear(dim, dim, qkv_bias), linear(dim, 2 * dim, qkv_bias)
@@ -64,7 +77,9 @@ class VanillaAttention(nnx.Module):
         if sr_ratio > 1:
             stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             window, init = (sr_ratio, sr_ratio), trunc_normal(0.02)
-            self.reduction = nnx.Conv(dim, dim, window, strides=sr_ratio, padding="VALID", kernel_init=init, **stored)
+            self.reduction = nnx.Conv(
+                dim, dim, window, strides=sr_ratio, padding="VALID", kernel_init=init, **stored
+            )
             self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
 
@@ -88,7 +103,8 @@ class VanillaAttention(nnx.Module):
         """Applies the layer.
 
         Args:
-            x: map [b, h, w, dim], or its positions as a list [b, tokens, dim], the class token first if there is one.
+            x: map [b, h, w, dim], or its positions as a list [b, tokens, dim], the class token
+                first if there is one.
             addition: added to the logits; None for nothing.
             grid: (height, width) behind a list.
             rngs: `dropout` stream; read in the training view when the rate is above 0.
@@ -104,34 +120,54 @@ class VanillaAttention(nnx.Module):
         tokens = x.astype(self.dtype or x.dtype).reshape(x.shape[0], -1, self.dim)
         context = tokens
         if self.sr_ratio > 1:
-            context = self.norm(self.reduction(tokens.reshape(x.shape[0], *grid, self.dim))).reshape(x.shape[0], -1, self.dim)
+            context = self.norm(
+                self.reduction(tokens.reshape(x.shape[0], *grid, self.dim))
+            ).reshape(x.shape[0], -1, self.dim)
         q = self.query(tokens).reshape(*tokens.shape[:2], self.num_heads, self.head_dim)
         kv = self.key_value(context).reshape(*context.shape[:2], 2, self.num_heads, self.head_dim)
         wide = jnp.promote_types(q.dtype, jnp.float32)
-        logits = jnp.einsum("bihd,bjhd->bhij", q, kv[:, :, 0], preferred_element_type=wide) * self.head_dim**-0.5
+        logits = (
+            jnp.einsum("bihd,bjhd->bhij", q, kv[:, :, 0], preferred_element_type=wide)
+            * self.head_dim**-0.5
+        )
         if addition is not None:
             if addition.shape != logits.shape:
-                raise ValueError(f"vanilla attention: the addition has shape {addition.shape}; the logits have {logits.shape}")
+                raise ValueError(
+                    f"vanilla attention: the addition has shape {addition.shape}; the logits have "
+                    f"{logits.shape}"
+                )
             logits = logits + addition.astype(wide)
         y, weights = mix_values(logits, kv[:, :, 1], self.dropout, rngs)
         if self.capture:
-            self.sow(nnx.Intermediate, "attention_map", as_map(weights, grid, keys, self.class_token))
+            self.sow(
+                nnx.Intermediate, "attention_map", as_map(weights, grid, keys, self.class_token)
+            )
         return self.output(y.reshape(x.shape)), logits
 
     def key_grid(self, h: int, w: int) -> tuple[int, int]:
         """Returns the size of the map of keys for an [h, w] map."""
         if min(h, w) < self.sr_ratio:
-            raise ValueError(f"vanilla attention: the map is {h}x{w}; sr_ratio={self.sr_ratio} needs one cell at least")
+            raise ValueError(
+                f"vanilla attention: the map is {h}x{w}; sr_ratio={self.sr_ratio} needs one cell "
+                "at least"
+            )
         return h // self.sr_ratio, w // self.sr_ratio
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample: projections, reduction and both products. One number is that of tokens."""
+        """Multiply-accumulates of one sample: projections, reduction and both products. One number
+        is that of tokens.
+        """
         tokens = math.prod(spatial) + (self.class_token if len(spatial) == 2 else 0)
         if self.sr_ratio == 1:
             return 4 * tokens * self.dim**2 + 2 * tokens**2 * self.dim
         keys = math.prod(self.key_grid(*spatial))
         reduction = keys * (self.sr_ratio * self.dim) ** 2
-        return 2 * tokens * self.dim**2 + 2 * keys * self.dim**2 + reduction + 2 * tokens * keys * self.dim
+        return (
+            2 * tokens * self.dim**2
+            + 2 * keys * self.dim**2
+            + reduction
+            + 2 * tokens * keys * self.dim
+        )
 
 
 def check_heads(block: str, dim: int, num_heads: int) -> None:
@@ -139,15 +175,29 @@ def check_heads(block: str, dim: int, num_heads: int) -> None:
         raise ValueError(f"{block}: num_heads is {num_heads}; allowed: divisors of dim={dim}")
 
 
-def check_tokens(block: str, x: jax.Array, dim: int, grid: tuple[int, int] | None, class_token: bool) -> tuple[int, int]:
-    """Returns the (height, width) of the tokens; raises ValueError if `x` is neither a map nor a list of that many."""
+def check_tokens(
+    block: str, x: jax.Array, dim: int, grid: tuple[int, int] | None, class_token: bool
+) -> tuple[int, int]:
+    """Returns the (height, width) of the tokens; raises ValueError if `x` is neither a map nor a
+    list of that many.
+    """
     if x.ndim == 4 and grid is None and not class_token:
         grid = x.shape[1:3]
     tokens = None if grid is None else math.prod(grid) + class_token
-    if tokens is None or 0 in x.shape or x.shape[-1] != dim or math.prod(x.shape[1:-1]) != tokens or x.ndim not in (3, 4):
-        listed = f"[batch, {'tokens' if tokens is None else tokens}, {dim}] with grid=(height, width)"
+    if (
+        tokens is None
+        or 0 in x.shape
+        or x.shape[-1] != dim
+        or math.prod(x.shape[1:-1]) != tokens
+        or x.ndim not in (3, 4)
+    ):
+        listed = (
+            f"[batch, {'tokens' if tokens is None else tokens}, {dim}] with grid=(height, width)"
+        )
         allowed = listed if class_token else f"[batch, height, width, {dim}], or {listed}"
-        raise ValueError(f"{block}: the input has shape {x.shape}, grid is {grid}; expected {allowed}")
+        raise ValueError(
+            f"{block}: the input has shape {x.shape}, grid is {grid}; expected {allowed}"
+        )
     return tuple(grid)
 
 
@@ -162,13 +212,18 @@ def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
 
 
 def mix_values(
-    logits: Float[Array, "b heads n m"], v: Float[Array, "b m heads d"], dropout: nnx.Dropout, rngs: nnx.Rngs | None
+    logits: Float[Array, "b heads n m"],
+    v: Float[Array, "b m heads d"],
+    dropout: nnx.Dropout,
+    rngs: nnx.Rngs | None,
 ) -> tuple[Float[Array, "b n heads d"], Float[Array, "b heads n m"]]:
     """Returns the values mixed by the softmax of the logits, and the softmax before dropout."""
     weights = jax.nn.softmax(logits, axis=-1)
     return jnp.einsum("bhij,bjhd->bihd", dropout(weights, rngs=rngs).astype(v.dtype), v), weights
 
 
-def as_map(weights: jax.Array, queries: tuple[int, int], keys: tuple[int, int], class_token: bool) -> jax.Array:
+def as_map(
+    weights: jax.Array, queries: tuple[int, int], keys: tuple[int, int], class_token: bool
+) -> jax.Array:
     first = int(class_token)
     return weights[:, :, first:, first:].reshape(*weights.shape[:2], *queries, *keys)

@@ -22,44 +22,50 @@ PADDINGS = ("pad_roll", "roll_pad")
 
 @attention.register("window")
 class WindowAttention(nnx.Module):
-    """Multi-head attention inside the windows of a grid, whose relative bias is added to the logits (W-MSA, SW-MSA).
+    """Multi-head attention inside the windows of a grid, whose relative bias is added to the logits
+    (W-MSA, SW-MSA).
 
         q, k, v = x W_qkv                                        (columns [q | k | v], each head by head)
         y = concat over heads (softmax_j(s q_i . k_j + B[i - j + w - 1]) v_j) W_o,   j in the window of i
 
-    A mixer: no residual, no norm around it. Time and memory are linear in the number of positions. Logits and softmax are
-    computed in float32.
+    A mixer: no residual, no norm around it. Time and memory are linear in the number of positions.
+    Logits and softmax are computed in float32.
 
-    With a shift the windows lie `shift_size` further to the lower right. The map is rolled by so much, and a window that
-    then holds positions of opposite borders is divided into regions that do not see each other. On an axis that one window
-    covers there is no shift.
+    With a shift the windows lie `shift_size` further to the lower right. The map is rolled by so
+    much, and a window that then holds positions of opposite borders is divided into regions that do
+    not see each other. On an axis that one window covers there is no shift.
 
-    A map that the windows do not divide is continued below and on the right by zeros, and the output is cropped. They are
-    padded before the projection, so that padded keys are its biases, and have their share of the softmax like others;
-    `mask_padding` leaves them out. Where the padding goes (`padding`):
+    A map that the windows do not divide is continued below and on the right by zeros, and the
+    output is cropped. They are padded before the projection, so that padded keys are its biases,
+    and have their share of the softmax like others; `mask_padding` leaves them out. Where the
+    padding goes (`padding`):
 
-    - 'pad_roll': behind the last row and column, then the map is rolled. Every window is one of the shifted grid, and the
-      regions part what is not adjacent. As the authors' code for dense tasks.
-    - 'roll_pad': behind the rolled map. The last rows and first rows of the map then meet in one window, and the regions are
-      cut at the border of the padded map, which is elsewhere. As timm; the same on maps that the windows divide.
+    - 'pad_roll': behind the last row and column, then the map is rolled. Every window is one of the
+      shifted grid, and the regions part what is not adjacent. As the authors' code for dense tasks.
+    - 'roll_pad': behind the rolled map. The last rows and first rows of the map then meet in one
+      window, and the regions are cut at the border of the padded map, which is elsewhere. As timm;
+      the same on maps that the windows divide.
 
-    With `size`, a window longer than an axis of that map is cut to it when the layer is built, each axis by itself, as in
-    timm; the table B has (2 h - 1)(2 w - 1) entries per head for that window. On square maps with square windows this is
-    the rule of the authors' code. It does not tie the layer to the size: at a call, any map is divided into these windows.
-    `resize_table` converts B to other windows.
+    With `size`, a window longer than an axis of that map is cut to it when the layer is built, each
+    axis by itself, as in timm; the table B has (2 h - 1)(2 w - 1) entries per head for that window.
+    On square maps with square windows this is the rule of the authors' code. It does not tie the
+    layer to the size: at a call, any map is divided into these windows. `resize_table` converts B
+    to other windows.
 
-    With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero between windows; its weights
-    sum to less than one where padded keys have a share.
+    With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero
+    between windows; its weights sum to less than one where padded keys have a share.
 
-    Source: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows" (arXiv 2103.14030).
-    The published code adds -100 to logits between regions; here they are left out altogether.
+    Source: Liu et al. 2021, "Swin Transformer: Hierarchical Vision Transformer using Shifted
+    Windows" (arXiv 2103.14030). The published code adds -100 to logits between regions; here they
+    are left out altogether.
 
     Args:
         dim: channels.
         num_heads: heads; divides `dim`.
         window_size: side of a window, or (height, width).
-        shift_size: rows and columns that the grid of windows is shifted by, below the window's; a number, a pair, or 'half':
-            half a window, rounded down. On an axis where `size` cuts the window, at most half of what is left.
+        shift_size: rows and columns that the grid of windows is shifted by, below the window's; a
+            number, a pair, or 'half': half a window, rounded down. On an axis where `size` cuts the
+            window, at most half of what is left.
         qkv_bias: bias of the joint projection.
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
         padding: 'pad_roll' | 'roll_pad', as above.
@@ -70,8 +76,9 @@ class WindowAttention(nnx.Module):
         rngs: initialisation source. Table and kernels start truncated normal 0.02, biases zero.
 
     Raises:
-        ValueError: heads that do not divide the channels, an impossible window, shift or size, or an unknown padding.
-    """
+        ValueError: heads that do not divide the channels, an impossible window, shift or size, or
+            an unknown padding.
+    """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
 
@@ -95,10 +102,15 @@ class WindowAttention(nnx.Module):
             raise _error(f"num_heads is {num_heads}; allowed: divisors of dim={dim}")
         window = as_pair(window_size)
         if window is None or min(window) < 1:
-            raise _error(f"window_size is {window_size!r}; allowed: an integer >= 1, or a pair of them")
+            raise _error(
+                f"window_size is {window_size!r}; allowed: an integer >= 1, or a pair of them"
+            )
         shift = tuple(w // 2 for w in window) if shift_size == "half" else as_pair(shift_size)
         if shift is None or not all(0 <= s < w for s, w in zip(shift, window, strict=True)):
-            raise _error(f"shift_size is {shift_size!r}; allowed: 'half', or integers from 0 to below window_size={window}")
+            raise _error(
+                f"shift_size is {shift_size!r}; allowed: 'half', or integers from 0 to below "
+                f"window_size={window}"
+            )
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise _error(f"size is {size}; allowed: (height, width) of the map, or None")
         if padding not in PADDINGS:
@@ -128,19 +140,29 @@ class WindowAttention(nnx.Module):
         if capture is not None:
             self.capture = capture
 
-    def __call__(self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None) -> Float[Array, "b h w c"]:
-        """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is deterministic."""
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w c"]:
+        """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is
+        deterministic.
+        """
         check_map("window", x, self.dim, (2,))
         x = x.astype(self.dtype or x.dtype)
         size = x.shape[1:3]
-        shift = tuple(0 if n <= w else s for n, w, s in zip(size, self.window_size, self.shift_size, strict=True))
+        shift = tuple(
+            0 if n <= w else s
+            for n, w, s in zip(size, self.window_size, self.shift_size, strict=True)
+        )
         qkv = self._windows(self.qkv(self._arrange(x, shift)))
         precise = jnp.promote_types(x.dtype, jnp.float32)
-        logits = self.scale * jnp.einsum("bwhid,bwhjd->bwhij", qkv[0], qkv[1], preferred_element_type=precise)
+        logits = self.scale * jnp.einsum(
+            "bwhid,bwhjd->bwhij", qkv[0], qkv[1], preferred_element_type=precise
+        )
         logits += dense_bias(self.relative_bias[...], self.window_size).astype(precise)
         padded = any(n % w for n, w in zip(size, self.window_size, strict=True))
         if any(shift) or (padded and self.mask_padding):
-            # Made from small constants and not kept as one: it has as many entries as the logits of one head.
+            # Made from small constants and not kept as one: it has as many entries as the logits of
+            # one head.
             regions = _regions(size, self.window_size, shift, self.padding, self.mask_padding)
             seen = jnp.asarray(regions)[:, :, None] == regions[:, None, :]
             logits = jnp.where(seen[:, None], logits, jnp.finfo(precise).min)
@@ -154,10 +176,14 @@ class WindowAttention(nnx.Module):
         return self.output(self._restore(y, size, shift, (1, 2)))
 
     def macs(self, *spatial: int) -> int:
-        """Multiply-accumulates of one sample: projections and both products in every window, padded positions included."""
+        """Multiply-accumulates of one sample: projections and both products in every window, padded
+        positions included.
+        """
         rows, columns = self._padded(spatial)
         padded, window = rows * columns, self.window_size[0] * self.window_size[1]
-        return self.dim * (3 * self.dim * padded + 2 * padded * window + self.dim * spatial[0] * spatial[1])
+        return self.dim * (
+            3 * self.dim * padded + 2 * padded * window + self.dim * spatial[0] * spatial[1]
+        )
 
     def _grid(self, size: Sequence[int]) -> tuple[int, ...]:
         return tuple(-(-n // w) for n, w in zip(size, self.window_size, strict=True))
@@ -168,14 +194,22 @@ class WindowAttention(nnx.Module):
     def _arrange(self, x: jax.Array, shift: tuple[int, int]) -> jax.Array:
         """Pads and rolls a map."""
         size = x.shape[1:3]
-        padding = ((0, 0), *((0, p - n) for p, n in zip(self._padded(size), size, strict=True)), (0, 0))
+        padding = (
+            (0, 0),
+            *((0, p - n) for p, n in zip(self._padded(size), size, strict=True)),
+            (0, 0),
+        )
 
         def roll(a):
             return jnp.roll(a, [-s for s in shift], (1, 2)) if any(shift) else a
 
-        return roll(jnp.pad(x, padding)) if self.padding == "pad_roll" else jnp.pad(roll(x), padding)
+        return (
+            roll(jnp.pad(x, padding)) if self.padding == "pad_roll" else jnp.pad(roll(x), padding)
+        )
 
-    def _restore(self, x: jax.Array, size: Sequence[int], shift: tuple[int, int], axes: tuple[int, int]) -> jax.Array:
+    def _restore(
+        self, x: jax.Array, size: Sequence[int], shift: tuple[int, int], axes: tuple[int, int]
+    ) -> jax.Array:
         """Undoes `_arrange` on a pair of axes."""
         rolled = any(shift)
         if rolled and self.padding == "pad_roll":
@@ -187,11 +221,17 @@ class WindowAttention(nnx.Module):
     def _windows(self, qkv: jax.Array) -> jax.Array:
         """[b, H, W, 3 c] -> [3, b, windows, heads, positions of a window, d]."""
         (rows, columns), (height, width) = self._grid(qkv.shape[1:3]), self.window_size
-        qkv = qkv.reshape(-1, rows, height, columns, width, 3, self.num_heads, self.dim // self.num_heads)
+        qkv = qkv.reshape(
+            -1, rows, height, columns, width, 3, self.num_heads, self.dim // self.num_heads
+        )
         qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7)
-        return qkv.reshape(3, -1, rows * columns, self.num_heads, height * width, self.dim // self.num_heads)
+        return qkv.reshape(
+            3, -1, rows * columns, self.num_heads, height * width, self.dim // self.num_heads
+        )
 
-    def _full_map(self, weights: jax.Array, size: Sequence[int], shift: tuple[int, int]) -> jax.Array:
+    def _full_map(
+        self, weights: jax.Array, size: Sequence[int], shift: tuple[int, int]
+    ) -> jax.Array:
         """[b, windows, heads, i, j] -> [b, heads, *size, *size], zero between windows."""
         (rows, columns), (height, width) = self._grid(size), self.window_size
         weights = weights.reshape(-1, rows, columns, self.num_heads, height, width, height, width)
@@ -205,14 +245,18 @@ attention.register("shifted_window", WindowAttention, shift_size="half")
 
 
 def dense_bias(table: Float[Array, "t n"], window: tuple[int, int]) -> Float[Array, "n i j"]:
-    """Writes the table of relative biases out for all pairs of a window: out[:, i, j] = table[offset i - j].
+    """Writes the table of relative biases out for all pairs of a window: out[:, i, j] =
+    table[offset i - j].
 
     Args:
-        table: (2 h - 1)(2 w - 1) rows, one per offset (query - key), row by row from (1 - h, 1 - w).
+        table: (2 h - 1)(2 w - 1) rows, one per offset (query - key), row by row from (1 - h, 1 -
+            w).
         window: (h, w).
     """
     taps = [2 * side - 1 for side in window]
-    reversed_table = table.reshape(*taps, -1, 1)[::-1, ::-1]  # offsets are counted from the key there
+    reversed_table = table.reshape(*taps, -1, 1)[
+        ::-1, ::-1
+    ]  # offsets are counted from the key there
     return dense_embeddings(reversed_table, window)[:, :, 0].transpose(2, 0, 1)
 
 
@@ -241,7 +285,9 @@ def region_mask(
 
 
 @functools.lru_cache(maxsize=64)
-def _regions(size: tuple, window: tuple, shift: tuple, padding: str, mask_padding: bool) -> np.ndarray:
+def _regions(
+    size: tuple, window: tuple, shift: tuple, padding: str, mask_padding: bool
+) -> np.ndarray:
     """Number of the region of every position, [windows, positions of a window]."""
     numbers = []
     for length, side, moved in zip(size, window, shift, strict=True):
@@ -260,10 +306,12 @@ def _regions(size: tuple, window: tuple, shift: tuple, padding: str, mask_paddin
 def resize_table(
     table: Float[np.ndarray, "t n"], old_window: Sequence[int], new_window: Sequence[int]
 ) -> Float[np.ndarray, "s n"]:
-    """Converts a table of relative biases to another window, bicubically per head on the grid of offsets.
+    """Converts a table of relative biases to another window, bicubically per head on the grid of
+    offsets.
 
-    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`: the cubic convolution kernel with
-    coefficient -0.75, no smoothing when the grid shrinks, borders repeated. An axis that keeps its length is left alone.
+    Equals `torch.nn.functional.interpolate(mode="bicubic", align_corners=False)`: the cubic
+    convolution kernel with coefficient -0.75, no smoothing when the grid shrinks, borders repeated.
+    An axis that keeps its length is left alone.
 
     Args:
         table: (2 h - 1)(2 w - 1) rows.
@@ -279,7 +327,10 @@ def resize_table(
     grid, wanted = ([2 * side - 1 for side in window] for window in (old_window, new_window))
     table = np.asarray(table)
     if len(grid) != 2 or table.ndim != 2 or len(table) != grid[0] * grid[1]:
-        raise _error(f"a table of shape {table.shape} is not for windows of {tuple(old_window)}: these have {grid} offsets")
+        raise _error(
+            f"a table of shape {table.shape} is not for windows of {tuple(old_window)}: these have "
+            f"{grid} offsets"
+        )
     values = np.float64(table).reshape(*grid, -1)
     values = np.einsum("yY,xX,YXn->yxn", *map(_bicubic, grid, wanted), values)
     return values.reshape(-1, table.shape[1]).astype(table.dtype)
@@ -296,7 +347,9 @@ def _bicubic(old: int, new: int, coefficient: float = -0.75) -> np.ndarray:
         x = np.abs(at - below - tap)
         near = ((coefficient + 2) * x - (coefficient + 3)) * x * x + 1
         far = coefficient * (((x - 5) * x + 8) * x - 4)
-        np.add.at(matrix, (np.arange(new), np.clip(below + tap, 0, old - 1)), np.where(x <= 1, near, far))
+        np.add.at(
+            matrix, (np.arange(new), np.clip(below + tap, 0, old - 1)), np.where(x <= 1, near, far)
+        )
     return matrix
 
 

@@ -1,7 +1,8 @@
 """Augmentation of single images on the host, with the random numbers of the record's own generator.
 
-Every function maps a Pillow image of mode 'L' or 'RGB' (random erasing: a uint8 array) to one of the same size, and
-draws only from `rng`, so that the result is a pure function of the image and the generator's state.
+Every function maps a Pillow image of mode 'L' or 'RGB' (random erasing: a uint8 array) to one of
+the same size, and draws only from `rng`, so that the result is a pure function of the image and the
+generator's state.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ def _grey(image: Image.Image, value: int) -> int | tuple[int, ...]:
 
 
 def shift_crop(image: Image.Image, shift: int, rng: np.random.Generator) -> Image.Image:
-    """Moves the picture by up to `shift` pixels per axis, zeros moving in (zero-pad, then random crop)."""
+    """Moves the picture by up to `shift` pixels per axis, zeros moving in (zero-pad, then random
+    crop).
+    """
     dx, dy = (int(d) for d in rng.integers(-shift, shift + 1, 2))
     return image.crop((dx, dy, dx + image.width, dy + image.height))
 
@@ -29,12 +32,15 @@ def random_flip(image: Image.Image, probability: float, rng: np.random.Generator
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
 
 
-def color_jitter(image: Image.Image, strengths: tuple[float, float, float], rng: np.random.Generator) -> Image.Image:
+def color_jitter(
+    image: Image.Image, strengths: tuple[float, float, float], rng: np.random.Generator
+) -> Image.Image:
     """Changes brightness, contrast and saturation in random order.
 
     Args:
         image: 'L' (where saturation does nothing) or 'RGB'.
-        strengths: s per property; its factor is uniform in [max(0, 1 - s), 1 + s]. 0 leaves the property alone.
+        strengths: s per property; its factor is uniform in [max(0, 1 - s), 1 + s]. 0 leaves the
+            property alone.
         rng: generator of the record.
     """
     enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
@@ -46,12 +52,13 @@ def color_jitter(image: Image.Image, strengths: tuple[float, float, float], rng:
 
 
 def random_erasing(image: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:
-    """Overwrites a random rectangle with random pixels (Zhong et al. 2017, "Random Erasing", variant RE-R).
+    """Overwrites a random rectangle with random pixels (Zhong et al. 2017, "Random Erasing",
+    variant RE-R).
 
     Args:
         image: uint8 [h, w, c]; changed in place.
-        probability: of erasing at all. Area is uniform in [0.02, 1/3] of the image, the aspect ratio log-uniform in
-            [0.3, 3.3] (ten tries for a rectangle that fits).
+        probability: of erasing at all. Area is uniform in [0.02, 1/3] of the image, the aspect
+            ratio log-uniform in [0.3, 3.3] (ten tries for a rectangle that fits).
         rng: generator of the record.
 
     Returns:
@@ -71,14 +78,19 @@ def random_erasing(image: np.ndarray, probability: float, rng: np.random.Generat
     return image
 
 
-# RandAugment. `level` is magnitude / 10, so 1 is full strength in the reference code and larger values go beyond it.
-# Lengths are fractions of the image where the reference has pixels of 224: 100 for shifts, 40 for the cut-out.
+# RandAugment. `level` is magnitude / 10, so 1 is full strength in the reference code and larger
+# values go beyond it. Lengths are fractions of the image where the reference has pixels of 224: 100
+# for shifts, 40 for the cut-out.
 
 
 def _affine(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
     """Moves the pixel at (a x + b y + c, d x + e y + f) to (x, y)."""
     return image.transform(
-        image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=_grey(image, FILL)
+        image.size,
+        Image.Transform.AFFINE,
+        matrix,
+        Image.Resampling.BILINEAR,
+        fillcolor=_grey(image, FILL),
     )
 
 
@@ -112,7 +124,12 @@ def _cutout(image, level, rng):
     x, y = int(rng.integers(image.width)), int(rng.integers(image.height))
     if half_w > 0 and half_h > 0:
         image = image.copy()
-        corners = (x - half_w, y - half_h, x + half_w - 1, y + half_h - 1)  # Pillow's corners are inclusive
+        corners = (
+            x - half_w,
+            y - half_h,
+            x + half_w - 1,
+            y + half_h - 1,
+        )  # Pillow's corners are inclusive
         ImageDraw.Draw(image).rectangle(corners, fill=_grey(image, FILL))
     return image
 
@@ -154,13 +171,16 @@ RAND_AUGMENT_OPS: dict[str, Callable[[Image.Image, float, np.random.Generator], 
 }
 
 
-def rand_augment(image: Image.Image, layers: int, magnitude: float, rng: np.random.Generator) -> Image.Image:
-    """Applies `layers` operations, drawn uniformly with replacement, at one strength (Cubuk et al. 2019, RandAugment).
+def rand_augment(
+    image: Image.Image, layers: int, magnitude: float, rng: np.random.Generator
+) -> Image.Image:
+    """Applies `layers` operations, drawn uniformly with replacement, at one strength (Cubuk et al.
+    2019, RandAugment).
 
     Source of the operations and strengths: the TensorFlow TPU models' code. There `posterize` keeps
-    int(0.4 magnitude) bits (at least 1 here) and `solarize` inverts values from 25.6 magnitude on, so both grow weaker
-    with the magnitude; the colour operations have factor 0.18 magnitude + 0.1. Deviations: lengths scale with the
-    image, and geometric operations interpolate bilinearly.
+    int(0.4 magnitude) bits (at least 1 here) and `solarize` inverts values from 25.6 magnitude on,
+    so both grow weaker with the magnitude; the colour operations have factor 0.18 magnitude + 0.1.
+    Deviations: lengths scale with the image, and geometric operations interpolate bilinearly.
 
     Args:
         image: 'L' or 'RGB'.

@@ -1,21 +1,25 @@
-"""Two tinted digits and a coloured cue far apart on a photograph, as a TFDS data set: a task that needs long range.
+"""Two tinted digits and a coloured cue far apart on a photograph, as a TFDS data set: a task that
+needs long range.
 
-The label is the class of the digit whose tint the cue has. Everything is real and embedded in scikit-learn: the
-handwritten digits, and the patches of its two photographs that they stand on.
+The label is the class of the digit whose tint the cue has. Everything is real and embedded in
+scikit-learn: the handwritten digits, and the patches of its two photographs that they stand on.
 
-Between any two of the three objects lies at least a set distance: no square window narrower than `distance` pixels holds
-parts of two. A network whose receptive field is smaller and that only averages at the end is a sum of terms that each
-see at most one object. Tints are exchangeable, so the best that such a sum can do under cross entropy ignores the cue:
-it finds the two classes and guesses, 50 %.
+Between any two of the three objects lies at least a set distance: no square window narrower than
+`distance` pixels holds parts of two. A network whose receptive field is smaller and that only
+averages at the end is a sum of terms that each see at most one object. Tints are exchangeable, so
+the best that such a sum can do under cross entropy ignores the cue: it finds the two classes and
+guesses, 50 %.
 
-How the constants were found, on validation with networks like that of configs/cued_digits.py, one short run each, so a
-record of the search and no measurement: with six tints on bright photographs the digits were hardly read. Darker
-photographs let them be read, but cue and digit were bound neither by squeeze-excite nor by a non-local block, nor with
-four tints. With two tints and a cue of 8 instead of 6 pixels squeeze-excite bound them; the non-local block did once the
-photographs had lost most of their colour and the tints were nearly saturated. Three tints were bound slowly on grey
-photographs of medium brightness, and not on dark ones, where digits can be read without their colour. Small batches gave
-more for the same number of images. Without a global block the choice between the two digits stayed at chance
-throughout. What the constants below give: docs/comparison.md.
+How the constants were found, on validation with networks like that of configs/cued_digits.py, one
+short run each, so a record of the search and no measurement: with six tints on bright photographs
+the digits were hardly read. Darker photographs let them be read, but cue and digit were bound
+neither by squeeze-excite nor by a non-local block, nor with four tints. With two tints and a cue of
+8 instead of 6 pixels squeeze-excite bound them; the non-local block did once the photographs had
+lost most of their colour and the tints were nearly saturated. Three tints were bound slowly on grey
+photographs of medium brightness, and not on dark ones, where digits can be read without their
+colour. Small batches gave more for the same number of images. Without a global block the choice
+between the two digits stayed at chance throughout. What the constants below give:
+docs/comparison.md.
 """
 
 from __future__ import annotations
@@ -35,12 +39,19 @@ from lambdanet.data import digits, storage
 SPLITS = {"train": 6000, "validation": 1000, "test": 1000}
 # The part of each photograph's width that a split's patches come from.
 PHOTO_PART = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
-SIDES = (64, 128)  # smallest and largest side of the canvas: room for the distance, and within every photo part
+SIDES = (
+    64,
+    128,
+)  # smallest and largest side of the canvas: room for the distance, and within every photo part
 DISTANCE = 28  # at side 64; it grows with the canvas
 DIGIT, CUE = 16, 8  # sides of the boxes of a digit and of the cue, at every canvas size
 TINTS = 2  # hues, evenly around the colour circle: red and cyan
-HUE_NOISE = 0.15  # most deviation of a hue, as a fraction of the step between two hues; drawn anew for every object
-SATURATION, VALUE = (0.8, 1.0), (0.8, 1.0)  # ranges of a colour's saturation and brightness, drawn likewise
+# most deviation of a hue, as a fraction of the step between two hues; drawn anew for every object
+HUE_NOISE = 0.15
+SATURATION, VALUE = (
+    (0.8, 1.0),
+    (0.8, 1.0),
+)  # ranges of a colour's saturation and brightness, drawn likewise
 BACKGROUND = 0.2  # brightness of the photograph
 CHROMA = 0.3  # how much of the photograph's colour stays
 
@@ -64,7 +75,8 @@ class Material:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One image and what is on it; the objects are in the order: the digit that the label means, the other digit, cue.
+    """One image and what is on it; the objects are in the order: the digit that the label means,
+    the other digit, cue.
 
     Attributes:
         image: uint8 [h, w, 3].
@@ -83,31 +95,48 @@ class Scene:
 
 @functools.cache
 def load_material(split: str) -> Material:
-    """Loads digits and photographs; the digits of a split are those of the same split of the data set `digits`."""
-    from sklearn.datasets import load_digits, load_sample_images  # a second of imports that only the first run needs
+    """Loads digits and photographs; the digits of a split are those of the same split of the data
+    set `digits`.
+    """
+    from sklearn.datasets import (
+        load_digits,
+        load_sample_images,
+    )  # a second of imports that only the first run needs
 
     data = load_digits()
     shapes = [Image.fromarray(np.uint8(np.round(image * (255 / 16)))) for image in data.images]
-    ink = np.stack([np.asarray(shape.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)) for shape in shapes]) / 255
+    ink = (
+        np.stack(
+            [np.asarray(shape.resize((DIGIT, DIGIT), Image.Resampling.BICUBIC)) for shape in shapes]
+        )
+        / 255
+    )
     rows = digits.split_rows(data.target)[split]
     by_class = tuple(rows[data.target[rows] == number] for number in range(10))
     first, last = PHOTO_PART[split]
     photos = [np.array(photo) for photo in load_sample_images().images]
-    parts = [photo[:, round(first * photo.shape[1]) : round(last * photo.shape[1])] for photo in photos]
+    parts = [
+        photo[:, round(first * photo.shape[1]) : round(last * photo.shape[1])] for photo in photos
+    ]
     return Material(split, ink, by_class, tuple(parts))
 
 
 def check_size(size: tuple[int, int]) -> None:
-    """Raises ValueError unless a canvas of that size has room for the distance and the photographs cover it."""
+    """Raises ValueError unless a canvas of that size has room for the distance and the photographs
+    cover it.
+    """
     if not all(SIDES[0] <= side <= SIDES[1] for side in size):
         raise ValueError(
-            f"data.image_size={tuple(size)} is the canvas of data.source='cued_digits'; allowed: sides from {SIDES[0]} to "
+            f"data.image_size={tuple(size)} is the canvas of data.source='cued_digits'; allowed: "
+            f"sides from {SIDES[0]} to "
             f"{SIDES[1]}"
         )
 
 
 def distance(size: tuple[int, int]) -> int:
-    """Returns the least distance of two objects on a canvas of that size, in pixels, along one axis at least."""
+    """Returns the least distance of two objects on a canvas of that size, in pixels, along one axis
+    at least.
+    """
     return DISTANCE * min(size) // SIDES[0]
 
 
@@ -118,16 +147,21 @@ def gaps(boxes: np.ndarray) -> np.ndarray:
         boxes: [..., 3, 4] as in `Scene`.
 
     Returns:
-        [..., 3]: per pair, the larger of the differences of rows and of columns between the nearest pixels. The smallest
+        [..., 3]: per pair, the larger of the differences of rows and of columns between the nearest
+            pixels. The smallest
         square window that holds pixels of both is one wider.
     """
     first, second = boxes[..., (0, 0, 1), :], boxes[..., (1, 2, 2), :]
-    between = np.maximum(first[..., :2] - (second[..., 2:] - 1), second[..., :2] - (first[..., 2:] - 1))
+    between = np.maximum(
+        first[..., :2] - (second[..., 2:] - 1), second[..., :2] - (first[..., 2:] - 1)
+    )
     return between.max(axis=-1)
 
 
 def place(size: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
-    """Draws boxes [3, 4] of two digits and the cue, uniformly among all placements that keep the distance."""
+    """Draws boxes [3, 4] of two digits and the cue, uniformly among all placements that keep the
+    distance.
+    """
     sides = np.array([DIGIT, DIGIT, CUE])
     while True:
         corners = rng.randint(0, np.array(size) - sides[:, None] + 1, (512, 3, 2))
@@ -138,18 +172,22 @@ def place(size: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
 
 
 def draw(material: Material, index: int, size: tuple[int, int]) -> Scene:
-    """Draws one scene, a pure function of the split, the index and the size; labels go round with the index.
+    """Draws one scene, a pure function of the split, the index and the size; labels go round with
+    the index.
 
     Args:
         material: of the split.
         index: which scene.
         size: (height, width) of the canvas.
     """
-    # RandomState: its streams are frozen for good, while Generator methods may change between numpy releases.
+    # RandomState: its streams are frozen for good, while Generator methods may change between numpy
+    # releases.
     rng = np.random.RandomState([list(SPLITS).index(material.split), index, *size])
     label = index % 10
     classes = (label, (label + rng.randint(1, 10)) % 10)
-    rows = np.array([material.rows[number][rng.randint(len(material.rows[number]))] for number in classes])
+    rows = np.array(
+        [material.rows[number][rng.randint(len(material.rows[number]))] for number in classes]
+    )
     tints = rng.permutation(TINTS)[[0, 1, 0]]
     boxes = place(size, rng)
 
@@ -159,16 +197,22 @@ def draw(material: Material, index: int, size: tuple[int, int]) -> Scene:
     canvas = BACKGROUND * (CHROMA * patch + (1 - CHROMA) * patch.mean(axis=-1, keepdims=True))
     offsets = np.arange(CUE) - (CUE - 1) / 2
     disc = np.clip(CUE / 2 + 0.5 - np.hypot(offsets[:, None], offsets), 0, 1)
-    for ink, tint, (top, left, bottom, right) in zip((*material.ink[rows], disc), tints, boxes, strict=True):
+    for ink, tint, (top, left, bottom, right) in zip(
+        (*material.ink[rows], disc), tints, boxes, strict=True
+    ):
         hue = (tint + rng.uniform(-HUE_NOISE, HUE_NOISE)) / TINTS
-        colour = 255 * np.array(colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(*SATURATION), rng.uniform(*VALUE)))
+        colour = 255 * np.array(
+            colorsys.hsv_to_rgb(hue % 1.0, rng.uniform(*SATURATION), rng.uniform(*VALUE))
+        )
         part = canvas[top:bottom, left:right]
         part += ink[..., None] * (colour - part)
     return Scene(np.round(canvas).astype(np.uint8), label, rows, tints, boxes)
 
 
 class CuedDigits(tfds.core.GeneratorBasedBuilder):
-    """Two tinted handwritten digits and a coloured cue on a photograph; the class is that of the digit of the cue's tint."""
+    """Two tinted handwritten digits and a coloured cue on a photograph; the class is that of the
+    digit of the cue's tint.
+    """
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -182,12 +226,16 @@ class CuedDigits(tfds.core.GeneratorBasedBuilder):
                 "id": np.int64,  # unique over the splits
                 "image": tfds.features.Image(shape=(*self.size, 3), encoding_format="png"),
                 "label": tfds.features.ClassLabel(names=[str(d) for d in range(10)]),
-                "rows": tfds.features.Tensor(shape=(2,), dtype=np.int64),  # as in `Scene`, like the next two
+                "rows": tfds.features.Tensor(
+                    shape=(2,), dtype=np.int64
+                ),  # as in `Scene`, like the next two
                 "tints": tfds.features.Tensor(shape=(3,), dtype=np.int64),
                 "boxes": tfds.features.Tensor(shape=(3, 4), dtype=np.int64),
             }
         )
-        return tfds.core.DatasetInfo(builder=self, features=features, description=type(self).__doc__)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, description=type(self).__doc__
+        )
 
     def _split_generators(self, dl_manager):
         return {split: self._generate_examples(split) for split in SPLITS}
@@ -197,12 +245,17 @@ class CuedDigits(tfds.core.GeneratorBasedBuilder):
         first = sum(list(SPLITS.values())[: list(SPLITS).index(split)])
         for index in range(SPLITS[split]):
             scene = draw(material, index, self.size)
-            example = {"id": first + index, "image": digits.png_bytes(scene.image), "label": scene.label}
+            example = {
+                "id": first + index,
+                "image": digits.png_bytes(scene.image),
+                "label": scene.label,
+            }
             yield index, example | {"rows": scene.rows, "tints": scene.tints, "boxes": scene.boxes}
 
 
 def prepare(data_dir: str, size: tuple[int, int]) -> str:
-    """Prepares the set with that canvas under `data_dir` unless it is there; returns the directory of the prepared set.
+    """Prepares the set with that canvas under `data_dir` unless it is there; returns the directory
+    of the prepared set.
 
     Args:
         data_dir: holds cued_digits/HxW/VERSION, one directory per size.
@@ -214,9 +267,12 @@ def prepare(data_dir: str, size: tuple[int, int]) -> str:
     check_size(size)
     directory = Path(data_dir) / "cued_digits" / f"{size[0]}x{size[1]}" / str(CuedDigits.VERSION)
     try:
-        storage.prepare_atomically(lambda scratch: CuedDigits(tuple(size), data_dir=scratch), directory)
+        storage.prepare_atomically(
+            lambda scratch: CuedDigits(tuple(size), data_dir=scratch), directory
+        )
     except OSError as error:
         raise ValueError(
-            f"cannot prepare the cued digits under data.data_dir={os.fspath(data_dir)!r}: {error}; name a writable directory"
+            f"cannot prepare the cued digits under data.data_dir={os.fspath(data_dir)!r}: {error}; "
+            "name a writable directory"
         ) from error
     return str(directory)

@@ -26,10 +26,17 @@ def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 6) ->
             axes.imshow(scene.image, interpolation="nearest")
             axes.set(xticks=[], yticks=[])
         column[0].set_title(f"label {scene.label}")
-        middles = [((left + right - 1) / 2, (top + bottom - 1) / 2) for top, left, bottom, right in scene.boxes]
+        middles = [
+            ((left + right - 1) / 2, (top + bottom - 1) / 2)
+            for top, left, bottom, right in scene.boxes
+        ]
         column[1].plot(*zip(middles[2], middles[0], strict=True), "w--", linewidth=1)
-        for colour, (top, left, bottom, right) in zip(("white", "grey", "white"), scene.boxes, strict=True):
-            box = Rectangle((left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour)
+        for colour, (top, left, bottom, right) in zip(
+            ("white", "grey", "white"), scene.boxes, strict=True
+        ):
+            box = Rectangle(
+                (left - 0.5, top - 0.5), right - left, bottom - top, fill=False, edgecolor=colour
+            )
             column[1].add_patch(box)
         column[1].set_xlabel(f"least distance {cued_digits.gaps(scene.boxes).min()} px")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -37,10 +44,21 @@ def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 6) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses `argv` (default: the process's arguments), draws the picture and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lambdanet.data.cued_picture", description=__doc__.split("\n")[0])
+    """Parses `argv` (default: the process's arguments), draws the picture and returns the exit
+    status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m lambdanet.data.cued_picture", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("picture", metavar="FILE", help="the picture to write")
-    parser.add_argument("--size", type=int, nargs=2, default=(64, 64), metavar=("H", "W"), help="canvas; default 64 64")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs=2,
+        default=(64, 64),
+        metavar=("H", "W"),
+        help="canvas; default 64 64",
+    )
     args = parser.parse_args(argv)
     try:
         cued_digits.check_size(tuple(args.size))

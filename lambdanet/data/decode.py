@@ -1,8 +1,8 @@
 """From the bytes of an image file to a cropped, resized image.
 
-Pillow does both steps: its resampling filters widen when shrinking (antialiasing, as torchvision, timm and
-`jax.image.resize` do), it refuses truncated files, and it releases the interpreter lock, so reader threads scale.
-EXIF orientation is ignored, as in the usual ImageNet pipelines.
+Pillow does both steps: its resampling filters widen when shrinking (antialiasing, as torchvision,
+timm and `jax.image.resize` do), it refuses truncated files, and it releases the interpreter lock,
+so reader threads scale. EXIF orientation is ignored, as in the usual ImageNet pipelines.
 """
 
 from __future__ import annotations
@@ -14,12 +14,20 @@ from PIL import Image
 
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-Box = tuple[int | float, int | float, int | float, int | float]  # left, top, right, bottom, in pixels
+Box = tuple[
+    int | float, int | float, int | float, int | float
+]  # left, top, right, bottom, in pixels
 
 
 def why_unsupported(mode: str) -> str:
-    """Returns '' if images of this Pillow mode have 8 bits per channel, else the reason why they are refused."""
-    return "" if mode in MODES else f"pixel mode {mode!r} is not 8 bits per channel; convert the image first"
+    """Returns '' if images of this Pillow mode have 8 bits per channel, else the reason why they
+    are refused.
+    """
+    return (
+        ""
+        if mode in MODES
+        else f"pixel mode {mode!r} is not 8 bits per channel; convert the image first"
+    )
 
 
 def open_image(data: bytes | np.ndarray) -> Image.Image:
@@ -49,10 +57,11 @@ def random_resized_box(
     ratio: tuple[float, float],
     rng: np.random.Generator,
 ) -> Box:
-    """Draws a crop by area and aspect ratio (Szegedy et al. 2015, "Going deeper with convolutions").
+    """Draws a crop by area and aspect ratio (Szegedy et al. 2015, "Going deeper with
+    convolutions").
 
-    Ten tries: area uniform in `scale` times the image's, width / height log-uniform in `ratio`, position uniform. If
-    none fits, the largest centred crop within `ratio`.
+    Ten tries: area uniform in `scale` times the image's, width / height log-uniform in `ratio`,
+    position uniform. If none fits, the largest centred crop within `ratio`.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -67,18 +76,26 @@ def random_resized_box(
     return left, top, left + w, top + h
 
 
-def centre_box(width: int, height: int, *, size: tuple[int, int], fraction: float, keep_aspect: bool = True) -> Box:
-    """Returns the centred crop of evaluation: resizing until the image covers size / fraction, then cropping `size`.
+def centre_box(
+    width: int, height: int, *, size: tuple[int, int], fraction: float, keep_aspect: bool = True
+) -> Box:
+    """Returns the centred crop of evaluation: resizing until the image covers size / fraction, then
+    cropping `size`.
 
     Args:
         width, height: of the image.
         size: (height, width) of the output.
         fraction: output side over resized side, in (0, 1]; 224 / 256 = 0.875 is the classic value.
-        keep_aspect: False resizes each side by itself to size / fraction, so that the crop is the middle of both sides.
+        keep_aspect: False resizes each side by itself to size / fraction, so that the crop is the
+            middle of both sides.
     """
     if not keep_aspect:
-        return tuple(side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in (width, height))
-    scale = max(size[0] / fraction / height, size[1] / fraction / width)  # resized = scale * original
+        return tuple(
+            side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in (width, height)
+        )
+    scale = max(
+        size[0] / fraction / height, size[1] / fraction / width
+    )  # resized = scale * original
     w, h = min(size[1] / scale, width), min(size[0] / scale, height)
     left, top = (width - w) / 2, (height - h) / 2
     return left, top, left + w, top + h
@@ -89,9 +106,9 @@ def crop_and_resize(
 ) -> Image.Image:
     """Decodes the image and resamples `box` to `size` in one antialiased step.
 
-    A JPEG whose crop is at least twice the output in both directions is decoded at 1/2, 1/4 or 1/8 of its size, which
-    its block transform gives almost for free; never below the output's resolution. Pixels just outside the box enter
-    the filter at its border.
+    A JPEG whose crop is at least twice the output in both directions is decoded at 1/2, 1/4 or 1/8
+    of its size, which its block transform gives almost for free; never below the output's
+    resolution. Pixels just outside the box enter the filter at its border.
 
     Args:
         image: from `open_image` (or any 8-bit Pillow image).

@@ -27,48 +27,66 @@ MAX_LISTED = 20  # problems named in one error
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What a scan found: `splits` maps a split name to its (file relative to `root`, class index) pairs."""
+    """What a scan found: `splits` maps a split name to its (file relative to `root`, class index)
+    pairs.
+    """
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]
 
 
-def scan(source: str | os.PathLike, *, val_fraction: float = 0.1, test_fraction: float = 0.0) -> Folder:
+def scan(
+    source: str | os.PathLike, *, val_fraction: float = 0.1, test_fraction: float = 0.0
+) -> Folder:
     """Lists the images of `source` and refuses whatever is not one.
 
-    Two layouts are read: `source/<split>/<class>/<file>` with a folder `train` and optionally `validation` (or `val`,
-    `valid`) and `test`; or `source/<class>/<file>`, from which stratified validation and test splits are taken. Only
-    the header of each file is read. Names that start with a dot are passed over.
+    Two layouts are read: `source/<split>/<class>/<file>` with a folder `train` and optionally
+    `validation` (or `val`, `valid`) and `test`; or `source/<class>/<file>`, from which stratified
+    validation and test splits are taken. Only the header of each file is read. Names that start
+    with a dot are passed over.
 
     Args:
         source: the folder.
         val_fraction, test_fraction: share of the records for these splits, second layout only.
 
     Raises:
-        ValueError: lists the empty classes, the files that are no 8-bit images in one of `FORMATS`, files where a
-            folder is expected and the other way round, and classes of other splits that `train` lacks.
+        ValueError: lists the empty classes, the files that are no 8-bit images in one of `FORMATS`,
+            files where a folder is expected and the other way round, and classes of other splits
+            that `train` lacks.
     """
     root = Path(source)
     if not root.is_dir():
         raise ValueError(
-            f"{root} is not a directory; expected class folders, or train/ (and validation/, test/) of them"
+            f"{root} is not a directory; expected class folders, or train/ (and validation/, "
+            "test/) of them"
         )
     if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together < 1")
+        raise ValueError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
+            "< 1"
+        )
     problems: list[str] = []
     splits: dict[str, list[tuple[str, int]]] = {}
     if (root / "train").is_dir():
         folders = {}
         for entry in _entries(root):
             if not entry.is_dir() or entry.name not in SPLIT_FOLDERS:
-                problems.append(f"{entry.name}: beside train/ only folders named {', '.join(SPLIT_FOLDERS)} may stand")
+                problems.append(
+                    f"{entry.name}: beside train/ only folders named {', '.join(SPLIT_FOLDERS)} "
+                    "may stand"
+                )
             elif SPLIT_FOLDERS[entry.name] in folders:
-                problems.append(f"{entry.name}/: a second folder for split {SPLIT_FOLDERS[entry.name]!r}")
+                problems.append(
+                    f"{entry.name}/: a second folder for split {SPLIT_FOLDERS[entry.name]!r}"
+                )
             else:
                 folders[SPLIT_FOLDERS[entry.name]] = entry
         class_names = tuple(entry.name for entry in _entries(root / "train") if entry.is_dir())
-        splits = {name: _list_classes(root, folders[name], class_names, problems) for name in sorted(folders)}
+        splits = {
+            name: _list_classes(root, folders[name], class_names, problems)
+            for name in sorted(folders)
+        }
     else:
         class_names = tuple(entry.name for entry in _entries(root) if entry.is_dir())
         found = _list_classes(root, root, class_names, problems)
@@ -81,10 +99,14 @@ def scan(source: str | os.PathLike, *, val_fraction: float = 0.1, test_fraction:
     return Folder(root, class_names, splits or _split(found, val_fraction, test_fraction))
 
 
-def _split(found: list[tuple[str, int]], val_fraction: float, test_fraction: float) -> dict[str, list[tuple[str, int]]]:
+def _split(
+    found: list[tuple[str, int]], val_fraction: float, test_fraction: float
+) -> dict[str, list[tuple[str, int]]]:
     """Holds stratified shares of the records out; a split without records is left out."""
     labels = np.array([label for _, label in found])
-    held_out = digits.stratified_split(labels, [round(val_fraction * len(found)), round(test_fraction * len(found))])
+    held_out = digits.stratified_split(
+        labels, [round(val_fraction * len(found)), round(test_fraction * len(found))]
+    )
     rest = np.setdiff1d(np.arange(len(found)), np.concatenate(held_out))
     parts = {"train": rest, "validation": held_out[0], "test": held_out[1]}
     return {name: [found[i] for i in rows] for name, rows in parts.items() if len(rows)}
@@ -97,14 +119,18 @@ def _entries(directory: Path) -> list[Path]:
 def _list_classes(
     root: Path, directory: Path, class_names: tuple[str, ...], problems: list[str]
 ) -> list[tuple[str, int]]:
-    """Returns the (relative file, class) pairs under `directory`; appends what is wrong to `problems`."""
+    """Returns the (relative file, class) pairs under `directory`; appends what is wrong to
+    `problems`.
+    """
     found = []
     for entry in _entries(directory):
         if not entry.is_dir():
             problems.append(f"{entry.relative_to(root)}: a file where class folders are expected")
             continue
         if entry.name not in class_names:
-            problems.append(f"{entry.relative_to(root)}/: class {entry.name!r} does not occur in train/")
+            problems.append(
+                f"{entry.relative_to(root)}/: class {entry.name!r} does not occur in train/"
+            )
             continue
         files = _entries(entry)
         if not files:
@@ -148,15 +174,22 @@ class PreparedFolder(tfds.core.GeneratorBasedBuilder):
                 "label": tfds.features.ClassLabel(names=list(self.folder.class_names)),
             }
         )
-        return tfds.core.DatasetInfo(builder=self, features=features, description=type(self).__doc__)
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, description=type(self).__doc__
+        )
 
     def _split_generators(self, dl_manager):
-        return {name: self._generate_examples(name, rows) for name, rows in self.folder.splits.items()}
+        return {
+            name: self._generate_examples(name, rows) for name, rows in self.folder.splits.items()
+        }
 
     def _generate_examples(self, split, rows):
         started = time.monotonic()
         for count, (file, label) in enumerate(rows, start=1):
-            yield file, {"file": file, "image": (self.folder.root / file).read_bytes(), "label": label}
+            yield (
+                file,
+                {"file": file, "image": (self.folder.root / file).read_bytes(), "label": label},
+            )
             _progress(split, count, len(rows), started)
 
 
@@ -166,20 +199,32 @@ def _progress(split: str, count: int, total: int, started: float) -> None:
         if count % 50 == 0 or count == total:
             rate = count / max(time.monotonic() - started, 1e-9)
             end = "\n" if count == total else ""
-            print(f"\r{split}: {count}/{total} images, {rate:.0f}/s ", end=end, file=sys.stderr, flush=True)
+            print(
+                f"\r{split}: {count}/{total} images, {rate:.0f}/s ",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
     elif count * 10 // total != (count - 1) * 10 // total:
         print(f"{split}: {count}/{total} images", file=sys.stderr, flush=True)
 
 
-def prepare(source: str, directory: str, *, val_fraction: float = 0.1, test_fraction: float = 0.0) -> Folder:
-    """Scans `source` and writes the prepared set to `directory` (new or empty); returns what was written.
+def prepare(
+    source: str, directory: str, *, val_fraction: float = 0.1, test_fraction: float = 0.0
+) -> Folder:
+    """Scans `source` and writes the prepared set to `directory` (new or empty); returns what was
+    written.
 
     Raises:
         ValueError: the scan found problems (all of them listed), or `directory` is in use.
     """
     if storage.is_prepared(directory):
-        raise ValueError(f"{directory} is a prepared data set already; remove it to prepare it anew")
+        raise ValueError(
+            f"{directory} is a prepared data set already; remove it to prepare it anew"
+        )
     folder = scan(source, val_fraction=val_fraction, test_fraction=test_fraction)
-    if not storage.prepare_atomically(lambda scratch: PreparedFolder(folder, data_dir=scratch), directory):
+    if not storage.prepare_atomically(
+        lambda scratch: PreparedFolder(folder, data_dir=scratch), directory
+    ):
         raise ValueError(f"{directory} was prepared by another process meanwhile")
     return folder

@@ -1,12 +1,13 @@
 """Batches for training and evaluation, exactly repeatable at any position.
 
-Training is one endless list of record numbers g = 0, 1, 2, ...; batch i is the records [i B, (i + 1) B) for global
-batch size B. Which stored record stands at g, and every random number of its augmentation, are pure functions of
-(seed, g). So a position is just the number of batches consumed: a resume builds the pipeline anew and starts there, and
-threads, worker processes and JAX processes (each reads its own rows of every global batch) may change at will.
+Training is one endless list of record numbers g = 0, 1, 2, ...; batch i is the records [i B, (i +
+1) B) for global batch size B. Which stored record stands at g, and every random number of its
+augmentation, are pure functions of (seed, g). So a position is just the number of batches consumed:
+a resume builds the pipeline anew and starts there, and threads, worker processes and JAX processes
+(each reads its own rows of every global batch) may change at will.
 
-Each run of len(train) numbers holds every record once, in a new order per run. Batches straddle these epochs: none is
-short and no record is dropped.
+Each run of len(train) numbers holds every record once, in a new order per run. Batches straddle
+these epochs: none is short and no record is dropped.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ class DataInfo:
     Attributes:
         num_classes: number of classes.
         class_names: one name per class.
-        split_sizes: records by split; holds the stored splits and the configured ones ('train[:90%]').
+        split_sizes: records by split; holds the stored splits and the configured ones
+            ('train[:90%]').
         channels: 1 (grey) or 3 (RGB), as stored; data.channels is what the model gets.
-        train_records: records of one training epoch: train_split, plus the pseudo-labelled ones if they are mixed in.
+        train_records: records of one training epoch: train_split, plus the pseudo-labelled ones if
+            they are mixed in.
     """
 
     num_classes: int
@@ -51,7 +54,8 @@ class DataInfo:
 
 
 def describe(config: Any) -> DataInfo:
-    """Returns classes, split sizes and channels of the configured data set; prepares `digits` on first use.
+    """Returns classes, split sizes and channels of the configured data set; prepares `digits` on
+    first use.
 
     Args:
         config: the section `data` of the config.
@@ -70,19 +74,32 @@ def describe(config: Any) -> DataInfo:
     features = builder.info.features
     stored = {name: split.num_examples for name, split in builder.info.splits.items()}
     channels = features[image].shape[-1] or 3
-    return DataInfo(features[label].num_classes, tuple(features[label].names), stored | sizes, channels, train_records)
+    return DataInfo(
+        features[label].num_classes,
+        tuple(features[label].names),
+        stored | sizes,
+        channels,
+        train_records,
+    )
 
 
 class ProcessRows(grain.MapDataset):
-    """The records of this process: rows [p b, (p + 1) b) of every global batch, b = batch size / processes.
+    """The records of this process: rows [p b, (p + 1) b) of every global batch, b = batch size /
+    processes.
 
-    The random map stands before it and so sees (and seeds by) global record numbers, whatever the process count.
+    The random map stands before it and so sees (and seeds by) global record numbers, whatever the
+    process count.
     """
 
-    def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+    def __init__(
+        self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int
+    ):
         super().__init__(parent)
         if batch_size < 1 or batch_size % process_count:
-            raise ValueError(f"batch size {batch_size} must be a positive multiple of the {process_count} processes")
+            raise ValueError(
+                f"batch size {batch_size} must be a positive multiple of the {process_count} "
+                "processes"
+            )
         if not 0 <= process_index < process_count:
             raise ValueError(f"process index is {process_index}; allowed: 0 to {process_count - 1}")
         self.batch_size, self.rows = batch_size, batch_size // process_count
@@ -99,13 +116,19 @@ class ProcessRows(grain.MapDataset):
 
 
 class TrainBatches:
-    """Endless iterator over training batches; made by `train_batches`. Readers start with the first batch."""
+    """Endless iterator over training batches; made by `train_batches`. Readers start with the first
+    batch.
+    """
 
     def __init__(self, dataset: grain.MapDataset, config: Any, state: dict[str, Any]):
         self._dataset, self._config, self._state = dataset, config, state
-        self._readers: list[Any] = []  # the running Grain iterator, once the first batch was asked for
+        self._readers: list[
+            Any
+        ] = []  # the running Grain iterator, once the first batch was asked for
         self._closed = False
-        weakref.finalize(self, _stop_readers, self._readers)  # also at exit, when nobody called close
+        weakref.finalize(
+            self, _stop_readers, self._readers
+        )  # also at exit, when nobody called close
 
     def __iter__(self) -> TrainBatches:
         return self
@@ -120,7 +143,9 @@ class TrainBatches:
         return batch
 
     def state(self) -> dict[str, Any]:
-        """Returns the position as plain values: `batches` consumed, and what must stay the same for a resume."""
+        """Returns the position as plain values: `batches` consumed, and what must stay the same for
+        a resume.
+        """
         return dict(self._state)
 
     def close(self) -> None:
@@ -150,12 +175,13 @@ def train_batches(
         process_index, process_count: which rows of each global batch this process reads.
 
     Returns:
-        Iterator of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b]); with on_error='skip' also skipped, a
-        scalar int32: damaged records replaced in this batch. b = batch_size / process_count.
+        Iterator of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b]); with
+        on_error='skip' also skipped, a scalar int32: damaged records replaced in this batch. b =
+        batch_size / process_count.
 
     Raises:
-        ValueError: wrong arguments, or the data cannot be opened. Damaged records and wrong labels raise when they are
-            read.
+        ValueError: wrong arguments, or the data cannot be opened. Damaged records and wrong labels
+            raise when they are read.
     """
     if start < 0 or seed < 0:
         raise ValueError(f"start is {start} and seed is {seed}; both must be >= 0")
@@ -164,15 +190,31 @@ def train_batches(
     transform = records.transform_from_config(records.TrainTransform, config)
     first = len(parts[0])
     order = grain.MapDataset.range(first).shuffle(seed=seeds[0]).repeat()
-    state = dict(batches=start, batch_size=batch_size, seed=seed, source=config.source, split=config.train_split)
+    state = dict(
+        batches=start,
+        batch_size=batch_size,
+        seed=seed,
+        source=config.source,
+        split=config.train_split,
+    )
     state |= dict(records=first)
     if len(parts) == 2:
-        pseudo = grain.MapDataset.range(first, first + len(parts[1])).shuffle(seed=seeds[1]).repeat()
-        order = grain.MapDataset.mix([order, pseudo], [1 - config.pseudo_fraction, config.pseudo_fraction])
+        pseudo = (
+            grain.MapDataset.range(first, first + len(parts[1])).shuffle(seed=seeds[1]).repeat()
+        )
+        order = grain.MapDataset.mix(
+            [order, pseudo], [1 - config.pseudo_fraction, config.pseudo_fraction]
+        )
         digest = pseudo_labels.digest(pseudo_labels.read(config.pseudo_labels))
-        state |= dict(pseudo_labels=digest, pseudo_split=config.pseudo_split, pseudo_fraction=config.pseudo_fraction)
+        state |= dict(
+            pseudo_labels=digest,
+            pseudo_split=config.pseudo_split,
+            pseudo_fraction=config.pseudo_fraction,
+        )
     examples = records.TrainExamples(parts, num_classes, transform, config.on_error)
-    rows = ProcessRows(order.random_map(examples, seed=seeds[2]), batch_size, process_index, process_count)
+    rows = ProcessRows(
+        order.random_map(examples, seed=seeds[2]), batch_size, process_index, process_count
+    )
     batches = rows.batch(rows.rows, drop_remainder=True)
     if config.on_error == "skip":
         batches = batches.map(_sum_skipped)
@@ -196,7 +238,8 @@ RESUME_REASONS = {
 
 
 def check_resume(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Compares two `TrainBatches.state()`s before a resume; changed threads, workers and processes are no difference.
+    """Compares two `TrainBatches.state()`s before a resume; changed threads, workers and processes
+    are no difference.
 
     Args:
         saved: from the checkpoint.
@@ -214,16 +257,20 @@ def check_resume(saved: dict[str, Any], current: dict[str, Any]) -> None:
         problems.append("the number of batches consumed is missing")
     if problems:
         raise ValueError(
-            "cannot continue the data order of the checkpoint: " + "; ".join(problems) + ". Restore the old values, or "
+            "cannot continue the data order of the checkpoint: "
+            + "; ".join(problems)
+            + ". Restore the old values, or "
             "start in a new workdir"
         )
 
 
 class EvalBatches:
-    """Finite iterable over evaluation batches; made by `eval_batches`, may be iterated again and again.
+    """Finite iterable over evaluation batches; made by `eval_batches`, may be iterated again and
+    again.
 
     Attributes:
-        num_records: records of the split, over all processes; those of them that the batches mask were damaged.
+        num_records: records of the split, over all processes; those of them that the batches mask
+            were damaged.
     """
 
     def __init__(self, dataset: grain.MapDataset, config: Any, num_records: int):
@@ -250,7 +297,8 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
-    """Returns this process's part of one pass over a split, in stored order and in batches of one fixed shape.
+    """Returns this process's part of one pass over a split, in stored order and in batches of one
+    fixed shape.
 
     Args:
         config: the section `data` of the config.
@@ -260,9 +308,9 @@ def eval_batches(
         process_index, process_count: which rows of each global batch this process reads.
 
     Returns:
-        Iterable of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b], mask float32 [b]). The last batch is
-        padded; padding and, with on_error='skip', damaged records have mask 0, id -1 and label 0. Every process gets
-        the same number of batches.
+        Iterable of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b], mask float32 [b]).
+        The last batch is padded; padding and, with on_error='skip', damaged records have mask 0, id
+        -1 and label 0. Every process gets the same number of batches.
 
     Raises:
         ValueError: as `train_batches`.
@@ -271,20 +319,30 @@ def eval_batches(
     transform = records.transform_from_config(records.EvalTransform, config)
     padded = -(-len(part) // batch_size) * batch_size
     examples = records.EvalExamples(part, num_classes, transform, config.on_error)
-    rows = ProcessRows(grain.MapDataset.range(padded).map(examples), batch_size, process_index, process_count)
+    rows = ProcessRows(
+        grain.MapDataset.range(padded).map(examples), batch_size, process_index, process_count
+    )
     return EvalBatches(rows.batch(rows.rows, drop_remainder=True), config, len(part))
 
 
 def _start_readers(batches: grain.MapDataset, config: Any) -> Any:
-    """Reads batches ahead, each built by one thread, in this process or in workers that take turns."""
+    """Reads batches ahead, each built by one thread, here or in workers that take turns."""
     workers = min(config.num_workers, len(batches))
     ahead = config.num_threads if workers else config.prefetch
-    dataset = batches.to_iter_dataset(grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=ahead))
+    dataset = batches.to_iter_dataset(
+        grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=ahead)
+    )
     if workers:
-        if not flags.FLAGS.is_parsed():  # Grain reads absl flags when it starts workers; outside absl.app nobody parses
+        if (
+            not flags.FLAGS.is_parsed()
+        ):  # Grain reads absl flags when it starts workers; outside absl.app nobody parses
             flags.FLAGS.mark_as_parsed()
-        options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=config.prefetch)
-        dataset = dataset.mp_prefetch(options, worker_init_fn=functools.partial(_start_worker, os.getpid()))
+        options = grain.MultiprocessingOptions(
+            num_workers=workers, per_worker_buffer_size=config.prefetch
+        )
+        dataset = dataset.mp_prefetch(
+            options, worker_init_fn=functools.partial(_start_worker, os.getpid())
+        )
     return iter(dataset)
 
 
@@ -292,18 +350,24 @@ def _stop_readers(readers: list[Any]) -> None:
     if readers:
         readers[0].close()
         readers.clear()
-        gc.collect()  # Grain's iterators are reference cycles, and theirs hold blocks of shared memory
+        # Grain's iterators are reference cycles, and theirs hold blocks of shared memory
+        gc.collect()
 
 
 def _owned(batch: Batch, config: Any) -> Batch:
-    """Copies arrays that live in a worker's shared memory, whose blocks must be gone before the interpreter exits."""
+    """Copies arrays that live in a worker's shared memory, whose blocks must be gone before the
+    interpreter exits.
+    """
     return {key: np.array(value) for key, value in batch.items()} if config.num_workers else batch
 
 
 def _start_worker(parent: int, worker: int, workers: int) -> None:
-    """Runs first in each worker: only the parent stops it, and it does not outlive a parent that was killed."""
+    """Runs first in each worker: only the parent stops it, and it does not outlive a parent that
+    was killed.
+    """
     del worker, workers  # Grain passes which of how many this is
-    # Terminals and schedulers signal the whole process group; the parent still needs batches while it shuts down.
+    # Terminals and schedulers signal the whole process group; the parent still needs batches while
+    # it shuts down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

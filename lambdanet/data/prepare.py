@@ -2,7 +2,8 @@
 
     python -m lambdanet.data.prepare SRC DST [--val-fraction 0.1] [--test-fraction 0.0]
 
-SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders inside.
+SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
+inside.
 """
 
 from __future__ import annotations
@@ -14,16 +15,33 @@ from lambdanet.data import image_folder
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses `argv` (default: the process's arguments), prepares the folder and returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m lambdanet.data.prepare", description=__doc__.split("\n")[0])
-    parser.add_argument("source", help="folder of class folders, or of train/, validation/, test/ with class folders")
+    """Parses `argv` (default: the process's arguments), prepares the folder and returns the exit
+    status.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m lambdanet.data.prepare", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "source",
+        help="folder of class folders, or of train/, validation/, test/ with class folders",
+    )
     parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
-    parser.add_argument("--val-fraction", type=float, default=0.1, help="share held out where SRC has no split folders")
-    parser.add_argument("--test-fraction", type=float, default=0.0, help="likewise, for the split 'test'")
+    parser.add_argument(
+        "--val-fraction",
+        type=float,
+        default=0.1,
+        help="share held out where SRC has no split folders",
+    )
+    parser.add_argument(
+        "--test-fraction", type=float, default=0.0, help="likewise, for the split 'test'"
+    )
     args = parser.parse_args(argv)
     try:
         folder = image_folder.prepare(
-            args.source, args.destination, val_fraction=args.val_fraction, test_fraction=args.test_fraction
+            args.source,
+            args.destination,
+            val_fraction=args.val_fraction,
+            test_fraction=args.test_fraction,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -35,7 +53,10 @@ def main(argv: list[str] | None = None) -> int:
         for key, name in (("eval_split", "validation"), ("test_split", "test"))
         if name not in folder.splits
     )
-    print(f"train with --config.data.source=image_folder --config.data.data_dir={args.destination}{missing}")
+    print(
+        "train with --config.data.source=image_folder "
+        f"--config.data.data_dir={args.destination}{missing}"
+    )
     return 0
 
 

@@ -1,4 +1,6 @@
-"""Pseudo-labels: a teacher's confident predictions for unlabelled records, balanced over classes, in a JSON file."""
+"""Pseudo-labels: a teacher's confident predictions for unlabelled records, balanced over classes,
+in a JSON file.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ def write(
 ) -> dict[str, Any]:
     """Selects records and writes their labels.
 
-    A record qualifies if its largest probability is at least `threshold`; of each class the most confident ones are
-    taken, up to an equal quota. This is the class balance of Noisy Student (Xie et al. 2019), without its repetition of
-    records of rare classes.
+    A record qualifies if its largest probability is at least `threshold`; of each class the most
+    confident ones are taken, up to an equal quota. This is the class balance of Noisy Student (Xie
+    et al. 2019), without its repetition of records of rare classes.
 
     Args:
         path: of the JSON file; written to a temporary file first and renamed.
@@ -35,7 +37,8 @@ def write(
         probabilities: the teacher's, rows summing to one.
         threshold: least confidence, in [0, 1].
         num_classes: number of classes; must equal the columns of `probabilities`.
-        split: the split that the ids belong to; stored, and compared with data.pseudo_split when it is read.
+        split: the split that the ids belong to; stored, and compared with data.pseudo_split when it
+            is read.
         per_class: quota; None = qualifying records / classes, rounded up.
 
     Returns:
@@ -46,7 +49,9 @@ def write(
     """
     ids, probabilities = np.asarray(ids), np.asarray(probabilities)
     if probabilities.ndim != 2 or probabilities.shape != (len(ids), num_classes):
-        raise ValueError(f"probabilities have shape {probabilities.shape}; expected ({len(ids)}, {num_classes})")
+        raise ValueError(
+            f"probabilities have shape {probabilities.shape}; expected ({len(ids)}, {num_classes})"
+        )
     if len(np.unique(ids)) != len(ids):
         raise ValueError("ids must be unique: one prediction per record")
     if not 0.0 <= threshold <= 1.0:
@@ -56,13 +61,18 @@ def write(
     labels, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     qualified = int((confidence >= threshold).sum())
     if qualified == 0:
-        raise ValueError(f"no record reaches confidence {threshold}; the largest is {confidence.max(initial=0):.4f}")
+        raise ValueError(
+            f"no record reaches confidence {threshold}; the largest is "
+            f"{confidence.max(initial=0):.4f}"
+        )
     quota = -(-qualified // num_classes) if per_class is None else per_class
     if quota < 1:
         raise ValueError(f"per_class is {per_class}; allowed: at least 1")
     order = np.lexsort((ids, -confidence))  # most confident first, ties by id
     order = order[confidence[order] >= threshold]
-    chosen = np.sort(np.concatenate([order[labels[order] == c][:quota] for c in range(num_classes)]))
+    chosen = np.sort(
+        np.concatenate([order[labels[order] == c][:quota] for c in range(num_classes)])
+    )
     counts = np.bincount(labels[chosen], minlength=num_classes).tolist()
     summary = dict(
         selected=len(chosen),
@@ -93,7 +103,8 @@ def write(
 
 
 def read_file(path: str | os.PathLike) -> dict[str, Any]:
-    """Returns the whole content of a file made by `write`: format, split, threshold, num_classes, ids, labels, ...
+    """Returns the whole content of a file made by `write`: format, split, threshold, num_classes,
+    ids, labels, ...
 
     Raises:
         ValueError: missing, not such a file, or damaged.
@@ -103,14 +114,19 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
             content = json.load(file)
     except OSError as error:
         raise ValueError(
-            f"cannot read pseudo-labels {os.fspath(path)!r}: {error}; write them with eval.py --mode=pseudo_label"
+            f"cannot read pseudo-labels {os.fspath(path)!r}: {error}; write them with eval.py "
+            "--mode=pseudo_label"
         ) from error
     except ValueError as error:
-        raise ValueError(f"{os.fspath(path)!r} is not a JSON file of pseudo-labels: {error}") from error
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a JSON file of pseudo-labels: {error}"
+        ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{os.fspath(path)!r} is not a file of pseudo-labels (format {FORMAT!r})")
     if len(content["ids"]) != len(content["labels"]):
-        raise ValueError(f"{os.fspath(path)!r} has {len(content['ids'])} ids but {len(content['labels'])} labels")
+        raise ValueError(
+            f"{os.fspath(path)!r} has {len(content['ids'])} ids but {len(content['labels'])} labels"
+        )
     return content
 
 

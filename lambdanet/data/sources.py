@@ -1,4 +1,6 @@
-"""Where records come from: one class per kind of storage, with `len(source)` and `source.read(index)`."""
+"""Where records come from: one class per kind of storage, with `len(source)` and
+`source.read(index)`.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ FILE_FEATURES = (
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One stored record: encoded bytes or a decoded uint8 array [h, w, c], class, stable number, name for messages."""
+    """One stored record: encoded bytes or a decoded uint8 array [h, w, c], class, stable number,
+    name for messages.
+    """
 
     image: bytes | np.ndarray
     label: int
@@ -45,7 +49,8 @@ class Source(Protocol):
 class PreparedSource:
     """One split of a prepared TFDS directory; images stay encoded.
 
-    A record's id is its feature `id` if it has a scalar integer one, else its position in the split.
+    A record's id is its feature `id` if it has a scalar integer one, else its position in the
+    split.
 
     Args:
         builder: from `open_directory`.
@@ -63,7 +68,8 @@ class PreparedSource:
             self.records = builder.as_data_source(split=split, decoders=decoders)
         except (ValueError, AssertionError, KeyError) as error:
             raise ValueError(
-                f"cannot read split {split!r} of {builder.data_dir}: {error} Splits: {_split_list(builder)}; also "
+                f"cannot read split {split!r} of {builder.data_dir}: {error} Splits: "
+                f"{_split_list(builder)}; also "
                 "slices as 'train[:90%]' and sums as 'train+validation'"
             ) from error
 
@@ -83,7 +89,7 @@ class PreparedSource:
         return Record(bytes(example[self.image]), int(example[self.label]), number, name)
 
     def ids(self) -> np.ndarray:
-        """Returns the ids of all records in order; reads the whole split if they are stored in it."""
+        """Returns the ids of all records in order; reads the split if they are stored in it."""
         if not self.id:
             return np.arange(len(self))
         return np.array([int(example[self.id]) for example in self.records], np.int64)
@@ -100,10 +106,14 @@ class SyntheticSource:
 
     def __init__(self, split: str, *, records: int, num_classes: int, shape: tuple[int, int, int]):
         if split not in SYNTHETIC_SPLITS:
-            raise ValueError(f"data.source='synthetic' has no split {split!r}; allowed: {', '.join(SYNTHETIC_SPLITS)}")
+            raise ValueError(
+                f"data.source='synthetic' has no split {split!r}; allowed: "
+                f"{', '.join(SYNTHETIC_SPLITS)}"
+            )
         if records < 1 or num_classes < 1:
             raise ValueError(
-                f"data.synthetic_records={records} and data.synthetic_classes={num_classes} must be at least 1"
+                f"data.synthetic_records={records} and data.synthetic_classes={num_classes} must "
+                "be at least 1"
             )
         self.split, self.records, self.num_classes, self.shape = split, records, num_classes, shape
 
@@ -130,19 +140,29 @@ def open_source(config: Any, split: str) -> Source:
         split: as written in the config.
 
     Raises:
-        ValueError: unknown source or split, directory missing or not prepared, features missing, empty split.
+        ValueError: unknown source or split, directory missing or not prepared, features missing,
+            empty split.
     """
     if config.source == "synthetic":
-        logging.log_first_n(logging.WARNING, "data.source='synthetic': random images, good for measuring speed only", 1)
+        logging.log_first_n(
+            logging.WARNING,
+            "data.source='synthetic': random images, good for measuring speed only",
+            1,
+        )
         shape = (*config.image_size, config.channels)
         return SyntheticSource(
-            split, records=config.synthetic_records, num_classes=config.synthetic_classes, shape=shape
+            split,
+            records=config.synthetic_records,
+            num_classes=config.synthetic_classes,
+            shape=shape,
         )
     return PreparedSource(open_directory(config), split)
 
 
 def open_directory(config: Any) -> tfds.core.DatasetBuilder:
-    """Opens the prepared directory of the configured data set; prepares `digits` and `cued_digits` on first use."""
+    """Opens the prepared directory of the configured data set; prepares `digits` and `cued_digits`
+    on first use.
+    """
     if config.source not in SOURCES:
         raise ValueError(f"unknown data.source {config.source!r}; allowed: {', '.join(SOURCES)}")
     if config.source == "digits":
@@ -152,18 +172,25 @@ def open_directory(config: Any) -> tfds.core.DatasetBuilder:
     else:
         directory = Path(config.data_dir)
     if not storage.is_prepared(directory):
-        what = "holds no prepared data set (no dataset_info.json)" if directory.is_dir() else "does not exist"
+        what = (
+            "holds no prepared data set (no dataset_info.json)"
+            if directory.is_dir()
+            else "does not exist"
+        )
         fix = (
-            f"prepare it with `python -m lambdanet.data.prepare <folder of class folders> {directory}`"
+            "prepare it with `python -m lambdanet.data.prepare <folder of class folders> "
+            f"{directory}`"
             if config.source == "image_folder"
-            else "name the directory that holds dataset_info.json, such as <data_dir>/<name>/<version>"
+            else "name the directory that holds dataset_info.json, such as "
+            "<data_dir>/<name>/<version>"
         )
         raise ValueError(f"data.data_dir={str(config.data_dir)!r} {what}; {fix}")
     return tfds.builder_from_directory(directory)
 
 
 def find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """Returns the names of the image and the class feature: 'image' and 'label', or the only ones of their kinds.
+    """Returns the names of the image and the class feature: 'image' and 'label', or the only ones
+    of their kinds.
 
     Raises:
         ValueError: none or several candidates; names all features.
@@ -177,9 +204,12 @@ def find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
         elif len(candidates) == 1:
             found.append(candidates[0])
         else:
-            listed = ", ".join(f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items()))
+            listed = ", ".join(
+                f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items())
+            )
             raise ValueError(
-                f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly one of that type; "
+                f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly "
+                "one of that type; "
                 f"it has {listed}"
             )
     return found[0], found[1]
@@ -194,4 +224,6 @@ def _is_integer(feature: Any) -> bool:
 
 
 def _split_list(builder: tfds.core.DatasetBuilder) -> str:
-    return ", ".join(f"{name} ({split.num_examples})" for name, split in builder.info.splits.items())
+    return ", ".join(
+        f"{name} ({split.num_examples})" for name, split in builder.info.splits.items()
+    )

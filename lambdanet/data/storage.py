@@ -1,7 +1,8 @@
 """Prepared data sets on disk: written whole or not at all.
 
-Both sets that we prepare ourselves (`digits`, image folders) are TFDS data sets in ArrayRecord files, the format of
-every other TFDS directory, so one reader (`sources.PreparedSource`) serves them all and TensorFlow is never imported.
+Both sets that we prepare ourselves (`digits`, image folders) are TFDS data sets in ArrayRecord
+files, the format of every other TFDS directory, so one reader (`sources.PreparedSource`) serves
+them all and TensorFlow is never imported.
 """
 
 from __future__ import annotations
@@ -23,18 +24,22 @@ def is_prepared(directory: str | os.PathLike) -> bool:
     return (Path(directory) / "dataset_info.json").is_file()
 
 
-def prepare_atomically(make_builder: Callable[[str], tfds.core.DatasetBuilder], directory: str | os.PathLike) -> bool:
+def prepare_atomically(
+    make_builder: Callable[[str], tfds.core.DatasetBuilder], directory: str | os.PathLike
+) -> bool:
     """Prepares a data set in a temporary directory beside `directory` and renames it into place.
 
-    A killed preparation leaves `directory` absent, never half written, and its temporary files are removed by the next
-    one; of two processes that prepare the same set at once, one wins and the other uses the winner's files.
+    A killed preparation leaves `directory` absent, never half written, and its temporary files are
+    removed by the next one; of two processes that prepare the same set at once, one wins and the
+    other uses the winner's files.
 
     Args:
         make_builder: called with the temporary data_dir; returns the builder to prepare there.
         directory: where the prepared set (dataset_info.json and its ArrayRecord files) goes.
 
     Returns:
-        True if this call wrote the set, False if it was there already (or another process was faster).
+        True if this call wrote the set, False if it was there already (or another process was
+        faster).
 
     Raises:
         ValueError: `directory` exists and holds something else.
@@ -44,17 +49,23 @@ def prepare_atomically(make_builder: Callable[[str], tfds.core.DatasetBuilder], 
     if is_prepared(target):
         return False
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists and holds no prepared data set; name a new or an empty directory")
+        raise ValueError(
+            f"{target} exists and holds no prepared data set; name a new or an empty directory"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     scratch = tempfile.mkdtemp(prefix=f"{_scratch_prefix(target)}{os.getpid()}-", dir=target.parent)
     try:
         builder = make_builder(scratch)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS announces a download, of which there is none
+        with contextlib.redirect_stdout(
+            io.StringIO()
+        ):  # TFDS announces a download, of which there is none
             tfds.disable_progress_bar()
             builder.download_and_prepare(file_format="array_record")
         try:
-            os.rename(builder.data_dir, target)  # atomic; replaces an empty directory, refuses a full one
+            os.rename(
+                builder.data_dir, target
+            )  # atomic; replaces an empty directory, refuses a full one
         except OSError:
             if is_prepared(target):
                 return False

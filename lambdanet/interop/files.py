@@ -1,7 +1,7 @@
 """Weights files: safetensors, npz and PyTorch checkpoints in; safetensors and npz out.
 
-Our own files say so in their metadata (`layout: lambdanet`) and hold '/'-paths; every other file is taken as
-PyTorch's names and layouts and goes through a name table (`lambdanet.interop.names`).
+Our own files say so in their metadata (`layout: lambdanet`) and hold '/'-paths; every other file is
+taken as PyTorch's names and layouts and goes through a name table (`lambdanet.interop.names`).
 """
 
 import json
@@ -41,7 +41,9 @@ OWN_NAMES = (Rule(r".+", r"\g<0>"),)
 
 
 def export_metadata(model: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of a file with our layout: the model's name and options as JSON, the layout, and who wrote it."""
+    """Metadata of a file with our layout: the model's name and options as JSON, the layout, and who
+    wrote it.
+    """
     return {
         "layout": LAYOUT,
         "layout_version": LAYOUT_VERSION,
@@ -65,9 +67,18 @@ def save_safetensors(
       arrays: name -> array; our own files hold '/'-paths, see `export_metadata`.
       metadata: text stored in the file's header.
     """
-    # safetensors writes the memory as it lies, so views (transposed, strided) have to be laid out first.
-    dense = {name: np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array)) for name, array in arrays.items()}
-    _write_whole(path, lambda temporary: safetensors.numpy.save_file(dense, temporary, metadata=dict(metadata or {})))
+    # safetensors writes the memory as it lies, so views (transposed, strided) have to be laid out
+    # first.
+    dense = {
+        name: np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))
+        for name, array in arrays.items()
+    }
+    _write_whole(
+        path,
+        lambda temporary: safetensors.numpy.save_file(
+            dense, temporary, metadata=dict(metadata or {})
+        ),
+    )
 
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -76,10 +87,17 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}
 
 
-def save_npz(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes arrays to an npz file, as `save_safetensors` does; bfloat16, which npz lacks, is widened to float32."""
+def save_npz(
+    path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes arrays to an npz file, as `save_safetensors` does; bfloat16, which npz lacks, is
+    widened to float32.
+    """
     dense = {name: np.asarray(array) for name, array in arrays.items()}
-    dense = {name: array.astype(np.float32) if array.dtype.kind == "V" else array for name, array in dense.items()}
+    dense = {
+        name: array.astype(np.float32) if array.dtype.kind == "V" else array
+        for name, array in dense.items()
+    }
     if metadata:
         dense[_NPZ_METADATA] = np.asarray(json.dumps(dict(metadata)))
 
@@ -91,7 +109,9 @@ def save_npz(path: str | os.PathLike, arrays: Mapping[str, Any], metadata: Mappi
 
 
 def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads all arrays of an npz file (never pickled objects); raises FileNotFoundError or WeightsFileError."""
+    """Reads all arrays of an npz file (never pickled objects); raises FileNotFoundError or
+    WeightsFileError.
+    """
     arrays, _ = _read_npz(path)
     return arrays
 
@@ -105,12 +125,14 @@ def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     return _read_npz(path)[1] if kind == "npz" else {}
 
 
-def read_state(path: str | os.PathLike, *, prefer_ema: bool = True) -> tuple[dict[str, np.ndarray], bool]:
+def read_state(
+    path: str | os.PathLike, *, prefer_ema: bool = True
+) -> tuple[dict[str, np.ndarray], bool]:
     """Reads the named arrays of a weights file of any supported kind, told by its content.
 
     Args:
-      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors, npz or a
-        checkpoint.
+      path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors,
+        npz or a checkpoint.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
     Returns:
@@ -128,8 +150,10 @@ def read_state(path: str | os.PathLike, *, prefer_ema: bool = True) -> tuple[dic
         return state_dict_of(state, os.fspath(path)), False
     if metadata.get("layout_version") != LAYOUT_VERSION:
         raise WeightsFileError(
-            f"{os.fspath(path)} has layout version {metadata.get('layout_version')!r}, written by lambdanet "
-            f"{metadata.get('version')}; this program reads {LAYOUT_VERSION!r}: use the release that wrote it"
+            f"{os.fspath(path)} has layout version {metadata.get('layout_version')!r}, written by "
+            "lambdanet "
+            f"{metadata.get('version')}; this program reads {LAYOUT_VERSION!r}: use the release "
+            "that wrote it"
         )
     return state, True
 
@@ -146,13 +170,15 @@ def load_weights_file(
 
     Args:
       path: the file.
-      tables: the model's name tables by grammar, for files with PyTorch names, see `names.choose_table`.
+      tables: the model's name tables by grammar, for files with PyTorch names, see
+          `names.choose_table`.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
     Returns:
-      Our path -> float32 array. Paths under `allow_head_mismatch` that the file cannot fill are left out.
+      Our path -> float32 array. Paths under `allow_head_mismatch` that the file cannot fill are
+      left out.
 
     Raises:
       FileNotFoundError: no such file.
@@ -165,7 +191,9 @@ def load_weights_file(
     try:
         arrays = convert(state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch)
     except ValueError as error:
-        raise type(error)(f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}") from None
+        raise type(error)(
+            f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"
+        ) from None
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 
@@ -179,9 +207,12 @@ def _kind(path: str | os.PathLike) -> str:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
         except zipfile.BadZipFile as error:
-            raise WeightsFileError(f"{path} is damaged or cut short ({error}); fetch or copy it again") from error
+            raise WeightsFileError(
+                f"{path} is damaged or cut short ({error}); fetch or copy it again"
+            ) from error
         return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
-    # A safetensors file opens with the length of its JSON header (8 bytes, little endian) and the header itself.
+    # A safetensors file opens with the length of its JSON header (8 bytes, little endian) and the
+    # header itself.
     return "safetensors" if len(start) == 9 and start[8:9] == b"{" else "torch"
 
 
@@ -191,7 +222,9 @@ def _safetensors(path: str | os.PathLike):
     try:
         return safetensors.safe_open(path, framework="numpy")
     except safetensors.SafetensorError as error:
-        raise WeightsFileError(f"{path} is no readable safetensors file ({error}); fetch or copy it again") from error
+        raise WeightsFileError(
+            f"{path} is no readable safetensors file ({error}); fetch or copy it again"
+        ) from error
 
 
 def _read_npz(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -201,12 +234,15 @@ def _read_npz(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise WeightsFileError(f"{path} is no readable npz file of plain arrays ({error})") from error
+        raise WeightsFileError(
+            f"{path} is no readable npz file of plain arrays ({error})"
+        ) from error
     metadata = arrays.pop(_NPZ_METADATA, None)
     raw = [name for name, array in arrays.items() if array.dtype.kind == "V"]
     if raw:
         raise WeightsFileError(
-            f"{path} holds arrays of a type that npz cannot name (bfloat16?): {', '.join(raw[:8])}; "
+            f"{path} holds arrays of a type that npz cannot name (bfloat16?): "
+            f"{', '.join(raw[:8])}; "
             "write them as float32 or as safetensors"
         )
     return arrays, {} if metadata is None else json.loads(str(metadata))
@@ -225,7 +261,9 @@ def _write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp makes private files; a weights file gets the usual mode
+        os.chmod(
+            temporary, 0o666 & ~umask
+        )  # mkstemp makes private files; a weights file gets the usual mode
         os.replace(temporary, path)
     except BaseException:
         os.unlink(temporary)

@@ -1,13 +1,17 @@
-"""Imports weights into a model and writes them as a safetensors file in our layout, saying what went where.
+"""Imports weights into a model and writes them as a safetensors file in our layout, saying what
+went where.
 
-    python -m lambdanet.interop.import_weights swin_tiny_patch4_window7_224.pth --model swin_tiny --out swin_tiny.safetensors
+    python -m lambdanet.interop.import_weights swin_tiny_patch4_window7_224.pth --model swin_tiny
+    --out swin_tiny.safetensors
 
-SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours. Nothing is converted unless it is
-asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`, `--split-slide`; what does not fit is an error that lists
-all of it and names the flag that could help.
+SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours. Nothing is
+converted unless it is asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`,
+`--split-slide`; what does not fit is an error that lists all of it and names the flag that could
+help.
 
-The file written is for `eval.py --weights=X.safetensors` and `--config.train.init_weights=X.safetensors`, with the model and
-the options that are in its metadata.
+The file written is for `eval.py --weights=X.safetensors` and
+`--config.train.init_weights=X.safetensors`, with the model and the options that are in its
+metadata.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ def main(arguments: Sequence[str], models: Any) -> str | None:
 
     Args:
         arguments: the command line.
-        models: the package of that name: `create_model` and `registry`, which this package does not import.
+        models: the package of that name: `create_model` and `registry`, which this package does not
+            import.
 
     Returns:
         What went wrong, or None.
@@ -44,32 +49,51 @@ def main(arguments: Sequence[str], models: Any) -> str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m lambdanet.interop.import_weights", description=__doc__.split("\n\n")[0])
-    parser.add_argument("source", metavar="SRC", help="PyTorch checkpoint, .safetensors or .npz; told by its content")
-    parser.add_argument("--model", required=True, metavar="NAME", help="our model; `python -m models` lists them")
+    parser = argparse.ArgumentParser(
+        prog="python -m lambdanet.interop.import_weights", description=__doc__.split("\n\n")[0]
+    )
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="PyTorch checkpoint, .safetensors or .npz; told by its content",
+    )
+    parser.add_argument(
+        "--model", required=True, metavar="NAME", help="our model; `python -m models` lists them"
+    )
     parser.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="an option of the model in place of its preset; VALUE is a Python literal, or else text; may be repeated",
+        help="an option of the model in place of its preset; VALUE is a Python literal, or else "
+        "text; may be repeated",
     )
     parser.add_argument("--out", required=True, metavar="X.safetensors", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
     parser.add_argument(
         "--resize-tables",
         action="store_true",
-        help="resize tables of relative biases in windows (bicubic) and learned positions (bilinear) where their size differs",
+        help="resize tables of relative biases in windows (bicubic) and learned positions "
+        "(bilinear) where their size differs",
     )
     parser.add_argument(
         "--warm-start-slide",
         action="store_true",
-        help="start slide attention from the projections of the attention in the file; the rest keeps its initial value",
+        help="start slide attention from the projections of the attention in the file; the rest "
+        "keeps its initial value",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these initial values (default: 0)")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--merge-slide", action="store_true", help="write slide attention in its merged form, for inference")
-    form.add_argument("--split-slide", action="store_true", help="the file has slide attention merged: take the shifts off")
+    form.add_argument(
+        "--merge-slide",
+        action="store_true",
+        help="write slide attention in its merged form, for inference",
+    )
+    form.add_argument(
+        "--split-slide",
+        action="store_true",
+        help="the file has slide attention merged: take the shifts off",
+    )
     return parser
 
 
@@ -80,13 +104,18 @@ def _run(options: argparse.Namespace, models: Any) -> None:
     if out.exists() and not options.overwrite:
         raise ValueError(f"{out} exists; give another name, or --overwrite to replace it")
     if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out is {out}; its folder does not exist. Fix: make the folder, or give another name")
+        raise ValueError(
+            f"--out is {out}; its folder does not exist. Fix: make the folder, or give another name"
+        )
     chosen = dict(_option(text) for text in options.option)
 
     def build() -> nnx.Module:
         return models.create_model(options.model, rngs=nnx.Rngs(options.seed), **chosen)
 
-    flags = {name: getattr(options, name) for name in ("resize_tables", "warm_start_slide", "merge_slide", "split_slide")}
+    flags = {
+        name: getattr(options, name)
+        for name in ("resize_tables", "warm_start_slide", "merge_slide", "split_slide")
+    }
     imported = import_weights(options.source, build, **flags)
     stored = {"name": options.model, **chosen}
     if options.merge_slide:
@@ -124,10 +153,18 @@ def _size(shape: Sequence[int]) -> str:
 def report(imported: Imported, model: str) -> str:
     """Returns the table of what went where, and a last line with the counts."""
     rows = [("in the file", "shape", "in the model", "shape", "how")]
-    rows += [(line.key, _size(line.key_shape), line.path, _size(line.shape), line.how) for line in imported.lines]
-    rows = [[" " if cell == "-" and i in (1, 3) else cell for i, cell in enumerate(row)] for row in rows]
+    rows += [
+        (line.key, _size(line.key_shape), line.path, _size(line.shape), line.how)
+        for line in imported.lines
+    ]
+    rows = [
+        [" " if cell == "-" and i in (1, 3) else cell for i, cell in enumerate(row)] for row in rows
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, [*widths, 0], strict=True)).rstrip()
+        for row in rows
+    ]
     lines = imported.lines
     counts = {
         "dropped": sum(line.how == "dropped" for line in lines),
@@ -138,13 +175,16 @@ def report(imported: Imported, model: str) -> str:
     numbers = sum(array.size for array in imported.arrays.values())
     keys = len({line.key for line in lines if line.key != "-"})
     said = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-    total = f"{model}: {len(imported.arrays)} arrays, {numbers:,} numbers, from {keys} keys (names: {imported.grammar})"
+    total = (
+        f"{model}: {len(imported.arrays)} arrays, {numbers:,} numbers, from {keys} keys "
+        f"(names: {imported.grammar})"
+    )
     return "\n".join([*text, total + (f"; {said}" if said else "")])
 
 
 if __name__ == "__main__":
-    # Models stand above this package, which therefore cannot import them; a program is run from above. They are a part of
-    # the installed package, and a package beside it in a checkout.
+    # Models stand above this package, which therefore cannot import them; a program is run from
+    # above. They are a part of the installed package, and a package beside it in a checkout.
     try:
         import lambdanet.models as models
     except ModuleNotFoundError as error:

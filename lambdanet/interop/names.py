@@ -1,19 +1,20 @@
 r"""Name tables: from the parameters of a PyTorch module to ours.
 
-A table is a tuple of `Rule`. Modules keep theirs as `TORCH_NAMES`; a model joins the tables of its parts:
+A table is a tuple of `Rule`. Modules keep theirs as `TORCH_NAMES`; a model joins the tables of its
+parts:
 
     TORCH_NAMES = (
         Rule(r"head\.fc\.weight", "head/fc/kernel", "linear"),
         Rule(r"head\.fc\.bias", "head/fc/bias"),
         *prefixed(CONV, r"stem\.conv(\d)\.conv\.", r"stem/conv\1/conv"),
         *prefixed(BATCH_NORM, r"stem\.conv(\d)\.bn\.", r"stem/conv\1/norm"),
-        # one fused projection: three targets, cut along the output channels by the targets' own sizes
-        Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
+        # one fused projection: three targets, cut along the output channels by the targets' own
+        sizes Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
     )
 
-Everything here is plain Python and NumPy, so that any module may import it. Every transform is linear and moves
-numbers without changing them, so the same table also maps the gradients of a PyTorch module to the gradients of
-ours.
+Everything here is plain Python and NumPy, so that any module may import it. Every transform is
+linear and moves numbers without changing them, so the same table also maps the gradients of a
+PyTorch module to the gradients of ours.
 """
 
 import difflib
@@ -39,7 +40,10 @@ def _copy(array: np.ndarray) -> np.ndarray:
 def _conv(array: np.ndarray) -> np.ndarray:
     """[out, in, *window] -> [*window, in, out], for one, two or three spatial axes."""
     if array.ndim < 3:
-        raise ValueError(f"a convolution kernel has at least 3 axes (out, in, window), this has shape {array.shape}")
+        raise ValueError(
+            "a convolution kernel has at least 3 axes (out, in, window), this has shape "
+            f"{array.shape}"
+        )
     return np.moveaxis(array, (0, 1), (-1, -2))
 
 
@@ -51,9 +55,13 @@ def _linear(array: np.ndarray) -> np.ndarray:
 
 
 def _pointwise(array: np.ndarray) -> np.ndarray:
-    """[out, in, 1, ...] -> [in, out]: a 1x1 convolution, or already a linear weight, as a linear kernel."""
+    """[out, in, 1, ...] -> [in, out]: a 1x1 convolution, or already a linear weight, as a linear
+    kernel.
+    """
     if array.ndim < 2 or any(size != 1 for size in array.shape[2:]):
-        raise ValueError(f"a 1x1 convolution kernel has the shape (out, in, 1, ...), this has {array.shape}")
+        raise ValueError(
+            f"a 1x1 convolution kernel has the shape (out, in, 1, ...), this has {array.shape}"
+        )
     return array.reshape(array.shape[:2]).T
 
 
@@ -71,7 +79,9 @@ TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "pointwise": _pointwise,
     "vector": _vector,
 }
-"""Transforms by name. A rule may also name a function of its own module: `array -> array`, linear, pure NumPy."""
+"""Transforms by name. A rule may also name a function of its own module: `array -> array`, linear,
+pure NumPy.
+"""
 
 
 @dataclass(frozen=True)
@@ -79,13 +89,15 @@ class Rule:
     r"""One line of a name table.
 
     Args:
-      pattern: regular expression that must match the whole PyTorch key, for example `r"stages\.(\d+)\.bn\.weight"`.
-      target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of several
-        paths cuts the transformed array along its LAST axis (the output channels) into pieces of the targets'
-        own sizes, in that order; None drops the key (counters such as `num_batches_tracked`).
-      transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is cut. A function may
-        cut by itself and return a tuple, one array per target. With no target it only looks at what is dropped, and
-        may refuse it with a ValueError.
+      pattern: regular expression that must match the whole PyTorch key, for example
+          `r"stages\.(\d+)\.bn\.weight"`.
+      target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of
+        several paths cuts the transformed array along its LAST axis (the output channels) into
+        pieces of the targets' own sizes, in that order; None drops the key (counters such as
+        `num_batches_tracked`).
+      transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is
+        cut. A function may cut by itself and return a tuple, one array per target. With no target
+        it only looks at what is dropped, and may refuse it with a ValueError.
     """
 
     pattern: str
@@ -96,7 +108,8 @@ class Rule:
         re.compile(self.pattern)
         if isinstance(self.transform, str) and self.transform not in TRANSFORMS:
             raise ValueError(
-                f"unknown transform {self.transform!r} in the rule {self.pattern!r}; named transforms are "
+                f"unknown transform {self.transform!r} in the rule {self.pattern!r}; named "
+                "transforms are "
                 f"{', '.join(TRANSFORMS)}; anything else is passed as a function"
             )
 
@@ -139,13 +152,14 @@ def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
 
     Args:
       rules: the part's table.
-      torch: regular expression put before each pattern, with its dot: `r"stages\.(\d+)\.attn\."`. It may have groups.
-      path: our path of the part, without a slash at the end: `r"stages/\1/attention"`; "" leaves the targets as
-        they are.
+      torch: regular expression put before each pattern, with its dot: `r"stages\.(\d+)\.attn\."`.
+          It may have groups.
+      path: our path of the part, without a slash at the end: `r"stages/\1/attention"`; "" leaves
+        the targets as they are.
 
     Returns:
-      The rules with both prefixes. Numbered groups in the part's own targets keep their meaning (they are
-      renumbered).
+      The rules with both prefixes. Numbered groups in the part's own targets keep their meaning
+      (they are renumbered).
     """
     groups = re.compile(torch).groups
 
@@ -168,11 +182,15 @@ Place = tuple[Rule, tuple[str, ...]]
 """A rule that knows a key, and our paths that it fills from it."""
 
 
-def find_places(keys: Iterable[str], rules: Sequence[Rule], paths: Container[str]) -> dict[str, list[Place]]:
-    """Finds the rule of every key: PyTorch key -> no place (unknown), one, or several (the table contradicts itself).
+def find_places(
+    keys: Iterable[str], rules: Sequence[Rule], paths: Container[str]
+) -> dict[str, list[Place]]:
+    """Finds the rule of every key: PyTorch key -> no place (unknown), one, or several (the table
+    contradicts itself).
 
-    Several rules may know a key, since one table serves networks that have different blocks under the same name. Rules
-    with a target that the model lacks then stand back, and of the others the one that fills the most paths is taken.
+    Several rules may know a key, since one table serves networks that have different blocks under
+    the same name. Rules with a target that the model lacks then stand back, and of the others the
+    one that fills the most paths is taken.
 
     Args:
       keys: PyTorch keys.
@@ -182,20 +200,30 @@ def find_places(keys: Iterable[str], rules: Sequence[Rule], paths: Container[str
     compiled = [(re.compile(rule.pattern), rule) for rule in rules]
     found: dict[str, list[Place]] = {}
     for key in keys:
-        places = [(rule, rule.targets(match)) for pattern, rule in compiled if (match := pattern.fullmatch(key))]
+        places = [
+            (rule, rule.targets(match))
+            for pattern, rule in compiled
+            if (match := pattern.fullmatch(key))
+        ]
         if len(places) > 1:
-            places = [place for place in places if all(path in paths for path in place[1])] or places[:1]
+            places = [
+                place for place in places if all(path in paths for path in place[1])
+            ] or places[:1]
             most = max(len(targets) for _, targets in places)
             places = [place for place in places if len(place[1]) == most]
         found[key] = places
     return found
 
 
-def choose_table(tables: Mapping[str, Sequence[Rule]], keys: Collection[str], paths: Container[str]) -> str:
-    """Returns the name of the table that a file follows: the one that finds a place in the model for the most keys.
+def choose_table(
+    tables: Mapping[str, Sequence[Rule]], keys: Collection[str], paths: Container[str]
+) -> str:
+    """Returns the name of the table that a file follows: the one that finds a place in the model
+    for the most keys.
 
-    So the two grammars of Swin are told apart by `layers.0.downsample`, which timm does not have, or `layers.3.downsample`,
-    which the authors do not have. Of tables that do equally well the first is taken.
+    So the two grammars of Swin are told apart by `layers.0.downsample`, which timm does not have,
+    or `layers.3.downsample`, which the authors do not have. Of tables that do equally well the
+    first is taken.
 
     Args:
       tables: grammar -> table, as a model's `torch_names`.
@@ -205,7 +233,9 @@ def choose_table(tables: Mapping[str, Sequence[Rule]], keys: Collection[str], pa
 
     def fitting(name: str) -> int:
         places = find_places(keys, tables[name], paths).values()
-        return sum(len(found) == 1 and all(path in paths for path in found[0][1]) for found in places)
+        return sum(
+            len(found) == 1 and all(path in paths for path in found[0][1]) for found in places
+        )
 
     return max(tables, key=fitting)
 
@@ -225,19 +255,20 @@ def convert(
       torch_state: PyTorch key -> array in PyTorch's layout.
       rules: the model's table, see `find_places` for keys that stand in several of its rules.
       target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
-      allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be missing, unused or of
-        another shape; those paths are then left out of the result, so that the caller keeps its own, and a
-        warning names them.
+      allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be
+        missing, unused or of another shape; those paths are then left out of the result, so that
+        the caller keeps its own, and a warning names them.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
       reshape: (our path, array in our layout, the model's shape) -> array; called for every
-        array, it returns it as it should be, or as it is where it knows none better; ValueError for what cannot be.
+        array, it returns it as it should be, or as it is where it knows none better; ValueError for
+        what cannot be.
 
     Returns:
       Our path -> array in our layout, dtypes unchanged.
 
     Raises:
-      NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys claim the same
-        thing; all problems at once, with the nearest names.
+      NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys
+        claim the same thing; all problems at once, with the nearest names.
     """
     known = find_places(torch_state, rules, target_shapes)
     found: dict[str, np.ndarray] = {}
@@ -246,7 +277,9 @@ def convert(
     unused, shapes, conflicts = [], [], []
 
     def in_head(path: str) -> bool:
-        return allow_head_mismatch is not None and (path + "/").startswith(allow_head_mismatch.rstrip("/") + "/")
+        return allow_head_mismatch is not None and (path + "/").startswith(
+            allow_head_mismatch.rstrip("/") + "/"
+        )
 
     for key, array in torch_state.items():
         places = known[key]
@@ -254,7 +287,9 @@ def convert(
             unused.append(f"{key} {tuple(np.shape(array))}: no rule knows it")
             continue
         if len(places) > 1:
-            conflicts.append(f"{key}: matched by several rules: " + ", ".join(rule.pattern for rule, _ in places))
+            conflicts.append(
+                f"{key}: matched by several rules: " + ", ".join(rule.pattern for rule, _ in places)
+            )
             origin |= {path: key for _, paths in places for path in paths}
             continue
         rule, paths = places[0]
@@ -276,7 +311,8 @@ def convert(
             pieces, problem = None, f"{key} -> {', '.join(paths) or 'dropped'}: {error}"
         else:
             wrong = [
-                f"{key} {tuple(np.shape(array))} -> {path}: gives {piece.shape}, the model has {shape}"
+                f"{key} {tuple(np.shape(array))} -> {path}: gives {piece.shape}, the model has "
+                f"{shape}"
                 for path, piece, shape in zip(paths, pieces, wanted, strict=True)
                 if piece.shape != shape
             ]
@@ -303,11 +339,15 @@ def convert(
                 kept.add(path)
             else:
                 as_torch = path.replace("/", ".")
-                missing.append(f"{path} {tuple(shape)}{_nearest(as_torch, spare, 'unused in the file')}")
+                missing.append(
+                    f"{path} {tuple(shape)}{_nearest(as_torch, spare, 'unused in the file')}"
+                )
     _raise_problems(missing, unused, shapes, conflicts)
     kept &= set(target_shapes)
     if kept:
-        _log.warning("not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept)))
+        _log.warning(
+            "not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept))
+        )
     return found
 
 
@@ -316,7 +356,9 @@ def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str =
     return f" ({what}: {', '.join(close)})" if close else ""
 
 
-def _raise_problems(missing: list[str], unused: list[str], shapes: list[str], conflicts: list[str]) -> None:
+def _raise_problems(
+    missing: list[str], unused: list[str], shapes: list[str], conflicts: list[str]
+) -> None:
     kinds = (
         ("missing (the model needs them, the weights lack them)", missing),
         ("unused (in the weights, not in the model)", unused),
@@ -333,6 +375,7 @@ def _raise_problems(missing: list[str], unused: list[str], shapes: list[str], co
     if lines:
         raise NameMappingError(
             "the weights do not fit the model:\n" + "\n".join(lines) + "\n"
-            "  Fix: build the model with the options the weights were made with; a different number of classes is "
+            "  Fix: build the model with the options the weights were made with; a different "
+            "number of classes is "
             "accepted only where the head is allowed to differ."
         )

@@ -1,10 +1,11 @@
 """PyTorch checkpoints read with NumPy alone, without running code from them.
 
-A checkpoint of `torch.save` (PyTorch 1.6 and later) is a zip archive: `NAME/data.pkl` is a pickle whose tensors
-point at raw storages `NAME/data/0`, `NAME/data/1`, .... A pickle may name any importable function and have it
-called, so reading a stranger's file with the ordinary unpickler can do anything. The one here knows a fixed
-list of names: PyTorch's tensor rebuild functions (replaced by our own, which make NumPy views), its storage and
-dtype names, `OrderedDict` and `set`. Any other name is an error.
+A checkpoint of `torch.save` (PyTorch 1.6 and later) is a zip archive: `NAME/data.pkl` is a pickle
+whose tensors point at raw storages `NAME/data/0`, `NAME/data/1`, .... A pickle may name any
+importable function and have it called, so reading a stranger's file with the ordinary unpickler can
+do anything. The one here knows a fixed list of names: PyTorch's tensor rebuild functions (replaced
+by our own, which make NumPy views), its storage and dtype names, `OrderedDict` and `set`. Any other
+name is an error.
 """
 
 import collections
@@ -32,7 +33,8 @@ _STORAGES = {
     "ComplexFloatStorage": np.dtype("<c8"),
     "ComplexDoubleStorage": np.dtype("<c16"),
 }
-# Types newer than the storages above: torch.save writes untyped bytes and names the dtype beside them.
+# Types newer than the storages above: torch.save writes untyped bytes and names the dtype beside
+# them.
 _DTYPES = {
     "uint16": np.dtype("<u2"),
     "uint32": np.dtype("<u4"),
@@ -46,7 +48,8 @@ _PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _RESAVE = (
     "load it with PyTorch where you trust it and write the tensors alone: "
-    'safetensors.torch.save_file(model.state_dict(), "x.safetensors") or torch.save(model.state_dict(), "x.pth")'
+    'safetensors.torch.save_file(model.state_dict(), "x.safetensors") or '
+    'torch.save(model.state_dict(), "x.pth")'
 )
 
 
@@ -66,26 +69,31 @@ class _Storage:
 def load_torch(path: str | os.PathLike, *, prefer_ema: bool = True) -> dict[str, np.ndarray]:
     """Reads the state dict out of a PyTorch zip checkpoint.
 
-    Finds it at the top level or under a usual key ('state_dict', 'model', 'model_state_dict', 'net';
-    'state_dict_ema', 'model_ema') and removes the prefixes of wrappers ('module.', '_orig_mod.') when every key
-    has them.
+    Finds it at the top level or under a usual key ('state_dict', 'model', 'model_state_dict',
+    'net'; 'state_dict_ema', 'model_ema') and removes the prefixes of wrappers ('module.',
+    '_orig_mod.') when every key has them.
 
     Args:
       path: the file.
-      prefer_ema: with both averaged and live weights in the file, take the averaged ones (as timm does).
+      prefer_ema: with both averaged and live weights in the file, take the averaged ones (as timm
+          does).
 
     Returns:
-      PyTorch key -> array (views into the file's storages, not writeable; bfloat16 and float8 as `ml_dtypes`).
+      PyTorch key -> array (views into the file's storages, not writeable; bfloat16 and float8 as
+      `ml_dtypes`).
 
     Raises:
       FileNotFoundError: no such file.
-      WeightsFileError: not a zip checkpoint, damaged, or holding anything but tensors and plain containers.
+      WeightsFileError: not a zip checkpoint, damaged, or holding anything but tensors and plain
+          containers.
     """
     return state_dict_of(read_torch_zip(path), os.fspath(path), prefer_ema=prefer_ema)
 
 
 def read_torch_zip(path: str | os.PathLike) -> Any:
-    """Returns the whole object that `torch.save` wrote, tensors as NumPy arrays; raises as `load_torch`."""
+    """Returns the whole object that `torch.save` wrote, tensors as NumPy arrays; raises as
+    `load_torch`.
+    """
     path = os.fspath(path)
     check_is_file(path)
     with open(path, "rb") as file:
@@ -94,7 +102,9 @@ def read_torch_zip(path: str | os.PathLike) -> Any:
             with zipfile.ZipFile(file) as archive:
                 return _load_archive(archive, path)
         except (zipfile.BadZipFile, EOFError) as error:
-            raise WeightsFileError(f"{path} is damaged or cut short ({error}); fetch or copy it again") from error
+            raise WeightsFileError(
+                f"{path} is damaged or cut short ({error}); fetch or copy it again"
+            ) from error
 
 
 def state_dict_of(loaded: Any, path: str, *, prefer_ema: bool = True) -> dict[str, np.ndarray]:
@@ -109,15 +119,20 @@ def state_dict_of(loaded: Any, path: str, *, prefer_ema: bool = True) -> dict[st
     if not isinstance(state, Mapping) or not state:
         raise WeightsFileError(f"{path} holds {_outline(loaded)}, not a state dict; {_RESAVE}")
     strangers = [
-        str(key) for key, value in state.items() if not (isinstance(key, str) and isinstance(value, np.ndarray))
+        str(key)
+        for key, value in state.items()
+        if not (isinstance(key, str) and isinstance(value, np.ndarray))
     ]
     if strangers:
         raise WeightsFileError(
-            f"{path}: no state dict found at the top level or under {', '.join(wrappers)}; the file holds "
+            f"{path}: no state dict found at the top level or under {', '.join(wrappers)}; the "
+            "file holds "
             f"{_outline(loaded)}, and these are not tensors: {', '.join(strangers[:8])}"
         )
     state = dict(state)
-    while prefix := next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None):
+    while prefix := next(
+        (prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None
+    ):
         state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
 
@@ -125,7 +140,9 @@ def state_dict_of(loaded: Any, path: str, *, prefer_ema: bool = True) -> dict[st
 def check_is_file(path: str) -> None:
     """Raises FileNotFoundError with what stands beside the missing file."""
     if os.path.isdir(path):
-        raise WeightsFileError(f"{path} is a directory; give a weights file (.safetensors, .pth, .pt, .npz)")
+        raise WeightsFileError(
+            f"{path} is a directory; give a weights file (.safetensors, .pth, .pt, .npz)"
+        )
     if not os.path.exists(path):
         folder = os.path.dirname(path) or "."
         beside = sorted(os.listdir(folder))[:10] if os.path.isdir(folder) else None
@@ -148,15 +165,23 @@ def _refuse_other_kinds(start: bytes, path: str) -> None:
     if not start:
         kind = "is empty; fetch or copy it again"
     elif start.startswith(_LEGACY_MAGIC):
-        kind = f"was written in PyTorch's old format (before version 1.6), which is not read; {_RESAVE}"
+        kind = (
+            "was written in PyTorch's old format (before version 1.6), which is not read; "
+            f"{_RESAVE}"
+        )
     elif start.startswith(b"\x80"):
         kind = f"is a bare pickle, which is not read because it could run code; {_RESAVE}"
     elif start.startswith(b"version https://git-lfs"):
         kind = "is a Git LFS pointer, not the weights; run 'git lfs pull' where it came from"
     elif start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        kind = "is an HTML page, probably an error page saved in place of the download; fetch it again"
+        kind = (
+            "is an HTML page, probably an error page saved in place of the download; fetch it again"
+        )
     else:
-        kind = f"is no PyTorch zip checkpoint, safetensors or npz file (it starts with {start[:8]!r}); fetch it again"
+        kind = (
+            "is no PyTorch zip checkpoint, safetensors or npz file (it starts with "
+            f"{start[:8]!r}); fetch it again"
+        )
     raise WeightsFileError(f"{path} {kind}")
 
 
@@ -165,29 +190,40 @@ def _load_archive(archive: zipfile.ZipFile, path: str) -> Any:
     pickles = [name for name in names if name.split("/")[-1] == "data.pkl" and name.count("/") <= 1]
     if len(pickles) != 1:
         raise WeightsFileError(
-            f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} entries data.pkl, not 1"
+            f"{path} is a zip but no PyTorch checkpoint: it has {len(pickles)} entries data.pkl, "
+            "not 1"
         )
     root = pickles[0][: -len("data.pkl")]
     if f"{root}constants.pkl" in names:
         raise WeightsFileError(f"{path} is a TorchScript archive, not a checkpoint; {_RESAVE}")
     if f"{root}byteorder" in names and archive.read(f"{root}byteorder").strip() != b"little":
-        raise WeightsFileError(f"{path} was written on a big-endian machine, which is not read; {_RESAVE}")
+        raise WeightsFileError(
+            f"{path} was written on a big-endian machine, which is not read; {_RESAVE}"
+        )
 
     def read(name: str) -> bytes:
         info = names.get(name)
         if info is None:
-            raise WeightsFileError(f"{path} is damaged: the entry {name} is missing; fetch or copy it again")
+            raise WeightsFileError(
+                f"{path} is damaged: the entry {name} is missing; fetch or copy it again"
+            )
         # torch.save never compresses; refusing it bounds the memory by the size of the file.
         if info.compress_type != zipfile.ZIP_STORED:
-            raise WeightsFileError(f"{path}: the entry {name} is compressed, which torch.save never does; {_RESAVE}")
+            raise WeightsFileError(
+                f"{path}: the entry {name} is compressed, which torch.save never does; {_RESAVE}"
+            )
         return archive.read(name)
 
-    unpickler = _Unpickler(io.BytesIO(read(pickles[0])), path, lambda key: read(f"{root}data/{key}"))
+    unpickler = _Unpickler(
+        io.BytesIO(read(pickles[0])), path, lambda key: read(f"{root}data/{key}")
+    )
     try:
         return unpickler.load()
     except (WeightsFileError, zipfile.BadZipFile):
         raise
-    except Exception as error:  # a broken pickle can fail in any way; nothing it does is ours to interpret
+    except (
+        Exception
+    ) as error:  # a broken pickle can fail in any way; nothing it does is ours to interpret
         what = f"{type(error).__name__}: {error}"
         raise WeightsFileError(f"{path} is damaged: its pickle cannot be read ({what})") from error
 
@@ -204,7 +240,9 @@ class _Unpickler(pickle.Unpickler):
         def rebuild(storage, offset, size, stride, *_unused):
             return _tensor(storage, storage.dtype, offset, size, stride)
 
-        def rebuild_with_dtype(storage, offset, size, stride, _requires_grad, _hooks, dtype, _metadata=None):
+        def rebuild_with_dtype(
+            storage, offset, size, stride, _requires_grad, _hooks, dtype, _metadata=None
+        ):
             return _tensor(storage, dtype, offset, size, stride)
 
         def parameter(data, *_unused):
@@ -229,7 +267,8 @@ class _Unpickler(pickle.Unpickler):
             return self._known[module, name]
         except KeyError:
             raise WeightsFileError(
-                f"{self._path} refused: it asks for {module}.{name}, but only tensors and plain containers are read, "
+                f"{self._path} refused: it asks for {module}.{name}, but only tensors and plain "
+                "containers are read, "
                 f"because a checkpoint can run code through such names. Fix: {_RESAVE}"
             ) from None
 
@@ -239,15 +278,21 @@ class _Unpickler(pickle.Unpickler):
             raise WeightsFileError(f"{self._path} is damaged: unknown reference {pid!r}")
         dtype = _STORAGES.get(storage_type)
         if dtype is None and storage_type != "UntypedStorage":
-            raise WeightsFileError(f"{self._path}: storages of the type {storage_type!r} are not read; {_RESAVE}")
+            raise WeightsFileError(
+                f"{self._path}: storages of the type {storage_type!r} are not read; {_RESAVE}"
+            )
         if key not in self._storages:
             data = self._read_storage(key)
             expected = count * (dtype.itemsize if dtype else 1)
             if len(data) != expected:
-                raise WeightsFileError(f"{self._path} is damaged: storage {key} has {len(data)} bytes, not {expected}")
+                raise WeightsFileError(
+                    f"{self._path} is damaged: storage {key} has {len(data)} bytes, not {expected}"
+                )
             self._storages[key] = _Storage(data, dtype)
         if self._storages[key].dtype != dtype:
-            raise WeightsFileError(f"{self._path} is damaged: storage {key} is claimed under two element types")
+            raise WeightsFileError(
+                f"{self._path} is damaged: storage {key} is claimed under two element types"
+            )
         return self._storages[key]
 
 
@@ -256,15 +301,22 @@ def _tensor(storage: _Storage, dtype: np.dtype | None, offset: int, size, stride
     if not isinstance(storage, _Storage) or not isinstance(dtype, np.dtype):
         raise ValueError("a tensor points at no storage or has an unknown element type")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or any(not isinstance(number, int) or number < 0 for number in numbers):
-        raise ValueError(f"a tensor has the impossible layout offset {offset}, size {size}, stride {stride}")
+    if len(size) != len(stride) or any(
+        not isinstance(number, int) or number < 0 for number in numbers
+    ):
+        raise ValueError(
+            f"a tensor has the impossible layout offset {offset}, size {size}, stride {stride}"
+        )
     elements = len(storage.data) // dtype.itemsize
     if 0 in size:
         return np.zeros(size, dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if last >= elements:
         raise ValueError(
-            f"a tensor reads element {last} of a storage of {elements}: offset {offset}, size {size}, stride {stride}"
+            f"a tensor reads element {last} of a storage of {elements}: offset {offset}, size "
+            f"{size}, stride {stride}"
         )
     steps = tuple(step * dtype.itemsize for step in stride)
-    return np.ndarray(size, dtype, buffer=storage.data, offset=offset * dtype.itemsize, strides=steps)
+    return np.ndarray(
+        size, dtype, buffer=storage.data, offset=offset * dtype.itemsize, strides=steps
+    )

@@ -14,14 +14,19 @@ def is_count(value: Any) -> bool:
 
 
 def as_pair(value: Any) -> tuple[int, int] | None:
-    """Returns (value, value) of an integer, or a pair of integers as a tuple; None for anything else."""
+    """Returns (value, value) of an integer, or a pair of integers as a tuple; None for anything
+    else.
+    """
     pair = (value, value) if not isinstance(value, Sequence) else tuple(value)
-    whole = len(pair) == 2 and all(isinstance(one, int) and not isinstance(one, bool) for one in pair)
+    whole = len(pair) == 2 and all(
+        isinstance(one, int) and not isinstance(one, bool) for one in pair
+    )
     return pair if whole else None
 
 
 def check_map(block: str, x: jax.Array, dim: int, spatial_dims: Sequence[int] = (1, 2, 3)) -> None:
-    """Raises ValueError unless `x` is [batch, *spatial, dim] with an allowed number of spatial axes, none of them empty.
+    """Raises ValueError unless `x` is [batch, *spatial, dim] with an allowed number of spatial
+    axes, none of them empty.
 
     Args:
         block: name for the message.
@@ -31,4 +36,7 @@ def check_map(block: str, x: jax.Array, dim: int, spatial_dims: Sequence[int] = 
     """
     if x.ndim - 2 not in spatial_dims or x.shape[-1] != dim or 0 in x.shape:
         axes = " or ".join(map(str, spatial_dims))
-        raise ValueError(f"{block}: the input has shape {x.shape}; expected [batch, {axes} spatial axes, {dim} channels]")
+        raise ValueError(
+            f"{block}: the input has shape {x.shape}; expected [batch, {axes} spatial axes, {dim} "
+            "channels]"
+        )

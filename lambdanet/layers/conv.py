@@ -26,7 +26,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
     """Returns the activation of that name; raises ValueError with the allowed names otherwise."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation is {name!r}.{suggest(name, list(ACTIVATIONS))} Allowed: {', '.join(ACTIVATIONS)}")
+        raise ValueError(
+            f"activation is {name!r}.{suggest(name, list(ACTIVATIONS))} Allowed: "
+            f"{', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]
 
 
@@ -34,7 +37,8 @@ _LECUN, _ZEROS = nnx.initializers.lecun_normal(), nnx.initializers.zeros_init()
 
 
 class Conv2d(nnx.Conv):
-    """`nnx.Conv` over two axes with numbers for padding, computed by `lambdanet.ops.convolution`: fast on CPU as well.
+    """`nnx.Conv` over two axes with numbers for padding, computed by `lambdanet.ops.convolution`:
+    fast on CPU as well.
 
     Parameters, their names and their initialisation are those of `nnx.Conv`.
 
@@ -91,7 +95,9 @@ class Conv2d(nnx.Conv):
         self.impl = impl
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
-        """Maps [b, h, w, dim] to [b, oh, ow, dim_out], n positions to floor((n + 2 p - e (k - 1) - 1) / s) + 1 on each axis."""
+        """Maps [b, h, w, dim] to [b, oh, ow, dim_out], n positions to floor((n + 2 p - e (k - 1) -
+        1) / s) + 1 on each axis.
+        """
         bias = None if self.bias is None else self.bias[...]
         x, kernel, bias = self.promote_dtype((x, self.kernel[...], bias), dtype=self.dtype)
         y = convolution(
@@ -107,7 +113,8 @@ class Conv2d(nnx.Conv):
 
 
 class ConvNormAct(nnx.Module):
-    """activation(batch_norm(conv(x))), the convolution padded by dilation * (kernel_size // 2) on every side.
+    """activation(batch_norm(conv(x))), the convolution padded by dilation * (kernel_size // 2) on
+    every side.
 
     Args:
         dim: input channels.
@@ -115,7 +122,8 @@ class ConvNormAct(nnx.Module):
         kernel_size: odd side of the kernel.
         stride: step of the convolution; the output has ceil(size / stride) positions per axis.
         dilation: positions from one tap of the kernel to the next.
-        bias: whether the convolution has a bias (the norm makes it redundant in training; some references have it).
+        bias: whether the convolution has a bias (the norm makes it redundant in training; some
+            references have it).
         activation: a name in `ACTIVATIONS`.
         zero_init: start the norm's scale at zero (last norm of a residual branch).
         norm_momentum: decay of the running statistics.
@@ -162,7 +170,12 @@ class ConvNormAct(nnx.Module):
             rngs=rngs,
         )
         self.norm = batch_norm(
-            dim_out, momentum=norm_momentum, zero_init=zero_init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            dim_out,
+            momentum=norm_momentum,
+            zero_init=zero_init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
         )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
@@ -170,6 +183,8 @@ class ConvNormAct(nnx.Module):
         return ACTIVATIONS[self.activation](self.norm(self.conv(x)))
 
     def macs(self, h: int, w: int) -> int:
-        """Multiply-accumulates of the convolution for one [h, w] input map, taps on the padding included."""
+        """Multiply-accumulates of the convolution for one [h, w] input map, taps on the padding
+        included.
+        """
         positions = -(-h // self.stride) * -(-w // self.stride)
         return positions * self.kernel_size**2 * self.dim * self.dim_out

@@ -6,12 +6,13 @@ import jax
 
 
 class InitKeys:
-    """A stream of keys that layers accept in place of `nnx.Rngs` while they are built: the n-th key is fold_in(key, n).
+    """A stream of keys that layers accept in place of `nnx.Rngs` while they are built: the n-th key
+    is fold_in(key, n).
 
-    `nnx.Rngs` counts in a Variable. While a model is traced (`nnx.eval_shape`, `jax.jit`), each update of
-    that counter asks a tracer for its sharding, and JAX answers by walking all equations so far: a network of
-    420 layers then takes minutes to build. This counter is a Python integer. Such a stream is for
-    constructors only: a module must not keep it.
+    `nnx.Rngs` counts in a Variable. While a model is traced (`nnx.eval_shape`, `jax.jit`), each
+    update of that counter asks a tracer for its sharding, and JAX answers by walking all equations
+    so far: a network of 420 layers then takes minutes to build. This counter is a Python integer.
+    Such a stream is for constructors only: a module must not keep it.
 
     Args:
         key: the key that all others are derived from, usually `rngs.params()`.

@@ -15,9 +15,9 @@ from lambdanet.ops.batch_statistics import normalise_batch
 class RunningStatistic(nnx.BatchStat):
     """A batch statistic that is always replaced whole.
 
-    flax 0.12.8 compares shardings when `variable[...] = value` is assigned, which under tracing builds an error message over
-    the whole program traced so far: tracing a deep network takes time quadratic in its depth. Plain replacement stores the
-    same value.
+    flax 0.12.8 compares shardings when `variable[...] = value` is assigned, which under tracing
+    builds an error message over the whole program traced so far: tracing a deep network takes time
+    quadratic in its depth. Plain replacement stores the same value.
     """
 
     def set_value(self, value: jax.Array, **options: Any) -> None:
@@ -28,10 +28,16 @@ class RunningStatistic(nnx.BatchStat):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """`nnx.BatchNorm` over the last axis, in training on CPU by `lambdanet.ops.batch_statistics`: about half the time."""
+    """`nnx.BatchNorm` over the last axis, in training on CPU by `lambdanet.ops.batch_statistics`:
+    about half the time.
+    """
 
     def __call__(
-        self, x: Float[Array, "*b c"], use_running_average: bool | None = None, *, mask: Bool[Array, "*b 1"] | None = None
+        self,
+        x: Float[Array, "*b c"],
+        use_running_average: bool | None = None,
+        *,
+        mask: Bool[Array, "*b 1"] | None = None,
     ) -> Float[Array, "*b c"]:
         """Normalises [..., features]; see `nnx.BatchNorm`."""
         running = self.use_running_average if use_running_average is None else use_running_average
@@ -55,8 +61,8 @@ def batch_norm(
 ) -> BatchNorm:
     """Builds a batch norm over the last axis with epsilon 1e-5 and float32 statistics.
 
-    Under a mesh it sees the global batch without an axis name. Running variance is the biased one; torch
-    stores the unbiased one.
+    Under a mesh it sees the global batch without an axis name. Running variance is the biased one;
+    torch stores the unbiased one.
 
     Args:
         features: channels of the last axis.

@@ -18,7 +18,8 @@ class PointwiseNormAct(nnx.Module):
     Args:
         dim: input channels.
         dim_out: output channels.
-        bias: whether the product has a bias (the norm makes it redundant in training; some references have it).
+        bias: whether the product has a bias (the norm makes it redundant in training; some
+            references have it).
         activation: a name in `lambdanet.layers.ACTIVATIONS`.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.
@@ -52,14 +53,19 @@ class PointwiseNormAct(nnx.Module):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.norm = batch_norm(dim_out, momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.norm = batch_norm(
+            dim_out, momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
 
-    def __call__(self, x: Float[Array, "*b c"], *, mask: Bool[Array, "*b 1"] | None = None) -> Float[Array, "*b d"]:
+    def __call__(
+        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "*b 1"] | None = None
+    ) -> Float[Array, "*b d"]:
         """Maps [..., dim] to [..., dim_out].
 
         Args:
             x: the input.
-            mask: broadcasts to the input; batch statistics are taken where it is True. None takes all positions.
+            mask: broadcasts to the input; batch statistics are taken where it is True. None takes
+                all positions.
         """
         return activation_function(self.activation)(self.norm(self.linear(x), mask=mask))
 

@@ -15,17 +15,22 @@ from lambdanet.ops.max_pool import max_of_slices
 MAX_POOL_IMPLS = ("auto", "window", "slices")
 
 
-def max_pool(x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto") -> Float[Array, "b oh ow c"]:
-    """Takes the largest value of each window; borders are padded by window // 2 with minus infinity, as PyTorch does.
+def max_pool(
+    x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto"
+) -> Float[Array, "b oh ow c"]:
+    """Takes the largest value of each window; borders are padded by window // 2 with minus
+    infinity, as PyTorch does.
 
-    Both implementations give the same values and gradients; of equally large entries of a window the first gets the gradient.
+    Both implementations give the same values and gradients; of equally large entries of a window
+    the first gets the gradient.
 
     Args:
         x: map [b, h, w, c].
         window: odd side of the window.
         stride: step between windows.
         impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices, see
-            `lambdanet.ops.max_pool`: on CPU XLA lowers the gradient of 'window' to a slow scatter); 'auto' takes 'slices' on
+            `lambdanet.ops.max_pool`: on CPU XLA lowers the gradient of 'window' to a slow scatter);
+                'auto' takes 'slices' on
             CPU and 'window' elsewhere.
 
     Returns:
@@ -42,12 +47,17 @@ def max_pool(x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, im
         impl = "slices" if jax.default_backend() == "cpu" else "window"
     if impl == "window":
         pad = window // 2
-        return nnx.max_pool(x, (window, window), strides=(stride, stride), padding=((pad, pad), (pad, pad)))
+        return nnx.max_pool(
+            x, (window, window), strides=(stride, stride), padding=((pad, pad), (pad, pad))
+        )
     return max_of_slices(x, window, stride)
 
 
-def max_pool_cells(x: Float[Array, "b *spatial c"], window: Sequence[int]) -> Float[Array, "b *cells c"]:
-    """Takes the largest value of each cell of a grid without overlap; a remainder that fills no cell is dropped.
+def max_pool_cells(
+    x: Float[Array, "b *spatial c"], window: Sequence[int]
+) -> Float[Array, "b *cells c"]:
+    """Takes the largest value of each cell of a grid without overlap; a remainder that fills no
+    cell is dropped.
 
     Args:
         x: map with any number of spatial axes.
@@ -58,27 +68,33 @@ def max_pool_cells(x: Float[Array, "b *spatial c"], window: Sequence[int]) -> Fl
     """
     for axis, size in enumerate(window, 1):
         last = x.shape[axis] // size * size
-        slices = [jax.lax.slice_in_dim(x, start, last, stride=size, axis=axis) for start in range(size)]
+        slices = [
+            jax.lax.slice_in_dim(x, start, last, stride=size, axis=axis) for start in range(size)
+        ]
         x = functools.reduce(jnp.maximum, slices)
     return x
 
 
 def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
-    """Returns the maximum along an axis; the first of equal entries gets the gradient, as with PyTorch's pooling and `max`.
+    """Returns the maximum along an axis; the first of equal entries gets the gradient, as with
+    PyTorch's pooling and `max`.
 
-    The gradient of `jnp.max` compares the input with the result once more and divides by the number of equal entries.
-    XLA may compute the input anew for that, with another rounding, and then none is equal and the gradient is NaN (seen on
-    CPU with optimisation level 0). Here the position is found once.
+    The gradient of `jnp.max` compares the input with the result once more and divides by the number
+    of equal entries. XLA may compute the input anew for that, with another rounding, and then none
+    is equal and the gradient is NaN (seen on CPU with optimisation level 0). Here the position is
+    found once.
     """
     places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
     return jnp.sum(jnp.where(places == jnp.argmax(x, axis=axis, keepdims=True), x, 0), axis=axis)
 
 
 def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[Array, "b oh ow c"]:
-    """Averages each window over its entries inside the map, with TensorFlow's 'SAME' padding and float32 sums.
+    """Averages each window over its entries inside the map, with TensorFlow's 'SAME' padding and
+    float32 sums.
 
-    An even map gets its padding on the far side only, e.g. (0, 1) for a 3x3 window with stride 2; padded
-    positions do not count in the mean. With window = stride = 2 on an even map this is the plain 2x2 average.
+    An even map gets its padding on the far side only, e.g. (0, 1) for a 3x3 window with stride 2;
+    padded positions do not count in the mean. With window = stride = 2 on an even map this is the
+    plain 2x2 average.
 
     Args:
         x: map [b, h, w, c].
@@ -89,15 +105,24 @@ def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[
         Map [b, ceil(h / stride), ceil(w / stride), c] in the dtype of `x`.
     """
     sides = (window, window)
-    mean = nnx.avg_pool(x.astype(jnp.float32), sides, strides=(stride, stride), padding="SAME", count_include_pad=False)
+    mean = nnx.avg_pool(
+        x.astype(jnp.float32),
+        sides,
+        strides=(stride, stride),
+        padding="SAME",
+        count_include_pad=False,
+    )
     return mean.astype(x.dtype)
 
 
-def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b oh ow c"]:
-    """Averages a map over the bins of a grid, as PyTorch's `AdaptiveAvgPool2d`; sums in float32 or better.
+def adaptive_avg_pool(
+    x: Float[Array, "b h w c"], size: tuple[int, int]
+) -> Float[Array, "b oh ow c"]:
+    """Averages a map over the bins of a grid, as PyTorch's `AdaptiveAvgPool2d`; sums in float32 or
+    better.
 
-    Bin i of n on an axis of length L reaches from floor(i L / n) to ceil((i + 1) L / n): bins share positions where n does
-    not divide L, and a shorter axis repeats its positions.
+    Bin i of n on an axis of length L reaches from floor(i L / n) to ceil((i + 1) L / n): bins share
+    positions where n does not divide L, and a shorter axis repeats its positions.
 
     Args:
         x: map [b, h, w, c].
@@ -110,13 +135,19 @@ def adaptive_avg_pool(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Floa
         ValueError: a size below 1.
     """
     if min(size) < 1:
-        raise ValueError(f"adaptive pooling: size is {size}; allowed: a height and a width of 1 or more")
+        raise ValueError(
+            f"adaptive pooling: size is {size}; allowed: a height and a width of 1 or more"
+        )
     y = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     for axis, bins in enumerate(size, start=1):
         length = y.shape[axis]
         if length % bins == 0:
-            y = y.reshape(*y.shape[:axis], bins, length // bins, *y.shape[axis + 1 :]).mean(axis + 1)
+            y = y.reshape(*y.shape[:axis], bins, length // bins, *y.shape[axis + 1 :]).mean(
+                axis + 1
+            )
             continue
         edges = [(i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)]
-        y = jnp.stack([jax.lax.slice_in_dim(y, *edge, axis=axis).mean(axis) for edge in edges], axis)
+        y = jnp.stack(
+            [jax.lax.slice_in_dim(y, *edge, axis=axis).mean(axis) for edge in edges], axis
+        )
     return y.astype(x.dtype)

@@ -10,16 +10,18 @@ from jaxtyping import Array, Float
 def resize_bilinear(
     x: Float[Array, "b h w c"], size: tuple[int, int], *, align_corners: bool = False
 ) -> Float[Array, "b oh ow c"]:
-    """Resizes a map to any size by linear interpolation along rows and columns, without anti-aliasing.
+    """Resizes a map to any size by linear interpolation along rows and columns, without
+    anti-aliasing.
 
-    Equals `torch.nn.functional.interpolate(mode="bilinear")` of both `align_corners`. Rows are resized first; an axis that
-    keeps its length is left alone. Computed in float32 or better.
+    Equals `torch.nn.functional.interpolate(mode="bilinear")` of both `align_corners`. Rows are
+    resized first; an axis that keeps its length is left alone. Computed in float32 or better.
 
     Args:
         x: map [b, h, w, c].
         size: height and width of the result.
-        align_corners: True puts the first and last positions of input and result on each other (an axis of length one
-            takes the first position); False takes positions for squares and puts the outer borders on each other.
+        align_corners: True puts the first and last positions of input and result on each other (an
+            axis of length one takes the first position); False takes positions for squares and puts
+            the outer borders on each other.
 
     Returns:
         Map [b, *size, c] in the dtype of `x`.
@@ -39,12 +41,16 @@ def resize_bilinear(
             shift = 0.5 - 0.5 * scale
         shape = (*y.shape[:axis], after, *y.shape[axis + 1 :])
         scale, shift = jnp.asarray([scale], y.dtype), jnp.asarray([shift], y.dtype)
-        y = jax.image.scale_and_translate(y, shape, (axis,), scale, shift, "linear", antialias=False)
+        y = jax.image.scale_and_translate(
+            y, shape, (axis,), scale, shift, "linear", antialias=False
+        )
     return y.astype(x.dtype)
 
 
 def resize_macs(before: tuple[int, int], after: tuple[int, int], channels: int) -> int:
-    """Multiply-accumulates of `resize_bilinear` for one map: the product with one matrix per axis that changes."""
+    """Multiply-accumulates of `resize_bilinear` for one map: the product with one matrix per axis
+    that changes.
+    """
     (h, w), (oh, ow) = before, after
     rows = h * oh * w if h != oh else 0
     columns = w * ow * oh if w != ow else 0

@@ -12,25 +12,28 @@ PROJECTIONS = ("linear", "convolution", "fixed")
 
 
 class TokenCompression(nnx.Module):
-    """Maps at most n tokens to k slots, the matrix E of the Linformer paper; all heads alike, or each with its own.
+    """Maps at most n tokens to k slots, the matrix E of the Linformer paper; all heads alike, or
+    each with its own.
 
-    'linear' and 'fixed': slot_j = sum_i kernel[i, j] token_i (+ bias_j), of which m < n tokens use the first m rows.
-    'convolution': windows of ceil(n / k) tokens, without overlap, that also mix the features of a token; m tokens
-    fill the first ceil(m / window) slots, zeros behind the last token.
+    'linear' and 'fixed': slot_j = sum_i kernel[i, j] token_i (+ bias_j), of which m < n tokens use
+    the first m rows. 'convolution': windows of ceil(n / k) tokens, without overlap, that also mix
+    the features of a token; m tokens fill the first ceil(m / window) slots, zeros behind the last
+    token.
 
     Args:
         length: n.
         slots: k; a convolution may have fewer, ceil(n / window).
         features: features of a token, mixed by a convolution only.
-        projection: 'linear', 'convolution', or 'fixed': drawn once from N(0, 1 / k), stored with the running statistics
-            and never trained.
+        projection: 'linear', 'convolution', or 'fixed': drawn once from N(0, 1 / k), stored with
+            the running statistics and never trained.
         heads: heads with a kernel of their own, or None: one kernel for all.
         bias: bias, one per slot (of a convolution: one per feature).
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
 
     Raises:
-        ValueError: an impossible number of slots, an unknown projection, or a convolution without `features`.
+        ValueError: an impossible number of slots, an unknown projection, or a convolution without
+            `features`.
     """
 
     def __init__(
@@ -46,7 +49,9 @@ class TokenCompression(nnx.Module):
         rngs: nnx.Rngs,
     ):
         if projection not in PROJECTIONS:
-            raise _error(f"projection is {projection!r}; allowed: {', '.join(map(repr, PROJECTIONS))}")
+            raise _error(
+                f"projection is {projection!r}; allowed: {', '.join(map(repr, PROJECTIONS))}"
+            )
         if not 1 <= slots <= length:
             raise _error(f"slots is {slots}; allowed: 1 to the number of tokens, {length}")
         own, own_axes = ((), ()) if heads is None else ((heads,), (0,))
@@ -54,7 +59,10 @@ class TokenCompression(nnx.Module):
         self.slots, self.window, self.features = slots, None, None
         if projection == "convolution":
             if features is None:
-                raise _error("projection is 'convolution', which mixes features; TokenCompression needs their number, features=")
+                raise _error(
+                    "projection is 'convolution', which mixes features; TokenCompression needs "
+                    "their number, features="
+                )
             self.window, self.features = -(-length // slots), features
             self.slots = used_slots(length, slots, projection, length)
         shape, bias_shape, stored_as = (*own, length, slots), (*own, slots), nnx.Param
@@ -67,11 +75,15 @@ class TokenCompression(nnx.Module):
             init, stored_as = nnx.initializers.normal(slots**-0.5), nnx.BatchStat
         kernel = stored_as(init(rngs.params(), shape, param_dtype))
         # Two names, because of the two only the first is tied to n by its shape.
-        self.kernel, self.window_kernel = (None, kernel) if projection == "convolution" else (kernel, None)
+        self.kernel, self.window_kernel = (
+            (None, kernel) if projection == "convolution" else (kernel, None)
+        )
         self.bias = nnx.Param(jnp.zeros(bias_shape, param_dtype)) if bias else None
 
     def __call__(self, tokens: Float[Array, "b m h d"]) -> Float[Array, "b k h d"]:
-        """Compresses the tokens of every head; sums in float32, the result in the dtype of `tokens`."""
+        """Compresses the tokens of every head; sums in float32, the result in the dtype of
+        `tokens`.
+        """
         m = tokens.shape[1]
         own = "" if self.heads is None else "h"
         if self.projection == "convolution":
@@ -82,9 +94,13 @@ class TokenCompression(nnx.Module):
         else:
             equation, operands = f"bmhd,{own}mk->bkhd", (tokens, self.kernel[...][..., :m, :])
         accumulate = jnp.promote_types(tokens.dtype, jnp.float32)
-        out = jnp.einsum(equation, *(a.astype(tokens.dtype) for a in operands), preferred_element_type=accumulate)
+        out = jnp.einsum(
+            equation, *(a.astype(tokens.dtype) for a in operands), preferred_element_type=accumulate
+        )
         if self.bias is not None:
-            bias = self.bias[...] if self.heads else self.bias[...][None]  # [h or 1, k], of a convolution [h or 1, d]
+            bias = (
+                self.bias[...] if self.heads else self.bias[...][None]
+            )  # [h or 1, k], of a convolution [h or 1, d]
             out = out + (bias if self.projection == "convolution" else bias.T[..., None])
         return out.astype(tokens.dtype)
 
@@ -95,7 +111,9 @@ def default_slots(length: int) -> int:
 
 
 def used_slots(length: int, slots: int, projection: str, tokens: int) -> int:
-    """Returns how many slots a number of tokens fills: all, or for a convolution one per window of ceil(n / k) tokens."""
+    """Returns how many slots a number of tokens fills: all, or for a convolution one per window of
+    ceil(n / k) tokens.
+    """
     return -(-tokens // -(-length // slots)) if projection == "convolution" else slots
 
 

@@ -16,10 +16,12 @@ Statistics = tuple[Float[Array, " c"], Float[Array, " c"]]
 def normalise_batch(
     x: Float[Array, "*b c"], scale: Float[Array, " c"], bias: Float[Array, " c"], epsilon: float
 ) -> tuple[Float[Array, "*b c"], Statistics]:
-    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, mean and (biased) variance being those of each channel of `x`.
+    """y = (x - mean) / sqrt(var + epsilon) * scale + bias, mean and (biased) variance being those
+    of each channel of `x`.
 
-    The same function and gradients as `flax.nnx.BatchNorm` in training, with fewer passes and nothing saved but `x`: per channel
-    y is a line in x, and the gradient of x is a line in x and in the gradient of y.
+    The same function and gradients as `flax.nnx.BatchNorm` in training, with fewer passes and
+    nothing saved but `x`: per channel y is a line in x, and the gradient of x is a line in x and in
+    the gradient of y.
 
     Args:
         x: the map.
@@ -28,7 +30,8 @@ def normalise_batch(
         epsilon: added to the variance.
 
     Returns:
-        (y in float32 or wider, (mean, var)). Sums are in float32 or wider; var = max(0, E[x^2] - E[x]^2).
+        (y in float32 or wider, (mean, var)). Sums are in float32 or wider; var = max(0, E[x^2] -
+        E[x]^2).
     """
     return _forward(x, scale, bias, epsilon)[0]
 
@@ -55,11 +58,16 @@ def _backward(epsilon, saved, cotangents):
     total, product = jnp.sum(of_rows, 0), jnp.sum(of_rows * rows, 0)
     of_scale = (product - mean * total) * inverse
     slope = scale * inverse
-    # Where rounding would have made the variance negative it is cut at zero and does not depend on x.
+    # Where rounding would have made the variance negative it is cut at zero and does not depend on
+    # x.
     through_var = jnp.where(var > 0, 2 * of_var / count - slope * inverse * of_scale / count, 0.0)
     offset = (of_mean - slope * total) / count - through_var * mean
     of_x = slope * of_rows + through_var * rows + offset
-    return of_x.reshape(x.shape).astype(x.dtype), of_scale.astype(scale.dtype), total.astype(bias.dtype)
+    return (
+        of_x.reshape(x.shape).astype(x.dtype),
+        of_scale.astype(scale.dtype),
+        total.astype(bias.dtype),
+    )
 
 
 normalise_batch.defvjp(_forward, _backward)

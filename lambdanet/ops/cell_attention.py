@@ -19,7 +19,8 @@ def cell_runs(length: int, cells: int) -> list[tuple[int, int, int]]:
         cells: wanted number of cells; a shorter axis is cut into single positions.
 
     Returns:
-        Runs of equal cells as (first position, cells, positions per cell): one run, or two if the last cell is longer.
+        Runs of equal cells as (first position, cells, positions per cell): one run, or two if the
+        last cell is longer.
     """
     cells = min(cells, length)
     side, rest = divmod(length, cells)
@@ -36,7 +37,8 @@ def cell_attention(
     cells: int,
     scale: float,
 ) -> tuple[Float[Array, "b h w v"], list[Float[Array, "b r s p p"]]]:
-    """Positions attend to the positions of their own cell; at most four batched attentions, whatever the number of cells.
+    """Positions attend to the positions of their own cell; at most four batched attentions,
+    whatever the number of cells.
 
     Args:
         query: queries.
@@ -46,17 +48,21 @@ def cell_attention(
         scale: factor of the logits.
 
     Returns:
-        The outputs, and the weights [b, rows of cells, cells in a row, positions, positions] of each rectangle of equal
-        cells, in the order of `full_map`.
+        The outputs, and the weights [b, rows of cells, cells in a row, positions, positions] of
+        each rectangle of equal cells, in the order of `full_map`.
     """
     batch, h, w, _ = query.shape
     lines, weights = [], []
     for rows in cell_runs(h, cells):
         line = []
         for columns in cell_runs(w, cells):
-            y, part = softmax_attention(*(_cut(a, rows, columns) for a in (query, key, value)), scale=scale)
+            y, part = softmax_attention(
+                *(_cut(a, rows, columns) for a in (query, key, value)), scale=scale
+            )
             (_, row_cells, height), (_, column_cells, width) = rows, columns
-            y = y.reshape(batch, row_cells, column_cells, height, width, -1).transpose(0, 1, 3, 2, 4, 5)
+            y = y.reshape(batch, row_cells, column_cells, height, width, -1).transpose(
+                0, 1, 3, 2, 4, 5
+            )
             line.append(y.reshape(batch, row_cells * height, column_cells * width, -1))
             weights.append(part)
         lines.append(jnp.concatenate(line, axis=2))
@@ -64,23 +70,33 @@ def cell_attention(
 
 
 def _cut(a: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> jax.Array:
-    """[b, h, w, c] -> [b, rows of cells, cells in a row, positions of a cell, c], for one rectangle of equal cells."""
+    """[b, h, w, c] -> [b, rows of cells, cells in a row, positions of a cell, c], for one rectangle
+    of equal cells.
+    """
     (top, row_cells, height), (left, column_cells, width) = rows, columns
     a = a[:, top : top + row_cells * height, left : left + column_cells * width]
     a = a.reshape(len(a), row_cells, height, column_cells, width, -1).transpose(0, 1, 3, 2, 4, 5)
     return a.reshape(len(a), row_cells, column_cells, height * width, -1)
 
 
-def full_map(weights: Sequence[Float[Array, "b r s p p"]], size: tuple[int, int], cells: int) -> Float[Array, "b h w h w"]:
-    """Spreads the weights of `cell_attention` over all pairs of positions, zero between cells; for pictures and tests."""
+def full_map(
+    weights: Sequence[Float[Array, "b r s p p"]], size: tuple[int, int], cells: int
+) -> Float[Array, "b h w h w"]:
+    """Spreads the weights of `cell_attention` over all pairs of positions, zero between cells; for
+    pictures and tests.
+    """
     (h, w), rest = size, iter(weights)
     full = jnp.zeros((len(weights[0]), h, w, h, w), weights[0].dtype)
     for top, row_cells, rows in cell_runs(h, cells):
         for left, column_cells, columns in cell_runs(w, cells):
             part = next(rest)
             part = part.reshape(*part.shape[:3], rows, columns, rows, columns)
-            part = jnp.einsum("bxyijIJ,xX,yY->bxiyjXIYJ", part, jnp.eye(row_cells), jnp.eye(column_cells))
+            part = jnp.einsum(
+                "bxyijIJ,xX,yY->bxiyjXIYJ", part, jnp.eye(row_cells), jnp.eye(column_cells)
+            )
             height, width = row_cells * rows, column_cells * columns
             where = (slice(top, top + height), slice(left, left + width))
-            full = full.at[:, *where, *where].set(part.reshape(-1, height, width, height, width).astype(full.dtype))
+            full = full.at[:, *where, *where].set(
+                part.reshape(-1, height, width, height, width).astype(full.dtype)
+            )
     return full

@@ -29,22 +29,27 @@ def convolution(
     groups: int = 1,
     impl: str = "auto",
 ) -> Float[Array, "b oh ow d"]:
-    """y[i, j, d] = sum over taps (u, v) and channels c of kernel[u, v, c, d] x[s i + e u - p, s j + e v - p, c]; zeros outside.
+    """y[i, j, d] = sum over taps (u, v) and channels c of kernel[u, v, c, d] x[s i + e u - p, s j +
+    e v - p, c]; zeros outside.
 
     Lowerings, equal up to rounding in values and gradients:
-        'conv': XLA's convolution. On CPU it should be Eigen's: see `lambdanet.training.start_up.use_eigen_convolutions`.
-        'product': one matrix product with a row per window; not for groups or dilation. Where windows share no input (1x1, or
-            stride equal to the side, without padding) the rows are the map itself: on CPU the gradient of a 1x1 kernel is
-            several times as fast. Else they are copies, which pays for the first convolution of a network, of few numbers.
-        'blocks': grouped kernels only; neighbouring groups are joined to blocks with zeros off their diagonal, and every block
-            is an ordinary convolution. On CPU the convolution of one group at a time makes no use of the machine.
+        'conv': XLA's convolution. On CPU it should be Eigen's: see
+            `lambdanet.training.start_up.use_eigen_convolutions`.
+        'product': one matrix product with a row per window; not for groups or dilation. Where
+            windows share no input (1x1, or stride equal to the side, without padding) the rows are
+            the map itself: on CPU the gradient of a 1x1 kernel is several times as fast. Else they
+            are copies, which pays for the first convolution of a network, of few numbers.
+        'blocks': grouped kernels only; neighbouring groups are joined to blocks with zeros off
+            their diagonal, and every block is an ordinary convolution. On CPU the convolution of
+            one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
-        'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels, 'product' where windows share
-            nothing or hold few numbers.
+        'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels,
+            'product' where windows share nothing or hold few numbers.
 
     Args:
         x: the map.
-        kernel: i = c / groups; output channel d belongs to group d // (d's number / groups), as in `lax` and PyTorch.
+        kernel: i = c / groups; output channel d belongs to group d // (d's number / groups), as in
+            `lax` and PyTorch.
         stride: step per axis, s.
         padding: zeros before and after, per axis, p.
         dilation: positions between taps per axis, e.
@@ -55,20 +60,25 @@ def convolution(
         The map in the dtype of `x`.
 
     Raises:
-        ValueError: unknown impl, one that the operation does not allow, or channels that do not fit the kernel.
+        ValueError: unknown impl, one that the operation does not allow, or channels that do not fit
+            the kernel.
     """
     if impl not in IMPLS:
         raise ValueError(f"convolution: impl is {impl!r}; allowed: {', '.join(IMPLS)}")
     channels = x.shape[-1]
     if channels != kernel.shape[2] * groups or kernel.shape[3] % groups:
-        raise ValueError(f"convolution: {channels} channels in {groups} groups do not fit a kernel of shape {kernel.shape}")
+        raise ValueError(
+            f"convolution: {channels} channels in {groups} groups do not fit a kernel of shape "
+            f"{kernel.shape}"
+        )
     allowed = _allowed(x.shape, kernel.shape, padding, dilation, groups)
     if impl == "auto":
         on_cpu = jax.default_backend() == "cpu"
         impl = _fastest(allowed, x.shape, kernel.shape, stride, padding) if on_cpu else "conv"
     if impl not in allowed:
         raise ValueError(
-            f"convolution: impl {impl!r} does not allow kernel {kernel.shape}, padding {padding}, dilation {dilation}, groups "
+            f"convolution: impl {impl!r} does not allow kernel {kernel.shape}, padding {padding}, "
+            f"dilation {dilation}, groups "
             f"{groups}; allowed: {', '.join(allowed)}"
         )
     if impl == "shift":
@@ -81,13 +91,17 @@ def convolution(
     blocks = groups // per_block
     wide = _block_diagonal(kernel, blocks, per_block)
     parts = zip(jnp.split(x, blocks, -1), jnp.split(wide, blocks, -1), strict=True)
-    return jnp.concatenate([_conv(part, part_kernel, stride, padding, dilation, 1) for part, part_kernel in parts], -1)
+    return jnp.concatenate(
+        [_conv(part, part_kernel, stride, padding, dilation, 1) for part, part_kernel in parts], -1
+    )
 
 
 def _allowed(x, kernel, padding, dilation, groups) -> tuple[str, ...]:
     """Lowerings that an operation of these shapes allows."""
     sides = kernel[:2]
-    same = all(side % 2 and pad == (side // 2,) * 2 for side, pad in zip(sides, padding, strict=True))
+    same = all(
+        side % 2 and pad == (side // 2,) * 2 for side, pad in zip(sides, padding, strict=True)
+    )
     if groups == 1:
         return ("product", "conv") if dilation == (1, 1) else ("conv",)
     depthwise = groups == x[3] == kernel[3] and same and dilation == (1, 1)
@@ -96,7 +110,9 @@ def _allowed(x, kernel, padding, dilation, groups) -> tuple[str, ...]:
 
 def _fastest(allowed: tuple[str, ...], x, kernel, stride: Pair, padding: tuple[Pair, Pair]) -> str:
     """The lowering for CPU."""
-    if "product" in allowed and (_separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW):
+    if "product" in allowed and (
+        _separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW
+    ):
         return "product"
     return allowed[-1]
 
@@ -107,7 +123,14 @@ def _separate(kernel: tuple[int, ...], stride: Pair, padding: tuple[Pair, Pair])
     return apart and padding == ((0, 0), (0, 0))
 
 
-def _conv(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair], dilation: Pair, groups: int) -> jax.Array:
+def _conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    stride: Pair,
+    padding: tuple[Pair, Pair],
+    dilation: Pair,
+    groups: int,
+) -> jax.Array:
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -119,20 +142,29 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pa
     )
 
 
-def _product(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair]) -> jax.Array:
+def _product(
+    x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair, Pair]
+) -> jax.Array:
     """Every window is a row of a matrix."""
     sides, matrix = kernel.shape[:2], kernel.reshape(-1, kernel.shape[3])
     separate = _separate(kernel.shape, stride, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    rows, columns = ((n - side) // step + 1 for n, side, step in zip(x.shape[1:3], sides, stride, strict=True))
+    rows, columns = (
+        (n - side) // step + 1 for n, side, step in zip(x.shape[1:3], sides, stride, strict=True)
+    )
     if separate and sides != (1, 1):
         # Whole cells; along an axis of one tap per window, every stride-th position.
-        for axis, (side, step, count) in enumerate(zip(sides, stride, (rows, columns), strict=True), 1):
+        for axis, (side, step, count) in enumerate(
+            zip(sides, stride, (rows, columns), strict=True), 1
+        ):
             x = lax.slice_in_dim(x, 0, (count - 1) * step + side, step if side == 1 else 1, axis)
         x = x.reshape(-1, rows, sides[0], columns, sides[1], x.shape[3]).transpose(0, 1, 3, 2, 4, 5)
     else:
         last = stride[0] * (rows - 1) + 1, stride[1] * (columns - 1) + 1
-        views = [x[:, u : u + last[0] : stride[0], v : v + last[1] : stride[1]] for u, v in np.ndindex(sides)]
+        views = [
+            x[:, u : u + last[0] : stride[0], v : v + last[1] : stride[1]]
+            for u, v in np.ndindex(sides)
+        ]
         x = jnp.concatenate(views, -1)
     precise = jnp.promote_types(x.dtype, jnp.float32)
     y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=precise)
@@ -142,11 +174,17 @@ def _product(x: jax.Array, kernel: jax.Array, stride: Pair, padding: tuple[Pair,
 def _groups_per_block(channels: int, groups: int) -> int:
     """The smallest divisor of the groups that makes the blocks wide enough and few enough."""
     width = max(_BLOCK, -(-channels // _MOST_BLOCKS))
-    return next(n for n in range(1, groups + 1) if groups % n == 0 and n * (channels // groups) >= min(width, channels))
+    return next(
+        n
+        for n in range(1, groups + 1)
+        if groups % n == 0 and n * (channels // groups) >= min(width, channels)
+    )
 
 
 def _block_diagonal(kernel: jax.Array, blocks: int, per_block: int) -> jax.Array:
-    """Kernel [k, l, i, d] of all groups to [k, l, per_block * i, d]: in a block each group has its own input channels."""
+    """Kernel [k, l, i, d] of all groups to [k, l, per_block * i, d]: in a block each group has its
+    own input channels.
+    """
     rows, columns, channels, _ = kernel.shape
     parts = kernel.reshape(rows, columns, 1, channels, blocks, per_block, -1)
     own = jnp.eye(per_block, dtype=kernel.dtype)[:, None, None, :, None]

@@ -1,17 +1,20 @@
-"""Which lowering of the position lambdas to run: estimated seconds from static shapes, backend and dtype.
+"""Which lowering of the position lambdas to run: estimated seconds from static shapes, backend and
+dtype.
 
-Every lowering takes time for multiply-adds, bytes inside the cache, bytes beyond it and steps, each at a rate of its own; the
-fastest whose temporaries stay below the memory cap is taken. Bytes are the operands once and every written-out intermediate
-twice. Forward alone and training (forward + backward) have their own rates and may choose differently. The choice depends on
-nothing but shapes, backend and dtype, so it is the same on every host of a job and from run to run.
+Every lowering takes time for multiply-adds, bytes inside the cache, bytes beyond it and steps, each
+at a rate of its own; the fastest whose temporaries stay below the memory cap is taken. Bytes are
+the operands once and every written-out intermediate twice. Forward alone and training (forward +
+backward) have their own rates and may choose differently. The choice depends on nothing but shapes,
+backend and dtype, so it is the same on every host of a job and from run to run.
 
-Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m benchmarks.fit_cost_model`,
-which also prints what the choice loses to the fastest lowering (benchmarks/results/cpu_micro_lambda.jsonl has the records,
-cpu_micro_lambda_choices.jsonl the table); two rates are set by hand, bytes of 'query_first' beyond the cache, after 64 maps of
-14x14 on a quiet machine. `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
-convolution runs 10 to 100 times slower than a matrix product.
-GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements;
-'spectral' has none there and is never chosen.
+Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m
+benchmarks.fit_cost_model`, which also prints what the choice loses to the fastest lowering
+(benchmarks/results/cpu_micro_lambda.jsonl has the records, cpu_micro_lambda_choices.jsonl the
+table); two rates are set by hand, bytes of 'query_first' beyond the cache, after 64 maps of 14x14
+on a quiet machine. `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
+convolution runs 10 to 100 times slower than a matrix product. GPU and TPU: data-sheet peaks of an
+H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements; 'spectral'
+has none there and is never chosen.
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ _log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Geometry:
-    """Static shapes of one call; `scope` None means all pairs of n queries and m context elements (flat embeddings)."""
+    """Static shapes of one call; `scope` None means all pairs of n queries and m context elements
+    (flat embeddings).
+    """
 
     batch: int
     shape: tuple[int, ...]
@@ -49,11 +54,14 @@ class Geometry:
 
 
 def static_batch(size: int) -> int:
-    """Returns the batch size to estimate with: 1 for a symbolic one (`jax.export`), whose value is not known."""
+    """Returns the batch size to estimate with: 1 for a symbolic one (`jax.export`), whose value is
+    not known.
+    """
     return size if isinstance(size, int) else 1
 
 
-# Seconds per multiply-add, per byte inside the cache, per byte beyond it and per step (an operation that cannot be fused away).
+# Seconds per multiply-add, per byte inside the cache, per byte beyond it and per step (an operation
+# that cannot be fused away).
 Rates = tuple[float, float, float, float]
 
 
@@ -61,8 +69,12 @@ Rates = tuple[float, float, float, float]
 class Device:
     """What a backend can do, in float32."""
 
-    rates: Mapping[str, Mapping[str, Rates]]  # direction -> lowering -> rates; a lowering without an entry is never chosen
-    slower: Mapping[int, float]  # seconds per multiply-add relative to float32, by bytes per element
+    rates: Mapping[
+        str, Mapping[str, Rates]
+    ]  # direction -> lowering -> rates; a lowering without an entry is never chosen
+    slower: Mapping[
+        int, float
+    ]  # seconds per multiply-add relative to float32, by bytes per element
     cache: float  # bytes
     memory: float  # cap on temporaries, bytes
     chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
@@ -70,7 +82,9 @@ class Device:
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """What one lowering has to do: multiply-adds, bytes moved inside and beyond the cache, steps; peak bytes of temporaries."""
+    """What one lowering has to do: multiply-adds, bytes moved inside and beyond the cache, steps;
+    peak bytes of temporaries.
+    """
 
     macs: float
     cached: float
@@ -89,10 +103,20 @@ class Cost:
     seconds: float
 
 
-def _data_sheet(flops: float, bandwidth: float, launch: float, efficiency: Mapping[str, float]) -> dict[str, dict[str, Rates]]:
-    """Rates from a peak, the share of it each lowering reaches, and a bandwidth; training takes three times as long."""
-    forward = {name: (2 / (flops * share), 1 / bandwidth, 1 / bandwidth, launch) for name, share in efficiency.items()}
-    return {"fwd": forward, "train": {name: tuple(3 * rate for rate in rates) for name, rates in forward.items()}}
+def _data_sheet(
+    flops: float, bandwidth: float, launch: float, efficiency: Mapping[str, float]
+) -> dict[str, dict[str, Rates]]:
+    """Rates from a peak, the share of it each lowering reaches, and a bandwidth; training takes
+    three times as long.
+    """
+    forward = {
+        name: (2 / (flops * share), 1 / bandwidth, 1 / bandwidth, launch)
+        for name, share in efficiency.items()
+    }
+    return {
+        "fwd": forward,
+        "train": {name: tuple(3 * rate for rate in rates) for name, rates in forward.items()},
+    }
 
 
 DEVICES = {
@@ -117,14 +141,24 @@ DEVICES = {
         chunk_logits=2**18,
     ),
     "gpu": Device(
-        rates=_data_sheet(495e12, 3.35e12, 5e-6, {"dense": 0.4, "query_first": 0.3, "row_chunks": 0.25, "conv": 0.05}),
+        rates=_data_sheet(
+            495e12,
+            3.35e12,
+            5e-6,
+            {"dense": 0.4, "query_first": 0.3, "row_chunks": 0.25, "conv": 0.05},
+        ),
         slower={2: 0.5, 4: 1.0, 8: 7.4},
         cache=50 * 2**20,
         memory=8 * 2**30,
         chunk_logits=2**25,
     ),
     "tpu": Device(
-        rates=_data_sheet(137e12, 1.2e12, 2e-6, {"dense": 0.5, "query_first": 0.25, "row_chunks": 0.25, "conv": 0.02}),
+        rates=_data_sheet(
+            137e12,
+            1.2e12,
+            2e-6,
+            {"dense": 0.5, "query_first": 0.25, "row_chunks": 0.25, "conv": 0.02},
+        ),
         slower={2: 0.5, 4: 1.0, 8: 46.0},
         cache=32 * 2**20,
         memory=4 * 2**30,
@@ -133,9 +167,14 @@ DEVICES = {
 }
 
 
-def clipped_taps(scope: Sequence[int], shape: Sequence[int], dilation: Sequence[int]) -> tuple[int, ...]:
+def clipped_taps(
+    scope: Sequence[int], shape: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
     """Taps per axis that can reach a key from anywhere on the map."""
-    return tuple(2 * min((r - 1) // 2, (s - 1) // d) + 1 for r, s, d in zip(scope, shape, dilation, strict=True))
+    return tuple(
+        2 * min((r - 1) // 2, (s - 1) // d) + 1
+        for r, s, d in zip(scope, shape, dilation, strict=True)
+    )
 
 
 def device_of(backend: str) -> Device:
@@ -145,17 +184,25 @@ def device_of(backend: str) -> Device:
 
 def rows_seen(geometry: Geometry, rows: int) -> int:
     """Rows of keys that a chunk of query rows works on in 'row_chunks'."""
-    reach = (clipped_taps(geometry.scope, geometry.shape, geometry.dilation)[0] - 1) // 2 * geometry.dilation[0]
+    reach = (
+        (clipped_taps(geometry.scope, geometry.shape, geometry.dilation)[0] - 1)
+        // 2
+        * geometry.dilation[0]
+    )
     return min(rows + 2 * reach, geometry.shape[0])
 
 
 def default_chunk_rows(geometry: Geometry, device: Device) -> int:
-    """Query rows per chunk of 'row_chunks': the largest power of two that keeps its logits within `chunk_logits`."""
+    """Query rows per chunk of 'row_chunks': the largest power of two that keeps its logits within
+    `chunk_logits`.
+    """
     g = geometry
     rest = math.prod(g.shape[1:])
     rows = 1
     while 2 * rows <= min(MAX_CHUNK_ROWS, g.shape[0]):
-        logits = g.batch * 2 * rows * rest * rows_seen(g, 2 * rows) * rest * g.num_heads * g.intra_depth
+        logits = (
+            g.batch * 2 * rows * rest * rows_seen(g, 2 * rows) * rest * g.num_heads * g.intra_depth
+        )
         if logits > device.chunk_logits:
             break
         rows *= 2
@@ -187,14 +234,22 @@ def terms(geometry: Geometry, impl: str, device: Device) -> Terms:
         seen = rows_seen(g, rows) * rest
         macs = b * repeats * rows * rest * seen * h * u * (k + v)
         written, steps = rows * rest * seen * u * (k + 2 * b * h), 8 * repeats
-        # A chunk's logits are used up image by image right after they are made: only one image's share has to stay in the cache.
+        # A chunk's logits are used up image by image right after they are made: only one image's
+        # share has to stay in the cache.
         images = b
     elif impl == "spectral":
-        rows, columns = spectral_lambda.plan(g.shape, clipped_taps(g.scope, g.shape, g.dilation), g.dilation)
+        rows, columns = spectral_lambda.plan(
+            g.shape, clipped_taps(g.scope, g.shape, g.dilation), g.dilation
+        )
         tiles, frequencies = b * rows.tiles * columns.tiles, 2 * columns.frequencies
         values, product = frequencies * rows.span * u * v, frequencies * rows.size * k * v
-        kept, pairs = rows.size * columns.size * k * v, frequencies * rows.size * k * 2 * rows.span * u
-        macs = tiles * (values * columns.span + product * (2 * rows.span * u + columns.size) + kept * h)
+        kept, pairs = (
+            rows.size * columns.size * k * v,
+            frequencies * rows.size * k * 2 * rows.span * u,
+        )
+        macs = tiles * (
+            values * columns.span + product * (2 * rows.span * u + columns.size) + kept * h
+        )
         group = spectral_lambda.tiles_per_group(rows, columns, k, v)
         repeats = -(-tiles // group)
         written, steps = pairs + min(tiles, group) * (values + product + kept), 8 + 8 * repeats
@@ -207,25 +262,31 @@ def terms(geometry: Geometry, impl: str, device: Device) -> Terms:
 
 
 def estimate(geometry: Geometry, impl: str, device: Device, direction: str = "train") -> Cost:
-    """Estimates a lowering, forward alone ('fwd') or with the backward pass ('train'); see the module's docstring."""
+    """Estimates a lowering, forward alone ('fwd') or with the backward pass ('train'); see the
+    module's docstring.
+    """
     t = terms(geometry, impl, device)
     amounts = (t.macs * device.slower[geometry.itemsize], t.cached, t.beyond, t.steps)
-    seconds = sum(amount * rate for amount, rate in zip(amounts, device.rates[direction][impl], strict=True))
+    seconds = sum(
+        amount * rate for amount, rate in zip(amounts, device.rates[direction][impl], strict=True)
+    )
     return Cost(t.macs, t.cached + t.beyond, t.temporary, seconds)
 
 
 @functools.cache
 def choose_impl(geometry: Geometry, backend: str, direction: str = "train") -> str:
-    """Chooses the lowering for a shape; logs the choice once per distinct shape, backend and direction.
+    """Chooses the lowering for a shape; logs the choice once per distinct shape, backend and
+    direction.
 
     Args:
         geometry: static shapes of the call.
         backend: 'cpu', 'gpu' or 'tpu'; an accelerator of another name is treated as 'gpu'.
-        direction: 'fwd' for the fastest forward pass, 'train' for the fastest forward and backward together.
+        direction: 'fwd' for the fastest forward pass, 'train' for the fastest forward and backward
+            together.
 
     Returns:
-        The lowering with the smallest estimate among those whose temporaries fit the device's cap; if none fits, the one
-        with the smallest temporaries.
+        The lowering with the smallest estimate among those whose temporaries fit the device's cap;
+        if none fits, the one with the smallest temporaries.
     """
     device = device_of(backend)
     names = FLAT_IMPLS if geometry.scope is None else GRID_IMPLS
@@ -238,8 +299,18 @@ def choose_impl(geometry: Geometry, backend: str, direction: str = "train") -> s
         chosen = min(fitting, key=lambda name: fitting[name].seconds)
     else:
         chosen = min(costs, key=lambda name: costs[name].temporary)
-    table = ", ".join(f"{name} {c.seconds * 1e3:.3g} ms {c.temporary / 2**20:.3g} MiB" for name, c in costs.items())
-    _log.info("position lambdas %s on %s, %s: impl '%s' (estimates: %s)", geometry, backend, direction, chosen, table)
+    table = ", ".join(
+        f"{name} {c.seconds * 1e3:.3g} ms {c.temporary / 2**20:.3g} MiB"
+        for name, c in costs.items()
+    )
+    _log.info(
+        "position lambdas %s on %s, %s: impl '%s' (estimates: %s)",
+        geometry,
+        backend,
+        direction,
+        chosen,
+        table,
+    )
     return chosen
 
 

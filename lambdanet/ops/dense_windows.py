@@ -1,4 +1,6 @@
-"""Local attention on dense windows, one residue class of a dilation at a time: the lowerings of `neighborhood`."""
+"""Local attention on dense windows, one residue class of a dilation at a time: the lowerings of
+`neighborhood`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +14,15 @@ from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_table import skew
 
 BLOCK = (4, 8)
-"""Queries per block and axis; half the window where that is more. Smaller blocks copy more keys, larger ones multiply more
-masked pairs. Chosen by time on CPU, forward and backward, for windows of 3 x 3 and 7 x 7."""
+"""Queries per block and axis; half the window where that is more. Smaller blocks copy more keys,
+larger ones multiply more masked pairs. Chosen by time on CPU, forward and backward, for windows of
+3 x 3 and 7 x 7."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WindowAxis:
-    """Which keys the queries of an axis see: `taps` from `start` on, of which those that are not `inside` are left out.
+    """Which keys the queries of an axis see: `taps` from `start` on, of which those that are not
+    `inside` are left out.
 
     Attributes:
         queries, keys: positions.
@@ -44,7 +48,9 @@ class WindowAxis:
 
 
 def window_axis(length: int, kernel: int, border: str) -> WindowAxis:
-    """Returns the windows of an axis without dilation, over keys that were extended unless the border is 'neighborhood'."""
+    """Returns the windows of an axis without dilation, over keys that were extended unless the
+    border is 'neighborhood'.
+    """
     half = kernel // 2
     if border == "neighborhood":
         taps = min(kernel, length)
@@ -55,7 +61,9 @@ def window_axis(length: int, kernel: int, border: str) -> WindowAxis:
     return WindowAxis(length, len(keys), kernel, kernel, np.arange(length), half, inside)
 
 
-def by_shifts(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, scale: float) -> tuple[jax.Array, jax.Array]:
+def by_shifts(
+    query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, scale: float
+) -> tuple[jax.Array, jax.Array]:
     """Mixed values, and weights [b, h, w, n, kh, kw] with zeros for missing taps."""
     precise = jnp.promote_types(query.dtype, jnp.float32)
     rows, columns = axes
@@ -70,9 +78,13 @@ def by_shifts(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, 
     logits = jnp.stack([scale * jnp.sum(query * k, -1) for k in shifted(key)], -1)
     logits = logits.reshape(*logits.shape[:-1], rows.taps, columns.taps)
     if table is not None:
-        places = [np.eye(2 * a.kernel - 1)[a.index()] for a in axes]  # one nonzero product: exact at the highest precision
+        places = [
+            np.eye(2 * a.kernel - 1)[a.index()] for a in axes
+        ]  # one nonzero product: exact at the highest precision
         places = [jnp.asarray(p, precise) for p in places]
-        logits += jnp.einsum("npq,hsp,wtq->hwnst", table.astype(precise), *places, precision="highest")
+        logits += jnp.einsum(
+            "npq,hsp,wtq->hwnst", table.astype(precise), *places, precision="highest"
+        )
     sees = [a.inside[a.start[:, None] + np.arange(a.taps)] for a in axes]
     if not all(a.all() for a in sees):
         mask = sees[0][:, None, None, :, None] & sees[1][:, None, None, :]
@@ -85,37 +97,55 @@ def by_shifts(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, 
 
 
 def _shift(x: jax.Array, axis: int, geometry: WindowAxis, place: int) -> jax.Array:
-    """For every query the key at one place of its window: x[start + place], as a slice with repeated ends."""
+    """For every query the key at one place of its window: x[start + place], as a slice with
+    repeated ends.
+    """
     steps = geometry.start[-1] - geometry.start[0] + 1
     x = jax.lax.slice_in_dim(x, place, place + int(steps), axis=axis)
     before = int(np.sum(geometry.start == geometry.start[0])) - 1
     after = geometry.queries - before - int(steps)
-    return jnp.pad(x, [(before, after) if a == axis else (0, 0) for a in range(x.ndim)], "edge") if before or after else x
+    return (
+        jnp.pad(x, [(before, after) if a == axis else (0, 0) for a in range(x.ndim)], "edge")
+        if before or after
+        else x
+    )
 
 
-def by_blocks(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, scale: float) -> tuple[jax.Array]:
+def by_blocks(
+    query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, scale: float
+) -> tuple[jax.Array]:
     """Mixed values by blocks of queries, each against the dense window of all keys that they see.
 
-    The logits have their keys before their queries: sums over the keys then run over whole rows of queries, for which XLA's
-    CPU backend has vector code, while a sum within a row is one scalar addition after the other.
+    The logits have their keys before their queries: sums over the keys then run over whole rows of
+    queries, for which XLA's CPU backend has vector code, while a sum within a row is one scalar
+    addition after the other.
     """
     precise = jnp.promote_types(query.dtype, jnp.float32)
     batch, height, width, heads, depth = query.shape
     plans = [_Plan.of(axis, least) for axis, least in zip(axes, BLOCK, strict=True)]
     for axis, plan in zip((1, 3), plans, strict=True):
         query = halo_windows(query, axis, plan.count, plan.side, plan.side, 0)
-        key, value = (halo_windows(a, axis, plan.count, plan.side, plan.window, plan.before) for a in (key, value))
-    query, key, value = (a.transpose(0, 1, 3, 5, 2, 4, 6) for a in (query, key, value))  # [b, rows, columns, n, y, x, d]
+        key, value = (
+            halo_windows(a, axis, plan.count, plan.side, plan.window, plan.before)
+            for a in (key, value)
+        )
+    query, key, value = (
+        a.transpose(0, 1, 3, 5, 2, 4, 6) for a in (query, key, value)
+    )  # [b, rows, columns, n, y, x, d]
     blocks = query.shape[:4]
     query, key, value = (a.reshape(*blocks, -1, depth) for a in (query, key, value))
     pairs = (*(p.window for p in plans), *(p.side for p in plans))
-    logits = scale * jnp.einsum("...qd,...kd->...kq", query, key, preferred_element_type=precise).reshape(*blocks, *pairs)
+    logits = scale * jnp.einsum(
+        "...qd,...kd->...kq", query, key, preferred_element_type=precise
+    ).reshape(*blocks, *pairs)
     if table is not None:
         bias = table.astype(precise)
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
         logits += bias.transpose(0, 2, 4, 1, 3)
-    weights = jax.nn.softmax(_masked(logits, *(p.mask for p in plans), biased=table is not None), axis=-2).astype(value.dtype)
+    weights = jax.nn.softmax(
+        _masked(logits, *(p.mask for p in plans), biased=table is not None), axis=-2
+    ).astype(value.dtype)
     y = jnp.einsum("...kq,...kd->...qd", weights, value)
     y = y.reshape(*blocks, *(p.side for p in plans), depth).transpose(0, 1, 4, 2, 5, 3, 6)
     y = y.reshape(batch, *(p.count * p.side for p in plans), heads, depth)
@@ -123,10 +153,12 @@ def by_blocks(query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, 
 
 
 def _masked(logits: jax.Array, rows: np.ndarray, columns: np.ndarray, *, biased: bool) -> jax.Array:
-    """Leaves pairs out, and merges axes: logits [b, rows, columns, n, keys y x, queries y x] -> [.., n, keys, queries].
+    """Leaves pairs out, and merges axes: logits [b, rows, columns, n, keys y x, queries y x] ->
+    [.., n, keys, queries].
 
-    The masks are [blocks, keys, queries] of each axis. Either way XLA's CPU backend makes one loop of masking and softmax; for
-    choices by one axis after the other, or after a bias, it would write the logits out in between.
+    The masks are [blocks, keys, queries] of each axis. Either way XLA's CPU backend makes one loop
+    of masking and softmax; for choices by one axis after the other, or after a bias, it would write
+    the logits out in between.
     """
     least = jnp.finfo(logits.dtype).min / 2
     pairs = (*logits.shape[:4], logits.shape[4] * logits.shape[5], -1)
@@ -134,21 +166,26 @@ def _masked(logits: jax.Array, rows: np.ndarray, columns: np.ndarray, *, biased:
         joint = rows[0][:, None, :, None] & columns[0][:, None, :]
         return jnp.where(joint.reshape(pairs[4:]), logits.reshape(pairs), least)
     rows, columns = (np.where(mask, 0, least).astype(logits.dtype) for mask in (rows, columns))
-    return (logits + rows[:, None, None, :, None, :, None] + columns[:, None, None, :, None, :]).reshape(pairs)
+    return (
+        logits + rows[:, None, None, :, None, :, None] + columns[:, None, None, :, None, :]
+    ).reshape(pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How an axis is cut: `count` blocks of `side` queries; block m sees `window` keys from m * side - before on.
+    """How an axis is cut: `count` blocks of `side` queries; block m sees `window` keys from m *
+    side - before on.
 
-    The same distance between a block and its window everywhere keeps the bias of a pair independent of the block.
+    The same distance between a block and its window everywhere keeps the bias of a pair independent
+    of the block.
     """
 
     count: int
     side: int
     before: int
     window: int
-    mask: np.ndarray  # [count or, where all blocks have the same, 1; window, side]: which of them a query attends to
+    # [count or, where all blocks have the same, 1; window, side]: which of them a query attends to
+    mask: np.ndarray
 
     @classmethod
     def of(cls, axis: WindowAxis, least: int) -> _Plan:
@@ -162,14 +199,22 @@ class _Plan:
         beyond = np.arange(count * side - axis.queries) + 1  # queries that only fill the last block
         start = np.concatenate([axis.start, axis.start[-1] + beyond]).reshape(count, 1, side)
         key = first[:, None, None] + np.arange(window)[:, None] - before
-        mask = (key >= start) & (key < start + axis.taps) & axis.inside[np.clip(key, 0, axis.keys - 1)]
+        mask = (
+            (key >= start) & (key < start + axis.taps) & axis.inside[np.clip(key, 0, axis.keys - 1)]
+        )
         return cls(count, side, before, window, mask[:1] if (mask == mask[:1]).all() else mask)
 
 
 def _by_pair(table: jax.Array, axis: int, plan: _Plan, geometry: WindowAxis) -> jax.Array:
-    """Writes the table's axis out as [query of a block, key of its window]; zero at offsets outside the table."""
-    lowest = -(plan.side - 1) - plan.before - geometry.ahead  # key - query of the last query and the first key
+    """Writes the table's axis out as [query of a block, key of its window]; zero at offsets outside
+    the table.
+    """
+    lowest = (
+        -(plan.side - 1) - plan.before - geometry.ahead
+    )  # key - query of the last query and the first key
     low = -lowest - (geometry.kernel - 1)
     high = plan.side + plan.window - 1 - low - table.shape[axis]
     config = [(low, high, 0) if a == axis else (0, 0, 0) for a in range(table.ndim)]
-    return skew(jax.lax.pad(table, jnp.zeros((), table.dtype), config), axis, plan.side, plan.window)
+    return skew(
+        jax.lax.pad(table, jnp.zeros((), table.dtype), config), axis, plan.side, plan.window
+    )

@@ -22,23 +22,27 @@ def depthwise_conv(
     stride: tuple[int, int] = (1, 1),
     impl: str = "auto",
 ) -> Float[Array, "*b oh ow c"]:
-    """y[i, j, c] = sum over taps (u, v) of kernel[u, v, 0, c] x[s i + u - k // 2, t j + v - l // 2, c] + bias[c]; zeros outside.
+    """y[i, j, c] = sum over taps (u, v) of kernel[u, v, 0, c] x[s i + u - k // 2, t j + v - l // 2,
+    c] + bias[c]; zeros outside.
 
     With step 1 the map keeps its size. Lowerings, equal up to rounding in values and gradients:
         'conv': one grouped convolution.
-        'shift': the sum over the taps, written out as products with shifted maps, with a backward pass of the same form;
-            on CPU many times as fast as the convolution, forward and backward.
+        'shift': the sum over the taps, written out as products with shifted maps, with a backward
+            pass of the same form; on CPU many times as fast as the convolution, forward and
+            backward.
         'auto': 'shift' on CPU, 'conv' elsewhere.
 
     Args:
         x: map; every axis before rows and columns is a batch.
-        kernel: an odd number of taps per axis; `nnx.Conv` with `feature_group_count` stores it like this.
+        kernel: an odd number of taps per axis; `nnx.Conv` with `feature_group_count` stores it like
+            this.
         bias: added to every position.
         stride: step per axis, (s, t).
         impl: the lowering.
 
     Returns:
-        Map [*b, ceil(h / s), ceil(w / t), c] in the dtype of `x`; sums are taken in float32 or wider.
+        Map [*b, ceil(h / s), ceil(w / t), c] in the dtype of `x`; sums are taken in float32 or
+        wider.
 
     Raises:
         ValueError: unknown impl, an even side, or a kernel for other channels.
@@ -46,9 +50,14 @@ def depthwise_conv(
     if impl not in IMPLS:
         raise ValueError(f"depthwise convolution: impl is {impl!r}; allowed: {', '.join(IMPLS)}")
     channels = x.shape[-1]
-    if kernel.ndim != 4 or kernel.shape[2:] != (1, channels) or 0 in (kernel.shape[0] % 2, kernel.shape[1] % 2):
+    if (
+        kernel.ndim != 4
+        or kernel.shape[2:] != (1, channels)
+        or 0 in (kernel.shape[0] % 2, kernel.shape[1] % 2)
+    ):
         raise ValueError(
-            f"depthwise convolution: the kernel has shape {kernel.shape}; allowed: [odd, odd, 1, {channels}], the map's channels"
+            f"depthwise convolution: the kernel has shape {kernel.shape}; allowed: [odd, odd, 1, "
+            f"{channels}], the map's channels"
         )
     if impl == "auto":
         impl = "shift" if jax.default_backend() == "cpu" else "conv"
@@ -73,7 +82,10 @@ def _conv(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], precise) -> 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _shift(x: jax.Array, kernel: jax.Array, stride: tuple[int, int], precise) -> jax.Array:
-    taps, views = kernel.astype(precise).reshape(-1, x.shape[-1]), tap_views(x, kernel.shape[:2], stride)
+    taps, views = (
+        kernel.astype(precise).reshape(-1, x.shape[-1]),
+        tap_views(x, kernel.shape[:2], stride),
+    )
     return sum(part.astype(precise) * tap for part, tap in zip(views, taps, strict=True))
 
 
@@ -88,12 +100,21 @@ def _shift_backward(stride, precise, saved, cotangent):
 
     def add_image(sums, image):
         views = tap_views(image[0], kernel.shape[:2], stride)
-        return [total + jnp.sum(view.astype(precise) * image[1], (0, 1)) for total, view in zip(sums, views, strict=True)], None
+        return [
+            total + jnp.sum(view.astype(precise) * image[1], (0, 1))
+            for total, view in zip(sums, views, strict=True)
+        ], None
 
     # Image by image, so that a map stays in the cache while every tap reads it.
     images = x.reshape(-1, *x.shape[-3:]), cotangent.reshape(-1, *cotangent.shape[-3:])
     taps, _ = lax.scan(add_image, [jnp.zeros(x.shape[-1:], precise)] * len(whole), images)
-    of_x = gather_back([cotangent], x.shape[-3:-1], kernel.shape[:2], stride, lambda tap, moved: moved[0] * whole[tap])
+    of_x = gather_back(
+        [cotangent],
+        x.shape[-3:-1],
+        kernel.shape[:2],
+        stride,
+        lambda tap, moved: moved[0] * whole[tap],
+    )
     return of_x.astype(x.dtype), jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
 
 

@@ -17,9 +17,9 @@ def dot_attention(
 ) -> tuple[Float[Array, "b n h d"], Float[Array, "b h n m"] | None]:
     """softmax_m(scale q . k) v per head; logits and softmax in float32 or wider.
 
-    Without weights this is `jax.nn.dot_product_attention`, whose default lowering holds the logits [b, h, n, m] in
-    memory. It rounds the softmax of float64 inputs to float32, so these take the path of our own, as does
-    `return_weights`.
+    Without weights this is `jax.nn.dot_product_attention`, whose default lowering holds the logits
+    [b, h, n, m] in memory. It rounds the softmax of float64 inputs to float32, so these take the
+    path of our own, as does `return_weights`.
 
     Args:
         q: queries.

@@ -17,9 +17,10 @@ def gelu(x: Float[Array, "*s"], *, impl: str = "auto") -> Float[Array, "*s"]:
 
     Args:
         x: any shape.
-        impl: 'erfc' (`jax.nn.gelu`, exact in relative terms far below zero too); 'erf' (PyTorch's formula, x (1 + erf) / 2, with
-            a gradient from `x` alone: the same to float32's rounding of x, and on CPU twice as fast, where XLA writes erfc as two
-            branches); 'auto' takes 'erf' on CPU and 'erfc' elsewhere.
+        impl: 'erfc' (`jax.nn.gelu`, exact in relative terms far below zero too); 'erf' (PyTorch's
+            formula, x (1 + erf) / 2, with a gradient from `x` alone: the same to float32's rounding
+            of x, and on CPU twice as fast, where XLA writes erfc as two branches); 'auto' takes
+            'erf' on CPU and 'erfc' elsewhere.
 
     Returns:
         The dtype of `x`; computed in float32 or wider.

@@ -6,10 +6,14 @@ import jax
 import jax.numpy as jnp
 
 
-def halo_windows(x: jax.Array, axis: int, count: int, step: int, length: int, before: int) -> jax.Array:
-    """Cuts an axis into `count` windows [count, length] that start at i * step - before; zeros outside.
+def halo_windows(
+    x: jax.Array, axis: int, count: int, step: int, length: int, before: int
+) -> jax.Array:
+    """Cuts an axis into `count` windows [count, length] that start at i * step - before; zeros
+    outside.
 
-    Windows are joined from whole steps, so that gathering them is a few slices and its transpose a few additions.
+    Windows are joined from whole steps, so that gathering them is a few slices and its transpose a
+    few additions.
     """
     steps = -(-length // step)  # whole steps that a window touches
     total = (count + steps - 1) * step

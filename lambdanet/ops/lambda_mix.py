@@ -1,8 +1,9 @@
-"""The lambda layer between its projections and its output: content and position lambdas made and applied.
+"""The lambda layer between its projections and its output: content and position lambdas made and
+applied.
 
-Array layouts: queries q [b, *s, h, k]; keys [b, *m, u, k] before normalisation, None without a content path;
-values v [b, *m, u, v]; a relative table [*r, u, k], or flat embeddings [n, m, k, u], or neither. With a table
-the context is the map itself, *m = *s. Letters as in `position_lambda`.
+Array layouts: queries q [b, *s, h, k]; keys [b, *m, u, k] before normalisation, None without a
+content path; values v [b, *m, u, v]; a relative table [*r, u, k], or flat embeddings [n, m, k, u],
+or neither. With a table the context is the map itself, *m = *s. Letters as in `position_lambda`.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ def mix(
     impl: str = "auto",
     chunk_rows: int | None = None,
 ) -> Float[Array, "b *s h v"]:
-    """Returns y[n, h] = (lambda_c + lambda_p_n)^T q[n, h] + q[n, h] . bias (Bello 2021, eq. 3), in the dtype
-    of the queries.
+    """Returns y[n, h] = (lambda_c + lambda_p_n)^T q[n, h] + q[n, h] . bias (Bello 2021, eq. 3), in
+    the dtype of the queries.
 
     Args:
         q: queries.
@@ -47,7 +48,8 @@ def mix(
         causal: 'none', 'inclusive' or 'strict', in row-major order.
         causal_key_norm: 'per_context' or 'shared', for `causal` and `mask`.
         dilation: pixels between taps.
-        impl: lowering of the position lambdas; with a mask or flat embeddings only 'dense', 'query_first' and 'auto'.
+        impl: lowering of the position lambdas; with a mask or flat embeddings only 'dense',
+            'query_first' and 'auto'.
         chunk_rows: see `position_lambda.position_term`.
     """
     shape, spatial = (*q.shape[:-1], v.shape[-1]), q.shape[1:-2]
@@ -62,12 +64,15 @@ def mix(
         elif causal != "none":
             lambdas = content_lambda.causal_content_lambdas(keys, flat_v, causal=causal, **norms)
         else:
-            lambdas = content_lambda.content_lambda(content_lambda.normalise_keys(keys, key_norm), flat_v)
+            lambdas = content_lambda.content_lambda(
+                content_lambda.normalise_keys(keys, key_norm), flat_v
+            )
         y = content_lambda.apply_lambda(flat_q, lambdas).reshape(shape)
     if bias is not None:
         y = y + (q @ bias)[..., None]
     if table is not None and mask is None:
-        # Row-major order of positions is row-major order of offsets: masked taps are exact and keep every lowering.
+        # Row-major order of positions is row-major order of offsets: masked taps are exact and keep
+        # every lowering.
         table = relative_table.mask_taps(table, causal)
         lowered = dict(dilation=dilation, impl=impl, chunk_rows=chunk_rows)
         y = y + position_lambda.position_term(q, v, table, **lowered)
@@ -75,7 +80,9 @@ def mix(
         if embeddings is None:
             embeddings = relative_table.dense_embeddings(table, spatial, dilation=dilation)
         seen = _seen(mask, causal, flat_q.shape[1])
-        y = y + position_lambda.flat_position_term(flat_q, flat_v, embeddings, mask=seen, impl=impl).reshape(shape)
+        y = y + position_lambda.flat_position_term(
+            flat_q, flat_v, embeddings, mask=seen, impl=impl
+        ).reshape(shape)
     return y
 
 
@@ -92,10 +99,11 @@ def explain(
     causal_key_norm: str = "per_context",
     dilation: int | Sequence[int] = 1,
 ) -> tuple[Float[Array, "b h n m"], Float[Array, "b n"]]:
-    """Returns what `mix` did, pair by pair: the factors of `content_lambda.attention_weights` and the norms
-    of the lambdas.
+    """Returns what `mix` did, pair by pair: the factors of `content_lambda.attention_weights` and
+    the norms of the lambdas.
 
-    Everything is written out, quadratic in the map. Arguments as in `mix`; `bias` is not part of it.
+    Everything is written out, quadratic in the map. Arguments as in `mix`; `bias` is not part of
+    it.
     """
     spatial = q.shape[1:-2]
     q, v, keys = _flat(q), _flat(v), _flat(keys)
@@ -105,7 +113,9 @@ def explain(
         normalised = content_lambda.normalise_keys(keys, key_norm)
         lambdas = content_lambda.content_lambda(normalised, v)[:, None]
     elif keys is not None:
-        normalised = content_lambda.masked_keys(keys, mask, key_norm=key_norm, causal_key_norm=causal_key_norm)
+        normalised = content_lambda.masked_keys(
+            keys, mask, key_norm=key_norm, causal_key_norm=causal_key_norm
+        )
         lambdas = jnp.einsum("bnmuk,bmuv->bnkv", normalised, v)
     if table is not None:
         embeddings = relative_table.dense_embeddings(table, spatial, dilation=dilation)
@@ -114,7 +124,9 @@ def explain(
             embeddings = jnp.where(mask[:, :, None, None], embeddings, 0)
         lambdas = lambdas + position_lambda.position_lambdas(v, embeddings)
     norms = jnp.sqrt(jnp.sum(jnp.square(lambdas), axis=(-2, -1)))
-    return content_lambda.attention_weights(q, normalised, embeddings), jnp.broadcast_to(norms, q.shape[:2])
+    return content_lambda.attention_weights(q, normalised, embeddings), jnp.broadcast_to(
+        norms, q.shape[:2]
+    )
 
 
 def _flat(a: jax.Array | None) -> jax.Array | None:

@@ -2,17 +2,20 @@
 
 Per axis of length L, with kernel k = 2n + 1 and dilation D, query i sees k keys. Border policies:
 
-    neighborhood  start + s for s = 0 .. k - 1, start = clamp(i - n, 0, L - k): the window slides inward, always k keys
+    neighborhood  start + s for s = 0 .. k - 1, start = clamp(i - n, 0, L - k): the window slides
+    inward, always k keys
     zero          i + s - n; keys and values outside are zero and keep their place in the softmax
     masked        i + s - n; keys outside are left out
     circular      (i + s - n) mod L: the map is repeated without end
 
-A dilation applies the rule inside each residue class i mod D, to the places i // D; 'circular' wraps the map and not the
-class: (i + (s - n) D) mod L. Under 'neighborhood' a class shorter than the window is seen whole.
+A dilation applies the rule inside each residue class i mod D, to the places i // D; 'circular'
+wraps the map and not the class: (i + (s - n) D) mod L. Under 'neighborhood' a class shorter than
+the window is seen whole.
 
-How it is computed: 'neighborhood' keys are the map; the others extend the keys by n D on either side (with zeros, or
-periodically), after which every window is in the middle of its keys. Classes of equal length, at most two per axis, are
-moved to the batch, so that both lowerings deal with dense windows alone. Neither copies keys or values k^2 times.
+How it is computed: 'neighborhood' keys are the map; the others extend the keys by n D on either
+side (with zeros, or periodically), after which every window is in the middle of its keys. Classes
+of equal length, at most two per axis, are moved to the batch, so that both lowerings deal with
+dense windows alone. Neither copies keys or values k^2 times.
 """
 
 from __future__ import annotations
@@ -45,19 +48,23 @@ def neighborhood_attention(
     impl: str = "auto",
     return_weights: bool = False,
 ) -> tuple[Float[Array, "b h w n d"], Float[Array, "b h w n s t"] | None]:
-    """softmax(scale q . k + bias) v per head over the window of each query; softmax in float32 or wider.
+    """softmax(scale q . k + bias) v per head over the window of each query; softmax in float32 or
+    wider.
 
-    Lowerings, equal up to rounding: 'block' cuts the map into small blocks and multiplies each with all keys that its queries
-    see, masked: more products, but as matrix products. 'shift' loops over the window's places and multiplies shifted maps
-    elementwise; its derivative takes long to compile for large windows. 'auto' is 'shift' for windows of at most 9 places whose
-    shape does not change at the border, else 'block': the fastest on CPU (`python -m benchmarks micro --cases 'local_*'`).
+    Lowerings, equal up to rounding: 'block' cuts the map into small blocks and multiplies each with
+    all keys that its queries see, masked: more products, but as matrix products. 'shift' loops over
+    the window's places and multiplies shifted maps elementwise; its derivative takes long to
+    compile for large windows. 'auto' is 'shift' for windows of at most 9 places whose shape does
+    not change at the border, else 'block': the fastest on CPU (`python -m benchmarks micro --cases
+    'local_*'`).
 
     Args:
         query: queries, heads before the last axis.
         key: keys.
         value: values.
-        table: logit bias per head, [2 kh - 1, 2 kw - 1] offsets, read at (key - query) / dilation + k - 1; the offset counts as
-            it is where a 'zero' or 'circular' window leaves the map, too. None means no bias.
+        table: logit bias per head, [2 kh - 1, 2 kw - 1] offsets, read at (key - query) / dilation +
+            k - 1; the offset counts as it is where a 'zero' or 'circular' window leaves the map,
+            too. None means no bias.
         kernel_size: odd (height, width) of the window.
         dilation: pixels between neighbours, per axis.
         border: a policy, see the module's docstring.
@@ -66,29 +73,47 @@ def neighborhood_attention(
         return_weights: also return the softmax; takes the lowering 'shift'.
 
     Returns:
-        The mixed values in the dtype of `value`, and the weights over the places of the window (`key_positions` says which keys
-        these are) or None.
+        The mixed values in the dtype of `value`, and the weights over the places of the window
+        (`key_positions` says which keys these are) or None.
 
     Raises:
         ValueError: unknown names.
     """
     for name, given, allowed in (("border", border, BORDERS), ("impl", impl, LOWERINGS)):
         if given not in allowed:
-            raise ValueError(f"neighborhood attention: {name} is {given!r}; allowed: {', '.join(allowed)}")
+            raise ValueError(
+                f"neighborhood attention: {name} is {given!r}; allowed: {', '.join(allowed)}"
+            )
     size = query.shape[1:3]
     if border != "neighborhood":
-        margins = [(0, 0), *((k // 2 * step,) * 2 for k, step in zip(kernel_size, dilation, strict=True)), (0, 0), (0, 0)]
-        key, value = (jnp.pad(a, margins, "wrap" if border == "circular" else "constant") for a in (key, value))
+        margins = [
+            (0, 0),
+            *((k // 2 * step,) * 2 for k, step in zip(kernel_size, dilation, strict=True)),
+            (0, 0),
+            (0, 0),
+        ]
+        key, value = (
+            jnp.pad(a, margins, "wrap" if border == "circular" else "constant")
+            for a in (key, value)
+        )
     if impl == "auto":
         impl = "shift" if math.prod(kernel_size) <= _FEW and border != "neighborhood" else "block"
-    lower = dense_windows.by_shifts if return_weights or impl == "shift" else dense_windows.by_blocks
+    lower = (
+        dense_windows.by_shifts if return_weights or impl == "shift" else dense_windows.by_blocks
+    )
     lines = []
     for rows in _residues(size[0], dilation[0]):
         line = []
         for columns in _residues(size[1], dilation[1]):
-            axes = tuple(dense_windows.window_axis(g[2], k, border) for g, k in zip((rows, columns), kernel_size, strict=True))
+            axes = tuple(
+                dense_windows.window_axis(g[2], k, border)
+                for g, k in zip((rows, columns), kernel_size, strict=True)
+            )
             parts = [_take(query, (rows, columns), dilation, (0, 0))]
-            parts += [_take(a, (rows, columns), dilation, [x.keys - x.queries for x in axes]) for a in (key, value)]
+            parts += [
+                _take(a, (rows, columns), dilation, [x.keys - x.queries for x in axes])
+                for a in (key, value)
+            ]
             solved = lower(*parts, table, axes, scale=scale)
             line.append(tuple(_unbatch(a, rows, columns) for a in solved))
         lines.append([_join(arrays, 3, size[1]) for arrays in zip(*line, strict=True)])
@@ -97,11 +122,17 @@ def neighborhood_attention(
 
 
 def key_positions(length: int, kernel: int, dilation: int, border: str) -> np.ndarray:
-    """Returns which key stands at each place of each query's window, [length, kernel]; -1 where there is none."""
+    """Returns which key stands at each place of each query's window, [length, kernel]; -1 where
+    there is none.
+    """
     at = np.arange(length)[:, None]
     if border != "neighborhood":
         keys = at + (np.arange(kernel) - kernel // 2) * dilation
-        return keys % length if border == "circular" else np.where((keys >= 0) & (keys < length), keys, -1)
+        return (
+            keys % length
+            if border == "circular"
+            else np.where((keys >= 0) & (keys < length), keys, -1)
+        )
     place, residue = at // dilation, at % dilation
     members = -(-(length - residue) // dilation)  # of the query's class
     places = np.clip(place - kernel // 2, 0, np.maximum(members - kernel, 0)) + np.arange(kernel)
@@ -115,13 +146,18 @@ def full_map(
     dilation: tuple[int, int],
     border: str,
 ) -> Float[Array, "b n h w h w"]:
-    """Spreads weights over all pairs of positions, zero outside the windows; for pictures and tests."""
+    """Spreads weights over all pairs of positions, zero outside the windows; for pictures and
+    tests.
+    """
     axes = zip(size, kernel_size, dilation, strict=True)
-    places = [(key_positions(*axis, border)[..., None] == np.arange(axis[0])).astype(weights.dtype) for axis in axes]
+    places = [
+        (key_positions(*axis, border)[..., None] == np.arange(axis[0])).astype(weights.dtype)
+        for axis in axes
+    ]
     return jnp.einsum("bhwnst,hsY,wtX->bnhwYX", weights, *places)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Residue classes of a dilation
 
 
@@ -132,8 +168,15 @@ def _residues(length: int, dilation: int) -> list[tuple[int, int, int]]:
     return [group for group in groups if group[0] < group[1] and group[2]]
 
 
-def _take(x: jax.Array, groups: Sequence[tuple[int, int, int]], dilation: Sequence[int], more: Sequence[int]) -> jax.Array:
-    """The classes of two groups as a batch: [b, H, W, n, d] -> [b * classes, h, w, n, d], `more` positions beyond the length."""
+def _take(
+    x: jax.Array,
+    groups: Sequence[tuple[int, int, int]],
+    dilation: Sequence[int],
+    more: Sequence[int],
+) -> jax.Array:
+    """The classes of two groups as a batch: [b, H, W, n, d] -> [b * classes, h, w, n, d], `more`
+    positions beyond the length.
+    """
     for axis, (first, end, length), step, extra in zip((1, 3), groups, dilation, more, strict=True):
         wanted = (length + extra) * step  # of the axis, to be cut into steps
         x = jax.lax.slice_in_dim(x, 0, min(x.shape[axis], wanted), axis=axis)
@@ -152,9 +195,12 @@ def _unbatch(x: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, 
 
 
 def _join(parts: Sequence[jax.Array], axis: int, length: int) -> jax.Array:
-    """Parts [..., positions, classes, ...] of an axis, the longer one first -> [..., length, ...]."""
+    """Parts [..., positions, classes, ...] of an axis, longer one first -> [..., length, ...]."""
     longest = parts[0].shape[axis]
-    parts = [jnp.pad(p, [(0, longest - p.shape[a] if a == axis else 0) for a in range(p.ndim)]) for p in parts]
+    parts = [
+        jnp.pad(p, [(0, longest - p.shape[a] if a == axis else 0) for a in range(p.ndim)])
+        for p in parts
+    ]
     x = jnp.concatenate(parts, axis + 1) if len(parts) > 1 else parts[0]
     x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
     return jax.lax.slice_in_dim(x, 0, length, axis=axis)

@@ -2,15 +2,16 @@
 
     y[b, n, h, :] = sum_{m, u} (q[b, n, h, :] . E[n, m, u, :]) v[b, m, u, :]
 
-(Bello 2021, arXiv 2102.08602, eq. 3.) No softmax couples queries and keys, so the products may be taken in either
-order, exactly: lambda order builds the map lambda[n, k, v] = sum_m E v first, attention order ("query first") the
-logits q . E. On a grid E is a relative table, E[n, m] = table[offset of m from n], offset = key position - query
-position, zero outside the table (correlation, no flip).
+(Bello 2021, arXiv 2102.08602, eq. 3.) No softmax couples queries and keys, so the products may be
+taken in either order, exactly: lambda order builds the map lambda[n, k, v] = sum_m E v first,
+attention order ("query first") the logits q . E. On a grid E is a relative table, E[n, m] =
+table[offset of m from n], offset = key position - query position, zero outside the table
+(correlation, no flip).
 
-Array layouts: queries q [b, *s, h, k]; values v [b, *s, u, v]; table [*r, u, k] with every r odd; s has one,
-two or three axes. Flat embeddings are [n, m, k, u], as the paper writes them, with n and m row-major.
-Letters: b batch, h queries per lambda, k key depth, v value depth, u intra-depth, n queries, m context
-elements, r taps per axis.
+Array layouts: queries q [b, *s, h, k]; values v [b, *s, u, v]; table [*r, u, k] with every r odd; s
+has one, two or three axes. Flat embeddings are [n, m, k, u], as the paper writes them, with n and m
+row-major. Letters: b batch, h queries per lambda, k key depth, v value depth, u intra-depth, n
+queries, m context elements, r taps per axis.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ IMPLS = ("auto", *cost_model.GRID_IMPLS, "fused")
 FLAT_IMPLS = ("auto", *cost_model.FLAT_IMPLS)
 
 
-def position_lambdas(v: Float[Array, "b m u v"], embeddings: Float[Array, "n m k u"]) -> Float[Array, "b n k v"]:
-    """Returns lambda_p[b, n] = sum_{m, u} E[n, m, :, u] v[b, m, u, :]^T, one linear function per query."""
+def position_lambdas(
+    v: Float[Array, "b m u v"], embeddings: Float[Array, "n m k u"]
+) -> Float[Array, "b n k v"]:
+    """Returns lambda_p[b, n] = sum_{m, u} E[n, m, :, u] v[b, m, u, :]^T, one linear function per
+    query.
+    """
     return jnp.einsum("nmku,bmuv->bnkv", embeddings, v)
 
 
@@ -43,46 +48,54 @@ def position_term(
     impl: str = "auto",
     chunk_rows: int | None = None,
 ) -> Float[Array, "b *s h v"]:
-    """Applies the position lambdas of a relative table to the queries, on a grid with one, two or three axes.
+    """Applies the position lambdas of a relative table to the queries, on a grid with one, two or
+    three axes.
 
     Lowerings, equal up to rounding in values and gradients:
-        'dense': the table written out for all pairs, lambda order, one matrix product with the batch in its columns.
+        'dense': the table written out for all pairs, lambda order, one matrix product with the
+            batch in its columns.
         'conv': correlation of the values with the table, value depth folded into the batch.
         'query_first': the table written out for all pairs, attention order.
-        'row_chunks': attention order by chunks of query rows and the rows they see, each recomputed in the
-            backward pass.
-        'spectral': lambda order, by frequencies along the last axis and tiles of the map (`spectral_lambda`); one or
-            two axes.
-        'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far (`fused_lambda`); two axes, dilation 1. Only
-            on request.
-        'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward pass alone where
-            nothing is differentiated and for both passes where something is.
+        'row_chunks': attention order by chunks of query rows and the rows they see, each recomputed
+            in the backward pass.
+        'spectral': lambda order, by frequencies along the last axis and tiles of the map
+            (`spectral_lambda`); one or two axes.
+        'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far (`fused_lambda`);
+            two axes, dilation 1. Only on request.
+        'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward
+            pass alone where nothing is differentiated and for both passes where something is.
 
     Args:
         q: queries, h per position.
         v: values, u planes of depth v.
-        table: relative embeddings, an odd number of taps per axis; taps that the map cannot reach are clipped away.
+        table: relative embeddings, an odd number of taps per axis; taps that the map cannot reach
+            are clipped away.
         dilation: pixels between taps.
         impl: the lowering.
         chunk_rows: query rows per chunk of 'row_chunks'; None takes the cost model's.
 
     Returns:
-        The position part of the layer's output, in the dtype of `q`. Reverse-mode differentiation may be nested. 'query_first'
-        and 'row_chunks', which 'auto' may choose, have gradients of their own, and JAX refuses forward mode (`jax.jvp`,
-        `jax.jacfwd`, forward over reverse) through such functions with a TypeError; the other lowerings allow it.
+        The position part of the layer's output, in the dtype of `q`. Reverse-mode differentiation
+        may be nested. 'query_first' and 'row_chunks', which 'auto' may choose, have gradients of
+        their own, and JAX refuses forward mode (`jax.jvp`, `jax.jacfwd`, forward over reverse)
+        through such functions with a TypeError; the other lowerings allow it.
 
     Raises:
-        ValueError: unknown impl, even taps, shapes that do not belong together, 'spectral' for three axes, or 'fused' where it
-            does not run.
+        ValueError: unknown impl, even taps, shapes that do not belong together, 'spectral' for
+            three axes, or 'fused' where it does not run.
     """
     shape = v.shape[1:-2]
     if table.ndim != len(shape) + 2 or table.shape[-2:] != (v.shape[-2], q.shape[-1]):
         raise ValueError(
-            f"table of shape {table.shape} does not fit a map of size {shape}: it needs {len(shape)} tap axes, "
+            f"table of shape {table.shape} does not fit a map of size {shape}: it needs "
+            f"{len(shape)} tap axes, "
             f"then u={v.shape[-2]}, k={q.shape[-1]}"
         )
     if any(r % 2 == 0 for r in table.shape[:-2]):
-        raise ValueError(f"table has {table.shape[:-2]} taps per axis; each must be odd, so that one tap is the centre")
+        raise ValueError(
+            f"table has {table.shape[:-2]} taps per axis; each must be odd, so that one tap is the "
+            "centre"
+        )
     dilation = per_axis(dilation, len(shape))
     geometry = cost_model.Geometry(
         batch=cost_model.static_batch(v.shape[0]),
@@ -102,7 +115,9 @@ def position_term(
         if impl == "fused":
             if any(step != 1 for step in dilation):
                 raise ValueError(f"impl 'fused' takes dilation 1, got {dilation}; take impl 'auto'")
-            from lambdanet.ops import fused_lambda  # its GPU front end takes half a second to import
+            from lambdanet.ops import (
+                fused_lambda,
+            )  # its GPU front end takes half a second to import
 
             return fused_lambda.fused_position_term(q, v, table)
         table = clip_table(table, shape, dilation)
@@ -113,9 +128,9 @@ def position_term(
         if impl == "spectral":
             return spectral_lambda.by_frequencies(q, v, table, dilation)
         dense = dense_table(table, shape, dilation)
-        return position_lowerings.by_pairs(impl, position_lowerings.flat(q), position_lowerings.flat(v), dense).reshape(
-            *q.shape[:-1], v.shape[-1]
-        )
+        return position_lowerings.by_pairs(
+            impl, position_lowerings.flat(q), position_lowerings.flat(v), dense
+        ).reshape(*q.shape[:-1], v.shape[-1])
 
     cost_model.check_impl(impl, IMPLS)
     if impl != "auto":
@@ -131,7 +146,8 @@ def flat_position_term(
     mask: Bool[Array, "n m"] | None = None,
     impl: str = "auto",
 ) -> Float[Array, "b n h v"]:
-    """Applies position lambdas of arbitrary embeddings: cross context with m != n, graphs, masked contexts.
+    """Applies position lambdas of arbitrary embeddings: cross context with m != n, graphs, masked
+    contexts.
 
     Args:
         q: queries.
@@ -144,11 +160,14 @@ def flat_position_term(
         The position part of the layer's output, in the dtype of `q`.
 
     Raises:
-        ValueError: unknown impl (the grid lowerings need a relative table) or shapes that do not belong together.
+        ValueError: unknown impl (the grid lowerings need a relative table) or shapes that do not
+            belong together.
     """
     expected = (q.shape[1], v.shape[1], q.shape[-1], v.shape[-2])
     if embeddings.shape != expected:
-        raise ValueError(f"embeddings have shape {embeddings.shape}; expected [n, m, k, u] = {expected}")
+        raise ValueError(
+            f"embeddings have shape {embeddings.shape}; expected [n, m, k, u] = {expected}"
+        )
     geometry = cost_model.Geometry(
         batch=cost_model.static_batch(v.shape[0]),
         shape=(q.shape[1],),
@@ -169,23 +188,36 @@ def flat_position_term(
 
 
 def _by_direction(
-    lowered: Callable[..., jax.Array], geometry: cost_model.Geometry, backend: str, *operands: jax.Array
+    lowered: Callable[..., jax.Array],
+    geometry: cost_model.Geometry,
+    backend: str,
+    *operands: jax.Array,
 ) -> jax.Array:
-    """Runs the lowering that is fastest in what is asked for: the forward pass alone, or forward and backward.
+    """Runs the lowering that is fastest in what is asked for: the forward pass alone, or forward
+    and backward.
 
-    A custom tangent rule tells them apart: the function itself is used where nothing is differentiated, its rule elsewhere.
+    A custom tangent rule tells them apart: the function itself is used where nothing is
+    differentiated, its rule elsewhere.
     """
-    forward, training = (cost_model.choose_impl(geometry, backend, direction) for direction in cost_model.DIRECTIONS)
+    forward, training = (
+        cost_model.choose_impl(geometry, backend, direction) for direction in cost_model.DIRECTIONS
+    )
     if forward == training:
         return lowered(training, *operands)
     run = jax.custom_jvp(functools.partial(lowered, forward))
 
     def rule(operands, tangents):
-        moving = [i for i, t in enumerate(tangents) if not isinstance(t, jax.custom_derivatives.SymbolicZero)]
+        moving = [
+            i
+            for i, t in enumerate(tangents)
+            if not isinstance(t, jax.custom_derivatives.SymbolicZero)
+        ]
 
         def of_moving(*values):
             chosen = dict(zip(moving, values, strict=True))
-            return lowered(training, *(chosen.get(i, operand) for i, operand in enumerate(operands)))
+            return lowered(
+                training, *(chosen.get(i, operand) for i, operand in enumerate(operands))
+            )
 
         return jax.jvp(of_moving, [operands[i] for i in moving], [tangents[i] for i in moving])
 

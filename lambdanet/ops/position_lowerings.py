@@ -1,7 +1,8 @@
-"""Lowerings of the position lambdas by direct sums: over all pairs, by chunks of query rows, and as a convolution.
+"""Lowerings of the position lambdas by direct sums: over all pairs, by chunks of query rows, and as
+a convolution.
 
-Called by `position_lambda`, which has checked the shapes and clipped the table; `spectral_lambda` has the other lowering. Layouts
-and letters as in `position_lambda`.
+Called by `position_lambda`, which has checked the shapes and clipped the table; `spectral_lambda`
+has the other lowering. Layouts and letters as in `position_lambda`.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from lambdanet.ops.relative_table import channels_first, merge_pairs, pairs_of_r
 
 
 def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Array:
-    """q [b, n, h, k], v [b, m, u, v], dense [n, k, u, m] -> [b, n, h, v], in lambda or attention order."""
-    # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of all pairs
-    # of one offset are added up in float32.
+    """q [b, n, h, k], v [b, m, u, v], dense [n, k, u, m] -> [b, n, h, v], in lambda or attention
+    order.
+    """
+    # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of
+    # all pairs of one offset are added up in float32.
     dense = dense.astype(q.dtype)
     v = v.swapaxes(1, 2)
     if impl == "dense":
@@ -30,10 +33,12 @@ def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Arr
 
 @jax.custom_vjp
 def _attend(q: jax.Array, values: jax.Array, pairs: jax.Array) -> jax.Array:
-    """q [b, n, h, k], values [b, m, v], pairs [n, k, m] -> [b, n, h, v]: logits, one product per query, then one per image.
+    """q [b, n, h, k], values [b, m, v], pairs [n, k, m] -> [b, n, h, v]: logits, one product per
+    query, then one per image.
 
-    The gradients are written out because the order of axes in which they are multiplied matters: transposed by JAX, the gradient
-    of `pairs` comes out keys first, in products of a few columns, which take several times as long on a CPU.
+    The gradients are written out because the order of axes in which they are multiplied matters:
+    transposed by JAX, the gradient of `pairs` comes out keys first, in products of a few columns,
+    which take several times as long on a CPU.
     """
     return _attend_forward(q, values, pairs)[0]
 
@@ -60,8 +65,10 @@ def _attend_backward(operands, cotangent):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def by_convolution(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]) -> jax.Array:
-    """Lambda order; value depth in the batch, so that the kernel is the table itself, [*c, u, k]."""
+def by_convolution(
+    q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]
+) -> jax.Array:
+    """Lambda order; value depth in the batch, so that the kernel is the table, [*c, u, k]."""
     axes = v.ndim - 3
     spatial = "DHW"[3 - axes :]
     reach = [(c - 1) // 2 * d for c, d in zip(table.shape[:axes], dilation, strict=True)]
@@ -78,8 +85,12 @@ def by_convolution(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Seque
     return jnp.einsum("b...hk,bv...k->b...hv", q, lambdas)
 
 
-def by_row_chunks(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], rows: int) -> jax.Array:
-    """Attention order, chunk by chunk along the first axis; the last chunk is padded with zero queries."""
+def by_row_chunks(
+    q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], rows: int
+) -> jax.Array:
+    """Attention order, chunk by chunk along the first axis; the last chunk is padded with zero
+    queries.
+    """
     batch, height, *rest = v.shape[:-2]
     rows = min(rows, height)
     chunks = -(-height // rows)
@@ -107,7 +118,9 @@ def by_row_chunks(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequen
             offsets = skew(spread(offsets, 2 * i + 3, size, step), 2 * i + 3, size, size)
 
         def window(start):
-            mine = lax.dynamic_slice_in_dim(offsets, height + extra - rows - start, rows + height - 1, axis=2)
+            mine = lax.dynamic_slice_in_dim(
+                offsets, height + extra - rows - start, rows + height - 1, axis=2
+            )
             return v, merge_pairs(skew(mine, 2, rows, height))
 
     @jax.checkpoint

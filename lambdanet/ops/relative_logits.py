@@ -1,9 +1,12 @@
-"""Relative logits on a grid, q . (E_h[key row - query row] + E_w[key column - query column]), and attention with them.
+"""Relative logits on a grid, q . (E_h[key row - query row] + E_w[key column - query column]), and
+attention with them.
 
-The sum of the two embeddings is never written out per pair of positions: a query's logits are one number per key row
-plus one per key column, made from tables [rows, rows, d] and [columns, columns, d].
+The sum of the two embeddings is never written out per pair of positions: a query's logits are one
+number per key row plus one per key column, made from tables [rows, rows, d] and [columns, columns,
+d].
 
-Letters: y, x query row and column; Y, X key row and column; h heads; d query and key depth; v value depth.
+Letters: y, x query row and column; Y, X key row and column; h heads; d query and key depth; v value
+depth.
 """
 
 from __future__ import annotations
@@ -16,24 +19,31 @@ from lambdanet.ops.relative_table import skew
 
 
 def axis_embeddings(table: Float[Array, "t d"], queries: int, keys: int) -> Float[Array, "q k d"]:
-    """Writes a table of relative embeddings out for one axis: out[i, j] = table[j - i + (t - 1) / 2].
+    """Writes a table of relative embeddings out for one axis: out[i, j] = table[j - i + (t - 1) /
+    2].
 
-    Positions are counted from the first query and the first key. A table of 2 w - 1 taps serves a window of w keys
-    with up to w queries; fewer queries leave its first taps unused.
+    Positions are counted from the first query and the first key. A table of 2 w - 1 taps serves a
+    window of w keys with up to w queries; fewer queries leave its first taps unused.
 
     Raises:
         ValueError: an offset has no tap.
     """
     centre = (table.shape[0] - 1) // 2
     if table.shape[0] % 2 == 0 or max(queries, keys) > centre + 1:
-        raise ValueError(f"relative logits: {table.shape[0]} taps do not cover {queries} queries and {keys} keys")
+        raise ValueError(
+            f"relative logits: {table.shape[0]} taps do not cover {queries} queries and {keys} keys"
+        )
     return skew(table[centre - queries + 1 : centre + keys], 0, queries, keys)
 
 
 def relative_logits(
-    q: Float[Array, "*b y x h d"], height: Float[Array, "t d"], width: Float[Array, "s d"], keys: tuple[int, int]
+    q: Float[Array, "*b y x h d"],
+    height: Float[Array, "t d"],
+    width: Float[Array, "s d"],
+    keys: tuple[int, int],
 ) -> tuple[Float[Array, "*b h y x Y"], Float[Array, "*b h y x X"]]:
-    """Returns the two parts of the relative logits, in float32 or wider; the logit of a pair is their sum.
+    """Returns the two parts of the relative logits, in float32 or wider; the logit of a pair is
+    their sum.
 
     Args:
         q: queries on a grid, y x positions.
@@ -42,7 +52,8 @@ def relative_logits(
         keys: rows and columns of the keys' grid, Y and X.
 
     Returns:
-        q . height[Y - y + centre] and q . width[X - x + centre], over which the other key axis broadcasts.
+        q . height[Y - y + centre] and q . width[X - x + centre], over which the other key axis
+        broadcasts.
     """
     accumulate = jnp.promote_types(q.dtype, jnp.float32)
     rows = axis_embeddings(height, q.shape[-4], keys[0]).astype(q.dtype)
@@ -85,7 +96,9 @@ def relative_attention(
     return jnp.einsum("...hyxYX,...YXhv->...yxhv", weights.astype(v.dtype), v), weights
 
 
-def relative_attention_macs(queries: tuple[int, int], keys: tuple[int, int], heads: int, depth: int, value: int) -> int:
+def relative_attention_macs(
+    queries: tuple[int, int], keys: tuple[int, int], heads: int, depth: int, value: int
+) -> int:
     """Multiply-adds of `relative_attention` on one grid."""
     pairs = queries[0] * queries[1] * keys[0] * keys[1]
     relative = queries[0] * queries[1] * (keys[0] + keys[1]) * depth

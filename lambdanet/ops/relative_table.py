@@ -1,7 +1,9 @@
-"""Relative embedding tables: clipping, masking, resizing and writing them out for all pairs of a map.
+"""Relative embedding tables: clipping, masking, resizing and writing them out for all pairs of a
+map.
 
-A table [*r, u, k] holds one embedding per offset = key position - query position, an odd number r of taps per
-spatial axis, the centre tap at (r - 1) / 2; offsets outside it have the embedding zero. A global table has 2
+A table [*r, u, k] holds one embedding per offset = key position - query position, an odd number r
+of taps per spatial axis, the centre tap at (r - 1) / 2; offsets outside it have the embedding zero.
+A global table has 2
 * size - 1 taps. Letters as in `position_lambda`.
 """
 
@@ -22,8 +24,11 @@ from lambdanet.ops import cost_model
 CAUSAL = ("none", "inclusive", "strict")
 
 
-def clip_table(table: Float[Array, "*r u k"], shape: Sequence[int], dilation: Sequence[int]) -> Float[Array, "*c u k"]:
-    """Crops the taps that no key of a map of this size can reach; exact, since they only ever meet zero padding.
+def clip_table(
+    table: Float[Array, "*r u k"], shape: Sequence[int], dilation: Sequence[int]
+) -> Float[Array, "*c u k"]:
+    """Crops the taps that no key of a map of this size can reach; exact, since they only ever meet
+    zero padding.
 
     Args:
         table: relative embeddings, an odd number of taps per axis.
@@ -39,16 +44,20 @@ def clip_table(table: Float[Array, "*r u k"], shape: Sequence[int], dilation: Se
 
 
 def mask_taps(table: Float[Array, "*r u k"], causal: str) -> Float[Array, "*r u k"]:
-    """Zeroes the taps that point to the raster-order future, so that position lambdas are causal in every lowering.
+    """Zeroes the taps that point to the raster-order future, so that position lambdas are causal in
+    every lowering.
 
     Args:
         table: relative embeddings, an odd number of taps per axis.
-        causal: 'none' changes nothing, 'inclusive' keeps the query's own position, 'strict' drops it too.
+        causal: 'none' changes nothing, 'inclusive' keeps the query's own position, 'strict' drops
+            it too.
     """
     if causal == "none":
         return table
     taps = table.shape[:-2]
-    order = np.arange(math.prod(taps)).reshape(taps)  # row-major tap order is raster order of the offsets
+    order = np.arange(math.prod(taps)).reshape(
+        taps
+    )  # row-major tap order is raster order of the offsets
     centre = order.size // 2
     keep = order <= centre if causal == "inclusive" else order < centre
     return jnp.where(keep[..., None, None], table, 0)
@@ -65,17 +74,19 @@ def dense_embeddings(
         dilation: pixels between taps.
 
     Returns:
-        E[n, m] = table[(position of m - position of n) / dilation + (r - 1) / 2], zero where there is no such tap.
+        E[n, m] = table[(position of m - position of n) / dilation + (r - 1) / 2], zero where there
+        is no such tap.
     """
     return dense_table(table, shape, per_axis(dilation, len(shape))).transpose(0, 3, 1, 2)
 
 
-def resize_table(table: Float[Array, "*r u k"], old: Sequence[int], new: Sequence[int]) -> Float[Array, "*t u k"]:
+def resize_table(
+    table: Float[Array, "*r u k"], old: Sequence[int], new: Sequence[int]
+) -> Float[Array, "*t u k"]:
     """Converts a global table from one map size to another.
 
-    Per axis, a smaller map takes the centre, which leaves the embedding of every offset as it is; a larger
-    map interpolates linearly,
-    with both ends and the centre kept in place.
+    Per axis, a smaller map takes the centre, which leaves the embedding of every offset as it is; a
+    larger map interpolates linearly, with both ends and the centre kept in place.
 
     Args:
         table: global table for a map of size `old`; axes before the taps (heads) are left alone.
@@ -88,7 +99,8 @@ def resize_table(table: Float[Array, "*r u k"], old: Sequence[int], new: Sequenc
     first = table.ndim - 2 - len(old)
     if len(old) != len(new) or first < 0 or table.shape[first:-2] != tuple(2 * s - 1 for s in old):
         raise ValueError(
-            f"cannot resize an embedding of shape {table.shape} from map size {tuple(old)} to {tuple(new)}: "
+            f"cannot resize an embedding of shape {table.shape} from map size {tuple(old)} to "
+            f"{tuple(new)}: "
             f"a global table for {tuple(old)} has {tuple(2 * s - 1 for s in old)} taps"
         )
     for axis, (before, after) in enumerate(zip(old, new, strict=True), start=first):
@@ -117,7 +129,9 @@ def channels_first(table: jax.Array) -> jax.Array:
 
 
 def pairs_of_rest(dense: jax.Array, rest: Sequence[int], dilation: Sequence[int]) -> jax.Array:
-    """[k, u, N, M, *r], first axis already in pairs -> [N * rest, k, u, M * rest] with the other axes in pairs too."""
+    """[k, u, N, M, *r], first axis already in pairs -> [N * rest, k, u, M * rest] with the other
+    axes in pairs too.
+    """
     for i, (size, step) in enumerate(zip(rest, dilation, strict=True)):
         dense = skew(spread(dense, 2 * i + 4, size, step), 2 * i + 4, size, size)
     return merge_pairs(dense)
@@ -131,7 +145,9 @@ def merge_pairs(dense: jax.Array) -> jax.Array:
 
 
 def spread(table: jax.Array, axis: int, size: int, dilation: int) -> jax.Array:
-    """One entry per pixel offset -(size - 1) .. size - 1: zeros between and beyond the taps, far taps cropped."""
+    """One entry per pixel offset -(size - 1) .. size - 1: zeros between and beyond the taps, far
+    taps cropped.
+    """
     beyond = size - 1 - (table.shape[axis] - 1) // 2 * dilation
     config = [(0, 0, 0)] * table.ndim
     config[axis] = (beyond, beyond, dilation - 1)
@@ -142,9 +158,10 @@ def spread(table: jax.Array, axis: int, size: int, dilation: int) -> jax.Array:
 def skew(table: jax.Array, axis: int, n: int, m: int) -> jax.Array:
     """Splits an axis of n + m - 1 offsets into [n, m] with out[i, j] = table[j - i + n - 1].
 
-    Rows of the output are windows that move by one: repeat the axis, then cut the repetition at a row length one shorter.
-    Tangents are cut out window by window, because the transpose of that, n padded rows added up in one pass, takes a tenth of the
-    time of the repetition's transpose on a CPU; the transpose of a gather would be a scatter-add.
+    Rows of the output are windows that move by one: repeat the axis, then cut the repetition at a
+    row length one shorter. Tangents are cut out window by window, because the transpose of that, n
+    padded rows added up in one pass, takes a tenth of the time of the repetition's transpose on a
+    CPU; the transpose of a gather would be a scatter-add.
     """
     if n == 1:
         return jnp.expand_dims(table, axis)
@@ -167,5 +184,7 @@ def per_axis(value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """Returns one value per spatial axis."""
     value = (value,) * axes if isinstance(value, int) else tuple(value)
     if len(value) != axes:
-        raise ValueError(f"dilation {value} has {len(value)} entries; the map has {axes} spatial axes")
+        raise ValueError(
+            f"dilation {value} has {len(value)} entries; the map has {axes} spatial axes"
+        )
     return value

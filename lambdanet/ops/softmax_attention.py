@@ -17,15 +17,16 @@ def softmax_attention(
 ) -> tuple[Float[Array, "*b n v"], Float[Array, "*b n m"]]:
     """y[n] = sum_m softmax_m(scale * q[n] . k[m]) v[m], separately for every leading index.
 
-    Logits and softmax in float32 (or better, if the inputs are), the product with the values in the values' dtype.
+    Logits and softmax in float32 (or better, if the inputs are), the product with the values in the
+    values' dtype.
 
     Args:
         query: queries.
         key: keys.
         value: values.
         scale: factor of the logits.
-        mask: broadcasts to the logits; False shuts a pair out. A query that may see nothing gets the plain mean of all
-            values, so that it stays finite.
+        mask: broadcasts to the logits; False shuts a pair out. A query that may see nothing gets
+            the plain mean of all values, so that it stays finite.
 
     Returns:
         The outputs and the weights, the latter in the dtype of the softmax.

@@ -2,21 +2,25 @@
 
     lambda^[f, y, k, :] = sum_{dy, u} E^[dy, f, u, k] v^[f, y + dy, u, :],    y[x, h, :] = sum_k q[x, h, k] lambda[x, k, :]
 
-A correlation along x is a product of spectra, and every transform here is a product with a small matrix: values to spectra, one
-matrix product per frequency (the table written out for the pairs of rows of a tile), spectra to the map of lambdas. Per query
-that takes about (c + W) / 2 * (t + c) / W + W + c / 2 multiply-adds per entry of a lambda for c taps per axis, W columns and
-tiles of t rows, where the direct sum takes c * c; and all of them run at the speed of matrix products.
+A correlation along x is a product of spectra, and every transform here is a product with a small
+matrix: values to spectra, one matrix product per frequency (the table written out for the pairs of
+rows of a tile), spectra to the map of lambdas. Per query that takes about (c + W) / 2 * (t + c) / W
++ W + c / 2 multiply-adds per entry of a lambda for c taps per axis, W columns and tiles of t rows,
+where the direct sum takes c * c; and all of them run at the speed of matrix products.
 
-Frequencies are odd multiples of half the base frequency. That makes the transform "skew-circular" (what wraps around changes
-sign), which does not matter because nothing that wraps around is kept, and leaves no purely real frequency: F / 2 complex
-numbers are F real ones. The map is cut into tiles with a halo (overlap-save), all alike, so that memory and time stay linear in
-the map; tiles are worked on in groups when the map of lambdas is large, each made anew in the backward pass.
+Frequencies are odd multiples of half the base frequency. That makes the transform "skew-circular"
+(what wraps around changes sign), which does not matter because nothing that wraps around is kept,
+and leaves no purely real frequency: F / 2 complex numbers are F real ones. The map is cut into
+tiles with a halo (overlap-save), all alike, so that memory and time stay linear in the map; tiles
+are worked on in groups when the map of lambdas is large, each made anew in the backward pass.
 
-Everything computes in float32 or, for float64 operands, in float64. The last step has its own tangent rule, because the automatic
-one would pad and add where a sum is enough; forward and reverse mode work and may be nested.
+Everything computes in float32 or, for float64 operands, in float64. The last step has its own
+tangent rule, because the automatic one would pad and add where a sum is enough; forward and reverse
+mode work and may be nested.
 
-Letters as in `position_lambda`; f frequency, t (tile) and s (span) rows of a tile with and without its halo.
-"""
+Letters as in `position_lambda`; f frequency, t (tile) and s (span) rows of a tile with and without
+its halo.
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -38,7 +42,9 @@ UNROLLED_KEY_DEPTH = 32
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """How one axis is cut: `tiles` of `size` queries that see `span` keys, the first key `start` away from the first query."""
+    """How one axis is cut: `tiles` of `size` queries that see `span` keys, the first key `start`
+    away from the first query.
+    """
 
     tiles: int
     size: int
@@ -55,7 +61,9 @@ class Axis:
 
 
 def cut(size: int, taps: int, dilation: int, largest: int) -> Axis:
-    """Cuts an axis into equal tiles of at most `largest` queries; where they would see as much as the map, it stays whole."""
+    """Cuts an axis into equal tiles of at most `largest` queries; where they would see as much as
+    the map, it stays whole.
+    """
     reach = taps // 2 * dilation
     part = -(-size // -(-size // largest))
     if part + 2 * reach >= size:
@@ -78,15 +86,20 @@ def tiles_per_group(rows: Axis, columns: Axis, key_depth: int, value_depth: int)
     return max(1, GROUP_ELEMENTS // (rows.size * columns.size * key_depth * value_depth))
 
 
-def by_frequencies(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]) -> jax.Array:
-    """q [b, *s, h, k], v [b, *s, u, v], clipped table [*c, u, k] -> [b, *s, h, v]; one or two spatial axes.
+def by_frequencies(
+    q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]
+) -> jax.Array:
+    """q [b, *s, h, k], v [b, *s, u, v], clipped table [*c, u, k] -> [b, *s, h, v]; one or two
+    spatial axes.
 
     Raises:
         ValueError: more than two spatial axes.
     """
     shape, dtype = v.shape[1:-2], q.dtype
     if len(shape) > 2:
-        raise ValueError(f"impl 'spectral' needs a map with one or two axes; this one has size {shape}")
+        raise ValueError(
+            f"impl 'spectral' needs a map with one or two axes; this one has size {shape}"
+        )
     if len(shape) == 1:
         y = by_frequencies(q[:, None], v[:, None], table[None], (1, *dilation))
         return y[:, 0]
@@ -103,21 +116,32 @@ def by_frequencies(q: jax.Array, v: jax.Array, table: jax.Array, dilation: Seque
         q, v = _windows(q, axis, part, halo=False), _windows(v, axis, part, halo=True)
     count, key_depth, depth = q.shape[0], q.shape[-1], v.shape[-1]
     per_group = tiles_per_group(rows, columns, key_depth, depth)
-    if not isinstance(count, int) or count <= per_group:  # a symbolic batch (`jax.export`) cannot be cut into groups
+    if (
+        not isinstance(count, int) or count <= per_group
+    ):  # a symbolic batch (`jax.export`) cannot be cut into groups
         y = some(q, v)
     else:
         groups = -(-count // per_group)
         per_group = -(-count // groups)
-        filled = [jnp.pad(a, [(0, groups * per_group - count)] + [(0, 0)] * (a.ndim - 1)) for a in (q, v)]
-        y = lax.map(lambda part: jax.checkpoint(some)(*part), [a.reshape(groups, per_group, *a.shape[1:]) for a in filled])
+        filled = [
+            jnp.pad(a, [(0, groups * per_group - count)] + [(0, 0)] * (a.ndim - 1)) for a in (q, v)
+        ]
+        y = lax.map(
+            lambda part: jax.checkpoint(some)(*part),
+            [a.reshape(groups, per_group, *a.shape[1:]) for a in filled],
+        )
         y = y.reshape(groups * per_group, *y.shape[2:])[:count]
     y = y.reshape(columns.tiles, rows.tiles, -1, *y.shape[1:]).transpose(2, 1, 3, 0, 4, 5, 6)
     y = y.reshape(y.shape[0], rows.tiles * rows.size, columns.tiles * columns.size, *y.shape[5:])
     return y[:, : shape[0], : shape[1]].astype(dtype)
 
 
-def _tiles(q: jax.Array, v: jax.Array, pairs: jax.Array, forward: np.ndarray, inverse: np.ndarray) -> jax.Array:
-    """q [b, t, x, h, k], v [b, s, z, u, v], pairs [f, 2 t k, s 2 u] -> [b, t, x, h, v]; the batch is one of tiles."""
+def _tiles(
+    q: jax.Array, v: jax.Array, pairs: jax.Array, forward: np.ndarray, inverse: np.ndarray
+) -> jax.Array:
+    """q [b, t, x, h, k], v [b, s, z, u, v], pairs [f, 2 t k, s 2 u] -> [b, t, x, h, v]; the batch
+    is one of tiles.
+    """
     (batch, size, width, _, key_depth), depth, count = q.shape, v.shape[-1], pairs.shape[0]
     spectra = jnp.einsum("frz,bszuv->fsrubv", forward, v).reshape(count, pairs.shape[-1], -1)
     lambdas = jnp.einsum("fmj,fjn->fmn", pairs, spectra)
@@ -131,7 +155,8 @@ def _apply(q: jax.Array, lambdas: jax.Array) -> jax.Array:
     key_depth = q.shape[-1]
     if key_depth > UNROLLED_KEY_DEPTH:
         return jnp.einsum("btxhk,xtkbv->btxhv", q, lambdas)
-    # Written out, the sum is one pass over the lambdas where they lie; a matrix product would want them rearranged first.
+    # Written out, the sum is one pass over the lambdas where they lie; a matrix product would want
+    # them rearranged first.
     q = q.transpose(2, 1, 3, 4, 0)  # x t h k b
     y = sum(q[:, :, :, i, :, None] * lambdas[:, :, None, i] for i in range(key_depth))
     return y.transpose(3, 1, 0, 2, 4)
@@ -139,7 +164,9 @@ def _apply(q: jax.Array, lambdas: jax.Array) -> jax.Array:
 
 @_apply.defjvp
 def _apply_tangent(operands, tangents):
-    """The same bilinear map, written so that its transpose is fast: a matrix product for q, h outer products for the lambdas."""
+    """The same bilinear map, written so that its transpose is fast: a matrix product for q, h outer
+    products for the lambdas.
+    """
     (q, lambdas), (to_q, to_lambdas) = operands, tangents
     y = jnp.einsum("btxhk,xtkbv->btxhv", to_q, lambdas)
     q = q.transpose(3, 2, 1, 4, 0)[..., None]  # h x t k b 1
@@ -147,8 +174,12 @@ def _apply_tangent(operands, tangents):
     return _apply(*operands), y + by_query.transpose(3, 2, 1, 0, 4)
 
 
-def _transforms(columns: Axis, taps: int, dilation: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns values to spectra [f, 2, z], taps to spectra [f, 2, c] and spectra to answers [x, f, 2]; 2 is real, imaginary."""
+def _transforms(
+    columns: Axis, taps: int, dilation: int, dtype: np.dtype
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns values to spectra [f, 2, z], taps to spectra [f, 2, c] and spectra to answers [x, f,
+    2]; 2 is real, imaginary.
+    """
     count = columns.frequencies
     angles = (np.arange(count) + 0.5) * (math.pi / count)
 
@@ -166,11 +197,16 @@ def _transforms(columns: Axis, taps: int, dilation: int, dtype: np.dtype) -> tup
 
 
 def _row_pairs(spectrum: jax.Array, rows: Axis, dilation: int) -> jax.Array:
-    """Spectrum of the table [c, f, 2, u, k] -> complex products as real matrices for all pairs of rows, [f, 2 t k, s 2 u]."""
+    """Spectrum of the table [c, f, 2, u, k] -> complex products as real matrices for all pairs of
+    rows, [f, 2 t k, s 2 u].
+    """
     real, imaginary = spectrum[:, :, 0], spectrum[:, :, 1]  # c f u k
     block = jnp.stack([jnp.stack([real, -imaginary], 2), jnp.stack([imaginary, real], 2)])
-    block = block.transpose(2, 0, 5, 1, 3, 4)  # f, real and imaginary of the answer, k, c, of the value, u
-    # One entry per row offset key - query from `lowest` up; rows of the matrix are windows that move by one.
+    block = block.transpose(
+        2, 0, 5, 1, 3, 4
+    )  # f, real and imaginary of the answer, k, c, of the value, u
+    # One entry per row offset key - query from `lowest` up; rows of the matrix are windows that
+    # move by one.
     lowest, highest = rows.start - (rows.size - 1), rows.start + rows.span - 1
     config = [(0, 0, 0)] * block.ndim
     config[3] = (-rows.reach - lowest, highest - rows.reach, dilation - 1)
@@ -181,7 +217,9 @@ def _row_pairs(spectrum: jax.Array, rows: Axis, dilation: int) -> jax.Array:
 
 
 def _windows(a: jax.Array, axis: int, cut: Axis, *, halo: bool) -> jax.Array:
-    """Cuts an axis into its tiles, with or without halo, and puts them into the batch, tile by tile."""
+    """Cuts an axis into its tiles, with or without halo, and puts them into the batch, tile by
+    tile.
+    """
     if cut.tiles == 1:
         return a
     reach, length = (cut.reach, cut.span) if halo else (0, cut.size)

@@ -1,4 +1,6 @@
-"""Sums over the taps of a sliding window, written as slices: forward what each tap sees, backward what saw each position."""
+"""Sums over the taps of a sliding window, written as slices: forward what each tap sees, backward
+what saw each position.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from jaxtyping import Array, Float
 Pair = tuple[int, int]
 
 
-def tap_views(x: Float[Array, "*b h w c"], sides: Pair, stride: Pair, *, fill: float = 0.0) -> list[Float[Array, "*b oh ow c"]]:
+def tap_views(
+    x: Float[Array, "*b h w c"], sides: Pair, stride: Pair, *, fill: float = 0.0
+) -> list[Float[Array, "*b oh ow c"]]:
     """Returns the map as each tap of an odd window sees it, row by row of the window.
 
     Args:
@@ -25,9 +29,13 @@ def tap_views(x: Float[Array, "*b h w c"], sides: Pair, stride: Pair, *, fill: f
     """
     padding = [(0, 0)] * (x.ndim - 3) + [(side // 2,) * 2 for side in sides] + [(0, 0)]
     padded = jnp.pad(x, padding, constant_values=fill)
-    rows, columns = ((n - 1) // step * step + 1 for n, step in zip(x.shape[-3:-1], stride, strict=True))
+    rows, columns = (
+        (n - 1) // step * step + 1 for n, step in zip(x.shape[-3:-1], stride, strict=True)
+    )
     return [
-        padded[..., u : u + rows : stride[0], v : v + columns : stride[1], :] for u in range(sides[0]) for v in range(sides[1])
+        padded[..., u : u + rows : stride[0], v : v + columns : stride[1], :]
+        for u in range(sides[0])
+        for v in range(sides[1])
     ]
 
 
@@ -38,18 +46,19 @@ def gather_back(
     stride: Pair,
     term: Callable[[int, Sequence[jax.Array]], jax.Array],
 ) -> Float[Array, "*b h w c"]:
-    """The transpose of `tap_views`: for each position, the sum of term(tap, maps) over the windows that see it.
+    """The transpose of `tap_views`: for each position, the sum of term(tap, maps) over the windows
+    that see it.
 
-    Positions of equal remainder by the stride are seen by the same taps; the sums of each remainder are slices of the maps, and
-    the remainders are then interleaved. Nothing is scattered.
+    Positions of equal remainder by the stride are seen by the same taps; the sums of each remainder
+    are slices of the maps, and the remainders are then interleaved. Nothing is scattered.
 
     Args:
         maps: values per window.
         size: rows and columns of the result.
         sides: of the window.
         stride: step per axis.
-        term: gets the number of a tap and the maps, moved so that each position holds the window whose tap it is (zeros where
-            there is none).
+        term: gets the number of a tap and the maps, moved so that each position holds the window
+            whose tap it is (zeros where there is none).
     """
     taps = [_taps_by_remainder(*given) for given in zip(sides, stride, strict=True)]
     reach = [max(abs(move) for terms in axis for _, move in terms) for axis in taps]
@@ -61,7 +70,11 @@ def gather_back(
         return [m[..., top : top + rows, left : left + columns, :] for m in padded]
 
     def total(vertical: list[Pair], horizontal: list[Pair]) -> jax.Array:
-        terms = [term(u * sides[1] + v, moved(down, right)) for u, down in vertical for v, right in horizontal]
+        terms = [
+            term(u * sides[1] + v, moved(down, right))
+            for u, down in vertical
+            for v, right in horizontal
+        ]
         return sum(terms[1:], terms[0]) if terms else jnp.zeros_like(maps[0])
 
     lines = [_interleave([total(v, h) for h in taps[1]], -2) for v in taps[0]]
@@ -69,9 +82,14 @@ def gather_back(
 
 
 def _taps_by_remainder(side: int, stride: int) -> list[list[Pair]]:
-    """For each remainder r: (tap u, move m) such that tap u of window j + m sees position stride * j + r."""
+    """For each remainder r: (tap u, move m) such that tap u of window j + m sees position stride *
+    j + r.
+    """
     pad = side // 2
-    return [[(u, (r + pad - u) // stride) for u in range(side) if (r + pad - u) % stride == 0] for r in range(stride)]
+    return [
+        [(u, (r + pad - u) // stride) for u in range(side) if (r + pad - u) % stride == 0]
+        for r in range(stride)
+    ]
 
 
 def _interleave(parts: list[jax.Array], axis: int) -> jax.Array:

@@ -1,1 +1,3 @@
-"""Training: state, step, optimiser, mesh, checkpoints, metrics; sees pytrees and callables, no model class."""
+"""Training: state, step, optimiser, mesh, checkpoints, metrics; sees pytrees and callables, no
+model class.
+"""

@@ -1,8 +1,9 @@
-"""Checkpoints of (state, data position, config) together: asynchronous, atomic, checked on the way back.
+"""Checkpoints of (state, data position, config) together: asynchronous, atomic, checked on the way
+back.
 
-Layout: <workdir>/checkpoints/<step>/{state, meta, metrics}. A folder without a suffix is complete; a killed save leaves
-<step>.orbax-checkpoint-tmp, which the next start removes. Orbax does not notice flipped bits in array data
-(tried), so `meta` holds a checksum of every array.
+Layout: <workdir>/checkpoints/<step>/{state, meta, metrics}. A folder without a suffix is complete;
+a killed save leaves <step>.orbax-checkpoint-tmp, which the next start removes. Orbax does not
+notice flipped bits in array data (tried), so `meta` holds a checksum of every array.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 FOLDER = "checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 
-# Config keys that may differ between a run and its continuation; everything else would silently make it another run.
+# Config keys that may differ between a run and its continuation; everything else would silently
+# make it another run.
 MAY_CHANGE = (
     r"train\.(epochs|steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every|tensorboard|report|cache_dir)",
     r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split|eval_crop|eval_keep_aspect)",
@@ -35,20 +37,28 @@ MAY_CHANGE = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or continued; the message says which, where and what to do."""
+    """A checkpoint that cannot be written, read or continued; the message says which, where and
+    what to do.
+    """
 
 
-def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> list[str]:
+def changed_keys(
+    saved: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+) -> list[str]:
     """Lists 'key: old -> new' of every config value that differs and is not in `MAY_CHANGE`.
 
-    A key that `saved` lacks, being older than the key, counts as set to its value in `defaults`, outside the section `model`:
-    new keys come with defaults that change nothing.
+    A key that `saved` lacks, being older than the key, counts as set to its value in `defaults`,
+    outside the section `model`: new keys come with defaults that change nothing.
     """
 
     def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         flat = {}
         for key, value in tree.items():
-            flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+            flat |= (
+                leaves(value, f"{prefix}{key}.")
+                if isinstance(value, Mapping)
+                else {prefix + key: value}
+            )
         return flat
 
     older = {key: value for key, value in (defaults or {}).items() if key != "model"}
@@ -58,7 +68,8 @@ def changed_keys(saved: Mapping[str, Any], config: Mapping[str, Any], defaults: 
     return [
         f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
         for key in sorted(before | after)
-        if before.get(key, absent) != after.get(key, absent) and not any(re.fullmatch(p, key) for p in MAY_CHANGE)
+        if before.get(key, absent) != after.get(key, absent)
+        and not any(re.fullmatch(p, key) for p in MAY_CHANGE)
     ]
 
 
@@ -81,24 +92,29 @@ def check_continues(
         defaults: see `changed_keys`.
 
     Raises:
-        CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now shorter
-            than `step`.
+        CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now
+            shorter than `step`.
     """
     changed = changed_keys(saved, config, defaults)
     if changed:
         raise CheckpointError(
-            f"{workdir} holds step {step} of a run with another config. Changed (old -> new):\n  " + "\n  ".join(changed) + "\n"
+            f"{workdir} holds step {step} of a run with another config. Changed (old -> new):\n  "
+            + "\n  ".join(changed)
+            + "\n"
             "Undo this to continue that run, or name another workdir for a new one."
         )
     if step > total_steps:
         raise CheckpointError(
-            f"{workdir} holds step {step}, but this run has only {total_steps} steps; raise train.epochs or train.steps"
+            f"{workdir} holds step {step}, but this run has only {total_steps} steps; raise "
+            "train.epochs or train.steps"
         )
 
 
 @jax.jit
 def _checksums(flat: dict[str, jax.Array]) -> jax.Array:
-    """Returns uint32 [n], the sum of each array's bit patterns modulo 2^32: exact, so the same on any mesh."""
+    """Returns uint32 [n], the sum of each array's bit patterns modulo 2^32: exact, so the same on
+    any mesh.
+    """
 
     def total(leaf: jax.Array) -> jax.Array:
         bits = (
@@ -122,17 +138,28 @@ class Checkpoints:
     Args:
         workdir: directory of the run.
         keep_last: newest checkpoints kept.
-        keep_best: metric of which the best checkpoint is kept besides; '' = none. 'loss' is better when smaller.
+        keep_best: metric of which the best checkpoint is kept besides; '' = none. 'loss' is better
+            when smaller.
         read_only: never write, create or clean anything.
 
     Raises:
         CheckpointError: the folder cannot be made, or what it holds cannot be listed.
     """
 
-    def __init__(self, workdir: str | Path, keep_last: int = 2, keep_best: str = "accuracy", *, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep_last: int = 2,
+        keep_best: str = "accuracy",
+        *,
+        read_only: bool = False,
+    ):
         self.directory = Path(workdir).absolute() / FOLDER
         self.keep_best = keep_best
-        best = dict(best_fn=lambda metrics: metrics[keep_best], best_mode="min" if keep_best == "loss" else "max")
+        best = dict(
+            best_fn=lambda metrics: metrics[keep_best],
+            best_mode="min" if keep_best == "loss" else "max",
+        )
         policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
         if keep_best:
             policies.append(
@@ -152,13 +179,23 @@ class Checkpoints:
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
             if not read_only:
-                self.directory.mkdir(parents=True, exist_ok=True)  # orbax itself takes a file in its place without a word
+                self.directory.mkdir(
+                    parents=True, exist_ok=True
+                )  # orbax itself takes a file in its place without a word
                 if jax.process_index() == 0:
-                    for leftover in self.directory.glob(f"*{UNFINISHED}"):  # orbax would do it some time in the background
+                    for leftover in self.directory.glob(
+                        f"*{UNFINISHED}"
+                    ):  # orbax would do it some time in the background
                         shutil.rmtree(leftover)
-            self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-        except Exception as error:  # orbax passes on whatever the file system or a broken file raised
-            raise CheckpointError(f"the checkpoints in {self.directory} cannot be opened: {_first_line(error)}") from error
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
+        except (
+            Exception
+        ) as error:  # orbax passes on whatever the file system or a broken file raised
+            raise CheckpointError(
+                f"the checkpoints in {self.directory} cannot be opened: {_first_line(error)}"
+            ) from error
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, oldest first."""
@@ -180,7 +217,8 @@ class Checkpoints:
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
-        """Starts writing a checkpoint and returns once the arrays have left the device, so the state may be donated.
+        """Starts writing a checkpoint and returns once the arrays have left the device, so the
+        state may be donated.
 
         Args:
             step: the step; it names the folder.
@@ -190,7 +228,8 @@ class Checkpoints:
             metrics: of an evaluation of this very state; they decide which checkpoint is best.
 
         Returns:
-            False if this step is already there (it holds the same state, as steps are deterministic), else True.
+            False if this step is already there (it holds the same state, as steps are
+            deterministic), else True.
 
         Raises:
             CheckpointError: this save could not start, or the one before it failed.
@@ -200,21 +239,33 @@ class Checkpoints:
         flat = flatten_names(state)
         meta = {"config": config, "data": data_state, "checksums": checksums(flat)}
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
-        score = {k: float(v) for k, v in metrics.items()} if metrics and self.keep_best in metrics else None
+        score = (
+            {k: float(v) for k, v in metrics.items()}
+            if metrics and self.keep_best in metrics
+            else None
+        )
         try:
             saved = self._manager.save(step, args=items, metrics=score, force=True)
-        except Exception as error:  # disk full, no permission, an error of the previous background save
-            raise CheckpointError(f"saving step {step} to {self.directory} failed: {_first_line(error)}") from error
+        except (
+            Exception
+        ) as error:  # disk full, no permission, an error of the previous background save
+            raise CheckpointError(
+                f"saving step {step} to {self.directory} failed: {_first_line(error)}"
+            ) from error
         if not saved:
             raise CheckpointError(f"saving step {step} to {self.directory} was refused by orbax")
         return True
 
     def wait(self) -> None:
-        """Waits until the checkpoint being written is complete; raises CheckpointError if that failed."""
+        """Waits until the checkpoint being written is complete; raises CheckpointError if that
+        failed.
+        """
         try:
             self._manager.wait_until_finished()
         except Exception as error:
-            raise CheckpointError(f"writing a checkpoint to {self.directory} failed: {_first_line(error)}") from error
+            raise CheckpointError(
+                f"writing a checkpoint to {self.directory} failed: {_first_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Waits for the last save and frees the background threads."""
@@ -222,9 +273,16 @@ class Checkpoints:
         self._manager.close()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """Returns {'config', 'data', 'checksums'} of a step (None = newest), without reading any array."""
+        """Returns {'config', 'data', 'checksums'} of a step (None = newest), without reading any
+        array.
+        """
         step = self._existing(step)
-        meta = self._read(step, lambda: self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())))
+        meta = self._read(
+            step,
+            lambda: self._manager.restore(
+                step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
+            ),
+        )
         return meta.meta
 
     def restore(
@@ -248,7 +306,9 @@ class Checkpoints:
         return state, meta["data"], meta["config"], step
 
     def read_part(self, step: int, abstract: Any) -> Any:
-        """Reads only the arrays that the tree `abstract` names, for example {'params': ..., 'stats': ...}."""
+        """Reads only the arrays that the tree `abstract` names, for example {'params': ...,
+        'stats': ...}.
+        """
         return self._read_arrays(step, abstract, self.meta(step), exact=False)
 
     def _existing(self, step: int | None) -> int:
@@ -263,43 +323,67 @@ class Checkpoints:
     def _read(self, step: int, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except Exception as error:  # any exception of the reader means that the files are not what was written
+        except (
+            Exception
+        ) as error:  # any exception of the reader means that the files are not what was written
             raise self._damaged(step, _first_line(error)) from error
 
     def _damaged(self, step: int, cause: str) -> CheckpointError:
         others = [s for s in self.steps() if s != step]
-        way = f"to go on from step {max(others)}" if others else "to start from the beginning (no other step is left)"
+        way = (
+            f"to go on from step {max(others)}"
+            if others
+            else "to start from the beginning (no other step is left)"
+        )
         return CheckpointError(
-            f"checkpoint of step {step} is damaged: {self.directory / str(step)}\n  cause: {cause}\n"
+            f"checkpoint of step {step} is damaged: {self.directory / str(step)}\n  cause: "
+            f"{cause}\n"
             f"  steps there: {self.steps()}. Restore the folder from a copy, or delete it {way}."
         )
 
-    def _read_arrays(self, step: int, abstract: Any, meta: Mapping[str, Any], *, exact: bool) -> Any:
+    def _read_arrays(
+        self, step: int, abstract: Any, meta: Mapping[str, Any], *, exact: bool
+    ) -> Any:
         wanted = flatten_names(abstract)
         metadata = self._read(step, lambda: self._manager.item_metadata(step).state)
         if metadata is None:
             raise self._damaged(step, "its array index is missing")
         found = {name: tuple(leaf.shape) for name, leaf in metadata.tree.items()}
-        difference = describe_difference(found, {n: tuple(a.shape) for n, a in wanted.items()}, exact=exact)
+        difference = describe_difference(
+            found, {n: tuple(a.shape) for n, a in wanted.items()}, exact=exact
+        )
         if difference:
             raise CheckpointError(
-                f"checkpoint of step {step} in {self.directory} belongs to another model or optimiser:\n{difference}\n"
+                f"checkpoint of step {step} in {self.directory} belongs to another model or "
+                f"optimiser:\n{difference}\n"
                 "Use the config it was made with (config.json in its workdir), or another workdir."
             )
         restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
-        request = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=not exact)
-        flat = self._read(step, lambda: self._manager.restore(step, args=ocp.args.Composite(state=request))).state
+        request = ocp.args.PyTreeRestore(
+            wanted, restore_args=restore_args, partial_restore=not exact
+        )
+        flat = self._read(
+            step, lambda: self._manager.restore(step, args=ocp.args.Composite(state=request))
+        ).state
         now = checksums(flat)
         wrong = [name for name in now if now[name] != meta["checksums"].get(name)]
         if wrong:
-            raise self._damaged(step, f"checksum of {len(wrong)} of {len(now)} arrays is wrong, the first is {wrong[0]}")
+            raise self._damaged(
+                step,
+                f"checksum of {len(wrong)} of {len(now)} arrays is wrong, the first is {wrong[0]}",
+            )
         return unflatten_names(flat, abstract)
 
 
 def describe_difference(
-    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], *, exact: bool, most: int = 8
+    found: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    exact: bool,
+    most: int = 8,
 ) -> str:
-    """Compares name -> shape tables; returns '' if they agree, otherwise lines with the first `most` of each kind.
+    """Compares name -> shape tables; returns '' if they agree, otherwise lines with the first
+    `most` of each kind.
 
     Args:
         found: what the checkpoint holds.
@@ -316,9 +400,17 @@ def describe_difference(
         return f" (the checkpoint has {close[0]})" if close else ""
 
     groups = [
-        ("the checkpoint lacks", [f"{n} {wanted[n]}{near(n)}" for n in missing[:most]], len(missing)),
+        (
+            "the checkpoint lacks",
+            [f"{n} {wanted[n]}{near(n)}" for n in missing[:most]],
+            len(missing),
+        ),
         ("only the checkpoint has", [f"{n} {found[n]}" for n in extra[:most]], len(extra)),
-        ("shapes differ:", [f"{n}: checkpoint {found[n]}, model {wanted[n]}" for n in shapes[:most]], len(shapes)),
+        (
+            "shapes differ:",
+            [f"{n}: checkpoint {found[n]}, model {wanted[n]}" for n in shapes[:most]],
+            len(shapes),
+        ),
     ]
     lines = []
     for title, items, count in groups:
@@ -329,11 +421,7 @@ def describe_difference(
 
 
 def load_weights(
-    workdir: str | Path,
-    which: str,
-    step: str | int,
-    abstract_params: Any,
-    abstract_stats: Any,
+    workdir: str | Path, which: str, step: str | int, abstract_params: Any, abstract_stats: Any
 ) -> tuple[dict, dict, int]:
     """Reads the weights of a run for evaluation; works while the run is still going on.
 
@@ -353,7 +441,9 @@ def load_weights(
     if which not in ("live", "ema"):
         raise CheckpointError(f"which={which!r}; allowed: 'live', 'ema'")
     if not (Path(workdir) / FOLDER).is_dir():
-        raise CheckpointError(f"{Path(workdir).absolute()} holds no folder '{FOLDER}'; name the workdir of a run")
+        raise CheckpointError(
+            f"{Path(workdir).absolute()} holds no folder '{FOLDER}'; name the workdir of a run"
+        )
     checkpoints = Checkpoints(workdir, keep_best="", read_only=True)
     try:
         if step == "best":
@@ -363,8 +453,10 @@ def load_weights(
             step = checkpoints.best_step()
             if step is None:
                 raise CheckpointError(
-                    f"no checkpoint in {checkpoints.directory} has the metric {train['keep_best']!r}, so none is the best "
-                    f"(the run did not evaluate before saving); use 'latest' or one of {checkpoints.steps()}"
+                    f"no checkpoint in {checkpoints.directory} has the metric "
+                    f"{train['keep_best']!r}, so none is the best "
+                    "(the run did not evaluate before saving); use 'latest' or one of "
+                    f"{checkpoints.steps()}"
                 )
         elif step == "latest":
             step = checkpoints._existing(None)
@@ -373,7 +465,10 @@ def load_weights(
             weights = checkpoints.read_part(step, weights)
         else:
             if not checkpoints.meta(step)["config"]["train"]["ema_decay"]:
-                raise CheckpointError(f"the run in {workdir} kept no moving average (train.ema_decay=0); use the live weights")
+                raise CheckpointError(
+                    f"the run in {workdir} kept no moving average (train.ema_decay=0); use the "
+                    "live weights"
+                )
             weights = checkpoints.read_part(step, {"ema": weights})["ema"]
         return weights["params"], weights["stats"], step
     finally:

@@ -17,7 +17,9 @@ SUMS = ("loss_sum", "correct_sum", "top5_sum", "count")
 
 
 def eval_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    """Returns the `out_shardings` of an evaluation step: sums on every device, rows where their images are."""
+    """Returns the `out_shardings` of an evaluation step: sums on every device, rows where their
+    images are.
+    """
     rows = {k: batch_sharding(mesh) for k in ("prediction", "confidence", "logits")}
     return rows | {k: NamedSharding(mesh, PartitionSpec()) for k in SUMS}
 
@@ -37,19 +39,22 @@ def evaluate(
     *,
     sharding: NamedSharding | None = None,
 ) -> dict[str, Any]:
-    """Runs the evaluation step over all batches; every process must call it with the same number of batches.
+    """Runs the evaluation step over all batches; every process must call it with the same number of
+    batches.
 
     Args:
         eval_step: jitted function of `make_eval_step`.
         params: live or averaged parameters.
         stats: the batch-norm statistics that belong to them.
-        batches: dicts with image, label, id and mask, of one fixed shape; rows with mask 0 do not count.
+        batches: dicts with image, label, id and mask, of one fixed shape; rows with mask 0 do not
+            count.
         sharding: of `mesh.batch_sharding`; None = one device.
 
     Returns:
-        accuracy, top5, loss (means as floats), count (int), skipped_records (int; only if some were damaged and
-        data.on_error='skip' passed over them), and NumPy arrays over the counted records of all processes:
-        predictions int32 [n], their confidences float32 [n] (softmax), labels int32 [n], ids int64 [n].
+        accuracy, top5, loss (means as floats), count (int), skipped_records (int; only if some were
+        damaged and data.on_error='skip' passed over them), and NumPy arrays over the counted
+        records of all processes: predictions int32 [n], their confidences float32 [n] (softmax),
+        labels int32 [n], ids int64 [n].
 
     Raises:
         ValueError: no record was counted.
@@ -62,13 +67,22 @@ def evaluate(
         batch, out = pending.popleft()
         for name in SUMS:
             sums[name] += float(out[name])
-        rows.append({k: _to_host(v) for k, v in (batch | {k: out[k] for k in ("prediction", "confidence")}).items()})
+        rows.append(
+            {
+                k: _to_host(v)
+                for k, v in (batch | {k: out[k] for k in ("prediction", "confidence")}).items()
+            }
+        )
 
     for batch in batches:
         # int64 ids travel as pairs of int32, since devices keep 32 bits by default.
         ids = np.ascontiguousarray(batch["id"], dtype=np.int64).view(np.int32).reshape(-1, 2)
         host = {"image": batch["image"], "label": batch["label"], "mask": batch["mask"], "id": ids}
-        device = put_batch(host, sharding) if sharding is not None else jax.tree.map(jax.numpy.asarray, host)
+        device = (
+            put_batch(host, sharding)
+            if sharding is not None
+            else jax.tree.map(jax.numpy.asarray, host)
+        )
         out = eval_step(params, stats, {k: device[k] for k in ("image", "label", "mask")})
         pending.append(({k: device[k] for k in ("label", "mask", "id")}, out))
         if len(pending) > 2:  # the device works on the next batches while this one is fetched
@@ -76,9 +90,14 @@ def evaluate(
     while pending:
         fetch()
     if not sums["count"]:
-        raise ValueError("evaluation counted no record: the split is empty or every record was skipped")
+        raise ValueError(
+            "evaluation counted no record: the split is empty or every record was skipped"
+        )
     keep = np.concatenate([r["mask"] for r in rows]) > 0
-    joined = {k: np.concatenate([r[k] for r in rows])[keep] for k in ("prediction", "confidence", "label", "id")}
+    joined = {
+        k: np.concatenate([r[k] for r in rows])[keep]
+        for k in ("prediction", "confidence", "label", "id")
+    }
     skipped = getattr(batches, "num_records", int(sums["count"])) - int(sums["count"])
     return {
         **({"skipped_records": skipped} if skipped else {}),

@@ -1,4 +1,6 @@
-"""The device mesh, and where arrays lie on it: the batch over all devices, large parameters over 'fsdp'."""
+"""The device mesh, and where arrays lie on it: the batch over all devices, large parameters over
+'fsdp'.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 AXES = ("data", "fsdp")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
     """Makes the ('data', 'fsdp') mesh.
 
     Args:
@@ -26,33 +30,45 @@ def make_mesh(data: int = -1, fsdp: int = 1, *, devices: Sequence[jax.Device] | 
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
     if fsdp < 1 or (data != -1 and data < 1):
-        raise ValueError(f"mesh.data={data}, mesh.fsdp={fsdp}; allowed: fsdp >= 1, data >= 1 or -1 (all that are left)")
+        raise ValueError(
+            f"mesh.data={data}, mesh.fsdp={fsdp}; allowed: fsdp >= 1, data >= 1 or -1 (all that "
+            "are left)"
+        )
     if count % fsdp:
-        raise ValueError(f"mesh.fsdp={fsdp} does not divide the {count} devices; allowed: a divisor of {count}")
+        raise ValueError(
+            f"mesh.fsdp={fsdp} does not divide the {count} devices; allowed: a divisor of {count}"
+        )
     rows = count // fsdp if data == -1 else data
     if rows * fsdp != count:
         raise ValueError(
             f"mesh.data={data} x mesh.fsdp={fsdp} is {rows * fsdp}, but there are {count} devices; "
             f"set mesh.data={count // fsdp} or -1"
         )
-    # Auto: the compiler propagates shardings. make_mesh's own default, Explicit, fails on ordinary reshapes of a batch.
+    # Auto: the compiler propagates shardings. make_mesh's own default, Explicit, fails on ordinary
+    # reshapes of a batch.
     return jax.make_mesh((rows, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
 
 
 def check_batch(name: str, size: int, mesh: Mesh, accumulate: int = 1) -> None:
-    """Raises ValueError unless `size` splits evenly over the devices of the mesh (and over micro-batches)."""
+    """Raises ValueError unless `size` splits evenly over the devices of the mesh (and over
+    micro-batches).
+    """
     unit = mesh.size * accumulate
     if size % unit:
         extra = f" x {accumulate} micro-batches (train.accumulate)" if accumulate > 1 else ""
         near = max(round(size / unit), 1) * unit
-        raise ValueError(f"{name}={size} does not divide over {mesh.size} devices{extra}; the nearest that does is {near}")
+        raise ValueError(
+            f"{name}={size} does not divide over {mesh.size} devices{extra}; the nearest that does "
+            f"is {near}"
+        )
 
 
 def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
-    """Returns a tree of shardings: each large array is split over 'fsdp' along its largest axis that divides.
+    """Returns a tree of shardings: each large array is split over 'fsdp' along its largest axis
+    that divides.
 
-    Arrays with fewer than `min_size` elements, or without such an axis, are replicated. The rule looks at
-    shapes only, so momenta and averages lie where their parameter lies.
+    Arrays with fewer than `min_size` elements, or without such an axis, are replicated. The rule
+    looks at shapes only, so momenta and averages lie where their parameter lies.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`s.
@@ -86,11 +102,15 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     Returns:
         Arrays [rows of all processes, ...].
     """
-    return {k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()}
+    return {
+        k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()
+    }
 
 
 def bytes_per_device(tree: Any) -> dict[str, int]:
-    """Returns how many bytes of the arrays of `tree` lie on each device of this process, by device name."""
+    """Returns how many bytes of the arrays of `tree` lie on each device of this process, by device
+    name.
+    """
     total: dict[str, int] = {}
     for leaf in jax.tree.leaves(tree):
         for shard in leaf.addressable_shards:

@@ -1,4 +1,6 @@
-"""Metrics of a run: metrics.jsonl always, TensorBoard on request, and one live line (or plain lines) on the console."""
+"""Metrics of a run: metrics.jsonl always, TensorBoard on request, and one live line (or plain
+lines) on the console.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
 
 
 def rewind(workdir: str | Path, step: int) -> None:
-    """Drops the records after `step` and those of the test split, which are written anew; in one exchange."""
+    """Drops the records after `step` and those of the test split, which are written anew; in one
+    exchange.
+    """
     path = Path(workdir) / FILE_NAME
     keep = [r for r in read_records(workdir) if r["step"] <= step and r["split"] != "test"]
     temporary = path.with_suffix(".tmp")
@@ -50,19 +54,22 @@ def _duration(seconds: float) -> str:
 
 
 class MetricLog:
-    """Writes the records of one run. Only the process with `write=True` touches files or the console.
+    """Writes the records of one run. Only the process with `write=True` touches files or the
+    console.
 
-    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train records hold
-    the means over the steps since the one before; images_per_second and eta_seconds count the time spent in
-    training only (not in compiling, evaluation or saving) and are missing while there is nothing to count.
-    Auxiliary losses are records' keys auxiliary_NAME, and stand at the end of the live line by their names.
+    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train
+    records hold the means over the steps since the one before; images_per_second and eta_seconds
+    count the time spent in training only (not in compiling, evaluation or saving) and are missing
+    while there is nothing to count. Auxiliary losses are records' keys auxiliary_NAME, and stand at
+    the end of the live line by their names.
 
     Args:
         workdir: directory of the run.
         total_steps: length of the run.
         steps_per_epoch: turns steps into epochs.
         batch_size: global; for images per second.
-        start_step: the step that the run starts or resumes at; later records in the file are dropped.
+        start_step: the step that the run starts or resumes at; later records in the file are
+            dropped.
         tensorboard: also write event files to <workdir>/tensorboard.
         write: False in all processes but one.
         stream: console; None = standard output.
@@ -80,7 +87,11 @@ class MetricLog:
         write: bool = True,
         stream: TextIO | None = None,
     ):
-        self.total_steps, self.steps_per_epoch, self.batch_size = total_steps, steps_per_epoch, batch_size
+        self.total_steps, self.steps_per_epoch, self.batch_size = (
+            total_steps,
+            steps_per_epoch,
+            batch_size,
+        )
         self._write = write
         self.start_clock(start_step)
         self._file = self._board = self._progress = None
@@ -92,13 +103,17 @@ class MetricLog:
             from tensorboardX import SummaryWriter  # needs a second to import, and few runs want it
 
             # Steps from purge_step on, written before a kill, are hidden by TensorBoard.
-            self._board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=start_step + 1)
+            self._board = SummaryWriter(
+                str(Path(workdir) / "tensorboard"), purge_step=start_step + 1
+            )
         self._stream = stream or sys.stdout
         console = Console(file=self._stream)
         if console.is_terminal:
             columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
             self._progress = Progress(*columns, console=console)
-            self._task = self._progress.add_task("starting (compiling the step)", total=total_steps, completed=start_step)
+            self._task = self._progress.add_task(
+                "starting (compiling the step)", total=total_steps, completed=start_step
+            )
             self._progress.start()
 
     def message(self, text: str) -> None:
@@ -111,7 +126,9 @@ class MetricLog:
             print(text, file=self._stream, flush=True)
 
     def start_clock(self, step: int) -> None:
-        """Starts measuring images per second at `step`, for example after the first, which compiles."""
+        """Starts measuring images per second at `step`, for example after the first, which
+        compiles.
+        """
         self._clock_step, self._spent, self._since = step, 0.0, time.perf_counter()
 
     def pause_clock(self) -> None:
@@ -123,19 +140,27 @@ class MetricLog:
         self._since = time.perf_counter()
 
     def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a train record: means over the steps since the last one, but for 'lr', that of the step itself."""
+        """Adds a train record: means over the steps since the last one, but for 'lr', that of the
+        step itself.
+        """
         self.pause_clock()
         steps, speed, shown = step - self._clock_step, {}, ""
         if steps > 0:
             eta = (self.total_steps - step) * self._spent / steps
-            speed = {"images_per_second": steps * self.batch_size / max(self._spent, 1e-9), "eta_seconds": eta}
+            speed = {
+                "images_per_second": steps * self.batch_size / max(self._spent, 1e-9),
+                "eta_seconds": eta,
+            }
             shown = f" {speed['images_per_second']:.0f} img/s ETA {_duration(eta)}"
         self.start_clock(step)
         self._record(step, "train", {**values, **speed})
-        auxiliary = {k.removeprefix("auxiliary_"): v for k, v in values.items() if k.startswith("auxiliary_")}
+        auxiliary = {
+            k.removeprefix("auxiliary_"): v for k, v in values.items() if k.startswith("auxiliary_")
+        }
         shown += "".join(f" {name} {value:.2e}" for name, value in auxiliary.items())
         text = (  # fits 80 columns without auxiliary losses, or a terminal would cut the end
-            f"step {step}/{self.total_steps} epoch {step / self.steps_per_epoch:.1f} loss {values['loss']:.4f} "
+            f"step {step}/{self.total_steps} epoch {step / self.steps_per_epoch:.1f} loss "
+            f"{values['loss']:.4f} "
             f"acc {values['accuracy']:.3f} lr {values['lr']:.1e}{shown}"
         )
         if self._progress:
@@ -146,13 +171,20 @@ class MetricLog:
     def evaluation(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Adds a record of an evaluation ('eval' or 'test') and shows it."""
         self._record(step, split, values)
-        shown = "  ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        shown = "  ".join(
+            f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+        )
         self.message(f"{split:<5} step {step}  {shown}")
 
     def _record(self, step: int, split: str, values: Mapping[str, float]) -> None:
         if not self._write:
             return
-        record = {"step": step, "epoch": round(step / self.steps_per_epoch, 6), "split": split, **values}
+        record = {
+            "step": step,
+            "epoch": round(step / self.steps_per_epoch, 6),
+            "split": split,
+            **values,
+        }
         self._file.write(json.dumps(record) + "\n")
         if self._board:
             for key, value in values.items():

@@ -1,4 +1,6 @@
-"""Optimisers from the config, with regular expressions on parameter paths for decay, freezing and lr multipliers."""
+"""Optimisers from the config, with regular expressions on parameter paths for decay, freezing and
+lr multipliers.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,13 @@ OPTIMIZERS = ("sgd", "adamw", "lamb", "rmsprop")
 
 
 def match_mask(patterns: Sequence[str], tree: Any) -> Any:
-    """Returns a tree of bools like `tree`: True where one of the regexes matches the whole 'a/0/b' path."""
+    """Returns a tree of bools like `tree`: True where one of the regexes matches the whole 'a/0/b'
+    path.
+    """
     compiled = [re.compile(p) for p in patterns]
-    return jax.tree_util.tree_map_with_path(lambda path, _: any(r.fullmatch(path_name(path)) for r in compiled), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: any(r.fullmatch(path_name(path)) for r in compiled), tree
+    )
 
 
 def check_rules(optim: Any, params: Any) -> None:
@@ -39,30 +45,39 @@ def check_rules(optim: Any, params: Any) -> None:
     if problems:
         shown = ", ".join(names[:: max(len(names) // 8, 1)])
         raise ValueError(
-            "\n".join(problems) + f"\nA rule must match the whole path. Paths of this model are, for example: {shown}"
+            "\n".join(problems)
+            + f"\nA rule must match the whole path. Paths of this model are, for example: {shown}"
         )
 
 
 def scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
-    """Multiplies each update by the factor of the first regex that matches its path; no match leaves it alone."""
+    """Multiplies each update by the factor of the first regex that matches its path; no match
+    leaves it alone.
+    """
     compiled = [(re.compile(rule), float(factor)) for rule, factor in rules]
 
     def scale(path, update):
-        return next((update * factor for r, factor in compiled if r.fullmatch(path_name(path))), update)
+        return next(
+            (update * factor for r, factor in compiled if r.fullmatch(path_name(path))), update
+        )
 
     return optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates))
 
 
-def make_optimizer(optim: Any, schedule: optax.Schedule, params: Any) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: Any, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
     """Builds the optimiser of the `optim` section.
 
     - sgd: m = momentum m + (g + wd p); p -= lr m (nesterov: p -= lr (g + wd p + momentum m)).
-    - rmsprop: v = b2 v + (1 - b2) g^2; m = momentum m + lr g / sqrt(v + eps); p -= m, with g + wd p for g
-      (lr inside the momentum and eps inside the root, as in TensorFlow, where the published recipes come from).
+    - rmsprop: v = b2 v + (1 - b2) g^2; m = momentum m + lr g / sqrt(v + eps); p -= m, with g + wd p
+      for g (lr inside the momentum and eps inside the root, as in TensorFlow, where the published
+      recipes come from).
     - adamw: Adam with decoupled decay, p -= lr (adam(g) + wd p).
     - lamb: the same direction, scaled per tensor by |p| / |direction| (You et al. 2020).
 
-    Frozen parameters get no update, no decay and no optimiser memory. The gradient clip sees trainable parameters only.
+    Frozen parameters get no update, no decay and no optimiser memory. The gradient clip sees
+    trainable parameters only.
 
     Args:
         optim: `config.optim`.

@@ -12,7 +12,8 @@ from jax.experimental import multihost_utils
 
 
 def catch(received: list[str]) -> Callable[[], None]:
-    """Notes the names of SIGTERM and SIGINT in `received` instead of dying; a second signal raises KeyboardInterrupt.
+    """Notes the names of SIGTERM and SIGINT in `received` instead of dying; a second signal raises
+    KeyboardInterrupt.
 
     Outside the main thread, to which Python delivers signals, it does nothing.
 
@@ -27,7 +28,9 @@ def catch(received: list[str]) -> Callable[[], None]:
 
     def handler(number, _):
         if received:
-            raise KeyboardInterrupt(f"second signal ({signal.Signals(number).name}): stopped without saving")
+            raise KeyboardInterrupt(
+                f"second signal ({signal.Signals(number).name}): stopped without saving"
+            )
         received.append(signal.Signals(number).name)
 
     before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -40,7 +43,7 @@ def catch(received: list[str]) -> Callable[[], None]:
 
 
 def any_process(flag: bool) -> bool:
-    """Returns whether the flag is set in any process; with several, all must ask at the same point."""
+    """Returns whether the flag is set in any process; all must ask at the same point."""
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))

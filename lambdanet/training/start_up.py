@@ -1,4 +1,6 @@
-"""What a program sets once, before its first computation: compilation cache, freed memory, convolutions on CPU."""
+"""What a program sets once, before its first computation: compilation cache, freed memory,
+convolutions on CPU.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,13 @@ _VERSIONS = "0.10."  # of jaxlib
 
 
 def use_eigen_convolutions() -> bool:
-    """Has XLA's CPU backend run convolutions by Eigen instead of YNNPACK; to be called before JAX looks for devices.
+    """Has XLA's CPU backend run convolutions by Eigen instead of YNNPACK; to be called before JAX
+    looks for devices.
 
-    In jaxlib 0.10 YNNPACK's convolutions with at most 64 output channels use one core and no other is faster
-    (docs/performance.md). Matrix products and sums stay with YNNPACK. In 0.12 both take the same time. Other versions are left
-    alone, because XLA ends the process at a flag that it does not know; and what XLA_FLAGS says about it already wins.
+    In jaxlib 0.10 YNNPACK's convolutions with at most 64 output channels use one core and no other
+    is faster (docs/performance.md). Matrix products and sums stay with YNNPACK. In 0.12 both take
+    the same time. Other versions are left alone, because XLA ends the process at a flag that it
+    does not know; and what XLA_FLAGS says about it already wins.
 
     Returns:
         Whether it was done.
@@ -36,23 +40,29 @@ def use_eigen_convolutions() -> bool:
 
 
 def use_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory`, so that a later process need not compile them again; '' does nothing."""
+    """Keeps compiled programs in `directory`, so that a later process need not compile them again;
+    '' does nothing.
+    """
     if directory:
         jax.config.update("jax_compilation_cache_dir", str(Path(directory).absolute()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc's malloc to keep freed memory for the next request instead of returning it to the kernel.
+    """Tells glibc's malloc to keep freed memory for the next request instead of returning it to the
+    kernel.
 
-    XLA on CPU asks for the same large buffers in every step. By default they are mapped afresh each time, and each fresh page
-    costs a fault and is filled with zeros first (docs/performance.md has the measurement). What this process has freed is
-    not available to other processes any more. Settings in the environment (MALLOC_...) win.
+    XLA on CPU asks for the same large buffers in every step. By default they are mapped afresh each
+    time, and each fresh page costs a fault and is filled with zeros first (docs/performance.md has
+    the measurement). What this process has freed is not available to other processes any more.
+    Settings in the environment (MALLOC_...) win.
 
     Returns:
         Whether it was done: only with glibc, and if the environment does not set any of it.
     """
-    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+    if not sys.platform.startswith("linux") or any(
+        name.startswith("MALLOC_") for name in os.environ
+    ):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library

@@ -1,4 +1,4 @@
-"""The training state: plain nested dicts, split once from an NNX model, and their '/'-joined names."""
+"""The training state: plain nested dicts split once from an NNX model, '/'-joined names."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from flax import nnx, struct
 
 @struct.dataclass
 class TrainState:
-    """Everything that a step changes, and nothing else (graph definitions and random keys are not stored).
+    """Everything that a step changes, and nothing else (graph definitions and random keys are not
+    stored).
 
     Attributes:
         step: int32 [], number of completed steps.
         params: nested dict of the trainable parameters.
         stats: nested dict of the batch-norm statistics.
         opt_state: state of the optax transformation.
-        ema: {'params': ..., 'stats': ...}, exponential moving averages of both; {} when they are off.
+        ema: {'params': ..., 'stats': ...}, exponential moving averages of both; {} when they are
+            off.
     """
 
     step: jax.Array
@@ -37,15 +39,21 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
 
 
 def views(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
-    """Returns the graph definitions of the training and of the evaluation view; both take the same parameters.
+    """Returns the graph definitions of the training and of the evaluation view; both take the same
+    parameters.
 
     Args:
         build: makes the model; it is only traced for shapes, so no memory is taken.
     """
     model = nnx.eval_shape(build)
-    modes = (dict(deterministic=False, use_running_average=False), dict(deterministic=True, use_running_average=True))
+    modes = (
+        dict(deterministic=False, use_running_average=False),
+        dict(deterministic=True, use_running_average=True),
+    )
     # A model without dropout or without batch norm has nothing that one of the two could switch.
-    train, evaluation = (split_model(nnx.view(model, raise_if_not_found=False, **mode))[0] for mode in modes)
+    train, evaluation = (
+        split_model(nnx.view(model, raise_if_not_found=False, **mode))[0] for mode in modes
+    )
     return train, evaluation
 
 
@@ -55,7 +63,9 @@ def abstract_weights(build: Callable[[], nnx.Module]) -> tuple[dict, dict]:
     return params, stats
 
 
-def make_init(build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool) -> Callable[[], TrainState]:
+def make_init(
+    build: Callable[[], nnx.Module], tx: optax.GradientTransformation, *, ema: bool
+) -> Callable[[], TrainState]:
     """Returns a function without arguments that makes the state of step 0.
 
     `jax.eval_shape` of it gives the abstract state, `initialise` the arrays.
@@ -77,15 +87,17 @@ def make_init(build: Callable[[], nnx.Module], tx: optax.GradientTransformation,
 
 def initialise(init: Callable[[], TrainState], shardings: Any) -> TrainState:
     """Runs a function of `make_init`, each array being made where `shardings` places it."""
-    # Hundreds of small random-number programs that run once: on CPU the compiler's optimisation costs three
-    # times what it saves.
+    # Hundreds of small random-number programs that run once: on CPU the compiler's optimisation
+    # costs three times what it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, out_shardings=shardings, compiler_options=options)()
 
 
 def with_shardings(abstract: Any, shardings: Any) -> Any:
-    """Returns a tree of `jax.ShapeDtypeStruct`s with the given shardings, the target of a restore."""
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    """Returns a tree of `jax.ShapeDtypeStruct`s with shardings, the target of a restore."""
+    return jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings
+    )
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -102,7 +114,10 @@ def flatten_names(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     flat = {path_name(path): leaf for path, leaf in leaves}
     if len(flat) != len(leaves):
-        raise ValueError(f"{len(leaves)} leaves have only {len(flat)} different names: keys with '/' in them clash")
+        raise ValueError(
+            f"{len(leaves)} leaves have only {len(flat)} different names: keys with '/' in them "
+            "clash"
+        )
     return flat
 
 

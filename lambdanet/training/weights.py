@@ -17,11 +17,13 @@ HEAD = "head/fc"  # where every backbone has its classifier
 def read_weights(
     path: str | os.PathLike, model: Any, params: dict, stats: dict, *, new_head: bool = False
 ) -> tuple[dict, dict]:
-    """Reads a weights file, ours or PyTorch's, strictly: every parameter and statistic must be in it.
+    """Reads a weights file, ours or PyTorch's, strictly: every parameter and statistic must be in
+    it.
 
     Args:
         path: safetensors, npz or PyTorch file.
-        model: the model, abstract will do; its `torch_names` is read for files with PyTorch's names.
+        model: the model, abstract will do; its `torch_names` is read for files with PyTorch's
+            names.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         new_head: keep the classifier of `params` (arrays, then), whatever the file has for it.
@@ -38,7 +40,9 @@ def read_weights(
     shapes = {name: tuple(leaf.shape) for part in flat for name, leaf in part.items()}
     ours = files.read_metadata(path).get("layout") == files.LAYOUT
     tables = {} if ours else model.torch_names
-    found = files.load_weights_file(path, tables, shapes, allow_head_mismatch=HEAD if new_head else None)
+    found = files.load_weights_file(
+        path, tables, shapes, allow_head_mismatch=HEAD if new_head else None
+    )
 
     def pick(name: str, leaf: Any) -> Any:
         return leaf if new_head and name.startswith(HEAD + "/") else found[name].astype(leaf.dtype)
@@ -47,9 +51,19 @@ def read_weights(
     return tuple(map(unflatten_names, named, trees))
 
 
-def start_from(now: TrainState, path: str, model: Any, shardings: Any, *, new_head: bool) -> TrainState:
-    """Returns the state of step 0 with the weights of a file, also as the first moving averages; see `read_weights`."""
+def start_from(
+    now: TrainState, path: str, model: Any, shardings: Any, *, new_head: bool
+) -> TrainState:
+    """Returns the state of step 0 with the weights of a file, also as the first moving averages;
+    see `read_weights`.
+    """
     params, stats = read_weights(path, model, now.params, now.stats, new_head=new_head)
-    # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only once.
-    params, stats, average = (jax.tree.map(jnp.array, tree) for tree in (params, stats, {"params": params, "stats": stats}))
-    return jax.device_put(now.replace(params=params, stats=stats, ema=average if now.ema else {}), shardings)
+    # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only
+    # once.
+    params, stats, average = (
+        jax.tree.map(jnp.array, tree)
+        for tree in (params, stats, {"params": params, "stats": stats})
+    )
+    return jax.device_put(
+        now.replace(params=params, stats=stats, ema=average if now.ema else {}), shardings
+    )

@@ -31,7 +31,9 @@ class Net(nnx.Module):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_map_times_values_is_the_output(spec):
-    """y_n = sum_m a_nm v_m: with the captured map and the layer's own values, the layer's output comes out."""
+    """y_n = sum_m a_nm v_m: with the captured map and the layer's own values, the layer's output
+    comes out.
+    """
     net = nnx.view(Net(SPECS[spec]), use_running_average=True)
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 8)), jnp.float32)
     maps = attention_maps.capture_maps(net, x)
@@ -43,7 +45,10 @@ def test_map_times_values_is_the_output(spec):
 
 def test_pictures(tmp_path):
     rng = np.random.default_rng(0)
-    maps = {"stages/0/blocks/1/attention": rng.normal(size=(2, 2, 4, 6, 4, 6)), "b": np.zeros((2, 1, 2, 3, 2, 3))}
+    maps = {
+        "stages/0/blocks/1/attention": rng.normal(size=(2, 2, 4, 6, 4, 6)),
+        "b": np.zeros((2, 1, 2, 3, 2, 3)),
+    }
     for channels in (1, 3):
         images = rng.integers(0, 256, (2, 16, 24, channels), dtype=np.uint8)
         paths = attention_maps.draw_maps(maps, images, tmp_path / str(channels))
@@ -65,7 +70,13 @@ def test_pictures_of_gates_and_channel_maps(tmp_path):
         "e": rng.uniform(size=(2, 1, 1, 1, 4, 6)),
     }
     paths = attention_maps.draw_maps(maps, images, tmp_path)
-    assert [p.name for p in paths] == ["a.gate.png", "b.gate.png", "c.gate.png", "d.channel_map.png", "e.png"]
+    assert [p.name for p in paths] == [
+        "a.gate.png",
+        "b.gate.png",
+        "c.gate.png",
+        "d.channel_map.png",
+        "e.png",
+    ]
     widths = {path.stem: Image.open(path).width for path in paths}
     assert widths["a.gate"] > widths["b.gate"] > widths["c.gate"], "a panel per thing that varies"
     with pytest.raises(ValueError, match=r"cannot draw f \(2, 2\); allowed: 6 axes"):
@@ -101,7 +112,12 @@ def test_captures_gates_beside_maps():
 
     x = jnp.arange(24.0).reshape(1, 2, 3, 4)
     maps = attention_maps.capture_maps(Host(), x)
-    assert sorted(maps) == ["inner/channel_map", "inner/channel_map/1", "inner/gate", "inner/gate/1"]
+    assert sorted(maps) == [
+        "inner/channel_map",
+        "inner/channel_map/1",
+        "inner/gate",
+        "inner/gate/1",
+    ]
     np.testing.assert_array_equal(maps["inner/gate"], x[:, :1, :1])
 
 

@@ -16,12 +16,16 @@ def weights():
 
 
 def forward_of(weights):
-    return lambda images: images.reshape(images.shape[0], -1).astype(jnp.float32) @ jnp.asarray(weights) / 255
+    return lambda images: (
+        images.reshape(images.shape[0], -1).astype(jnp.float32) @ jnp.asarray(weights) / 255
+    )
 
 
 def test_new_process_gives_equal_logits(tmp_path, weights):
     """With jax alone: neither this library nor its dependencies are imported there."""
-    path = export.export_model(forward_of(weights), tmp_path / "new" / "model.stablehlo", image_shape=(4, 4, 3))
+    path = export.export_model(
+        forward_of(weights), tmp_path / "new" / "model.stablehlo", image_shape=(4, 4, 3)
+    )
     assert [p.name for p in path.parent.iterdir()] == ["model.stablehlo"]
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
@@ -33,7 +37,9 @@ def test_new_process_gives_equal_logits(tmp_path, weights):
         "assert exported.platforms == ('cpu', 'cuda', 'tpu') and 'lambdanet' not in sys.modules\n"
     )
     arguments = [str(path), str(tmp_path / "images.npy"), str(tmp_path / "out.npz")]
-    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     here = np.asarray(export.load_exported(path)(images))
     there = np.load(tmp_path / "out.npz")
@@ -43,7 +49,9 @@ def test_new_process_gives_equal_logits(tmp_path, weights):
 
 
 def test_check_refuses_other_weights(tmp_path, weights):
-    path = export.export_model(forward_of(weights), tmp_path / "a", image_shape=(4, 4, 3), platforms=("cpu",))
+    path = export.export_model(
+        forward_of(weights), tmp_path / "a", image_shape=(4, 4, 3), platforms=("cpu",)
+    )
     images = np.full((2, 4, 4, 3), 7, np.uint8)
     with pytest.raises(ValueError, match="reloaded logits differ"):
         export.check_exported(path, forward_of(weights * 1.001), images)

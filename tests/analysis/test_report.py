@@ -12,12 +12,42 @@ from lambdanet.analysis import report
 
 @pytest.fixture
 def run(tmp_path):
-    """A workdir with metrics of four steps, and the test result of twelve 8x8 images, two of them wrong."""
+    """A workdir with metrics of four steps, and the test result of twelve 8x8 images, two of them
+    wrong.
+    """
     records = [
-        {"step": 1, "epoch": 0.5, "split": "train", "loss": 2.0, "accuracy": 0.1, "images_per_second": 100.0},
-        {"step": 2, "epoch": 1.0, "split": "train", "loss": 9.9, "accuracy": 0.9, "images_per_second": 100.0},
-        {"step": 2, "epoch": 1.0, "split": "train", "loss": 1.0, "accuracy": 0.5, "images_per_second": 300.0},
-        {"step": 2, "epoch": 1.0, "split": "eval", "loss": 1.5, "accuracy": 0.4, "ema_accuracy": 0.3},
+        {
+            "step": 1,
+            "epoch": 0.5,
+            "split": "train",
+            "loss": 2.0,
+            "accuracy": 0.1,
+            "images_per_second": 100.0,
+        },
+        {
+            "step": 2,
+            "epoch": 1.0,
+            "split": "train",
+            "loss": 9.9,
+            "accuracy": 0.9,
+            "images_per_second": 100.0,
+        },
+        {
+            "step": 2,
+            "epoch": 1.0,
+            "split": "train",
+            "loss": 1.0,
+            "accuracy": 0.5,
+            "images_per_second": 300.0,
+        },
+        {
+            "step": 2,
+            "epoch": 1.0,
+            "split": "eval",
+            "loss": 1.5,
+            "accuracy": 0.4,
+            "ema_accuracy": 0.3,
+        },
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     labels = np.arange(12) % 3
@@ -37,7 +67,9 @@ def run(tmp_path):
     # The last batch is padded: its rows with mask 0 repeat an id and must not count.
     ids = np.concatenate([100 + np.arange(12), [100] * 4])
     mask = np.concatenate([np.ones(12), np.zeros(4)])
-    batches = [{"image": images[i : i + 8], "id": ids[i : i + 8], "mask": mask[i : i + 8]} for i in (0, 8)]
+    batches = [
+        {"image": images[i : i + 8], "id": ids[i : i + 8], "mask": mask[i : i + 8]} for i in (0, 8)
+    ]
     return tmp_path, result, batches
 
 
@@ -54,10 +86,17 @@ def test_report_of_a_run(run):
     )
     with Image.open(png) as picture:
         assert picture.width > 1000 and picture.height > 700
-        colors = np.unique(np.asarray(picture.convert("RGB").resize((200, 120))).reshape(-1, 3), axis=0)
+        colors = np.unique(
+            np.asarray(picture.convert("RGB").resize((200, 120))).reshape(-1, 3), axis=0
+        )
         assert len(colors) > 200, "the picture is nearly empty"
     text = markdown.read_text()
-    for part in ("test accuracy | 83.33 %", "41,914", "last train loss | 1.0000", "per second (median) | 200"):
+    for part in (
+        "test accuracy | 83.33 %",
+        "41,914",
+        "last train loss | 1.0000",
+        "per second (median) | 200",
+    ):
         assert part in text
     assert "| dog | cat | 1 |" in text and "| dog | a class with a long name | 1 |" in text
     assert "top-5" not in text, "top-5 of three classes says nothing"

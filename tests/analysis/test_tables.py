@@ -19,7 +19,10 @@ def parameter_count(model) -> int:
 def test_totals_are_exact(name):
     model = nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0)))
     rows = summary.summarise(model, 256, 256)
-    assert summary.totals(rows) == {"parameters": parameter_count(model), "macs": model.macs(256, 256)}
+    assert summary.totals(rows) == {
+        "parameters": parameter_count(model),
+        "macs": model.macs(256, 256),
+    }
     assert not [row for row in rows if row["path"] == "other parameters"]
 
 
@@ -36,7 +39,10 @@ class Partial(nnx.Module):
 
 def test_rows_that_miss_parameters():
     rows = summary.summarise(Partial(nnx.Rngs(0)), 2, 2)
-    assert [(row["path"], row["parameters"]) for row in rows] == [("fc", 16), ("other parameters", 25)]
+    assert [(row["path"], row["parameters"]) for row in rows] == [
+        ("fc", 16),
+        ("other parameters", 25),
+    ]
     assert summary.summary_table(rows).row_count == 2
 
 
@@ -55,7 +61,9 @@ def test_speed_runs_the_calls_it_reports():
         jax.debug.callback(lambda: calls.append(1), ordered=True)
         return images.reshape(len(images), -1).astype(jnp.float32) @ weight
 
-    results = speed.measure(forward, np.ones((12, 2), np.float32), (2, 2, 3), [1, 4], repeats=3, warmup=1)
+    results = speed.measure(
+        forward, np.ones((12, 2), np.float32), (2, 2, 3), [1, 4], repeats=3, warmup=1
+    )
     jax.effects_barrier()
     assert len(calls) == 2 * (3 + 1)
     assert [r["batch_size"] for r in results] == [1, 4]

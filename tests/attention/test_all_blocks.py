@@ -1,4 +1,6 @@
-"""What every registered attention block must do; a new block is checked here as soon as it is registered."""
+"""What every registered attention block must do; a new block is checked here as soon as it is
+registered.
+"""
 
 import functools
 
@@ -19,12 +21,18 @@ SOWN = ("attention_map", "gate", "channel_map")
 
 def plain_names() -> list[str]:
     """Names without presets of their own: one per block that maps a map to a map."""
-    return [name for name in list_attention() if not attention.lookup(name)[1] and kind(name) != "carried"]
+    return [
+        name
+        for name in list_attention()
+        if not attention.lookup(name)[1] and kind(name) != "carried"
+    ]
 
 
 @functools.cache
 def block(name: str, size=SIZE, dtype=None):
-    """A block in the evaluation view, its zero-initialised parameters and running statistics replaced by random numbers."""
+    """A block in the evaluation view, its zero-initialised parameters and running statistics
+    replaced by random numbers.
+    """
     made = create_attention(name, DIM, size=size, dtype=dtype, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(1)
     for path, variable in nnx.to_flat_state(nnx.state(made, (nnx.Param, nnx.BatchStat))):
@@ -46,7 +54,9 @@ def test_describes_itself(name):
     assert kind(name) in KINDS
     assert "Source" in text and "Args:" in text and "rngs" in text
     residual = ("residual", "gate", "projection")
-    assert any(word in text for word in residual), "the docstring must say what stands around the attention"
+    assert any(word in text for word in residual), (
+        "the docstring must say what stands around the attention"
+    )
 
 
 @pytest.mark.parametrize("name", plain_names())
@@ -82,14 +92,17 @@ def test_smallest_map_and_long_maps(name):
         try:
             y = once(block(name, size).__call__)(x)
         except ValueError as error:
-            assert "size" in str(error) or "map" in str(error), "the refusal must say what sizes are allowed"
+            assert "size" in str(error) or "map" in str(error), (
+                "the refusal must say what sizes are allowed"
+            )
             continue
         assert y.shape == x.shape and np.isfinite(y).all()
 
 
-# The lambda layer counts as its paper does, whatever the lowering: tests/attention/test_lambda_layer.py. The convolutions of
-# cross-shaped windows are shifted products on CPU, which are no contractions, and neighborhood attention counts the pairs of
-# its formula: tests/attention/test_cross_shaped_window.py, test_neighborhood.py.
+# The lambda layer counts as its paper does, whatever the lowering:
+# tests/attention/test_lambda_layer.py. The convolutions of cross-shaped windows are shifted
+# products on CPU, which are no contractions, and neighborhood attention counts the pairs of its
+# formula: tests/attention/test_cross_shaped_window.py, test_neighborhood.py.
 COUNTED_ELSEWHERE = ("lambda", "cross_shaped_window", "neighborhood")
 
 
@@ -115,7 +128,10 @@ def test_capture_shows_something_finite(name):
     assert shown, f"capture sowed {sorted(flat)}; one of {SOWN} is needed"
     for key, value in shown.items():
         assert np.isfinite(value).all() and value.shape[0] == len(x)
-        assert value.ndim == {"attention_map": 2 + 2 * len(SIZE), "gate": 2 + len(SIZE), "channel_map": 3}[key]
+        assert (
+            value.ndim
+            == {"attention_map": 2 + 2 * len(SIZE), "gate": 2 + len(SIZE), "channel_map": 3}[key]
+        )
 
 
 def _leaves(tree, path=()):
@@ -144,7 +160,9 @@ def test_kinds_split_the_list():
 def test_counter_counts_loops_and_convolutions():
     def program(x, kernel):
         y = jax.lax.map(lambda row: row @ row.T, x)
-        image = jax.lax.conv_general_dilated(x[..., None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        image = jax.lax.conv_general_dilated(
+            x[..., None], kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return y, image
 
     shapes = jnp.ones((3, 4, 5)), jnp.ones((3, 3, 1, 2))

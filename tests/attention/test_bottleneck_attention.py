@@ -14,7 +14,12 @@ DIM = 12
 def layer(size=(3, 5), **options):
     built = BottleneckAttention(DIM, **{"num_heads": 3, "size": size, **options}, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -45,14 +50,19 @@ def by_hand(built, x, relative_scale):
         logits = np.zeros((height, width))
         for m, n in np.ndindex(height, width):
             embedding = tables[0][m - i + height - 1] + tables[1][n - j + width - 1]
-            logits[m, n] = q[b, i, j, h] @ k[b, m, n, h] / np.sqrt(depth) + relative_scale * q[b, i, j, h] @ embedding
+            logits[m, n] = (
+                q[b, i, j, h] @ k[b, m, n, h] / np.sqrt(depth)
+                + relative_scale * q[b, i, j, h] @ embedding
+            )
         exponents = np.exp(logits - logits.max())
         weights[b, h, i, j] = exponents / exponents.sum()
         out[b, i, j, h] = np.einsum("mn,mnv->v", weights[b, h, i, j], v[b, :, :, h])
     return out.reshape(batch, height, width, -1), weights
 
 
-@pytest.mark.parametrize("options", [dict(), dict(key_depth=2, dim_out=9, qkv_bias=True, scale_relative=True)])
+@pytest.mark.parametrize(
+    "options", [dict(), dict(key_depth=2, dim_out=9, qkv_bias=True, scale_relative=True)]
+)
 def test_equals_the_definition(options):
     built, x = layer(**options), inputs(3, 5)
     scaled = built.scale_relative
@@ -70,7 +80,9 @@ def test_resized_tables_keep_offsets_or_interpolate():
     np.testing.assert_array_equal(smaller["height_embedding"], params["height_embedding"])
     np.testing.assert_array_equal(smaller["width_embedding"], params["width_embedding"][3:-3])
     larger = resize_params(params, (3, 5), (5, 5))
-    np.testing.assert_allclose(larger["height_embedding"][::2], params["height_embedding"], rtol=1e-5)
+    np.testing.assert_allclose(
+        larger["height_embedding"][::2], params["height_embedding"], rtol=1e-5
+    )
     middle = (params["height_embedding"][1:] + params["height_embedding"][:-1]) / 2
     np.testing.assert_allclose(larger["height_embedding"][1::2], middle, rtol=1e-5, atol=1e-6)
     target = layer((5, 5))
@@ -83,7 +95,9 @@ def test_resized_tables_keep_offsets_or_interpolate():
 def test_host_hands_the_size_on_and_another_map_is_refused():
     built = create_attention("bottleneck_attention", DIM, size=(3, 4), rngs=nnx.Rngs(0))
     assert built.height_embedding.shape == (5, 3) and built.width_embedding.shape == (7, 3)
-    with pytest.raises(ValueError, match=r"size \(4, 3\), the embeddings are for size \(3, 4\).*resize_params"):
+    with pytest.raises(
+        ValueError, match=r"size \(4, 3\), the embeddings are for size \(3, 4\).*resize_params"
+    ):
         built(inputs(4, 3))
     with pytest.raises(ValueError, match="expected .batch, 2 spatial axes"):
         built(inputs(12))

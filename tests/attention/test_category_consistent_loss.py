@@ -1,4 +1,6 @@
-"""The category-consistent loss against loops, and its corners: few classes, ignored and wrong labels, zero distances."""
+"""The category-consistent loss against loops, and its corners: few classes, ignored and wrong
+labels, zero distances.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,11 @@ import pytest
 from lambdanet.attention.category_consistent_loss import category_consistent_loss
 
 CLASSES, IGNORED = 5, 255
-loss = jax.jit(category_consistent_loss, static_argnums=2, static_argnames=("ignore_label", "variance_margin", "distance_margin"))
+loss = jax.jit(
+    category_consistent_loss,
+    static_argnums=2,
+    static_argnames=("ignore_label", "variance_margin", "distance_margin"),
+)
 
 
 def by_hand(h, labels, *, dv=0.5, dd=1.5, weights=(1.0, 1.0, 0.001)):
@@ -35,14 +41,21 @@ def data(scale=0.5, classes=4):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, (2, 5, 3))  # class 4 is never present
     labels[0, 0] = IGNORED
-    return (scale * rng.standard_normal((2, 5, 3, 6)) + 0.3 * (labels[..., None] % 7)).astype(np.float32), labels
+    return (scale * rng.standard_normal((2, 5, 3, 6)) + 0.3 * (labels[..., None] % 7)).astype(
+        np.float32
+    ), labels
 
 
 def test_equals_the_loops():
     features, labels = data()
-    distances = [np.linalg.norm(features[labels == c] - features[labels == c].mean(0), axis=-1) for c in range(4)]
+    distances = [
+        np.linalg.norm(features[labels == c] - features[labels == c].mean(0), axis=-1)
+        for c in range(4)
+    ]
     assert {int(piece) for d in distances for piece in np.digitize(d, (0.5, 1.5))} >= {1, 2}
-    np.testing.assert_allclose(loss(features, labels, CLASSES), by_hand(features, labels), rtol=1e-5)
+    np.testing.assert_allclose(
+        loss(features, labels, CLASSES), by_hand(features, labels), rtol=1e-5
+    )
     near = 0.1 * features  # all within the margin, the means too close
     np.testing.assert_allclose(loss(near, labels, CLASSES), by_hand(near, labels), rtol=1e-5)
     assert loss(near, labels, CLASSES).variance == 0
@@ -60,11 +73,15 @@ def test_weights_and_margins():
         distance_weight=3.0,
         regularisation_weight=0.5,
     )
-    np.testing.assert_allclose(terms, by_hand(features, labels, dv=0.2, dd=0.8, weights=(2, 3, 0.5)), rtol=1e-5)
+    np.testing.assert_allclose(
+        terms, by_hand(features, labels, dv=0.2, dd=0.8, weights=(2, 3, 0.5)), rtol=1e-5
+    )
 
 
 def test_slope_is_two_before_the_second_margin_and_one_after_it():
-    """Two positions of one class at -d and d: each is d from the mean, and moves away from it by half of its own step."""
+    """Two positions of one class at -d and d: each is d from the mean, and moves away from it by
+    half of its own step.
+    """
 
     def variance(d):
         return loss(jnp.stack([-d, d]).reshape(1, 2, 1), np.zeros((1, 2), int), CLASSES).variance
@@ -97,7 +114,9 @@ def test_nothing_labelled_is_zero():
 
 
 def test_zero_distances_have_finite_gradients():
-    """Equal features: every position is its mean, all means coincide, and with zeros the means have no norm."""
+    """Equal features: every position is its mean, all means coincide, and with zeros the means have
+    no norm.
+    """
     labels = data()[1]
     slope = gradient(np.zeros((2, 5, 3, 6), np.float32), labels)
     assert np.isfinite(slope).all()
@@ -128,7 +147,9 @@ def test_bfloat16_features_are_summed_in_float32():
 
 def test_wrong_arguments_are_named():
     features, labels = data()
-    with pytest.raises(ValueError, match=r"labels have shape \(2, 5, 2\).*expected integers of shape \(2, 5, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"labels have shape \(2, 5, 2\).*expected integers of shape \(2, 5, 3\)"
+    ):
         category_consistent_loss(features, labels[..., :2], CLASSES)
     with pytest.raises(ValueError, match="dtype float32"):
         category_consistent_loss(features, labels.astype(np.float32), CLASSES)

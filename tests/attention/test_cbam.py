@@ -15,7 +15,11 @@ def filled(dim, **options):
     block = ConvolutionalBlockAttention(dim, **options, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(block, (nnx.Param, nnx.BatchStat))):
-        value = rng.uniform(0.5, 1.5, variable.shape) if path[-1] == "var" else 0.4 * rng.normal(size=variable.shape)
+        value = (
+            rng.uniform(0.5, 1.5, variable.shape)
+            if path[-1] == "var"
+            else 0.4 * rng.normal(size=variable.shape)
+        )
         variable.set_value(jnp.asarray(value, jnp.float32))
     return nnx.view(block, capture=True, use_running_average=True, raise_if_not_found=False)
 
@@ -82,7 +86,10 @@ def test_equals_the_formula(name):
 
 
 def test_spatial_gate_starts_at_one_half_with_slow_statistics():
-    block, x = create_attention("cbam", 16, norm_momentum=0.5, rngs=nnx.Rngs(0)), inputs(2, 3, 4, 16)
+    block, x = (
+        create_attention("cbam", 16, norm_momentum=0.5, rngs=nnx.Rngs(0)),
+        inputs(2, 3, 4, 16),
+    )
     assert block.spatial.norm.momentum == 0.99
     assert not np.any(block.reduce.bias[...]) and not np.any(block.expand.bias[...])
     _, gate = run(nnx.view(block, capture=True, use_running_average=True), x)
@@ -117,7 +124,10 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_counts_of_the_released_networks(name):
     plain, blocks, width, total = NETWORKS[name]
-    assert plain + sum(number * parameters(width * 2**stage) for stage, number in enumerate(blocks)) == total
+    assert (
+        plain + sum(number * parameters(width * 2**stage) for stage, number in enumerate(blocks))
+        == total
+    )
 
 
 def test_count_and_multiply_adds():
@@ -126,12 +136,18 @@ def test_count_and_multiply_adds():
     assert parameters(c, reduction=4, spatial=False) == 2 * c * c // 4 + c // 4 + c
     block = ConvolutionalBlockAttention(32, rngs=nnx.Rngs(0))
     assert block.macs(3, 5) == 2 * 2 * 32 * 2 + 15 * 49 * 2
-    assert ConvolutionalBlockAttention(32, pools=("avg",), spatial=False, rngs=nnx.Rngs(0)).macs(3, 5) == 2 * 32 * 2
+    assert (
+        ConvolutionalBlockAttention(32, pools=("avg",), spatial=False, rngs=nnx.Rngs(0)).macs(3, 5)
+        == 2 * 32 * 2
+    )
 
 
 WRONG = [
     (dict(reduction=17), "reduction is 17 for 16 channels; allowed: 1 <= reduction"),
-    (dict(pools=("avg", "min")), r"pools is \('avg', 'min'\); allowed: .* 'avg', 'max', 'lp', 'lse'"),
+    (
+        dict(pools=("avg", "min")),
+        r"pools is \('avg', 'min'\); allowed: .* 'avg', 'max', 'lp', 'lse'",
+    ),
     (dict(pools=("avg", "avg")), "one or more of"),
     (dict(pools=()), r"pools is \(\)"),
     (dict(pools="max"), "pools is 'max'; allowed: a tuple"),
@@ -147,5 +163,8 @@ def test_wrong_options_are_named(options, message):
 
 @pytest.mark.parametrize("spatial", [(5,), (2, 3, 2)])
 def test_spatial_gate_needs_two_spatial_axes(spatial):
-    with pytest.raises(ValueError, match=r"cbam: the input has shape .* expected \[batch, 2 spatial axes, 16 channels\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"cbam: the input has shape .* expected \[batch, 2 spatial axes, 16 channels\]",
+    ):
         ConvolutionalBlockAttention(16, rngs=nnx.Rngs(0))(inputs(1, *spatial, 16))

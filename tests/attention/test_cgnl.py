@@ -1,4 +1,6 @@
-"""CGNL against the generalized non-local operator with its whole L x L matrix, and what its group norm does to it."""
+"""CGNL against the generalized non-local operator with its whole L x L matrix, and what its group
+norm does to it.
+"""
 
 import itertools
 import math
@@ -14,11 +16,17 @@ from lambdanet.attention.cgnl import CompactGeneralizedNonLocal, kernel_response
 
 
 def filled(dim, *, seed=0, **options):
-    """A block whose weights are all random; theta and phi are large, so that the powers of the RBF differ."""
+    """A block whose weights are all random; theta and phi are large, so that the powers of the RBF
+    differ.
+    """
     block = CompactGeneralizedNonLocal(dim, **options, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(block, (nnx.Param, nnx.BatchStat))):
-        value = rng.uniform(0.5, 1.5, variable.shape) if path[-1] in ("scale", "var") else rng.normal(size=variable.shape)
+        value = (
+            rng.uniform(0.5, 1.5, variable.shape)
+            if path[-1] in ("scale", "var")
+            else rng.normal(size=variable.shape)
+        )
         large = 20 if path[0] in ("theta", "phi") and options.get("kernel") == "rbf" else 1
         variable.set_value(jnp.asarray(large * value, jnp.float32))
     return nnx.view(block, capture=True, use_running_average=True, raise_if_not_found=False)
@@ -42,7 +50,9 @@ def generalized_non_local(theta, phi, g, kernel):
 
 KERNELS = {
     "dot": lambda t, p: t * p,
-    "rbf": lambda t, p: math.exp(-2e-4) * sum((2e-4 * t * p) ** k / math.factorial(k) for k in range(4)),
+    "rbf": lambda t, p: (
+        math.exp(-2e-4) * sum((2e-4 * t * p) ** k / math.factorial(k) for k in range(4))
+    ),
     "rbf 1": lambda t, p: math.exp(-2e-4) * (1 + 2e-4 * t * p),
 }
 
@@ -58,7 +68,9 @@ def by_hand(block, x, kernel, *, scale, batch_norm=False):
     for sample, group in itertools.product(range(len(x)), range(block.groups)):
         here, there = (slice(group * n, (group + 1) * n) for n in (width, wide))
         vectors = [a[sample, :, here].reshape(-1) for a in (theta, phi, g)]
-        answer = generalized_non_local(*vectors, kernel) / (math.sqrt(len(vectors[0])) if scale else 1)
+        answer = generalized_non_local(*vectors, kernel) / (
+            math.sqrt(len(vectors[0])) if scale else 1
+        )
         response[sample, :, here] = answer.reshape(-1, width)
         z[sample, :, there] = response[sample, :, here] @ weight["out_kernel"][:, there]
         if not batch_norm:
@@ -74,7 +86,11 @@ VARIANTS = {
     "dot, one group": ((3, 5), dict(groups=1), "dot"),
     "dot, groups, scale": ((3, 5), dict(groups=3, use_scale=True), "dot"),
     "rbf": ((5, 3), dict(groups=2, kernel="rbf"), "rbf"),
-    "rbf of order 1, scale, inner": ((4,), dict(groups=2, kernel="rbf", order=1, use_scale=True, inner_dim=4), "rbf 1"),
+    "rbf of order 1, scale, inner": (
+        (4,),
+        dict(groups=2, kernel="rbf", order=1, use_scale=True, inner_dim=4),
+        "rbf 1",
+    ),
     "batch norm, clip": ((2, 1, 3), dict(groups=3, norm="batch"), "dot"),
 }
 
@@ -91,23 +107,34 @@ def test_equals_the_generalized_non_local_operator(name):
 
 
 def test_series_with_the_true_beta_is_the_gaussian():
-    """exp(-gamma (t - p)^2) = exp(-gamma t^2) exp(-gamma p^2) exp(2 gamma t p): the series stands for the last factor."""
+    """exp(-gamma (t - p)^2) = exp(-gamma t^2) exp(-gamma p^2) exp(2 gamma t p): the series stands
+    for the last factor.
+    """
     gamma, beta = 1e-4, math.exp(-2e-4)
     t, p, g = 40 * np.random.default_rng(0).normal(size=(3, 30))
     exact = generalized_non_local(t, p, g, lambda t, p: math.exp(-gamma * (t - p) ** 2))
 
     def error(order):
         weighted = g * np.exp(-gamma * p**2) / beta
-        answer = kernel_response(*(a.reshape(1, 5, 1, 6) for a in (t, p, weighted)), rbf_coefficients(order))
-        return np.abs(np.asarray(answer).reshape(-1) * np.exp(-gamma * t**2) - exact).max() / np.abs(exact).max()
+        answer = kernel_response(
+            *(a.reshape(1, 5, 1, 6) for a in (t, p, weighted)), rbf_coefficients(order)
+        )
+        return (
+            np.abs(np.asarray(answer).reshape(-1) * np.exp(-gamma * t**2) - exact).max()
+            / np.abs(exact).max()
+        )
 
     errors = [error(order) for order in (1, 3, 5, 9)]
     assert errors == sorted(errors, reverse=True)
-    assert errors[1] > 1e-4 and errors[-1] < 1e-5  # the released order is no exact Gaussian for entries of this size
+    assert (
+        errors[1] > 1e-4 and errors[-1] < 1e-5
+    )  # the released order is no exact Gaussian for entries of this size
 
 
 def test_sums_of_bfloat16_maps_are_float32():
-    theta, phi, g = np.random.default_rng(1).normal(1, 1, size=(3, 1, 900, 1, 4)).astype(jnp.bfloat16)
+    theta, phi, g = (
+        np.random.default_rng(1).normal(1, 1, size=(3, 1, 900, 1, 4)).astype(jnp.bfloat16)
+    )
     found = kernel_response(theta, phi, g, (0, 1))
     exact = np.float64(theta) * (np.float64(phi) * np.float64(g)).sum()
     assert found.dtype == jnp.float32
@@ -118,8 +145,12 @@ def test_sums_of_bfloat16_maps_are_float32():
 def test_group_norm_cancels_the_sums_and_batch_norm_keeps_them(norm):
     block, x = filled(16, groups=4, norm=norm), inputs(2, 6, 5, 16)
     y, response = run(block, x)
-    grads = jax.jit(jax.grad(lambda block: jnp.sum(block(x) * x[::-1])))(nnx.view(block, capture=False))
-    of_phi, of_theta = (float(jnp.abs(getattr(grads, name).kernel[...]).max()) for name in ("phi", "theta"))
+    grads = jax.jit(jax.grad(lambda block: jnp.sum(block(x) * x[::-1])))(
+        nnx.view(block, capture=False)
+    )
+    of_phi, of_theta = (
+        float(jnp.abs(getattr(grads, name).kernel[...]).max()) for name in ("phi", "theta")
+    )
     theta = (x @ np.asarray(block.theta.kernel[...])).reshape(response.shape)
     signs = np.sign((np.asarray(response) * theta).reshape(2, -1, 4, 2).sum(axis=(1, 3)))
     assert {-1, 1} <= set(signs.flat)  # both occur
@@ -134,7 +165,9 @@ def test_group_norm_cancels_the_sums_and_batch_norm_keeps_them(norm):
 
 
 def test_gradients_of_the_sums_where_nothing_cancels_them():
-    """d/d phi of sum(c y) with y = theta sum(phi g): g sum(c theta), and the same with phi and g exchanged."""
+    """d/d phi of sum(c y) with y = theta sum(phi g): g sum(c theta), and the same with phi and g
+    exchanged.
+    """
     theta, phi, g, cotangent = np.random.default_rng(2).normal(size=(4, 2, 7, 3, 2))
 
     def loss(phi, g):
@@ -160,7 +193,9 @@ def test_starts_as_the_identity_and_can_leave_it(name):
     assert block.groups == 8 and block.inner_dim == 8
     assert np.std(block.theta.kernel[...]) == pytest.approx(0.01, rel=0.3)
     if name == "cgnlx":
-        assert block.coefficients == pytest.approx([0.9998, 1.9996e-4, 1.9996e-8, 1.33307e-12], rel=1e-4)
+        assert block.coefficients == pytest.approx(
+            [0.9998, 1.9996e-4, 1.9996e-8, 1.33307e-12], rel=1e-4
+        )
 
 
 def parameters(**options):
@@ -171,18 +206,25 @@ def parameters(**options):
 def test_counts_of_the_released_blocks():
     assert parameters(name="cgnl") == parameters(name="cgnlx") == 1_640_448
     c, inner = 1024, 96
-    assert parameters(name="cgnl", inner_dim=inner, groups=4) == 3 * c * inner + c * inner // 4 + 2 * c
+    assert (
+        parameters(name="cgnl", inner_dim=inner, groups=4) == 3 * c * inner + c * inner // 4 + 2 * c
+    )
     block = nnx.eval_shape(lambda: create_attention("cgnl", c, rngs=nnx.Rngs(0)))
     assert block.macs(14, 14) == 196 * (3 * 512 * 1024 + 512 * 1024 // 8)
 
 
 def test_batch_norm_takes_the_momentum_of_its_host():
-    block = create_attention(dict(name="cgnl", norm="batch"), 16, norm_momentum=0.7, rngs=nnx.Rngs(0))
+    block = create_attention(
+        dict(name="cgnl", norm="batch"), 16, norm_momentum=0.7, rngs=nnx.Rngs(0)
+    )
     assert block.norm.momentum == 0.7 and not np.any(block.norm.scale[...])
 
 
 WRONG = [
-    (dict(), r"groups is 8; .* the 24 channels and the 12 inner channels .* here 1, 2, 3, 4, 6, 12"),
+    (
+        dict(),
+        r"groups is 8; .* the 24 channels and the 12 inner channels .* here 1, 2, 3, 4, 6, 12",
+    ),
     (dict(groups=3, inner_dim=4), "groups is 3; .* here 1, 2, 4"),
     (dict(groups=0), "groups is 0"),
     (dict(groups=1, inner_dim=0), "0 inner channels"),

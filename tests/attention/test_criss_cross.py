@@ -1,4 +1,6 @@
-"""Criss-cross attention against loops over pairs, what it links, what it holds in memory, and CCNet's head."""
+"""Criss-cross attention against loops over pairs, what it links, what it holds in memory, and
+CCNet's head.
+"""
 
 import itertools
 import math
@@ -43,7 +45,10 @@ def by_hand(made, x):
     positions = list(itertools.product(*map(range, spatial)))
     for index in range(made.recurrence):
         weights = made.passes[index if len(made.passes) > 1 else 0]
-        q, k, v = (x @ np.float64(p.kernel[...]) + np.float64(p.bias[...]) for p in (weights.query, weights.key, weights.value))
+        q, k, v = (
+            x @ np.float64(p.kernel[...]) + np.float64(p.bias[...])
+            for p in (weights.query, weights.key, weights.value)
+        )
         y = x.copy()
         shown = np.zeros((len(x), len(positions), len(positions)))
         for b, (n, u) in itertools.product(range(len(x)), enumerate(positions)):
@@ -95,7 +100,9 @@ def test_float64_is_not_rounded():
 def reached(made, *spatial):
     """[n, n]: whether an output position depends on an input position, from the Jacobian."""
     n = math.prod(spatial)
-    x = 0.2 * image(*spatial, batch=1).reshape(n, DIM)  # small, so that no weight vanishes in the softmax
+    x = 0.2 * image(*spatial, batch=1).reshape(
+        n, DIM
+    )  # small, so that no weight vanishes in the softmax
     jacobian = jax.jit(jax.jacrev(lambda x: made(x.reshape(1, *spatial, DIM)).reshape(n, DIM)))(x)
     return np.abs(jacobian).max((1, 3)) > 1e-9
 
@@ -124,14 +131,18 @@ def test_gradients_are_finite_where_an_axis_is_masked_as_a_whole(spatial):
 
     @jax.jit
     def gradients(state, x):
-        return jax.value_and_grad(lambda s, x: jnp.sum(nnx.merge(graphdef, s)(x).astype(jnp.float32) ** 2), (0, 1))(state, x)
+        return jax.value_and_grad(
+            lambda s, x: jnp.sum(nnx.merge(graphdef, s)(x).astype(jnp.float32) ** 2), (0, 1)
+        )(state, x)
 
     for leaf in jax.tree.leaves(gradients(state, image(*spatial))):
         assert np.isfinite(np.asarray(leaf, np.float32)).all()
 
 
 def test_large_logits_do_not_overflow():
-    """The pieces share one maximum: a softmax per piece, or none subtracted, would overflow or sum to more than one."""
+    """The pieces share one maximum: a softmax per piece, or none subtracted, would overflow or sum
+    to more than one.
+    """
     made, x = block(), image(4, 5)
     made.passes[0].query.kernel[...] *= 1e3
     _, sown = nnx.capture(nnx.view(made, capture=True), nnx.Intermediate)(x)
@@ -188,16 +199,26 @@ def test_wrong_options_are_named(options, message):
 def test_names_of_mmcv():
     draw = np.random.default_rng(0).standard_normal
     state = {
-        f"{name}_conv.{kind}": draw(shape) for name in ("query", "key") for kind, shape in (("weight", (4, 8, 1, 1)), ("bias", 4))
+        f"{name}_conv.{kind}": draw(shape)
+        for name in ("query", "key")
+        for kind, shape in (("weight", (4, 8, 1, 1)), ("bias", 4))
     }
-    state |= {"value_conv.weight": draw((8, 8, 1, 1)), "value_conv.bias": draw(8), "gamma.scale": draw(())}
-    shapes = {"/".join(map(str, path)): v.shape for path, v in nnx.to_flat_state(nnx.state(block()))}
+    state |= {
+        "value_conv.weight": draw((8, 8, 1, 1)),
+        "value_conv.bias": draw(8),
+        "gamma.scale": draw(()),
+    }
+    shapes = {
+        "/".join(map(str, path)): v.shape for path, v in nnx.to_flat_state(nnx.state(block()))
+    }
     ours = convert(state, TORCH_NAMES, shapes)
     assert ours["passes/0/gamma"] == state["gamma.scale"]
-    np.testing.assert_array_equal(ours["passes/0/query/kernel"], state["query_conv.weight"][:, :, 0, 0].T)
+    np.testing.assert_array_equal(
+        ours["passes/0/query/kernel"], state["query_conv.weight"][:, :, 0, 0].T
+    )
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The head; its values are in the golden tests
 
 
@@ -213,13 +234,17 @@ def test_head_counts():
 
 
 def test_head_drops_whole_channels_in_training():
-    """With a classifier that only passes channels on, training differs from evaluation by one factor per channel."""
+    """With a classifier that only passes channels on, training differs from evaluation by one
+    factor per channel.
+    """
     made = RCCAHead(8, 32, hidden=8, dim_out=32, dropout=0.5, rngs=nnx.Rngs(0))
     made.classify.kernel[...] = jnp.eye(32)
     x = image(3, 4)
     evaluation = nnx.view(made, deterministic=True, use_running_average=True)(x)
     training = nnx.view(made, deterministic=False, use_running_average=True)
-    kept = np.asarray(training(x, rngs=nnx.Rngs(dropout=1))) / np.where(evaluation > 0, evaluation, np.nan)
+    kept = np.asarray(training(x, rngs=nnx.Rngs(dropout=1))) / np.where(
+        evaluation > 0, evaluation, np.nan
+    )
     spread = np.nanmax(kept, (1, 2)) - np.nanmin(kept, (1, 2))  # [b, channel]
     assert np.nanmax(spread) < 1e-5
     assert set(np.round(np.nanmax(kept, (1, 2))[~np.isnan(spread)], 4)) == {0.0, 2.0}

@@ -1,4 +1,6 @@
-"""Cross-shaped window attention against loops over stripes; the two ways to be global; reach; errors."""
+"""Cross-shaped window attention against loops over stripes; the two ways to be global; reach;
+errors.
+"""
 
 import functools
 
@@ -17,7 +19,12 @@ once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_le
 
 def randomised(built):
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.5 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.5 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -37,9 +44,11 @@ def captured(built, x):
 
 
 def by_hand(built, x, width):
-    """(output, weights [b, h, y, x, Y, X]) in float64: every query looks at every position of its stripe.
+    """(output, weights [b, h, y, x, Y, X]) in float64: every query looks at every position of its
+    stripe.
 
-    `width` is that of the stripes, of which the first half of the heads has vertical ones, or None: no stripes.
+    `width` is that of the stripes, of which the first half of the heads has vertical ones, or None:
+    no stripes.
     """
     x, size, heads = np.float64(x), x.shape[1:3], built.num_heads
     qkv = x @ np.float64(built.qkv.kernel[...])
@@ -47,7 +56,8 @@ def by_hand(built, x, width):
         qkv = qkv + np.float64(built.qkv.bias[...])
     q, k, v = np.split(qkv, 3, -1)
     kernel, bias = (
-        np.concatenate([np.float64(getattr(conv, name)[...]) for conv in built.position_convs], -1) for name in ("kernel", "bias")
+        np.concatenate([np.float64(getattr(conv, name)[...]) for conv in built.position_convs], -1)
+        for name in ("kernel", "bias")
     )
     depth, mixed, weights = DIM // heads, np.zeros_like(x), np.zeros((len(x), heads, *size, *size))
     for h, y, z in np.ndindex(heads, *size):
@@ -63,16 +73,22 @@ def by_hand(built, x, width):
         stripe = [(i, j) for i in ranges[0] for j in ranges[1]]
         part = slice(h * depth, (h + 1) * depth)
         for b in range(len(x)):
-            logits = np.array([q[b, y, z, part] @ k[b, i, j, part] for i, j in stripe]) * depth**-0.5
+            logits = (
+                np.array([q[b, y, z, part] @ k[b, i, j, part] for i, j in stripe]) * depth**-0.5
+            )
             exponents = np.exp(logits)
-            shares = exponents / (exponents.sum() + count - len(stripe))  # the logit of a padded key is zero
+            shares = exponents / (
+                exponents.sum() + count - len(stripe)
+            )  # the logit of a padded key is zero
             mixed[b, y, z, part] = bias[part]
             for (i, j), share in zip(stripe, shares, strict=True):
                 weights[b, h, y, z, i, j] = share
                 mixed[b, y, z, part] += share * v[b, i, j, part]
                 if abs(i - y) <= 1 and abs(j - z) <= 1:
                     mixed[b, y, z, part] += kernel[i - y + 1, j - z + 1, 0, part] * v[b, i, j, part]
-    return mixed @ np.float64(built.output.kernel[...]) + np.float64(built.output.bias[...]), weights
+    return mixed @ np.float64(built.output.kernel[...]) + np.float64(
+        built.output.bias[...]
+    ), weights
 
 
 CASES = {
@@ -92,7 +108,9 @@ def test_equals_loops(name):
     expected, weights = by_hand(built, x, width)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(shown, weights, rtol=1e-4, atol=1e-6)
-    as_convolution = layer(**options, impl="conv")  # 'shift' has no convolution that could be counted
+    as_convolution = layer(
+        **options, impl="conv"
+    )  # 'shift' has no convolution that could be counted
     assert built.macs(*spatial) == jaxpr_macs(as_convolution, x[:1])
 
 
@@ -104,7 +122,9 @@ def test_a_map_of_one_stripe_makes_the_layer_global():
     joined = {name: jnp.concatenate([convs[i][name] for i in range(2)], -1) for name in convs[0]}
     nnx.update(whole, {**params, "position_convs": {0: joined}})
     x = inputs(3, 3)
-    np.testing.assert_allclose(once(whole.__call__)(x), once(split.__call__)(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        once(whole.__call__)(x), once(split.__call__)(x), rtol=1e-5, atol=1e-5
+    )
     for other in ((3, 4), (2, 2), None):
         assert len(layer(stripe_width=3, size=other).position_convs) == 2
 
@@ -131,7 +151,10 @@ def test_initial_state():
     ("options", "message"),
     [
         (dict(num_heads=3), "num_heads is 3; allowed: divisors of dim=8"),
-        (dict(num_heads=1), "num_heads is 1; allowed: even numbers, half for each direction, or stripe_width=None"),
+        (
+            dict(num_heads=1),
+            "num_heads is 1; allowed: even numbers, half for each direction, or stripe_width=None",
+        ),
         (dict(stripe_width=0), "stripe_width is 0; allowed: an integer of 1 or more, or None"),
         (dict(size=(0, 2)), r"size is \(0, 2\); allowed"),
         (dict(impl="fast"), "impl is 'fast'; allowed: auto, shift, conv"),

@@ -1,4 +1,6 @@
-"""Position and channel attention of DANet against loops, with chunks, both signs of the energy and the initial state."""
+"""Position and channel attention of DANet against loops, with chunks, both signs of the energy and
+the initial state.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -48,16 +50,36 @@ def softmax(a):
 
 def position_by_hand(made, x):
     flat = np.float64(x).reshape(len(x), -1, DIM)
-    q, k, v = (flat @ np.float64(p.kernel[...]) + np.float64(p.bias[...]) for p in (made.query, made.key, made.value))
-    weights = np.array([[softmax([qi @ kj for kj in keys]) for qi in queries] for queries, keys in zip(q, k, strict=True)])
-    y = flat + float(made.gamma[0]) * np.array([[w @ values for w in rows] for rows, values in zip(weights, v, strict=True)])
+    q, k, v = (
+        flat @ np.float64(p.kernel[...]) + np.float64(p.bias[...])
+        for p in (made.query, made.key, made.value)
+    )
+    weights = np.array(
+        [
+            [softmax([qi @ kj for kj in keys]) for qi in queries]
+            for queries, keys in zip(q, k, strict=True)
+        ]
+    )
+    y = flat + float(made.gamma[0]) * np.array(
+        [[w @ values for w in rows] for rows, values in zip(weights, v, strict=True)]
+    )
     return y.reshape(x.shape), weights
 
 
 def channel_by_hand(made, x):
     flat, sign = np.float64(x).reshape(len(x), -1, DIM), -1 if made.energy == "max_minus" else 1
-    weights = np.array([[softmax([sign * (s[:, c] @ s[:, d]) for d in range(DIM)]) for c in range(DIM)] for s in flat])
-    context = np.array([[[w[c] @ pixel for c in range(DIM)] for pixel in s] for s, w in zip(flat, weights, strict=True)])
+    weights = np.array(
+        [
+            [softmax([sign * (s[:, c] @ s[:, d]) for d in range(DIM)]) for c in range(DIM)]
+            for s in flat
+        ]
+    )
+    context = np.array(
+        [
+            [[w[c] @ pixel for c in range(DIM)] for pixel in s]
+            for s, w in zip(flat, weights, strict=True)
+        ]
+    )
     return (flat + float(made.gamma[0]) * context).reshape(x.shape), weights
 
 
@@ -93,10 +115,14 @@ def test_max_minus_gives_the_least_weight_to_the_most_alike():
 
 
 def test_energy_of_bfloat16_is_summed_in_float32():
-    """A sum over 4096 positions: in bfloat16 it would stop growing, and the weights would be far off."""
+    """A sum over 4096 positions: in bfloat16 it would stop growing, and the weights would be far
+    off.
+    """
     x = jnp.asarray(0.05 * (image(64, 64, batch=1) + 1), jnp.bfloat16)
     _, shown = captured(channel(), x)
-    np.testing.assert_allclose(shown, channel_by_hand(channel(), np.asarray(x, np.float32))[1], rtol=1e-3)
+    np.testing.assert_allclose(
+        shown, channel_by_hand(channel(), np.asarray(x, np.float32))[1], rtol=1e-3
+    )
 
 
 def value_and_gradients(made, x):
@@ -142,7 +168,9 @@ def test_counts():
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(made, nnx.Param))) == 328_321
     assert [leaf.size for leaf in jax.tree.leaves(nnx.state(channel(), nnx.Param))] == [1]
     # 97 x 97, 512 channels: 54.08 and 4.93 G multiply-adds
-    assert [round(m.macs(97, 97) / 1e9, 2) for m in (made, ChannelAttention(512, rngs=nnx.Rngs(0)))] == [54.08, 4.93]
+    assert [
+        round(m.macs(97, 97) / 1e9, 2) for m in (made, ChannelAttention(512, rngs=nnx.Rngs(0)))
+    ] == [54.08, 4.93]
 
 
 @pytest.mark.parametrize("made", [position, channel])
@@ -150,15 +178,24 @@ def test_float64_is_not_rounded(made):
     with jax.enable_x64():
         built, x = made(param_dtype=jnp.float64), np.float64(image(4, 3))
         by_hand = position_by_hand if made is position else channel_by_hand
-        np.testing.assert_allclose(built(jnp.asarray(x)), by_hand(built, x)[0], rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(
+            built(jnp.asarray(x)), by_hand(built, x)[0], rtol=1e-13, atol=1e-13
+        )
 
 
 def test_names_of_mmsegmentation():
     draw = np.random.default_rng(0).standard_normal
-    state = {"query_project.weight": draw((4, 8, 1, 1)), "query_project.bias": draw(4), "gamma.scale": draw(())}
+    state = {
+        "query_project.weight": draw((4, 8, 1, 1)),
+        "query_project.bias": draw(4),
+        "gamma.scale": draw(()),
+    }
     state |= {"key_project.weight": draw((4, 8, 1, 1)), "key_project.bias": draw(4)}
     state |= {"value_project.weight": draw((8, 8, 1, 1)), "value_project.bias": draw(8)}
-    shapes = {"/".join(path): variable.shape for path, variable in nnx.to_flat_state(nnx.state(position()))}
+    shapes = {
+        "/".join(path): variable.shape
+        for path, variable in nnx.to_flat_state(nnx.state(position()))
+    }
     ours = convert(state, TORCH_NAMES, shapes)
     assert ours["gamma"] == state["gamma.scale"]
     np.testing.assert_array_equal(ours["value/kernel"], state["value_project.weight"][:, :, 0, 0].T)
@@ -167,9 +204,18 @@ def test_names_of_mmsegmentation():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(name="position_attention", reduction=9), "reduction is 9 for 8 channels; allowed: 1 <= reduction <= channels"),
-        (dict(name="position_attention", query_chunk=0), "query_chunk is 0; allowed: None, 1 or more"),
-        (dict(name="channel_attention", energy="minus"), "energy is 'minus'; allowed: 'max_minus', 'plain'"),
+        (
+            dict(name="position_attention", reduction=9),
+            "reduction is 9 for 8 channels; allowed: 1 <= reduction <= channels",
+        ),
+        (
+            dict(name="position_attention", query_chunk=0),
+            "query_chunk is 0; allowed: None, 1 or more",
+        ),
+        (
+            dict(name="channel_attention", energy="minus"),
+            "energy is 'minus'; allowed: 'max_minus', 'plain'",
+        ),
     ],
 )
 def test_wrong_options_are_named(options, message):

@@ -15,7 +15,11 @@ def filled(dim, **options):
     block = DoubleAttention(dim, **options, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(block, (nnx.Param, nnx.BatchStat))):
-        value = rng.uniform(0.5, 1.5, variable.shape) if path[-1] in ("scale", "var") else rng.normal(size=variable.shape)
+        value = (
+            rng.uniform(0.5, 1.5, variable.shape)
+            if path[-1] in ("scale", "var")
+            else rng.normal(size=variable.shape)
+        )
         variable.set_value(jnp.asarray(value, jnp.float32))
     return nnx.view(block, capture=True, use_running_average=True, raise_if_not_found=False)
 
@@ -32,30 +36,44 @@ def run(block, x):
 
 
 def by_hand(block, x):
-    """The equations in float64, one position and one descriptor at a time; and the N x N weights they amount to."""
+    """The equations in float64, one position and one descriptor at a time; and the N x N weights
+    they amount to.
+    """
     weight = {"/".join(path): np.float64(v[...]) for path, v in nnx.to_flat_state(nnx.state(block))}
     outputs, weights = [], []
     for sample in np.float64(x).reshape(len(x), -1, x.shape[-1]):
-        a, b, v = (sample @ weight[f"{n}/kernel"] + weight[f"{n}/bias"] for n in ("feature", "gather", "distribute"))
+        a, b, v = (
+            sample @ weight[f"{n}/kernel"] + weight[f"{n}/bias"]
+            for n in ("feature", "gather", "distribute")
+        )
         n = b.shape[1]
         maps = [np.exp(b[:, j]) / np.exp(b[:, j]).sum() for j in range(n)]
-        descriptors = [sum(share * feature for share, feature in zip(one, a, strict=True)) for one in maps]
+        descriptors = [
+            sum(share * feature for share, feature in zip(one, a, strict=True)) for one in maps
+        ]
         mixtures = [np.exp(row) / np.exp(row).sum() for row in v]
         z = np.stack([sum(row[j] * descriptors[j] for j in range(n)) for row in mixtures])
         weights.append([sum(row[j] * maps[j] for j in range(n)) for row in mixtures])
         if block.out is not None:
             z = z @ weight["out/kernel"] + weight.get("out/bias", 0)
         if block.norm is not None:
-            z = (z - weight["norm/mean"]) / np.sqrt(weight["norm/var"] + 1e-5) * weight["norm/scale"] + weight["norm/bias"]
+            z = (z - weight["norm/mean"]) / np.sqrt(weight["norm/var"] + 1e-5) * weight[
+                "norm/scale"
+            ] + weight["norm/bias"]
         outputs.append(sample + z if block.residual else z)
     spatial = x.shape[1:-1]
-    return np.stack(outputs).reshape(*x.shape[:-1], -1), np.reshape(weights, (len(x), 1, *spatial, *spatial))
+    return np.stack(outputs).reshape(*x.shape[:-1], -1), np.reshape(
+        weights, (len(x), 1, *spatial, *spatial)
+    )
 
 
 VARIANTS = {
     "default": ((3, 5), dict()),
     "clip, widths": ((2, 3, 2), dict(feature_dim=5, num_descriptors=3)),
-    "sequence, bare": ((7,), dict(feature_dim=5, num_descriptors=3, norm="none", residual=False, project_out=False)),
+    "sequence, bare": (
+        (7,),
+        dict(feature_dim=5, num_descriptors=3, norm="none", residual=False, project_out=False),
+    ),
     "no norm": ((3, 2), dict(norm="none")),
 }
 
@@ -75,7 +93,10 @@ def test_maps_sum_to_one_over_positions_and_over_descriptors():
     assert gather.shape == distribute.shape == (2, 24, 3)
     np.testing.assert_allclose(gather.sum(axis=1), 1, rtol=1e-5)
     np.testing.assert_allclose(distribute.sum(axis=2), 1, rtol=1e-5)
-    assert np.abs(gather.sum(axis=2) - 1).max() > 0.1 and np.abs(distribute.sum(axis=1) - 1).max() > 0.1
+    assert (
+        np.abs(gather.sum(axis=2) - 1).max() > 0.1
+        and np.abs(distribute.sum(axis=1) - 1).max() > 0.1
+    )
     rows = run(block, x)[1].reshape(2, 24, 24).sum(axis=-1)
     np.testing.assert_allclose(rows, 1, rtol=1e-5)
 
@@ -83,7 +104,9 @@ def test_maps_sum_to_one_over_positions_and_over_descriptors():
 def test_batch_order_and_size_change_nothing():
     block, x = filled(8), inputs(3, 3, 5, 8)
     whole, _ = run(block, x)
-    np.testing.assert_allclose(run(block, x[[2, 0, 1]])[0], whole[np.array([2, 0, 1])], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(block, x[[2, 0, 1]])[0], whole[np.array([2, 0, 1])], rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(run(block, x[1:2])[0], whole[1:2], rtol=1e-5, atol=1e-5)
 
 
@@ -97,7 +120,9 @@ def test_nothing_is_quadratic_in_the_map():
 
 def test_starts_as_the_identity_only_with_its_norm():
     x = inputs(2, 3, 4, 8)
-    block = nnx.view(create_attention("double_attention", 8, rngs=nnx.Rngs(0)), use_running_average=True)
+    block = nnx.view(
+        create_attention("double_attention", 8, rngs=nnx.Rngs(0)), use_running_average=True
+    )
     np.testing.assert_array_equal(block(x), x)
     assert block.out.bias is None and block.feature.bias is not None
     bare = DoubleAttention(8, norm="none", rngs=nnx.Rngs(0))
@@ -110,7 +135,9 @@ def count_and_macs(dim, *size, **options):
 
 
 def test_defaults_reconstruct_the_papers_network():
-    """33.0 M and 6.5 G are printed for ResNet-50 with five blocks; at half the channels the sum is 32.91 M and 6.43 G."""
+    """33.0 M and 6.5 G are printed for ResNet-50 with five blocks; at half the channels the sum is
+    32.91 M and 6.43 G.
+    """
     resnet50, macs = 25_557_032, 3.86e9
     stage3, stage4 = count_and_macs(512, 28, 28), count_and_macs(1024, 14, 14)
     assert resnet50 + 2 * stage3[0] + 3 * stage4[0] == 32_911_400
@@ -127,8 +154,14 @@ WRONG = [
     (dict(norm="bn"), "norm is 'bn'; allowed: 'batch', 'none'"),
     (dict(feature_dim=0), "feature_dim is 0"),
     (dict(num_descriptors=-1), "num_descriptors is -1"),
-    (dict(project_out=False, residual=False), "norm is 'batch', residual is False with project_out=False"),
-    (dict(project_out=False, norm="none"), "norm is 'none', residual is True with project_out=False"),
+    (
+        dict(project_out=False, residual=False),
+        "norm is 'batch', residual is False with project_out=False",
+    ),
+    (
+        dict(project_out=False, norm="none"),
+        "norm is 'none', residual is True with project_out=False",
+    ),
 ]
 
 

@@ -36,7 +36,9 @@ def by_hand(block, x):
     def transform(name, context):
         if f"{name}/reduce/kernel" in weight:
             h = context @ weight[f"{name}/reduce/kernel"] + weight[f"{name}/reduce/bias"]
-            h = (h - h.mean()) / np.sqrt(h.var() + 1e-5) * weight[f"{name}/norm/scale"] + weight[f"{name}/norm/bias"]
+            h = (h - h.mean()) / np.sqrt(h.var() + 1e-5) * weight[f"{name}/norm/scale"] + weight[
+                f"{name}/norm/bias"
+            ]
             context = np.maximum(h, 0)
         return context @ weight[f"{name}/expand/kernel"] + weight.get(f"{name}/expand/bias", 0)
 
@@ -47,7 +49,11 @@ def by_hand(block, x):
             logits = np.exp(sample @ weight["mask/kernel"][:, 0] + weight["mask/bias"])
             attention = logits / logits.sum()
         context = sum(share * position for share, position in zip(attention, sample, strict=True))
-        gate = 1 / (1 + np.exp(-transform("mul", context))) if block.mul is not None else np.ones(x.shape[-1])
+        gate = (
+            1 / (1 + np.exp(-transform("mul", context)))
+            if block.mul is not None
+            else np.ones(x.shape[-1])
+        )
         outputs.append(sample * gate + (transform("add", context) if block.add is not None else 0))
         maps.append(attention)
         gates.append(gate)
@@ -80,7 +86,10 @@ def test_equals_the_formula(name):
 
 @pytest.mark.parametrize(("fusion", "factor"), [("add", 1), ("mul", 0.5), ("both", 0.5)])
 def test_starts_as_the_identity_or_as_one_half(fusion, factor):
-    block, x = create_attention(dict(name="gc", fusion=fusion), 16, rngs=nnx.Rngs(0)), inputs(2, 3, 4, 16)
+    block, x = (
+        create_attention(dict(name="gc", fusion=fusion), 16, rngs=nnx.Rngs(0)),
+        inputs(2, 3, 4, 16),
+    )
     np.testing.assert_allclose(block(x), factor * x, rtol=1e-6)
 
 
@@ -107,7 +116,9 @@ def test_counts():
     # in every block of the last three stages of ResNet-50: the published 28.08 M
     blocks = sum(number * parameters(dim) for number, dim in ((4, 512), (6, 1024), (3, 2048)))
     assert 25_557_032 + blocks == 28_078_773
-    assert GlobalContext(32, rngs=nnx.Rngs(0)).hidden == 4 and parameters(32, min_hidden=1) == formula(32, 16)
+    assert GlobalContext(32, rngs=nnx.Rngs(0)).hidden == 4 and parameters(
+        32, min_hidden=1
+    ) == formula(32, 16)
 
 
 def test_multiply_adds():

@@ -13,9 +13,16 @@ DIM = 8
 
 
 def layer(**options):
-    built = HaloAttention(DIM, **{"num_heads": 2, "block_size": 2, "halo_size": 1, **options}, rngs=nnx.Rngs(0))
+    built = HaloAttention(
+        DIM, **{"num_heads": 2, "block_size": 2, "halo_size": 1, **options}, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -35,7 +42,9 @@ def captured(built, x):
 
 
 def by_hand(built, x):
-    """(output, weights on the map [b, h, y, x, Y, X]) in float64: every query looks up its window key by key."""
+    """(output, weights on the map [b, h, y, x, Y, X]) in float64: every query looks up its window
+    key by key.
+    """
     x = np.float64(x)
     tables = np.float64(built.height_embedding[...]), np.float64(built.width_embedding[...])
 
@@ -53,13 +62,17 @@ def by_hand(built, x):
     for b, h, i, j in np.ndindex(len(x), built.num_heads, rows, columns):
         query, place = q[b, i * stride, j * stride, h], (i * stride, j * stride)
         corner = [p // built.block_size * built.block_size - built.halo_size for p in place]
-        inside = [p % built.block_size // stride for p in place]  # strided queries of the block before this one
+        inside = [
+            p % built.block_size // stride for p in place
+        ]  # strided queries of the block before this one
         logits, values, keys = [], [], []
         for m, n in np.ndindex(window, window):
             at = corner[0] + m, corner[1] + n
             on_map = all(0 <= a < s for a, s in zip(at, size, strict=True))
             pair = kv[b, at[0], at[1], h] if on_map else np.zeros(kv.shape[-1])
-            embedding = tables[0][m - inside[0] + window - 1] + tables[1][n - inside[1] + window - 1]
+            embedding = (
+                tables[0][m - inside[0] + window - 1] + tables[1][n - inside[1] + window - 1]
+            )
             logits.append(query @ pair[:depth] * depth**-0.5 + relative_scale * query @ embedding)
             values.append(pair[depth:])
             keys.append(at if on_map else None)
@@ -78,7 +91,10 @@ CASES = {
     "no halo": ((3, 5), dict(halo_size=0)),
     "block larger than the map": ((3, 2), dict(block_size=5)),
     "one pixel": ((1, 1), dict(block_size=3)),
-    "biases, depths, scaled": ((5, 4), dict(qkv_bias=True, key_depth=3, dim_out=6, scale_relative=True)),
+    "biases, depths, scaled": (
+        (5, 4),
+        dict(qkv_bias=True, key_depth=3, dim_out=6, scale_relative=True),
+    ),
     "stride": ((7, 5), dict(block_size=4, stride=2)),
 }
 

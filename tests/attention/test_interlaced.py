@@ -1,4 +1,6 @@
-"""Interlaced sparse attention: dense masked attention as the oracle, padding, what reaches what, counts, options."""
+"""Interlaced sparse attention: dense masked attention as the oracle, padding, what reaches what,
+counts, options.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,9 @@ DIM = 6
 
 
 def build(seed=0, dim=DIM, **options):
-    """A block in the evaluation view with random numbers everywhere; only traced, which is faster than initialising."""
+    """A block in the evaluation view with random numbers everywhere; only traced, which is faster
+    than initialising.
+    """
     built = nnx.eval_shape(lambda: InterlacedSparseAttention(dim, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(built, (nnx.Param, nnx.BatchStat))):
@@ -44,8 +48,12 @@ def parameters(module):
 
 def layer(module, x):
     """A 1x1, norm, ReLU in float64."""
-    mean, var, scale, bias = (np.float64(getattr(module.norm, name)[...]) for name in ("mean", "var", "scale", "bias"))
-    return np.maximum((x @ np.float64(module.linear.kernel[...]) - mean) / np.sqrt(var + 1e-5) * scale + bias, 0)
+    mean, var, scale, bias = (
+        np.float64(getattr(module.norm, name)[...]) for name in ("mean", "var", "scale", "bias")
+    )
+    return np.maximum(
+        (x @ np.float64(module.linear.kernel[...]) - mean) / np.sqrt(var + 1e-5) * scale + bias, 0
+    )
 
 
 def dense(unit, x, seen):
@@ -60,7 +68,9 @@ def dense(unit, x, seen):
 
 
 def by_hand(built, x):
-    """The block with one pair of sizes, its two attentions as dense ones with a mask; also the weights on the map."""
+    """The block with one pair of sizes, its two attentions as dense ones with a mask; also the
+    weights on the map.
+    """
     (pair,), (b, h, w, _) = built.blocks, x.shape
     cell = np.asarray(pair.group_size)
     padded = -(-np.asarray([h, w]) // cell) * cell
@@ -75,7 +85,9 @@ def by_hand(built, x):
         y, weights = dense(unit, y, seen & inside if pair.mask_padding else seen)
         maps.append(weights[:, inside][:, :, inside].reshape(b, h, w, h, w))
     x = np.float64(x)
-    return layer(built.fuse, np.concatenate([x, y[:, inside].reshape(b, h, w, -1)], -1)), np.stack(maps, 1)
+    return layer(built.fuse, np.concatenate([x, y[:, inside].reshape(b, h, w, -1)], -1)), np.stack(
+        maps, 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -102,7 +114,9 @@ def test_equals_dense_attention_inside_groups(size, group_size, mask_padding):
 
 def test_every_output_depends_on_every_input():
     built = build(group_size=(2, 3), dim=8)
-    jacobian = jax.jit(jax.jacrev(lambda x: run(built, x)[0]))(jnp.asarray(image(4, 6, dim=8, batch=1)))
+    jacobian = jax.jit(jax.jacrev(lambda x: run(built, x)[0]))(
+        jnp.asarray(image(4, 6, dim=8, batch=1))
+    )
     assert (np.abs(jacobian).max((2, 3, 6)) > 0).all()
     (pair,) = built.blocks
 
@@ -110,7 +124,9 @@ def test_every_output_depends_on_every_input():
         cells = x.reshape(1, 2, 2, 2, 3, 8).transpose(0, 2, 4, 1, 3, 5).reshape(1, 2, 3, 4, 8)
         return pair.long_range(cells)[0]
 
-    jacobian = np.abs(jax.jit(jax.jacrev(long_alone))(image(4, 6, dim=8, batch=1)))[0].max((3, 4, 7))
+    jacobian = np.abs(jax.jit(jax.jacrev(long_alone))(image(4, 6, dim=8, batch=1)))[0].max(
+        (3, 4, 7)
+    )
     i, j = np.indices((4, 6)) % np.asarray([2, 3])[:, None, None]
     for offset in np.ndindex(2, 3):
         reached = jacobian[*offset].max(0) > 0
@@ -132,8 +148,12 @@ def test_batch_statistics_with_and_without_padded_positions(mask_padding):
     positions = len(z) if mask_padding else 2 * 6 * 9  # padded positions add zeros
     mean, square = z.sum(0) / positions, (z**2).sum(0) / positions
     after = step(built, x)["blocks"][0]["long_range"]["key"][0]["norm"]
-    np.testing.assert_allclose(after["mean"], 0.9 * first.norm.mean[...] + 0.1 * mean, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(after["var"], 0.9 * first.norm.var[...] + 0.1 * (square - mean**2), rtol=1e-5)
+    np.testing.assert_allclose(
+        after["mean"], 0.9 * first.norm.mean[...] + 0.1 * mean, rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        after["var"], 0.9 * first.norm.var[...] + 0.1 * (square - mean**2), rtol=1e-5
+    )
 
 
 def test_groups_of_nothing_but_padding_stay_finite():
@@ -156,7 +176,9 @@ def test_parameters_and_costs_of_the_paper():
     module = nnx.eval_shape(lambda: create_attention("interlaced", 512, rngs=nnx.Rngs(0)))
     (pair,) = module.blocks
     assert round(parameters(pair) / 1e6, 2) == 1.84
-    head = 9 * 2048 * 512 + 2 * 512 + parameters(module) + 512 * 19 + 19  # 3x3 with norm in front, classifier behind
+    head = (
+        9 * 2048 * 512 + 2 * 512 + parameters(module) + 512 * 19 + 19
+    )  # 3x3 with norm in front, classifier behind
     assert round(head / 1e6, 2) == 11.81
     assert round(pair.macs(97, 97) / 1e9, 1) == 21.8
     assert round(pair.macs(128, 128) / 1e9, 1) == 34.1

@@ -46,7 +46,9 @@ def by_hand(built, x, embeddings=None, mask=None, context=None):
     """The equations of the paper in float64 NumPy, with all pairs written out; softmax keys."""
 
     def norm(module, a):
-        mean, var, scale, bias = (np.float64(p[...]) for p in (module.mean, module.var, module.scale, module.bias))
+        mean, var, scale, bias = (
+            np.float64(p[...]) for p in (module.mean, module.var, module.scale, module.bias)
+        )
         return (a - mean) / np.sqrt(var + 1e-5) * scale + bias
 
     def linear(module, a):
@@ -55,7 +57,13 @@ def by_hand(built, x, embeddings=None, mask=None, context=None):
 
     x = np.float64(x)
     c = x if context is None else np.float64(context)
-    b, spatial, h, k, u = x.shape[0], x.shape[1:-1], built.num_heads, built.key_depth, built.intra_depth
+    b, spatial, h, k, u = (
+        x.shape[0],
+        x.shape[1:-1],
+        built.num_heads,
+        built.key_depth,
+        built.intra_depth,
+    )
     g = h if built.multi_head else 1
     x, c = x.reshape(b, -1, x.shape[-1]), c.reshape(b, -1, c.shape[-1])
     n, m = x.shape[1], c.shape[1]
@@ -74,7 +82,9 @@ def by_hand(built, x, embeddings=None, mask=None, context=None):
         if embeddings is None:
             table = built.embedding[...]
             tables = list(table) if built.multi_head else [table]
-            dense = [relative_table.dense_embeddings(t, spatial, dilation=built.dilation) for t in tables]
+            dense = [
+                relative_table.dense_embeddings(t, spatial, dilation=built.dilation) for t in tables
+            ]
         else:
             dense = list(embeddings) if built.multi_head else [embeddings]
         dense = np.stack([np.float64(e) for e in dense])  # g n m k u
@@ -137,7 +147,9 @@ def test_shared_key_norm_differs_only_by_where_keys_are_normalised():
     x = inputs(2, 3)
     per_context = run(layer(**options), x)
     shared = run(layer(causal_key_norm="shared", **options), x)
-    np.testing.assert_allclose(per_context[:, -1, -1], shared[:, -1, -1], rtol=1e-5)  # the last query sees everything
+    np.testing.assert_allclose(
+        per_context[:, -1, -1], shared[:, -1, -1], rtol=1e-5
+    )  # the last query sees everything
     assert np.abs(per_context - shared).max() > 1e-2
 
 
@@ -151,7 +163,9 @@ def test_mask_of_any_form_and_a_query_that_sees_nothing():
     np.testing.assert_array_equal(found[:, 1, 1], 0)
     causal = layer(scope=3, causal="inclusive")
     everything = np.ones((9, 9), bool)
-    np.testing.assert_allclose(run(causal, x, mask=everything), run(causal, x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(causal, x, mask=everything), run(causal, x), rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("multi_head", [False, True])
@@ -165,7 +179,9 @@ def test_context_of_another_length_and_width(multi_head):
     np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
     alone = layer(position=False, context_dim=5, multi_head=multi_head)
     expected, _ = by_hand(alone, x, context=context)
-    np.testing.assert_allclose(run(alone, x, context=context), expected, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        run(alone, x, context=context), expected, atol=1e-5 * np.abs(expected).max()
+    )
 
 
 def test_flat_and_shared_embeddings_equal_a_table_of_its_own():
@@ -216,13 +232,17 @@ def test_training_view_uses_batch_statistics_and_moves_the_running_ones():
     before = built.norm_value.mean[...]
     v = built.value(x).reshape(-1, 4)
     y = built(x)
-    np.testing.assert_allclose(built.norm_value.mean[...], 0.5 * before + 0.5 * v.mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        built.norm_value.mean[...], 0.5 * before + 0.5 * v.mean(0), rtol=1e-5, atol=1e-6
+    )
     assert np.abs(y - nnx.view(built, use_running_average=True)(x)).max() > 1e-3
     plain = LambdaLayer(DIM, **SMALL, norm_query_value=False, scope=3, rngs=nnx.Rngs(0))
     assert plain.norm_query is None and plain(x).shape == x.shape
 
 
-@pytest.mark.parametrize("options", [dict(scope=3), dict(scope=3, causal="strict"), dict(scope=5, impl="row_chunks")])
+@pytest.mark.parametrize(
+    "options", [dict(scope=3), dict(scope=3, causal="strict"), dict(scope=5, impl="row_chunks")]
+)
 def test_bfloat16_is_close_and_keeps_float32_statistics(options):
     x = inputs(6, 5, dim=16)
     exact = run(layer(16, **{**options, "num_heads": 4}), x)
@@ -282,24 +302,32 @@ def test_parameter_counts_of_the_paper(dim, count):
 
 @pytest.mark.parametrize(("d", "k", "h", "u", "r"), [(24, 8, 3, 4, 5), (32, 4, 8, 2, 7)])
 def test_parameter_count_formula(d, k, h, u, r):
-    built = nnx.eval_shape(lambda: LambdaLayer(d, num_heads=h, key_depth=k, intra_depth=u, scope=r, rngs=nnx.Rngs(0)))
+    built = nnx.eval_shape(
+        lambda: LambdaLayer(d, num_heads=h, key_depth=k, intra_depth=u, scope=r, rngs=nnx.Rngs(0))
+    )
     formula = d * (h * k + k * u + d // h * u) + 2 * h * k + 2 * (d // h) * u + r * r * k * u
     assert parameters(built) == formula
     biased = nnx.eval_shape(
-        lambda: LambdaLayer(d, num_heads=h, key_depth=k, intra_depth=u, scope=r, pos_bias=True, rngs=nnx.Rngs(0))
+        lambda: LambdaLayer(
+            d, num_heads=h, key_depth=k, intra_depth=u, scope=r, pos_bias=True, rngs=nnx.Rngs(0)
+        )
     )
     assert parameters(biased) == formula + k
 
 
 def test_macs_equal_the_products_of_the_traced_program():
-    """Global table and dense lowering: every tap is in the map, so the program does exactly what is counted."""
+    """Global table and dense lowering: every tap is in the map, so the program does exactly what is
+    counted.
+    """
     options = dict(num_heads=3, key_depth=4, intra_depth=2, scope=None, size=(3, 5), impl="dense")
     built = nnx.view(LambdaLayer(DIM, **options, rngs=nnx.Rngs(0)), use_running_average=True)
 
     def products(jaxpr):
         total = 0
         for equation in jaxpr.eqns:
-            for inner in jax.tree.leaves(equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")):
+            for inner in jax.tree.leaves(
+                equation.params, is_leaf=lambda p: hasattr(p, "eqns") or hasattr(p, "jaxpr")
+            ):
                 if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
                     total += products(getattr(inner, "jaxpr", inner))
             if equation.primitive.name == "dot_general":
@@ -315,7 +343,9 @@ def test_macs_clip_the_scope_as_the_paper_does():
     local = LambdaLayer(64, rngs=nnx.Rngs(0))
     n, h, k, v = 49, 4, 16, 16
     assert local.macs(7, 7) == n * (64 * (h * k + k + v) + (49 + 1) * k * v + 2 * h * k * v)
-    assert local.macs(56, 56) == 3136 * (64 * (h * k + k + v) + (23 * 23 + 1) * k * v + 2 * h * k * v)
+    assert local.macs(56, 56) == 3136 * (
+        64 * (h * k + k + v) + (23 * 23 + 1) * k * v + 2 * h * k * v
+    )
     content = LambdaLayer(64, position=False, rngs=nnx.Rngs(0))
     assert content.macs(7, 7) == n * (64 * (h * k + k + v) + k * v + h * k * v)
     with pytest.raises(ValueError, match="needs 2 sizes"):
@@ -338,7 +368,9 @@ def test_resized_parameters_fit_a_layer_of_the_new_size(multi_head):
     small, large = layer(size=(3, 4), **options), layer(size=(5, 3), **options)
     params = nnx.to_pure_dict(nnx.state(small, nnx.Param))
     resized = resize_params(params, (3, 4), (5, 3))
-    assert jax.tree.map(jnp.shape, resized) == jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(large, nnx.Param)))
+    assert jax.tree.map(jnp.shape, resized) == jax.tree.map(
+        jnp.shape, nnx.to_pure_dict(nnx.state(large, nnx.Param))
+    )
     nnx.update(large, resized)
     assert np.isfinite(run(large, inputs(5, 3))).all()
     cropped = resize_params(params, (3, 4), (2, 2))["embedding"]
@@ -352,23 +384,35 @@ def test_a_step_of_gradient_descent_reaches_every_parameter_and_lowers_the_loss(
     graph, params, rest = nnx.split(built, nnx.Param, ...)
     params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
     x = inputs(4, 4)
-    loss = jax.jit(jax.value_and_grad(lambda p: jnp.mean((nnx.merge(graph, p, rest, copy=True)(x) - x) ** 2)))
+    loss = jax.jit(
+        jax.value_and_grad(lambda p: jnp.mean((nnx.merge(graph, p, rest, copy=True)(x) - x) ** 2))
+    )
     value, grads = loss(params)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(grads))
     assert loss(jax.tree.map(lambda p, g: p - 1e-3 * g, params, grads))[0] < value
 
 
 def test_factory_hands_the_map_size_to_global_tables_only():
-    tied = create_attention(dict(name="lambda", scope=None), 8, size=(3, 4), norm_momentum=0.7, rngs=nnx.Rngs(0))
+    tied = create_attention(
+        dict(name="lambda", scope=None), 8, size=(3, 4), norm_momentum=0.7, rngs=nnx.Rngs(0)
+    )
     assert tied.embedding.shape == (5, 7, 1, 16) and tied.norm_query.momentum == 0.7
-    assert create_attention("lambda", 8, size=(3, 4), rngs=nnx.Rngs(0)).embedding.shape == (23, 23, 1, 16)
+    assert create_attention("lambda", 8, size=(3, 4), rngs=nnx.Rngs(0)).embedding.shape == (
+        23,
+        23,
+        1,
+        16,
+    )
 
 
 WRONG_OPTIONS = [
     (dict(num_heads=5), "5 heads do not divide dim_out=12"),
     (dict(scope=4), "scope is 4; it must be odd"),
     (dict(scope=(3, 3, 3)), "expected a positive number or 2 of them"),
-    (dict(impl="fft"), "impl is 'fft'; allowed: 'auto', 'dense', 'conv', 'query_first', 'row_chunks'"),
+    (
+        dict(impl="fft"),
+        "impl is 'fft'; allowed: 'auto', 'dense', 'conv', 'query_first', 'row_chunks'",
+    ),
     (dict(key_norm="l1"), "key_norm is 'l1'; allowed: 'softmax', 'l2', 'none'"),
     (dict(causal="yes"), "causal is 'yes'; allowed: 'none', 'inclusive', 'strict'"),
     (dict(spatial_dims=4), "spatial_dims is 4; allowed: 1, 2, 3"),
@@ -387,17 +431,49 @@ def test_wrong_options_are_named(options, message):
 
 
 WRONG_CALLS = [
-    (dict(scope=3), dict(x=inputs(4, 4, dim=5)), r"shape \(2, 4, 4, 5\); expected \[batch, 2 spatial axes, 12"),
+    (
+        dict(scope=3),
+        dict(x=inputs(4, 4, dim=5)),
+        r"shape \(2, 4, 4, 5\); expected \[batch, 2 spatial axes, 12",
+    ),
     (dict(scope=3), dict(x=inputs(4)), "expected .batch, 2 spatial axes"),
-    (dict(scope=None, size=(4, 4)), dict(x=inputs(4, 5)), r"size \(4, 5\), the embedding table is for size \(4, 4\)"),
-    (dict(scope=3), dict(x=inputs(4, 4), context=inputs(5)), r"no offsets.*\(16, 5, 4, 1\), got None.*position=False"),
-    (dict(scope=3), dict(x=inputs(4, 4), context=inputs(5, batch=1)), r"expected \[2, elements, 12\]"),
+    (
+        dict(scope=None, size=(4, 4)),
+        dict(x=inputs(4, 5)),
+        r"size \(4, 5\), the embedding table is for size \(4, 4\)",
+    ),
+    (
+        dict(scope=3),
+        dict(x=inputs(4, 4), context=inputs(5)),
+        r"no offsets.*\(16, 5, 4, 1\), got None.*position=False",
+    ),
+    (
+        dict(scope=3),
+        dict(x=inputs(4, 4), context=inputs(5, batch=1)),
+        r"expected \[2, elements, 12\]",
+    ),
     (dict(scope=None), dict(x=inputs(2, 2)), "neither scope nor size"),
-    (dict(scope=3), dict(x=inputs(2, 2), embeddings=np.ones((3, 3, 1, 4))), "shared_embeddings=True"),
-    (dict(scope=3, shared_embeddings=True), dict(x=inputs(2, 2)), r"must be \(3, 3, 1, 4\), got None"),
+    (
+        dict(scope=3),
+        dict(x=inputs(2, 2), embeddings=np.ones((3, 3, 1, 4))),
+        "shared_embeddings=True",
+    ),
+    (
+        dict(scope=3, shared_embeddings=True),
+        dict(x=inputs(2, 2)),
+        r"must be \(3, 3, 1, 4\), got None",
+    ),
     (dict(position=False), dict(x=inputs(2, 2), embeddings=np.ones(1)), "position=False"),
-    (dict(scope=3), dict(x=inputs(2, 2), mask=np.ones((4, 3), bool)), r"expected \[n, m\] = \(4, 4\), bool"),
-    (dict(scope=3, impl="conv"), dict(x=inputs(2, 2), mask=np.ones((4, 4), bool)), "allowed here: auto, dense"),
+    (
+        dict(scope=3),
+        dict(x=inputs(2, 2), mask=np.ones((4, 3), bool)),
+        r"expected \[n, m\] = \(4, 4\), bool",
+    ),
+    (
+        dict(scope=3, impl="conv"),
+        dict(x=inputs(2, 2), mask=np.ones((4, 4), bool)),
+        "allowed here: auto, dense",
+    ),
     (dict(position=False, causal="strict"), dict(x=inputs(2, 2), context=inputs(5)), "use mask="),
     (dict(position=False, context_dim=5), dict(x=inputs(2, 2)), "so it needs context="),
 ]

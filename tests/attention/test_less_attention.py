@@ -1,4 +1,6 @@
-"""Less-attention: the transforms of logits, what makes the first logits, the residual between stages, the loss."""
+"""Less-attention: the transforms of logits, what makes the first logits, the residual between
+stages, the loss.
+"""
 
 import functools
 import math
@@ -30,7 +32,9 @@ def quick_compilation():
 
 
 def randomise(module, seed=0):
-    """Evaluation view with every parameter drawn anew, so that nothing is zero or near the identity."""
+    """Evaluation view with every parameter drawn anew, so that nothing is zero or near the
+    identity.
+    """
     draw = np.random.default_rng(seed)
     for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
         shape = variable[...].shape
@@ -77,14 +81,19 @@ def test_equation_five_by_loops(center_rows):
         for part in ("kernel", "bias")
     }
     for b in range(2):
-        v = np.asarray(x[b], np.float64).reshape(N, DIM) @ weight["value_kernel"] + weight["value_bias"]
+        v = (
+            np.asarray(x[b], np.float64).reshape(N, DIM) @ weight["value_kernel"]
+            + weight["value_bias"]
+        )
         mixed = np.zeros((N, DIM))
         for h in range(HEADS):
             a = np.asarray(logits[b, h], np.float64)
             if center_rows:
                 a = a - a.mean(1)[:, None]
             keys = np.array([row @ weight["theta_kernel"] + weight["theta_bias"] for row in a])
-            new = np.array([column @ weight["psi_kernel"] + weight["psi_bias"] for column in keys.T]).T
+            new = np.array(
+                [column @ weight["psi_kernel"] + weight["psi_bias"] for column in keys.T]
+            ).T
             close(handed[b, h], new)
             part = slice(h * DIM // HEADS, (h + 1) * DIM // HEADS)
             mixed[:, part] = softmax(new) @ v[:, part]
@@ -106,8 +115,14 @@ def test_identity_is_reuse_and_new_layers_start_near_it():
     new = LessAttention(DIM, size=(14, 14), rngs=nnx.Rngs(3))
     for side in (new.theta, new.psi):
         noise = np.asarray(side.kernel[...]) - np.eye(196)
-        assert abs(noise.std() - 0.002) < 1e-4 and abs(noise.mean()) < 1e-4 and not side.bias[...].any()
-    assert {"theta_height", "psi_width"} <= set(nnx.state(less(transform="kron"))) and not less(transform="kron").biased
+        assert (
+            abs(noise.std() - 0.002) < 1e-4
+            and abs(noise.mean()) < 1e-4
+            and not side.bias[...].any()
+        )
+    assert {"theta_height", "psi_width"} <= set(nnx.state(less(transform="kron"))) and not less(
+        transform="kron"
+    ).biased
 
 
 def test_equal_transforms_keep_symmetry_and_two_layers_compose():
@@ -130,15 +145,23 @@ def test_equal_transforms_keep_symmetry_and_two_layers_compose():
 @pytest.mark.parametrize("class_token", [False, True])
 def test_kron_is_the_full_transform_of_the_kronecker_products(class_token):
     options = dict(transform_bias=True, class_token=class_token)
-    kron, full, (x, logits) = less(transform="kron", **options), less(**options), inputs(class_token=class_token)
+    kron, full, (x, logits) = (
+        less(transform="kron", **options),
+        less(**options),
+        inputs(class_token=class_token),
+    )
     for side in ("theta", "psi"):
-        product = jnp.kron(getattr(kron, f"{side}_height").kernel[...], getattr(kron, f"{side}_width").kernel[...])
+        product = jnp.kron(
+            getattr(kron, f"{side}_height").kernel[...], getattr(kron, f"{side}_width").kernel[...]
+        )
         token = jnp.pad(jnp.ones((1, 1)), ((0, N), (0, N))) if class_token else 0.0
         getattr(full, side).kernel.set_value(token + jnp.pad(product, ((int(class_token), 0),) * 2))
         getattr(full, side).bias.set_value(getattr(kron, side).bias[...])
     for name in ("value", "output"):
         nnx.update(getattr(full, name), nnx.state(getattr(kron, name)))
-    factored, whole = (once(functools.partial(module, grid=GRID))(x, logits) for module in (kron, full))
+    factored, whole = (
+        once(functools.partial(module, grid=GRID))(x, logits) for module in (kron, full)
+    )
     for own, other in zip(factored, whole, strict=True):
         close(own, other)
 
@@ -162,23 +185,34 @@ def test_only_later_layers_see_the_bias_of_psi():
 def test_policies_for_another_size():
     other = (4, 6)
     x, logits = inputs(other)
-    message = r"the map is 4x6, the weights are made for 3x5; allowed: that size.*'interpolate'.*'reuse'"
+    message = (
+        r"the map is 4x6, the weights are made for 3x5; allowed: that size.*'interpolate'.*'reuse'"
+    )
     with pytest.raises(ValueError, match=message):
         less()(x, logits)
     np.testing.assert_array_equal(less(resize="reuse")(x, logits)[1], logits)
     with pytest.raises(ValueError, match="the map is 4x6"):
         less(transform="kron", resize="refuse")(x, logits)
     # 'interpolate' is a layer made for the other size from the resized weights.
-    for made, factors in ((less(resize="interpolate"), None), (less(transform="kron", transform_bias=True), "height width")):
+    for made, factors in (
+        (less(resize="interpolate"), None),
+        (less(transform="kron", transform_bias=True), "height width"),
+    ):
         there = less(size=other, transform=made.transform, transform_bias=True)
         for side in ("theta", "psi"):
-            bias = jax.image.resize(getattr(made, side).bias[...].reshape(GRID), other, "linear").reshape(-1)
+            bias = jax.image.resize(
+                getattr(made, side).bias[...].reshape(GRID), other, "linear"
+            ).reshape(-1)
             getattr(there, side).bias.set_value(bias)
             for axis, factor in enumerate(factors.split() if factors else ()):
                 name, (old, new) = f"{side}_{factor}", (GRID[axis], other[axis])
-                getattr(there, name).kernel.set_value(resize_kernel(getattr(made, name).kernel[...], (old,), (new,)))
+                getattr(there, name).kernel.set_value(
+                    resize_kernel(getattr(made, name).kernel[...], (old,), (new,))
+                )
             if not factors:
-                getattr(there, side).kernel.set_value(resize_kernel(getattr(made, side).kernel[...], GRID, other))
+                getattr(there, side).kernel.set_value(
+                    resize_kernel(getattr(made, side).kernel[...], GRID, other)
+                )
         close(made.transform_logits(logits, other), there.transform_logits(logits, other))
     # On one axis: the identity of 2 on 4 positions is a smoothing whose rows sum to one.
     smooth = [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
@@ -197,7 +231,9 @@ def test_resizing_keeps_sums_and_the_class_token(old, new, class_token):
     if class_token:
         assert resized[0, 0] == kernel[0, 0]
         close(resized[1:, 0].sum(), kernel[1:, 0].sum())
-        close(resized[0, 1:], jax.image.resize(kernel[0, 1:].reshape(old), new, "linear").reshape(-1))
+        close(
+            resized[0, 1:], jax.image.resize(kernel[0, 1:].reshape(old), new, "linear").reshape(-1)
+        )
     np.testing.assert_allclose(resize_kernel(kernel, old, old, class_token), kernel, rtol=1e-6)
 
 
@@ -228,13 +264,19 @@ def test_logits_stay_float32_and_without_dropout():
     x, logits = inputs()
     for make, state in ((LessAttention, (logits,)), (VanillaAttention, ())):
         options = dict(size=GRID) if make is LessAttention else {}
-        exact, half = (make(DIM, num_heads=HEADS, dtype=d, rngs=nnx.Rngs(0), **options) for d in (None, jnp.bfloat16))
+        exact, half = (
+            make(DIM, num_heads=HEADS, dtype=d, rngs=nnx.Rngs(0), **options)
+            for d in (None, jnp.bfloat16)
+        )
         (y, handed), (y16, handed16) = exact(x, *state), half(x, *state)
         assert y16.dtype == jnp.bfloat16 and handed16.dtype == jnp.float32
         close(y16.astype(jnp.float32), y, 2e-2)
         if make is LessAttention:
             np.testing.assert_array_equal(handed16, handed)
-        dropping = nnx.view(make(DIM, num_heads=HEADS, dropout_rate=0.5, rngs=nnx.Rngs(0), **options), deterministic=False)
+        dropping = nnx.view(
+            make(DIM, num_heads=HEADS, dropout_rate=0.5, rngs=nnx.Rngs(0), **options),
+            deterministic=False,
+        )
         dropped, kept = dropping(x, *state, rngs=nnx.Rngs(dropout=0))
         assert jnp.abs(dropped - y).max() > 1e-3
         np.testing.assert_array_equal(kept, handed)
@@ -243,14 +285,20 @@ def test_logits_stay_float32_and_without_dropout():
 @pytest.mark.parametrize("class_token", [False, True])
 def test_multiply_adds_and_captured_maps(class_token):
     x, logits = inputs(batch=1, class_token=class_token)
-    for options in (dict(), dict(transform="kron", transform_bias=True), dict(transform="reuse", size=None)):
+    for options in (
+        dict(),
+        dict(transform="kron", transform_bias=True),
+        dict(transform="reuse", size=None),
+    ):
         module = less(class_token=class_token, **options)
         called = functools.partial(module, grid=GRID)
         assert module.macs(*GRID) == jaxpr_macs(called, x, logits), options
     vanilla = VanillaAttention(DIM, num_heads=HEADS, class_token=class_token, rngs=nnx.Rngs(0))
     assert vanilla.macs(*GRID) == jaxpr_macs(functools.partial(vanilla, grid=GRID), x)
     for shown_by, state in ((module, (logits,)), (vanilla, ())):
-        _, sown = nnx.capture(nnx.view(shown_by, capture=True), nnx.Intermediate)(x, *state, grid=GRID)
+        _, sown = nnx.capture(nnx.view(shown_by, capture=True), nnx.Intermediate)(
+            x, *state, grid=GRID
+        )
         (shown,) = nnx.to_pure_dict(sown)["attention_map"]
         assert shown.shape == (1, HEADS, *GRID, *GRID)
         total = shown.sum((-1, -2))
@@ -296,22 +344,33 @@ def test_forms_of_the_residual():
     for c in range(2):
         for i in range(4):
             cells = [
-                (2 * (i // 2) + p, 2 * (i % 2) + q, query_only.downsample_kernel[...][c, p, q]) for p in (0, 1) for q in (0, 1)
+                (2 * (i // 2) + p, 2 * (i % 2) + q, query_only.downsample_kernel[...][c, p, q])
+                for p in (0, 1)
+                for q in (0, 1)
             ]
-            expected[:, c, i] = sum(weight * reduced[:, c, 4 * row + column] for row, column, weight in cells)
+            expected[:, c, i] = sum(
+                weight * reduced[:, c, 4 * row + column] for row, column, weight in cells
+            )
     down = query_only.downsample(reduced, (4, 4)) - query_only.downsample_bias[...]
     close(np.moveaxis(np.asarray(down), -1, 1), expected)
     assert query_only(reduced, (4, 4)).shape == (2, 3, 4, 5)
     for module, shown in ((full, (1, 2, 16, 16)), (query_only, (1, 2, 16, 5))):
-        assert module.macs(4, 4, keys=5) == jaxpr_macs(lambda a, module=module: module(a, (4, 4)), jnp.ones(shown))
+        assert module.macs(4, 4, keys=5) == jaxpr_macs(
+            lambda a, module=module: module(a, (4, 4)), jnp.ones(shown)
+        )
 
     instance = AttentionResidual(2, 2, norm="instance", rngs=nnx.Rngs(0))
     normed = instance.normalise(instance.downsample(logits, (4, 4)))
     close(normed.mean((1, 2)), np.zeros((2, 2)), 1e-4)
     close(normed.std((1, 2)), np.ones((2, 2)), 1e-2)
     start = AttentionResidual(2, 3, rngs=nnx.Rngs(0))
-    assert (start.layer_scale.gamma[...] == jnp.float32(0.1)).all() and not start.downsample_bias[...].any()
-    assert abs(start.downsample_kernel[...].mean() - 1 / 16) < 0.02 and start.downsample_kernel[...].std() < 0.04
+    assert (start.layer_scale.gamma[...] == jnp.float32(0.1)).all() and not start.downsample_bias[
+        ...
+    ].any()
+    assert (
+        abs(start.downsample_kernel[...].mean() - 1 / 16) < 0.02
+        and start.downsample_kernel[...].std() < 0.04
+    )
 
 
 def test_hinge_is_zero_where_the_properties_hold_and_the_printed_loss_is_not():
@@ -319,12 +378,19 @@ def test_hinge_is_zero_where_the_properties_hold_and_the_printed_loss_is_not():
     printed = []
     for factor in (1.0, 2.0):
         for variant in ("norm_hinge_agg", "norm_hinge_pair"):
-            assert [float(term[0, 0]) for term in diagonality_loss(factor * identity, variant)] == [0.0, 0.0]
+            assert [float(term[0, 0]) for term in diagonality_loss(factor * identity, variant)] == [
+                0.0,
+                0.0,
+            ]
         printed.append(float(sum(diagonality_loss(factor * identity, "paper"))[0, 0]))
     assert printed[1] > printed[0] > 0  # grows with the diagonal that it should reward
     # Weaker than one other entry of its row, but not than their mean: the two hinges differ.
     row = identity.at[0, 0, 0, 1].set(1.5).at[0, 0, 1, 0].set(1.5)
-    assert float(diagonality_loss(row, "norm_hinge_agg")[1][0, 0]) == 0 < float(diagonality_loss(row, "norm_hinge_pair")[1][0, 0])
+    assert (
+        float(diagonality_loss(row, "norm_hinge_agg")[1][0, 0])
+        == 0
+        < float(diagonality_loss(row, "norm_hinge_pair")[1][0, 0])
+    )
     for variant in VARIANTS:
         assert float(diagonality_loss(jnp.ones((1, 1)), variant)[1]) == 0
     gradient = jax.grad(lambda a: sum(diagonality_loss(a, "norm_hinge_pair")).sum())
@@ -338,15 +404,38 @@ def test_errors():
         (lambda: less(num_heads=3), "num_heads is 3; allowed: divisors of dim=8"),
         (lambda: less(transform="dense"), "transform is 'dense'; allowed: full, kron, reuse"),
         (lambda: less(size=None), r"size is None; allowed: \(height, width\)"),
-        (lambda: less(resize="crop"), "resize is 'crop'; allowed: None, refuse, interpolate, reuse"),
-        (lambda: less(transform="reuse", resize="reuse"), "resize is 'reuse'; allowed: None with transform 'reuse'"),
+        (
+            lambda: less(resize="crop"),
+            "resize is 'crop'; allowed: None, refuse, interpolate, reuse",
+        ),
+        (
+            lambda: less(transform="reuse", resize="reuse"),
+            "resize is 'reuse'; allowed: None with transform 'reuse'",
+        ),
         (lambda: less(transform="reuse", transform_bias=True), "transform_bias is True"),
-        (lambda: less()(x, logits[:, :, :4]), r"logits have shape \(2, 2, 4, 15\); expected \(2, 2, 15, 15\)"),
+        (
+            lambda: less()(x, logits[:, :, :4]),
+            r"logits have shape \(2, 2, 4, 15\); expected \(2, 2, 15, 15\)",
+        ),
         (lambda: less()(x[..., :4], logits), r"input has shape \(2, 3, 5, 4\)"),
-        (lambda: less(class_token=True)(x, logits), r"grid is None; expected \[batch, tokens, 8\] with grid"),
-        (lambda: VanillaAttention(DIM, num_heads=2, sr_ratio=2, class_token=True, rngs=nnx.Rngs(0)), "sr_ratio is 2"),
-        (lambda: VanillaAttention(DIM, num_heads=2, sr_ratio=4, rngs=nnx.Rngs(0))(x), "the map is 3x5; sr_ratio=4 needs"),
-        (lambda: VanillaAttention(DIM, num_heads=2, rngs=nnx.Rngs(0))(x, logits[:1]), "the addition has shape"),
+        (
+            lambda: less(class_token=True)(x, logits),
+            r"grid is None; expected \[batch, tokens, 8\] with grid",
+        ),
+        (
+            lambda: VanillaAttention(
+                DIM, num_heads=2, sr_ratio=2, class_token=True, rngs=nnx.Rngs(0)
+            ),
+            "sr_ratio is 2",
+        ),
+        (
+            lambda: VanillaAttention(DIM, num_heads=2, sr_ratio=4, rngs=nnx.Rngs(0))(x),
+            "the map is 3x5; sr_ratio=4 needs",
+        ),
+        (
+            lambda: VanillaAttention(DIM, num_heads=2, rngs=nnx.Rngs(0))(x, logits[:1]),
+            "the addition has shape",
+        ),
         (lambda: residual(2, 2, norm="layer"), "norm is 'layer'; allowed: batch, instance, none"),
         (lambda: residual(2, 2, mode="query_only", kernel="separable"), "kernel is 'separable'"),
         (lambda: residual(2, 2, mode="query_only", class_token_out=True), "there is a class token"),

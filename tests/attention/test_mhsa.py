@@ -15,7 +15,12 @@ DIM = 12
 def layer(**options):
     built = MultiHeadSelfAttention(DIM, **{"num_heads": 3, **options}, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -35,7 +40,9 @@ def captured(built, x, **arguments):
 
 
 def by_hand(built, x, keys, values):
-    """(output [b, n, c], weights [b, h, n, m]) of lists of tokens, one query and head at a time, in float64."""
+    """(output [b, n, c], weights [b, h, n, m]) of lists of tokens, one query and head at a time, in
+    float64.
+    """
 
     def linear(module, a):
         bias = 0 if module.bias is None else np.float64(module.bias[...])
@@ -69,7 +76,9 @@ def test_equals_the_sum_over_pairs_for_any_number_of_axes(options):
 def test_has_no_positions():
     built, x = layer(), inputs(7)
     order = np.random.default_rng(2).permutation(7)
-    np.testing.assert_allclose(run(built, x[:, order]), run(built, x)[:, order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        run(built, x[:, order]), run(built, x)[:, order], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_context_and_values_of_another_size():
@@ -80,7 +89,9 @@ def test_context_and_values_of_another_size():
     np.testing.assert_allclose(y.reshape(2, 6, DIM), expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(shown, weights.reshape(2, 3, 3, 2, 4, 5), rtol=1e-4, atol=1e-6)
     expected, _ = by_hand(built, lists[0], lists[1], lists[1])
-    np.testing.assert_allclose(run(built, x, context=context).reshape(2, 6, DIM), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(built, x, context=context).reshape(2, 6, DIM), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_output_projection_can_be_left_to_the_network():
@@ -118,8 +129,14 @@ def test_wrong_options(options, message):
     ("call", "message"),
     [
         (dict(x=inputs()), "expected .batch, 1 or 2 or 3 spatial axes"),
-        (dict(x=inputs(4), context=inputs(4, batch=1)), r"context has shape \(1, 4, 12\); expected \[2, positions, 12\]"),
-        (dict(x=inputs(4), context=inputs(3), value_context=inputs(5)), r"value_context has shape \(2, 5, 12\) beside"),
+        (
+            dict(x=inputs(4), context=inputs(4, batch=1)),
+            r"context has shape \(1, 4, 12\); expected \[2, positions, 12\]",
+        ),
+        (
+            dict(x=inputs(4), context=inputs(3), value_context=inputs(5)),
+            r"value_context has shape \(2, 5, 12\) beside",
+        ),
     ],
 )
 def test_wrong_calls(call, message):

@@ -1,4 +1,6 @@
-"""Neighborhood attention: full attention where the window is the map, small maps, dilation, capture, counts, errors."""
+"""Neighborhood attention: full attention where the window is the map, small maps, dilation,
+capture, counts, errors.
+"""
 
 import functools
 
@@ -16,9 +18,16 @@ once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_le
 
 def layer(**options):
     """A layer whose biases and table are large enough to matter."""
-    built = NeighborhoodAttention(DIM, **{"num_heads": 3, "kernel_size": 3, **options}, rngs=nnx.Rngs(0))
+    built = NeighborhoodAttention(
+        DIM, **{"num_heads": 3, "kernel_size": 3, **options}, rngs=nnx.Rngs(0)
+    )
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -49,7 +58,9 @@ def full_attention(built, x):
     weights = np.exp(logits)
     weights /= weights.sum((-2, -1), keepdims=True)
     mixed = np.einsum("bnyxYX,bYXnd->byxnd", weights, v).reshape(x.shape)
-    return mixed @ np.float64(built.output.kernel[...]) + np.float64(built.output.bias[...]), weights
+    return mixed @ np.float64(built.output.kernel[...]) + np.float64(
+        built.output.bias[...]
+    ), weights
 
 
 def test_a_window_as_large_as_the_map_is_full_attention():
@@ -65,15 +76,23 @@ def test_small_maps():
     x = image(2, 6)
     padded = layer(kernel_size=5)
     y, shown = captured(padded, x)
-    larger = np.pad(x, ((0, 0), (0, 3), (0, 0), (0, 0)))  # before the projection: padded keys are its bias
+    larger = np.pad(
+        x, ((0, 0), (0, 3), (0, 0), (0, 0))
+    )  # before the projection: padded keys are its bias
     np.testing.assert_allclose(y, run(padded, larger)[:, :2], rtol=1e-5, atol=1e-5)
     assert shown.shape == (2, 3, 2, 6, 2, 6) and (np.sum(shown, (-2, -1)) < 0.999).all()
     clamped = layer(kernel_size=(5, 11), small_map="clamp")
     np.testing.assert_allclose(run(clamped, x), full_attention(clamped, x)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="the map is 2 x 6; allowed sizes: 3 x 9 .* and larger, or small_map 'pad' or 'clamp'"):
+    with pytest.raises(
+        ValueError,
+        match="the map is 2 x 6; allowed sizes: 3 x 9 .* and larger, or small_map 'pad' or 'clamp'",
+    ):
         layer(dilation=(1, 3), small_map="raise")(x)
     for border in ("zero", "masked", "circular"):  # these have no smallest map, and nothing to pad
-        policies = [layer(border=border, kernel_size=(5, 3), small_map=policy) for policy in ("pad", "raise")]
+        policies = [
+            layer(border=border, kernel_size=(5, 3), small_map=policy)
+            for policy in ("pad", "raise")
+        ]
         programs = [str(jax.make_jaxpr(lambda x, built=built: built(x))(x)) for built in policies]
         assert programs[0] == programs[1]
 
@@ -83,13 +102,20 @@ def test_dilated_attention_is_attention_inside_each_residue_class():
     dilated, plain = layer(dilation=(2, 3)), layer()
     y = run(dilated, x)
     for row, column in np.ndindex(2, 3):
-        np.testing.assert_allclose(y[:, row::2, column::3], run(plain, x[:, row::2, column::3]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            y[:, row::2, column::3], run(plain, x[:, row::2, column::3]), rtol=1e-5, atol=1e-5
+        )
 
 
-@pytest.mark.parametrize(("options", "taken"), [(dict(kernel_size=5), 1), (dict(kernel_size=3), 1), (dict(border="zero"), 0)])
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [(dict(kernel_size=5), 1), (dict(kernel_size=3), 1), (dict(border="zero"), 0)],
+)
 def test_lowerings_are_equal_and_auto_takes_blocks_but_for_few_shifts(options, taken):
     x = image(8, 6)
-    shift, block, auto = (layer(**dict(kernel_size=3) | options, impl=impl) for impl in ("shift", "block", "auto"))
+    shift, block, auto = (
+        layer(**dict(kernel_size=3) | options, impl=impl) for impl in ("shift", "block", "auto")
+    )
     np.testing.assert_allclose(run(shift, x), run(block, x), rtol=1e-5, atol=1e-5)
     products = [jaxpr_macs(built, x[:1]) for built in (shift, block, auto)]
     assert products[2] == products[taken] != products[1 - taken]
@@ -98,7 +124,9 @@ def test_lowerings_are_equal_and_auto_takes_blocks_but_for_few_shifts(options, t
 def test_borders_differ_at_the_border_alone():
     x = image(7, 7)
     inside = (slice(None), slice(1, -1), slice(1, -1))
-    results = [run(layer(border=border), x) for border in ("neighborhood", "zero", "masked", "circular")]
+    results = [
+        run(layer(border=border), x) for border in ("neighborhood", "zero", "masked", "circular")
+    ]
     for i, y in enumerate(results):
         np.testing.assert_allclose(y[inside], results[0][inside], rtol=1e-5, atol=1e-5)
         assert all(np.abs(y - other).max() > 1e-3 for other in results[:i])
@@ -111,13 +139,17 @@ def test_options_and_initial_state():
         values = np.asarray(kernel[...])
         assert np.std(values) == pytest.approx(0.02, rel=0.15) and np.abs(values).max() > 0.04
     assert not np.any(built.qkv.bias[...]) and not np.any(built.output.bias[...])
-    bare = NeighborhoodAttention(64, num_heads=4, qkv_bias=False, relative_bias=False, rngs=nnx.Rngs(0))
+    bare = NeighborhoodAttention(
+        64, num_heads=4, qkv_bias=False, relative_bias=False, rngs=nnx.Rngs(0)
+    )
     assert set(nnx.to_pure_dict(nnx.state(bare))) == {"qkv", "output"} and bare.qkv.bias is None
     x = image(3, 3)  # without a scale every query takes the mean
     flat = layer(scale=0.0, relative_bias=False)
     mean = np.broadcast_to(x.mean((1, 2), keepdims=True), x.shape)
     value = mean @ flat.qkv.kernel[:, 2 * DIM :] + flat.qkv.bias[2 * DIM :]
-    np.testing.assert_allclose(run(flat, x), value @ flat.output.kernel[...] + flat.output.bias[...], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        run(flat, x), value @ flat.output.kernel[...] + flat.output.bias[...], rtol=1e-4, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +162,9 @@ def test_options_and_initial_state():
     ],
 )
 def test_counts_as_published(width, blocks, counted, published):
-    """Networks of the paper at 224 pixels: their count without the attention itself, plus ours of it."""
+    """Networks of the paper at 224 pixels: their count without the attention itself, plus ours of
+    it.
+    """
     attention = 0
     for stage, depth in enumerate(blocks):
         dim, side = width * 2**stage, 56 // 2**stage
@@ -144,9 +178,15 @@ def test_counts_as_published(width, blocks, counted, published):
     [
         (dict(num_heads=5), "num_heads is 5; allowed: divisors of dim=12"),
         (dict(kernel_size=4), "kernel_size is 4; allowed: an odd number"),
-        (dict(kernel_size=(3, 5, 7)), r"kernel_size is \(3, 5, 7\); allowed: an odd number, or a pair"),
+        (
+            dict(kernel_size=(3, 5, 7)),
+            r"kernel_size is \(3, 5, 7\); allowed: an odd number, or a pair",
+        ),
         (dict(dilation=(1, 0)), r"dilation is \(1, 0\); allowed: an integer >= 1"),
-        (dict(border="reflect"), "border is 'reflect'; allowed: neighborhood, zero, masked, circular"),
+        (
+            dict(border="reflect"),
+            "border is 'reflect'; allowed: neighborhood, zero, masked, circular",
+        ),
         (dict(small_map="crop"), "small_map is 'crop'; allowed: pad, clamp, raise"),
         (dict(impl="unfold"), "impl is 'unfold'; allowed: auto, shift, block"),
     ],

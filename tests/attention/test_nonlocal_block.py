@@ -1,4 +1,6 @@
-"""The non-local block: four modes against float64 NumPy, presets, both orders, chunks, counts and errors."""
+"""The non-local block: four modes against float64 NumPy, presets, both orders, chunks, counts and
+errors.
+"""
 
 import itertools
 
@@ -18,21 +20,29 @@ SOFTMAX = ("embedded_gaussian", "gaussian")
 
 
 def block(spec="nonlocal", dim=DIM, seed=0, **options):
-    """A block in the evaluation view with random numbers in every array, and these by path in float64."""
+    """A block in the evaluation view with random numbers in every array, and these by path in
+    float64.
+    """
     built = create_attention(dict(name=spec, **options), dim, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(seed)
     weights = {}
     for path, variable in nnx.to_flat_state(nnx.state(built, (nnx.Param, nnx.BatchStat))):
         positive = path[-1] in ("var", "scale")
         spread = variable.shape[0] ** -0.5 if path[-1] == "kernel" else 0.5
-        value = rng.uniform(0.5, 1.5, variable.shape) if positive else spread * rng.standard_normal(variable.shape)
+        value = (
+            rng.uniform(0.5, 1.5, variable.shape)
+            if positive
+            else spread * rng.standard_normal(variable.shape)
+        )
         variable.set_value(jnp.asarray(value, jnp.float32))
         weights["/".join(path)] = np.float64(variable[...])
     return nnx.view(built, use_running_average=True, raise_if_not_found=False), weights
 
 
 def image(*spatial, dim=DIM, batch=2, seed=7):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal((batch, *spatial, dim)), jnp.float32)
+    return jnp.asarray(
+        np.random.default_rng(seed).standard_normal((batch, *spatial, dim)), jnp.float32
+    )
 
 
 @nnx.jit
@@ -58,7 +68,7 @@ def value_and_gradients(built, x):
     return y, gradients
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The formulas
 
 
@@ -73,7 +83,9 @@ def by_hand(weights, x, *, mode, window, pool_first=True, scale=1.0, norm="batch
         out = np.empty((a.shape[0], *grid, a.shape[-1]))
         for cell in itertools.product(*map(range, grid)):
             inside = tuple(slice(i * p, (i + 1) * p) for i, p in zip(cell, window, strict=True))
-            out[(slice(None), *cell)] = a[(slice(None), *inside)].reshape(a.shape[0], -1, a.shape[-1]).max(1)
+            out[(slice(None), *cell)] = (
+                a[(slice(None), *inside)].reshape(a.shape[0], -1, a.shape[-1]).max(1)
+            )
         return out
 
     def flat(a):
@@ -83,13 +95,19 @@ def by_hand(weights, x, *, mode, window, pool_first=True, scale=1.0, norm="batch
     source = pool(x) if pool_first else x
     after = (lambda a: a) if pool_first else pool
     g = flat(after(linear("value", source)))
-    theta, phi = (x, after(source)) if mode == "gaussian" else (linear("query", x), after(linear("key", source)))
+    theta, phi = (
+        (x, after(source))
+        if mode == "gaussian"
+        else (linear("query", x), after(linear("key", source)))
+    )
     theta, phi = flat(theta), flat(phi)
     b, n, m = len(x), theta.shape[1], phi.shape[1]
     f = np.empty((b, n, m))
     for s, i, j in itertools.product(range(b), range(n), range(m)):
         if mode == "concatenation":
-            f[s, i, j] = max((np.concatenate([theta[s, i], phi[s, j]]) @ weights["pair/kernel"]).item(), 0)
+            f[s, i, j] = max(
+                (np.concatenate([theta[s, i], phi[s, j]]) @ weights["pair/kernel"]).item(), 0
+            )
         else:
             f[s, i, j] = theta[s, i] @ phi[s, j] * scale
     if mode in SOFTMAX:
@@ -102,7 +120,10 @@ def by_hand(weights, x, *, mode, window, pool_first=True, scale=1.0, norm="batch
         mean, var = weights.get("norm/mean"), weights.get("norm/var")
         if norm == "group":
             cut = z.reshape(b, n, groups, -1)
-            mean, var = (np.repeat(a, z.shape[-1] // groups, -1)[:, None] for a in (cut.mean((1, 3)), cut.var((1, 3))))
+            mean, var = (
+                np.repeat(a, z.shape[-1] // groups, -1)[:, None]
+                for a in (cut.mean((1, 3)), cut.var((1, 3)))
+            )
         z = (z - mean) / np.sqrt(var + 1e-5) * weights["norm/scale"] + weights["norm/bias"]
     return x + z.reshape(x.shape), f
 
@@ -113,13 +134,33 @@ CASES = {
     "nonlocal": ((5, 7), dict(), dict(window=(2, 2), scale=HALF)),
     "nonlocal_fair": ((4, 3), dict(spec="nonlocal_fair"), dict(window=(2, 2), scale=HALF)),
     "nonlocal_paper": ((5, 4), dict(spec="nonlocal_paper"), dict(window=(2, 2), pool_first=False)),
-    "nonlocal_alexhex7": ((5, 4), dict(spec="nonlocal_alexhex7"), dict(window=(2, 2), pool_first=False)),
-    "nonlocal_cgnl_repo": ((3, 4), dict(spec="nonlocal_cgnl_repo"), dict(window=(1, 1), scale=HALF)),
-    "nonlocal_mmcv": ((3, 4), dict(spec="nonlocal_mmcv"), dict(window=(1, 1), scale=HALF, norm="none")),
+    "nonlocal_alexhex7": (
+        (5, 4),
+        dict(spec="nonlocal_alexhex7"),
+        dict(window=(2, 2), pool_first=False),
+    ),
+    "nonlocal_cgnl_repo": (
+        (3, 4),
+        dict(spec="nonlocal_cgnl_repo"),
+        dict(window=(1, 1), scale=HALF),
+    ),
+    "nonlocal_mmcv": (
+        (3, 4),
+        dict(spec="nonlocal_mmcv"),
+        dict(window=(1, 1), scale=HALF, norm="none"),
+    ),
     "nonlocal_timm": ((3, 4), dict(spec="nonlocal_timm"), dict(window=(1, 1), scale=SIXTH)),
     "gaussian, sequence": ((9,), dict(mode="gaussian"), dict(window=(2,))),
-    "gaussian, pooled after": ((5, 4), dict(mode="gaussian", pool_first=False), dict(window=(2, 2), pool_first=False)),
-    "dot, clip, pooled in time": ((4, 3, 5), dict(mode="dot_product", pool_size=(2, 3, 2)), dict(window=(2, 3, 2))),
+    "gaussian, pooled after": (
+        (5, 4),
+        dict(mode="gaussian", pool_first=False),
+        dict(window=(2, 2), pool_first=False),
+    ),
+    "dot, clip, pooled in time": (
+        (4, 3, 5),
+        dict(mode="dot_product", pool_size=(2, 3, 2)),
+        dict(window=(2, 3, 2)),
+    ),
     "dot, other order, group norm": (
         (5, 4),
         dict(mode="dot_product", order="linear", norm="group", norm_groups=3),
@@ -130,8 +171,16 @@ CASES = {
         dict(mode="concatenation", pool_first=False, use_bias=False),
         dict(window=(1, 2, 2), pool_first=False),
     ),
-    "concatenation, other order": ((5, 7), dict(mode="concatenation", order="linear"), dict(window=(2, 2))),
-    "axis shorter than its window": ((1, 5), dict(inner_dim=6, out_bias=False), dict(window=(1, 2), scale=HALF)),
+    "concatenation, other order": (
+        (5, 7),
+        dict(mode="concatenation", order="linear"),
+        dict(window=(2, 2)),
+    ),
+    "axis shorter than its window": (
+        (1, 5),
+        dict(inner_dim=6, out_bias=False),
+        dict(window=(1, 2), scale=HALF),
+    ),
     "one pixel": ((1, 1), dict(mode="concatenation", order="linear"), dict(window=(1, 1))),
 }
 
@@ -142,12 +191,16 @@ def test_equals_the_formula(name):
     built, weights = block(**options)
     x = image(*spatial)
     y, captured, shown = with_map(built, x)
-    expected, expected_map = by_hand(weights, x, mode=options.get("mode", "embedded_gaussian"), **told)
+    expected, expected_map = by_hand(
+        weights, x, mode=options.get("mode", "embedded_gaussian"), **told
+    )
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(captured, expected, rtol=1e-5, atol=1e-5)
     grid = tuple(s // p for s, p in zip(spatial, told["window"], strict=True))
     assert shown.shape == (2, 1, *spatial, *grid)
-    np.testing.assert_allclose(shown.reshape(expected_map.shape), expected_map, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        shown.reshape(expected_map.shape), expected_map, rtol=1e-4, atol=1e-5
+    )
     assert built.macs(*spatial) == jaxpr_macs(built, x[:1])
 
 
@@ -167,7 +220,7 @@ def test_float64_stays_float64():
             np.testing.assert_allclose(run(built, jnp.asarray(x)), expected, rtol=1e-12, atol=1e-12)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Two orders, chunks
 
 
@@ -175,14 +228,18 @@ def test_float64_stays_float64():
 def test_linear_order_equals_direct(mode):
     x = image(6, 7)
     x = jnp.concatenate([x, x[:, :, ::-1]], axis=1)  # equal keys, for the sort
-    results = [value_and_gradients(block(mode=mode, order=order)[0], x) for order in ("direct", "linear")]
+    results = [
+        value_and_gradients(block(mode=mode, order=order)[0], x) for order in ("direct", "linear")
+    ]
     for direct, linear in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(linear, direct, rtol=0, atol=2e-5 * np.abs(direct).max())
 
 
 def test_linear_order_is_chosen_when_cheaper_and_has_no_pairs():
     def widest(mode, spatial, **options):
-        built, _ = block(mode=mode, dim=8, norm="none", zero_init="none", sub_sample=False, **options)
+        built, _ = block(
+            mode=mode, dim=8, norm="none", zero_init="none", sub_sample=False, **options
+        )
         jaxpr = jax.make_jaxpr(lambda x: built(x))(jnp.ones((1, *spatial, 8)))
         return max(v.aval.size for equation in jaxpr.eqns for v in equation.outvars)
 
@@ -196,9 +253,13 @@ def test_linear_order_is_chosen_when_cheaper_and_has_no_pairs():
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "concatenation"])
 def test_chunks_equal_all_at_once(mode):
     x = image(5, 7)
-    options = dict(mode=mode, order="direct", use_bias=False)  # a softmax cancels the keys' bias: its gradient is rounding
+    options = dict(
+        mode=mode, order="direct", use_bias=False
+    )  # a softmax cancels the keys' bias: its gradient is rounding
     whole = value_and_gradients(block(query_chunk=None, **options)[0], x)
-    chunks = value_and_gradients(block(query_chunk=8, **options)[0], x)  # 4 chunks of 8 and one of 3
+    chunks = value_and_gradients(
+        block(query_chunk=8, **options)[0], x
+    )  # 4 chunks of 8 and one of 3
     for one, other in zip(*map(jax.tree.leaves, (whole, chunks)), strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=2e-5 * np.abs(one).max())
     built, _ = block(query_chunk=8, **options)
@@ -208,7 +269,8 @@ def test_chunks_equal_all_at_once(mode):
 def training_bytes(x, **options):
     """Compiled temporaries of a forward and a backward pass."""
     built, _ = block(dim=x.shape[-1], norm="none", zero_init="none", **options)
-    # A new function each time: the test below changes a constant, which is no part of the cache's key.
+    # A new function each time: the test below changes a constant, which is no part of the cache's
+    # key.
     fresh = jax.jit(lambda built, x: value_and_gradients.__wrapped__(built, x))
     return fresh.lower(built, x).compile().memory_analysis().temp_size_in_bytes
 
@@ -222,7 +284,9 @@ def test_chunks_take_less_memory(monkeypatch):
     assert chunks < pairs / 2
     assert training_bytes(x, query_chunk="auto") == whole  # below the limit
     monkeypatch.setattr(nonlocal_block, "_CHUNK_BYTES", {})
-    monkeypatch.setattr(nonlocal_block, "_CHUNK_BYTES_ELSEWHERE", pairs // 11)  # 104 queries at most: 12 times 96
+    monkeypatch.setattr(
+        nonlocal_block, "_CHUNK_BYTES_ELSEWHERE", pairs // 11
+    )  # 104 queries at most: 12 times 96
     assert training_bytes(x, query_chunk="auto") == chunks
 
 
@@ -238,7 +302,11 @@ def test_exports_with_a_symbolic_batch():
 
 @pytest.mark.parametrize(
     "options",
-    [dict(mode="gaussian"), dict(mode="dot_product", order="linear"), dict(mode="concatenation", order="linear")],
+    [
+        dict(mode="gaussian"),
+        dict(mode="dot_product", order="linear"),
+        dict(mode="concatenation", order="linear"),
+    ],
     ids=lambda options: "-".join(options.values()),
 )
 def test_bfloat16_of_the_other_modes(options):
@@ -250,7 +318,7 @@ def test_bfloat16_of_the_other_modes(options):
     np.testing.assert_allclose(np.float32(y), exact, rtol=0, atol=2e-2 * np.abs(exact).max())
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Start and presets
 
 
@@ -269,7 +337,12 @@ def test_zero_scale_has_a_gradient_and_zero_init_none_is_no_identity():
         built = nnx.view(built, use_running_average=True, raise_if_not_found=False)
         y, (gradients, _) = value_and_gradients(built, x)
         np.testing.assert_array_equal(y, x)
-        assert np.abs(gradients["norm"]["scale"] if zero_init == "norm" else gradients["out"]["kernel"]).max() > 0
+        assert (
+            np.abs(
+                gradients["norm"]["scale"] if zero_init == "norm" else gradients["out"]["kernel"]
+            ).max()
+            > 0
+        )
     assert np.abs(NonLocal(DIM, zero_init="none", rngs=nnx.Rngs(0))(x) - x).max() > 1e-2
 
 
@@ -288,7 +361,9 @@ def test_zero_scale_has_a_gradient_and_zero_init_none_is_no_identity():
 def test_presets_start_as_their_sources(name, std, bias, out):
     built = create_attention(name, 128, rngs=nnx.Rngs(3))
     assert built.inner == (16 if name == "nonlocal_timm" else 64)
-    kernels = np.concatenate([layer.kernel[...].ravel() for layer in (built.query, built.key, built.value)])
+    kernels = np.concatenate(
+        [layer.kernel[...].ravel() for layer in (built.query, built.key, built.value)]
+    )
     np.testing.assert_allclose(kernels.std(), std, rtol=0.05)
     assert abs(kernels.mean()) < 0.05 * std
     if bias is None:
@@ -310,7 +385,7 @@ def test_inner_dim():
     assert inner(8, 3) == 3
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Counts, errors
 
 
@@ -320,11 +395,18 @@ def shaped(dim, **options):
 
 @pytest.mark.parametrize(
     ("dim", "embedded", "gaussian"),
-    [(256, 132_224, 66_432), (512, 526_592, 263_936), (1024, 2_101_760, 1_052_160), (2048, 8_397_824, 4_201_472)],
+    [
+        (256, 132_224, 66_432),
+        (512, 526_592, 263_936),
+        (1024, 2_101_760, 1_052_160),
+        (2048, 8_397_824, 4_201_472),
+    ],
 )
 def test_parameter_counts(dim, embedded, gaussian):
     def count(**options):
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(shaped(dim, **options), nnx.Param)))
+        return sum(
+            leaf.size for leaf in jax.tree.leaves(nnx.state(shaped(dim, **options), nnx.Param))
+        )
 
     assert count() == count(mode="dot_product") == embedded
     assert count(mode="gaussian") == gaussian
@@ -343,15 +425,27 @@ def test_multiply_adds_at_224_pixels():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(mode="softmax"), "mode is 'softmax'; allowed: 'embedded_gaussian', 'gaussian', 'dot_product', 'concat"),
+        (
+            dict(mode="softmax"),
+            "mode is 'softmax'; allowed: 'embedded_gaussian', 'gaussian', 'dot_product', 'concat",
+        ),
         (dict(scale=2.0), "scale is 2.0; allowed: 'none', 'inner', 'input'"),
         (dict(inner_dim=0), "inner_dim is 0; allowed: 'half', 'eighth' or a positive number"),
         (dict(inner_dim="third"), "inner_dim is 'third'; allowed"),
         (dict(query_chunk=0), "query_chunk is 0; allowed: None, 'auto' or a positive number"),
-        (dict(norm="none"), "zero_init is 'norm' and norm is 'none'; allowed without a norm: 'conv', 'none'"),
+        (
+            dict(norm="none"),
+            "zero_init is 'norm' and norm is 'none'; allowed without a norm: 'conv', 'none'",
+        ),
         (dict(norm="group", norm_groups=5), "norm_groups is 5 for 12 channels; allowed: divisors"),
-        (dict(order="linear"), "order is 'linear' in mode 'embedded_gaussian'; allowed: 'auto', 'direct'"),
-        (dict(pool_size=(2, 2), sub_sample=False), r"pool_size is \(2, 2\) and sub_sample is False"),
+        (
+            dict(order="linear"),
+            "order is 'linear' in mode 'embedded_gaussian'; allowed: 'auto', 'direct'",
+        ),
+        (
+            dict(pool_size=(2, 2), sub_sample=False),
+            r"pool_size is \(2, 2\) and sub_sample is False",
+        ),
         (dict(pool_size=(2, 0)), r"pool_size is \(2, 0\); allowed: one to three positive numbers"),
     ],
 )
@@ -362,7 +456,10 @@ def test_options_are_refused(options, message):
 
 def test_maps_are_refused():
     built, _ = block(pool_size=(2, 2))
-    with pytest.raises(ValueError, match=r"pool_size is \(2, 2\), the map has size \(3, 4, 5\); expected one number per"):
+    with pytest.raises(
+        ValueError,
+        match=r"pool_size is \(2, 2\), the map has size \(3, 4, 5\); expected one number per",
+    ):
         built(image(3, 4, 5))
     with pytest.raises(ValueError, match=r"non-local: the input has shape \(2, 12\)"):
         built(jnp.ones((2, 12)))

@@ -1,4 +1,6 @@
-"""Object context: the unit by dense attention in NumPy, pooled and in cells; the start at zero; counts, names, options."""
+"""Object context: the unit by dense attention in NumPy, pooled and in cells; the start at zero;
+counts, names, options.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ DIM = 6
 
 
 def build(kind, seed=0, dim=DIM, **options):
-    """A block in the evaluation view with random numbers everywhere; only traced, which is faster than initialising."""
+    """A block in the evaluation view with random numbers everywhere; only traced, which is faster
+    than initialising.
+    """
     built = nnx.eval_shape(lambda: kind(dim, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(built, (nnx.Param, nnx.BatchStat))):
@@ -49,7 +53,9 @@ def linear(module, x):
 
 def layer(module, x, slope=0.0):
     """A 1x1, norm, (leaky) ReLU in float64."""
-    mean, var, scale, bias = (np.float64(getattr(module.norm, name)[...]) for name in ("mean", "var", "scale", "bias"))
+    mean, var, scale, bias = (
+        np.float64(getattr(module.norm, name)[...]) for name in ("mean", "var", "scale", "bias")
+    )
     y = (linear(module.linear, x) - mean) / np.sqrt(var + 1e-5) * scale + bias
     return np.where(y > 0, y, slope * y)
 
@@ -75,7 +81,9 @@ def corners(before, after):
 
 
 def cell_labels(length, cells):
-    """The cell of every position by the rule of the paper's release, a short axis cut into single positions."""
+    """The cell of every position by the rule of the paper's release, a short axis cut into single
+    positions.
+    """
     cells = min(cells, length)
     return np.minimum(np.arange(length) // (length // cells), cells - 1)
 
@@ -95,7 +103,9 @@ def unit_by_hand(unit, x, slope=0.0):
         for module in unit.query:
             query = layer(module, query, slope)
     label = (cell_labels(h, unit.cells)[:, None] * 100 + cell_labels(w, unit.cells)).ravel()
-    logits = np.where(label[:, None] == label, query @ key.swapaxes(1, 2) / np.sqrt(key.shape[-1]), -np.inf)
+    logits = np.where(
+        label[:, None] == label, query @ key.swapaxes(1, 2) / np.sqrt(key.shape[-1]), -np.inf
+    )
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     grow = np.kron(corners(h, size[0]), corners(w, size[1]))
@@ -107,7 +117,12 @@ def unit_by_hand(unit, x, slope=0.0):
     ("size", "options"),
     [
         ((5, 7), dict(sizes=(1, 2))),
-        ((5, 4), dict(sizes=(3,), share_qk=False, num_qk_convs=2, activation="leaky_relu_0.01", dim_out=4)),
+        (
+            (5, 4),
+            dict(
+                sizes=(3,), share_qk=False, num_qk_convs=2, activation="leaky_relu_0.01", dim_out=4
+            ),
+        ),
         ((1, 5), dict(sizes=(2,))),
     ],
     ids=["two_sizes", "separate_queries", "shorter_than_the_window"],
@@ -143,12 +158,20 @@ def test_cells_tile_every_axis_in_at_most_two_runs():
         for cells in range(1, 8):
             runs = cell_runs(length, cells)
             assert len(runs) <= 2
-            label = [cell for cell, side in enumerate(s for _, n, s in runs for _ in range(n)) for _ in range(side)]
+            label = [
+                cell
+                for cell, side in enumerate(s for _, n, s in runs for _ in range(n))
+                for _ in range(side)
+            ]
             np.testing.assert_array_equal(label, cell_labels(length, cells))
             assert runs[-1][0] == sum(n * s for _, n, s in runs[:-1])
 
 
-@pytest.mark.parametrize("spec", ["object_context", dict(name="pyramid_object_context", sizes=(3,))], ids=["base", "pyramid"])
+@pytest.mark.parametrize(
+    "spec",
+    ["object_context", dict(name="pyramid_object_context", sizes=(3,))],
+    ids=["base", "pyramid"],
+)
 def test_context_is_zero_at_first_and_only_its_output_projection_learns(spec):
     built, x = create_attention(spec, DIM, rngs=nnx.Rngs(0)), image(4, 6)
 
@@ -161,7 +184,9 @@ def test_context_is_zero_at_first_and_only_its_output_projection_learns(spec):
 
         return [unit(x) for unit in built.units], jax.grad(loss)(params)
 
-    contexts, gradient = contexts_and_gradient(nnx.view(built, deterministic=True, use_running_average=True), x)
+    contexts, gradient = contexts_and_gradient(
+        nnx.view(built, deterministic=True, use_running_average=True), x
+    )
     assert all(not np.any(context) for context in contexts)
     for path, value in flatten_names(nnx.to_pure_dict(gradient)).items():
         if "/key/" in path or "/value/" in path:
@@ -171,22 +196,35 @@ def test_context_is_zero_at_first_and_only_its_output_projection_learns(spec):
 
 
 def test_asp_branches_and_size():
-    """Every branch in its place of the concatenation: the context is constant while the attention's output is zero."""
-    built, x = build(AspObjectContext, dim=8, width=4, dilations=(1, 3), activation="relu"), image(7, 5, dim=8)
+    """Every branch in its place of the concatenation: the context is constant while the attention's
+    output is zero.
+    """
+    built, x = (
+        build(AspObjectContext, dim=8, width=4, dilations=(1, 3), activation="relu"),
+        image(7, 5, dim=8),
+    )
     built.unit.out.kernel[...] = jnp.zeros_like(built.unit.out.kernel[...])
 
     @jax.jit
     def parts(built, x):
-        return built(x), built.unit(built.context_in(x)), [built.point(x), *(branch(x) for branch in built.dilated)]
+        return (
+            built(x),
+            built.unit(built.context_in(x)),
+            [built.point(x), *(branch(x) for branch in built.dilated)],
+        )
 
     y, context, others = parts(built, x)
-    np.testing.assert_allclose(context, np.broadcast_to(built.unit.out.bias[...], context.shape), rtol=1e-5)
+    np.testing.assert_allclose(
+        context, np.broadcast_to(built.unit.out.bias[...], context.shape), rtol=1e-5
+    )
     context = layer(built.context_out, np.float64(context))
 
     def fused(branches):
         norm = built.fuse.norm
         z = np.concatenate(branches, -1) @ np.float64(built.fuse.linear.kernel[...])
-        z = (z - norm.mean[...]) / np.sqrt(np.float64(norm.var[...]) + 1e-5) * norm.scale[...] + norm.bias[...]
+        z = (z - norm.mean[...]) / np.sqrt(np.float64(norm.var[...]) + 1e-5) * norm.scale[
+            ...
+        ] + norm.bias[...]
         return np.maximum(z, 0)
 
     np.testing.assert_allclose(y, fused([context, *others]), rtol=1e-5, atol=1e-5)
@@ -196,21 +234,29 @@ def test_asp_branches_and_size():
 def test_parameters_of_the_paper():
     module = nnx.eval_shape(lambda: create_attention("object_context", 512, rngs=nnx.Rngs(0)))
     parameters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
-    head = 9 * 2048 * 512 + 3 * 512 + parameters + 512 * 19 + 19  # 3x3 with bias and norm in front, classifier behind
+    head = (
+        9 * 2048 * 512 + 3 * 512 + parameters + 512 * 19 + 19
+    )  # 3x3 with bias and norm in front, classifier behind
     assert round(head / 1e6, 2) == 10.37
 
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_names_of_both_releases(shared):
-    """openseg.pytorch keeps norm and ReLU in a Sequential; OCNet.pytorch lists its shared projection under two names."""
-    module = build(ObjectContext, key_dim=3, value_dim=5, share_qk=shared, num_qk_convs=1 if shared else 2)
+    """openseg.pytorch keeps norm and ReLU in a Sequential; OCNet.pytorch lists its shared
+    projection under two names.
+    """
+    module = build(
+        ObjectContext, key_dim=3, value_dim=5, share_qk=shared, num_qk_convs=1 if shared else 2
+    )
     state = nnx.to_pure_dict(nnx.state(module, (nnx.Param, nnx.BatchStat)))
     shapes = {path: leaf.shape for path, leaf in flatten_names(state).items()}
     rng = np.random.default_rng(0)
     torch = {}
 
     def point(name, out, into, norm=None):
-        torch.update({f"{name}.weight": rng.random((out, into, 1, 1)), f"{name}.bias": rng.random(out)})
+        torch.update(
+            {f"{name}.weight": rng.random((out, into, 1, 1)), f"{name}.bias": rng.random(out)}
+        )
         kinds = ("weight", "bias", "running_mean", "running_var") if norm else ()
         torch.update({f"{norm}.{kind}": rng.random(out) for kind in kinds})
 
@@ -223,7 +269,9 @@ def test_names_of_both_releases(shared):
     point("conv_bn_dropout.0", 6, 12, f"conv_bn_dropout.1{tail}")
     ours = convert(torch, TORCH_NAMES if shared else TORCH_NAMES_SEPARATE, shapes)
     assert set(ours) == set(shapes)
-    np.testing.assert_array_equal(ours["units/0/key/0/linear/kernel"], torch["stages.0.f_key.0.weight"][..., 0, 0].T)
+    np.testing.assert_array_equal(
+        ours["units/0/key/0/linear/kernel"], torch["stages.0.f_key.0.weight"][..., 0, 0].T
+    )
     if not shared:
         last = torch["stages.0.f_query.3.0.running_var"]
         np.testing.assert_array_equal(ours["units/0/query/1/norm/var"], last)
@@ -231,7 +279,9 @@ def test_names_of_both_releases(shared):
 
 def test_dropout_takes_whole_channels():
     built = nnx.view(build(ObjectContext, dim=16, dropout=0.5), deterministic=False)
-    y = np.asarray(jax.jit(lambda built, x: built(x, rngs=nnx.Rngs(dropout=0)))(built, image(3, 4, dim=16)))
+    y = np.asarray(
+        jax.jit(lambda built, x: built(x, rngs=nnx.Rngs(dropout=0)))(built, image(3, 4, dim=16))
+    )
     dropped = (y == 0).all((1, 2))
     assert 0 < dropped.sum() < dropped.size
 
@@ -239,7 +289,11 @@ def test_dropout_takes_whole_channels():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("object_context", dict(sizes=()), r"object_context: sizes is \(\); allowed: a tuple of numbers from 1"),
+        (
+            "object_context",
+            dict(sizes=()),
+            r"object_context: sizes is \(\); allowed: a tuple of numbers from 1",
+        ),
         ("object_context", dict(num_qk_convs=0), "num_qk_convs is 0; allowed: 1 or more"),
         ("object_context", dict(activation="swish"), "activation is 'swish'"),
         ("pyramid_object_context", dict(sizes=(1, 0)), r"sizes is \(1, 0\); allowed"),
@@ -254,15 +308,22 @@ def test_bad_options(name, options, message):
 
 
 def test_asp_context_starts_to_learn():
-    """Its norm turns the constant first context into zeros; only an activation with a gradient at zero lets it begin."""
+    """Its norm turns the constant first context into zeros; only an activation with a gradient at
+    zero lets it begin.
+    """
     x = image(6, 5, dim=8)
 
     def gradient(activation):
         options = {} if activation is None else dict(activation=activation)
-        built = create_attention(dict(name="asp_object_context", dilations=(1,), **options), 8, rngs=nnx.Rngs(0))
+        built = create_attention(
+            dict(name="asp_object_context", dilations=(1,), **options), 8, rngs=nnx.Rngs(0)
+        )
         graphdef, params, rest = nnx.split(built, nnx.Param, ...)
         target = jax.random.normal(jax.random.key(1), x.shape)
-        loss = lambda params: jnp.sum((nnx.merge(graphdef, params, rest, copy=True)(x) - target) ** 2)  # noqa: E731
+
+        def loss(params):
+            return jnp.sum((nnx.merge(graphdef, params, rest, copy=True)(x) - target) ** 2)
+
         return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))["context_out"]["norm"]["bias"]
 
     assert np.abs(gradient(None)).min() > 0

@@ -27,7 +27,11 @@ def test_equals_the_formula(bias, spatial):
     for path, variable in nnx.to_flat_state(nnx.state(layer)):
         weights["/".join(path)] = rng.normal(size=variable.shape).astype(np.float32)
         variable[...] = jnp.asarray(weights["/".join(path)])
-    assert set(weights) == {f"{m}/{p}" for m in ("reduce", "expand") for p in (("kernel", "bias") if bias else ("kernel",))}
+    assert set(weights) == {
+        f"{m}/{p}"
+        for m in ("reduce", "expand")
+        for p in (("kernel", "bias") if bias else ("kernel",))
+    }
     x = rng.normal(size=(2, *spatial, 12)).astype(np.float32)
     np.testing.assert_allclose(layer(jnp.asarray(x)), formula(x, weights), rtol=1e-5, atol=1e-5)
     assert layer.macs(*spatial) == 2 * 12 * 3
@@ -42,10 +46,15 @@ def test_bfloat16_gates_in_float32():
     np.testing.assert_allclose(y, exact, rtol=2e-2, atol=2e-2)
 
 
-@pytest.mark.parametrize(("first", "second", "tail"), [("fc1", "fc2", (1, 1)), ("fc.0", "fc.2", ())])
+@pytest.mark.parametrize(
+    ("first", "second", "tail"), [("fc1", "fc2", (1, 1)), ("fc.0", "fc.2", ())]
+)
 def test_names_of_both_ports(first, second, tail):
     rng = np.random.default_rng(1)
-    state = {f"{first}.weight": rng.normal(size=(3, 12, *tail)), f"{second}.weight": rng.normal(size=(12, 3, *tail))}
+    state = {
+        f"{first}.weight": rng.normal(size=(3, 12, *tail)),
+        f"{second}.weight": rng.normal(size=(12, 3, *tail)),
+    }
     ours = convert(state, TORCH_NAMES, {"reduce/kernel": (12, 3), "expand/kernel": (3, 12)})
     np.testing.assert_array_equal(ours["reduce/kernel"], state[f"{first}.weight"].reshape(3, 12).T)
     np.testing.assert_array_equal(ours["expand/kernel"], state[f"{second}.weight"].reshape(12, 3).T)
@@ -67,7 +76,8 @@ def test_capture_shows_the_gate(spatial):
     np.testing.assert_allclose(x * gate, y, rtol=1e-6)
 
 
-# Parameters of the network without squeeze-excite, blocks per stage, and with it: with and without biases.
+# Parameters of the network without squeeze-excite, blocks per stage, and with it: with and without
+# biases.
 NETWORKS = {
     "ResNet-50": (25_557_032, (3, 4, 6, 3), 28_088_024, 28_071_976),
     "ResNet-101": (44_549_160, (3, 4, 23, 3), 49_326_872, None),
@@ -78,10 +88,15 @@ NETWORKS = {
 @pytest.mark.parametrize("name", NETWORKS)
 def test_counts_of_the_papers_networks(name):
     def parameters(dim, bias):
-        layer = nnx.eval_shape(lambda: create_attention(dict(name="se", ratio=16, bias=bias), dim, rngs=nnx.Rngs(0)))
+        layer = nnx.eval_shape(
+            lambda: create_attention(dict(name="se", ratio=16, bias=bias), dim, rngs=nnx.Rngs(0))
+        )
         return sum(p.size for p in jax.tree.leaves(nnx.state(layer, nnx.Param)))
 
     plain, blocks, *totals = NETWORKS[name]
     for bias, total in zip((True, False), totals, strict=True):
         if total is not None:
-            assert plain + sum(n * parameters(256 * 2**stage, bias) for stage, n in enumerate(blocks)) == total
+            assert (
+                plain + sum(n * parameters(256 * 2**stage, bias) for stage, n in enumerate(blocks))
+                == total
+            )

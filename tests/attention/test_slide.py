@@ -1,4 +1,6 @@
-"""Slide attention against loops, its fixed shifts, its merged form, and the names of the public code."""
+"""Slide attention against loops, its fixed shifts, its merged form, and the names of the public
+code.
+"""
 
 import functools
 import itertools
@@ -11,7 +13,13 @@ import pytest
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 
-from lambdanet.attention.slide import MERGED_TORCH_NAMES, TORCH_NAMES, SlideAttention, head_major_qkv, reparameterise
+from lambdanet.attention.slide import (
+    MERGED_TORCH_NAMES,
+    TORCH_NAMES,
+    SlideAttention,
+    head_major_qkv,
+    reparameterise,
+)
 from lambdanet.interop.names import NameMappingError, convert
 from lambdanet.training.state import flatten_names
 
@@ -38,19 +46,26 @@ def names(module) -> dict:
 
 def captured(module, x):
     graphdef, state = nnx.split(nnx.view(module, capture=True))
-    y, sown = once(lambda state, x: nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(x))(state, x)
+    y, sown = once(lambda state, x: nnx.capture(nnx.merge(graphdef, state), nnx.Intermediate)(x))(
+        state, x
+    )
     sown = nnx.to_pure_dict(sown)
     return y, sown["slot_weights"][0], sown["attention_map"][0]
 
 
 def by_hand(made, x, *, fixed=True, learned=True, scale=None, position_bias="key", shared=False):
-    """float64 loops over positions, heads, slots and taps: (output, weights [b, heads, slots, H, W])."""
+    """float64 loops over positions, heads, slots and taps: (output, weights [b, heads, slots, H,
+    W]).
+    """
     p = {name: np.float64(value) for name, value in names(made).items()}
     heads, side, inner = made.num_heads, made.kernel_size, p["output/kernel"].shape[0]
     depth, slots, (batch, height, width) = inner // heads, side**2, x.shape[:3]
     scale = (DIM / heads) ** -0.5 if scale is None else scale
     qkv = x @ p["qkv/kernel"] + p.get("qkv/bias", 0)
-    y, shown = np.zeros((batch, height, width, inner)), np.zeros((batch, heads, slots, height, width))
+    y, shown = (
+        np.zeros((batch, height, width, inner)),
+        np.zeros((batch, heads, slots, height, width)),
+    )
 
     def read(b, h, row, column, part):
         first = h * depth if shared else (3 * h + part) * depth
@@ -58,7 +73,9 @@ def by_hand(made, x, *, fixed=True, learned=True, scale=None, position_bias="key
         return qkv[b, row, column, first : first + depth] if inside else np.zeros(depth)
 
     def slot(b, h, i, j, o, part):
-        """The mixture of the window that slot o holds: channel c of the kernels is at c * slots + o."""
+        """The mixture of the window that slot o holds: channel c of the kernels is at c * slots +
+        o.
+        """
         own = "deformed_value_" if part == 2 and "deformed_value_kernel" in p else "deformed_"
         mixed = np.zeros(depth)
         if fixed:
@@ -72,7 +89,9 @@ def by_hand(made, x, *, fixed=True, learned=True, scale=None, position_bias="key
 
     for b, h, i, j in itertools.product(range(batch), range(heads), range(height), range(width)):
         q = scale * read(b, h, i, j, 0)
-        keys, values = (np.stack([slot(b, h, i, j, o, part) for o in range(slots)]) for part in (1, 2))
+        keys, values = (
+            np.stack([slot(b, h, i, j, o, part) for o in range(slots)]) for part in (1, 2)
+        )
         if position_bias == "key":
             keys += p["position_bias"][h][:, None]
         logits = keys @ q + (p["position_bias"][h] if position_bias == "logit" else 0)
@@ -84,13 +103,21 @@ def by_hand(made, x, *, fixed=True, learned=True, scale=None, position_bias="key
 
 CASES = {
     "the paper's": ((4, 5), dict(), dict()),
-    "window larger than the map": ((2, 3), dict(kernel_size=5, scale=0.3, qkv_bias=False), dict(scale=0.3)),
+    "window larger than the map": (
+        (2, 3),
+        dict(kernel_size=5, scale=0.3, qkv_bias=False),
+        dict(scale=0.3),
+    ),
     "plain local attention": (
         (3, 4),
         dict(path="fixed", fixed_bias=False, position_bias="logit"),
         dict(learned=False, position_bias="logit"),
     ),
-    "learned path alone": ((3, 2), dict(path="learned", position_bias="none"), dict(fixed=False, position_bias="none")),
+    "learned path alone": (
+        (3, 2),
+        dict(path="learned", position_bias="none"),
+        dict(fixed=False, position_bias="none"),
+    ),
     "reduced, shared projection": (
         (1, 3),
         dict(dim_reduction=2, share_qkv=True, share_kernel=False, fixed_bias=False),
@@ -118,7 +145,9 @@ def test_slots_outside_the_map_stay_in_the_softmax():
     power = np.exp((q * k).sum(-1) * 6**-0.5)
     np.testing.assert_allclose(weights[0, :, 4, 0, 0], power / (power + 8), rtol=1e-5)
     np.testing.assert_allclose(weights[0, :, 0, 0, 0], 1 / (power + 8), rtol=1e-5)
-    np.testing.assert_allclose(shown[0, :, 0, 0, 0, 0], weights[0, :, 4, 0, 0])  # the map shows the slot that is on it
+    np.testing.assert_allclose(
+        shown[0, :, 0, 0, 0, 0], weights[0, :, 4, 0, 0]
+    )  # the map shows the slot that is on it
 
 
 def test_attention_map_has_the_slots_at_their_places():
@@ -131,7 +160,9 @@ def test_attention_map_has_the_slots_at_their_places():
     np.testing.assert_allclose(shown, expected, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [dict(), dict(share_kernel=False), dict(path="fixed", fixed_bias=False)], ids=str)
+@pytest.mark.parametrize(
+    "options", [dict(), dict(share_kernel=False), dict(path="fixed", fixed_bias=False)], ids=str
+)
 def test_merging(options):
     made = layer(**options)
     before = names(made)
@@ -142,7 +173,9 @@ def test_merging(options):
     assert "deformed_kernel" in inner and "deformed_bias" in inner and "fixed_bias" not in inner
     assert ("deformed_value_kernel" in inner) == ("share_kernel" in options)
     again = names(reparameterise(merged))
-    assert again.keys() == found.keys() and all(np.array_equal(again[path], found[path]) for path in found)
+    assert again.keys() == found.keys() and all(
+        np.array_equal(again[path], found[path]) for path in found
+    )
     assert names(made).keys() == before.keys(), "the model given was changed"
     fresh = SlideAttention(DIM, num_heads=2, merged=True, **options, rngs=nnx.Rngs(0))
     alike = reparameterise(SlideAttention(DIM, num_heads=2, **options, rngs=nnx.Rngs(0)))
@@ -160,7 +193,9 @@ def test_the_fixed_shifts_do_not_train():
 
         @once
         def step(params):
-            gradients = jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(x) ** 2))(params)
+            gradients = jax.grad(lambda params: jnp.sum(nnx.merge(graphdef, params)(x) ** 2))(
+                params
+            )
             return optax.apply_updates(params, tx.update(gradients, tx.init(params), params)[0])
 
         return nnx.merge(graphdef, step(params))
@@ -178,13 +213,21 @@ def test_the_fixed_shifts_do_not_train():
 
 @pytest.mark.parametrize(
     ("dim", "heads", "train", "merged"),
-    [(64, 1, 28169, 22409), (64, 2, 22418, 19538), (96, 3, 43035, 40155), (128, 2, 77586, 71826), (128, 4, 71844, 68964)],
+    [
+        (64, 1, 28169, 22409),
+        (64, 2, 22418, 19538),
+        (96, 3, 43035, 40155),
+        (128, 2, 77586, 71826),
+        (128, 4, 71844, 68964),
+    ],
 )
 def test_parameter_counts(dim, heads, train, merged):
     """Counts of the public module, from which its d k^4 frozen numbers are taken here."""
 
     def count(**options):
-        made = nnx.eval_shape(lambda: SlideAttention(dim, num_heads=heads, **options, rngs=nnx.Rngs(0)))
+        made = nnx.eval_shape(
+            lambda: SlideAttention(dim, num_heads=heads, **options, rngs=nnx.Rngs(0))
+        )
         return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(made, nnx.Param)))
 
     assert count() == train - dim // heads * 81
@@ -193,7 +236,13 @@ def test_parameter_counts(dim, heads, train, merged):
 
 @pytest.mark.parametrize(
     "options",
-    [dict(kernel_size=5), dict(impl="conv"), dict(impl="im2col"), dict(merged=True), dict(dim_reduction=2, share_qkv=True)],
+    [
+        dict(kernel_size=5),
+        dict(impl="conv"),
+        dict(impl="im2col"),
+        dict(merged=True),
+        dict(dim_reduction=2, share_qkv=True),
+    ],
     ids=str,
 )
 def test_macs_are_those_of_the_program_in_every_lowering(options):
@@ -217,7 +266,9 @@ def test_initial_state():
     made = SlideAttention(64, num_heads=1, kernel_size=5, rngs=nnx.Rngs(0))
     for name, value in names(made).items():
         if name.startswith(("deformed", "fixed")):
-            assert 0.19 < np.abs(value).max() <= 0.2 and np.abs(value).mean() == pytest.approx(0.1, rel=0.1), name
+            assert 0.19 < np.abs(value).max() <= 0.2 and np.abs(value).mean() == pytest.approx(
+                0.1, rel=0.1
+            ), name
         elif name.endswith("kernel") or name == "position_bias":
             assert 0.005 < value.std() < 0.025, name
         else:
@@ -226,7 +277,10 @@ def test_initial_state():
 
 def test_warm_start_from_the_weights_of_a_window_block():
     rng = np.random.default_rng(0)
-    kernel, bias = rng.standard_normal((DIM, 3 * DIM)), rng.standard_normal(3 * DIM)  # [(q|k|v)(head)(depth)]
+    kernel, bias = (
+        rng.standard_normal((DIM, 3 * DIM)),
+        rng.standard_normal(3 * DIM),
+    )  # [(q|k|v)(head)(depth)]
     x = rng.standard_normal((5, DIM))
     wanted = (x @ kernel + bias).reshape(5, 3, 4, 3)
     found = (x @ head_major_qkv(kernel, 4) + head_major_qkv(bias, 4)).reshape(5, 4, 3, 3)
@@ -248,7 +302,10 @@ def torch_state(made, **merged) -> dict:
         "relative_position_bias_table": p["position_bias"].reshape(1, 2, 1, 9, 1, 1),
     }
     if merged:
-        return state | {"dep_conv.weight": conv(p["deformed_kernel"]), "dep_conv.bias": p["deformed_bias"]}
+        return state | {
+            "dep_conv.weight": conv(p["deformed_kernel"]),
+            "dep_conv.bias": p["deformed_bias"],
+        }
     return state | {
         "dep_conv.weight": np.tile(np.eye(9).reshape(9, 1, 3, 3), (6, 1, 1, 1)),
         "dep_conv.bias": p["fixed_bias"],
@@ -260,7 +317,9 @@ def torch_state(made, **merged) -> dict:
 def test_names_of_both_forms():
     made = layer()
     merged = reparameterise(made)
-    shapes, merged_shapes = ({name: value.shape for name, value in names(one).items()} for one in (made, merged))
+    shapes, merged_shapes = (
+        {name: value.shape for name, value in names(one).items()} for one in (made, merged)
+    )
     state, merged_state = torch_state(made), torch_state(merged, merged=True)
     for found, module in (
         (convert(state, TORCH_NAMES, shapes), made),
@@ -273,7 +332,9 @@ def test_names_of_both_forms():
         convert(merged_state, TORCH_NAMES, shapes)
     with pytest.raises(NameMappingError, match="dep_conv1.weight .*: no rule knows it"):
         convert(state, MERGED_TORCH_NAMES, merged_shapes)
-    with pytest.raises(NameMappingError, match=r"the shape \(1, heads, 1, slots, 1, 1\), this has \(2, 9\)"):
+    with pytest.raises(
+        NameMappingError, match=r"the shape \(1, heads, 1, slots, 1, 1\), this has \(2, 9\)"
+    ):
         convert(state | {"relative_position_bias_table": np.zeros((2, 9))}, TORCH_NAMES, shapes)
 
 
@@ -283,12 +344,18 @@ def test_names_of_both_forms():
         (dict(kernel_size=4), "kernel_size is 4; allowed: odd numbers"),
         (dict(kernel_size=-1), "kernel_size is -1; allowed: odd numbers"),
         (dict(num_heads=5), "num_heads is 5; allowed: divisors of dim / dim_reduction = 12"),
-        (dict(num_heads=4, dim_reduction=2), "num_heads is 4; allowed: divisors of dim / dim_reduction = 6"),
+        (
+            dict(num_heads=4, dim_reduction=2),
+            "num_heads is 4; allowed: divisors of dim / dim_reduction = 6",
+        ),
         (dict(dim_reduction=5), "dim_reduction is 5; allowed: divisors of dim=12"),
         (dict(position_bias="keys"), "position_bias is 'keys'; allowed: key, logit, none"),
         (dict(path="both"), "path is 'both'; allowed: deformed, fixed, learned"),
         (dict(impl="auto2"), "impl is 'auto2'; allowed: auto, shift, conv, im2col"),
-        (dict(path="fixed", share_kernel=False), "share_kernel is False with path 'fixed'; allowed: True"),
+        (
+            dict(path="fixed", share_kernel=False),
+            "share_kernel is False with path 'fixed'; allowed: True",
+        ),
     ],
 )
 def test_wrong_options(options, message):

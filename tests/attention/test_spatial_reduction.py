@@ -1,4 +1,6 @@
-"""Spatial-reduction attention against loops over windows, bins and keys; small maps, token lists, initial state, errors."""
+"""Spatial-reduction attention against loops over windows, bins and keys; small maps, token lists,
+initial state, errors.
+"""
 
 import functools
 import math
@@ -20,7 +22,12 @@ once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_le
 def layer(**options):
     built = SpatialReductionAttention(DIM, **{"num_heads": 2, **options}, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(0)
-    nnx.update(built, jax.tree.map(lambda a: a + 0.5 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)))
+    nnx.update(
+        built,
+        jax.tree.map(
+            lambda a: a + 0.5 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
+        ),
+    )
     return built
 
 
@@ -48,7 +55,8 @@ def reduced(built, x):
         pooled = np.zeros((len(x), 7, 7, DIM))
         for i, j in np.ndindex(7, 7):
             rows, columns = (
-                slice(math.floor(at * n / 7), math.ceil((at + 1) * n / 7)) for at, n in zip((i, j), x.shape[1:3], strict=True)
+                slice(math.floor(at * n / 7), math.ceil((at + 1) * n / 7))
+                for at, n in zip((i, j), x.shape[1:3], strict=True)
             )
             pooled[:, i, j] = x[:, rows, columns].mean((1, 2))
         x = pooled
@@ -78,7 +86,9 @@ def by_hand(built, x):
         exponents = np.exp([q[b, i, part] @ key[part] / math.sqrt(depth) for key in k[b]])
         weights[b, h, i] = exponents / exponents.sum()
         mixed[b, i, part] = weights[b, h, i] @ v[b, :, part]
-    return linear(built.output, mixed).reshape(x.shape), weights.reshape(len(x), heads, *x.shape[1:-1], *seen.shape[1:-1])
+    return linear(built.output, mixed).reshape(x.shape), weights.reshape(
+        len(x), heads, *x.shape[1:-1], *seen.shape[1:-1]
+    )
 
 
 CASES = {
@@ -109,14 +119,23 @@ def test_without_reduction_it_is_multi_head_attention():
         params[name] = {key: array[..., i * DIM : (i + 1) * DIM] for key, array in pair.items()}
     nnx.update(plain, params)
     x = inputs(3, 2)
-    np.testing.assert_allclose(once(built.__call__)(x), once(plain.__call__)(x), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        once(built.__call__)(x), once(plain.__call__)(x), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_adaptive_pooling_with_whole_bins_is_the_mean_of_cells():
     x = inputs(4, 6)
-    np.testing.assert_allclose(adaptive_avg_pool(x, (2, 3)), x.reshape(2, 2, 2, 3, 2, DIM).mean((2, 4)), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        adaptive_avg_pool(x, (2, 3)),
+        x.reshape(2, 2, 2, 3, 2, DIM).mean((2, 4)),
+        rtol=1e-6,
+        atol=1e-6,
+    )
     assert adaptive_avg_pool(x.astype("bfloat16"), (7, 7)).dtype == "bfloat16"
-    with pytest.raises(ValueError, match=r"size is \(0, 3\); allowed: a height and a width of 1 or more"):
+    with pytest.raises(
+        ValueError, match=r"size is \(0, 3\); allowed: a height and a width of 1 or more"
+    ):
         adaptive_avg_pool(x, (0, 3))
 
 
@@ -128,7 +147,9 @@ def test_initial_state():
     for array in (built.reduction.kernel, built.reduction.bias):
         assert 0.9 * bound < np.abs(array[...]).max() <= bound
     assert built.norm.epsilon == 1e-5
-    normal = SpatialReductionAttention(32, num_heads=2, conv_init="fan_out", rngs=nnx.Rngs(0)).reduction
+    normal = SpatialReductionAttention(
+        32, num_heads=2, conv_init="fan_out", rngs=nnx.Rngs(0)
+    ).reduction
     np.testing.assert_allclose(np.std(normal.kernel[...]), (2 / (2 * 2 * 32)) ** 0.5, rtol=0.05)
     assert not np.any(normal.bias[...])
 
@@ -144,7 +165,10 @@ def test_lists_of_tokens_have_no_windows():
     [
         (dict(num_heads=4), "num_heads is 4; allowed: divisors of dim=6"),
         (dict(sr_ratio=0), "sr_ratio is 0 with linear=False; allowed: an integer of 1 or more"),
-        (dict(sr_ratio=2, linear=True), "sr_ratio is 2 with linear=True; allowed: .* with linear=True only None"),
+        (
+            dict(sr_ratio=2, linear=True),
+            "sr_ratio is 2 with linear=True; allowed: .* with linear=True only None",
+        ),
         (dict(conv_init="zeros"), "conv_init is 'zeros'; allowed: fan_in, fan_out"),
     ],
 )

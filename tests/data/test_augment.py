@@ -68,7 +68,10 @@ def test_color_jitter_factors():
     assert pixels(doubled).tolist() == [[[120, 60, 0], [240, 180, 24]]]
     no_colour = augment.color_jitter(image, (0.0, 0.0, 1.0), Order(0.0))
     luma = [round(0.299 * r + 0.587 * g + 0.114 * b) for r, g, b in pixels(image)[0]]
-    assert pixels(no_colour)[0, :, 0].tolist() == luma and np.ptp(pixels(no_colour), axis=-1).max() == 0
+    assert (
+        pixels(no_colour)[0, :, 0].tolist() == luma
+        and np.ptp(pixels(no_colour), axis=-1).max() == 0
+    )
     flat = augment.color_jitter(image, (0.0, 1.0, 0.0), Order(0.0))
     assert np.ptp(pixels(flat)) == 0 and abs(pixels(flat).max() - np.mean(luma)) <= 1
 
@@ -80,7 +83,9 @@ def test_random_erasing_overwrites_one_rectangle_in_range():
         erased = (augment.random_erasing(image, 1.0, rng) != 7).any(-1)
         rows, columns = np.flatnonzero(erased.any(1)), np.flatnonzero(erased.any(0))
         area = np.ptp(rows) + 1, np.ptp(columns) + 1
-        assert erased.sum() == area[0] * area[1]  # one full rectangle (a noise pixel of (7, 7, 7) has chance 6e-8)
+        assert (
+            erased.sum() == area[0] * area[1]
+        )  # one full rectangle (a noise pixel of (7, 7, 7) has chance 6e-8)
         areas.append(erased.sum() / erased.size)
     assert 0.01 < min(areas) < 0.08 and 0.25 < max(areas) < 0.36
     untouched = augment.random_erasing(np.full((4, 4, 1), 7, np.uint8), 0.3, Fixed(0.3))
@@ -107,7 +112,9 @@ def test_rotate_by_sign_and_level():
         [1, 3],
     ]  # 90 degrees to the left
     assert pixels(OPS["rotate"](image, 3.0, Fixed(NEGATIVE))).tolist() == [[3, 1], [4, 2]]
-    corner = OPS["rotate"](grey(np.zeros((9, 9))), 1.5, Fixed(POSITIVE))  # 45 degrees: the corners come from outside
+    corner = OPS["rotate"](
+        grey(np.zeros((9, 9))), 1.5, Fixed(POSITIVE)
+    )  # 45 degrees: the corners come from outside
     assert pixels(corner)[0, 0] == augment.FILL and pixels(corner)[4, 4] == 0
 
 
@@ -118,7 +125,9 @@ def test_posterize_keeps_high_bits(level, mask):
 
 
 def test_solarize_inverts_bright_pixels():
-    assert pixels(OPS["solarize"](grey([[0, 127, 128, 255]]), 0.5, None)).tolist() == [[0, 127, 127, 0]]
+    assert pixels(OPS["solarize"](grey([[0, 127, 128, 255]]), 0.5, None)).tolist() == [
+        [0, 127, 127, 0]
+    ]
     assert pixels(OPS["solarize"](grey([[0, 128, 255]]), 1.5, None)).tolist() == [[0, 128, 255]]
 
 
@@ -132,18 +141,32 @@ def test_solarize_add_brightens_dark_pixels():
 def test_enhancers_at_factor_one_and_a_tenth():
     image = Image.fromarray(np.array([[[250, 0, 0], [0, 200, 50]]], np.uint8))
     for name in ("color", "contrast", "brightness", "sharpness"):
-        assert np.array_equal(pixels(OPS[name](image, 0.5, None)), pixels(image)), name  # factor 1.8 * 0.5 + 0.1 = 1
+        assert np.array_equal(pixels(OPS[name](image, 0.5, None)), pixels(image)), (
+            name
+        )  # factor 1.8 * 0.5 + 0.1 = 1
     assert pixels(OPS["brightness"](image, 0.0, None)).tolist() == [[[25, 0, 0], [0, 20, 5]]]
     luma = np.array([[[75], [123]]])  # 0.299 * 250; 0.587 * 200 + 0.114 * 50
-    assert np.abs(pixels(OPS["color"](image, 0.0, None)) - (0.9 * luma + 0.1 * pixels(image))).max() <= 1
-    assert np.abs(pixels(OPS["contrast"](image, 0.0, None)) - (0.9 * 99 + 0.1 * pixels(image))).max() <= 1
+    assert (
+        np.abs(pixels(OPS["color"](image, 0.0, None)) - (0.9 * luma + 0.1 * pixels(image))).max()
+        <= 1
+    )
+    assert (
+        np.abs(pixels(OPS["contrast"](image, 0.0, None)) - (0.9 * 99 + 0.1 * pixels(image))).max()
+        <= 1
+    )
 
 
 def test_sharpness_moves_away_from_the_smoothed_image():
     image = grey(np.pad([[130]], 2, constant_values=100))
     smooth = (5 * 130 + 8 * 100) / 13  # kernel of ones with a 5 in the middle
     for level, factor in ((0.0, 0.1), (1.0, 1.9)):
-        assert abs(pixels(OPS["sharpness"](image, level, None))[2, 2] - (smooth + factor * (130 - smooth))) <= 1
+        assert (
+            abs(
+                pixels(OPS["sharpness"](image, level, None))[2, 2]
+                - (smooth + factor * (130 - smooth))
+            )
+            <= 1
+        )
 
 
 @pytest.mark.parametrize("name, axis", [("shear_x", 1), ("shear_y", 0)])
@@ -169,7 +192,9 @@ def test_translate_by_a_fraction_of_the_side(name, axis):
         expected[:8] = image[2:]
     assert np.array_equal(moved, expected)
     back = pixels(OPS[name](grey(image), level, Fixed(NEGATIVE)))
-    assert np.array_equal(np.flip(back), np.where(expected == augment.FILL, augment.FILL, 99 - expected))
+    assert np.array_equal(
+        np.flip(back), np.where(expected == augment.FILL, augment.FILL, 99 - expected)
+    )
 
 
 def test_cutout_clips_at_the_border():

@@ -1,4 +1,6 @@
-"""Batches: order, exact resume under changed readers, process shards, damaged records, mixing, evaluation."""
+"""Batches: order, exact resume under changed readers, process shards, damaged records, mixing,
+evaluation.
+"""
 
 import os
 import signal
@@ -32,13 +34,19 @@ def test_batches_have_the_promised_types_and_cover_each_epoch_once(config):
     batches = take(data.train_batches(config, **ARGS), 34)
     image, label, number = batches[0]["image"], batches[0]["label"], batches[0]["id"]
     assert image.shape == (64, 8, 8, 1) and image.dtype == np.uint8
-    assert label.shape == number.shape == (64,) and label.dtype == np.int32 and number.dtype == np.int64
+    assert (
+        label.shape == number.shape == (64,)
+        and label.dtype == np.int32
+        and number.dtype == np.int64
+    )
     order = ids(batches)
     first, second = order[:1077], order[1077:2154]
     assert len(set(first)) == len(set(second)) == 1077 and set(first) == set(
         second
     )  # batches straddle, nothing is lost
-    assert (first == second).mean() < 0.02 and (np.sort(first) == first).mean() < 0.02  # a new order each epoch
+    assert (first == second).mean() < 0.02 and (
+        np.sort(first) == first
+    ).mean() < 0.02  # a new order each epoch
 
 
 def test_order_and_augmentation_follow_the_seed(config):
@@ -46,7 +54,9 @@ def test_order_and_augmentation_follow_the_seed(config):
     other = take(data.train_batches(config, **ARGS | {"seed": 4}), 3)
     assert same(first, again) and not np.array_equal(ids(first), ids(other))
     plain = take(data.train_batches(changed(config, crop="none", flip=0.0), **ARGS), 3)
-    assert np.array_equal(ids(first), ids(plain)) and not np.array_equal(first[0]["image"], plain[0]["image"])
+    assert np.array_equal(ids(first), ids(plain)) and not np.array_equal(
+        first[0]["image"], plain[0]["image"]
+    )
 
 
 def test_resume_at_any_batch_and_with_other_threads(config):
@@ -73,19 +83,27 @@ def test_resume_with_other_worker_counts_continues_exactly(config):
     assert same(straight[10:], take(data.train_batches(config, start=position, **ARGS), 4))
     evaluated = list(data.eval_batches(config, "validation", batch_size=300, num_classes=10))
     config.num_workers = 0
-    assert same(evaluated, list(data.eval_batches(config, "validation", batch_size=300, num_classes=10)))
+    assert same(
+        evaluated, list(data.eval_batches(config, "validation", batch_size=300, num_classes=10))
+    )
 
 
 def test_processes_share_the_global_batches(config):
     whole = take(data.train_batches(config, **ARGS), 4)
     for count in (2, 4):
         parts = [
-            take(data.train_batches(config, process_index=p, process_count=count, start=1, **ARGS), 3)
+            take(
+                data.train_batches(config, process_index=p, process_count=count, start=1, **ARGS), 3
+            )
             for p in range(count)
         ]
-        joined = [{k: np.concatenate([part[i][k] for part in parts]) for k in whole[0]} for i in range(3)]
+        joined = [
+            {k: np.concatenate([part[i][k] for part in parts]) for k in whole[0]} for i in range(3)
+        ]
         assert same(whole[1:], joined)
-    with pytest.raises(ValueError, match="batch size 64 must be a positive multiple of the 3 processes"):
+    with pytest.raises(
+        ValueError, match="batch size 64 must be a positive multiple of the 3 processes"
+    ):
         data.train_batches(config, process_count=3, **ARGS)
     with pytest.raises(ValueError, match="process index is 2; allowed: 0 to 1"):
         data.train_batches(config, process_index=2, process_count=2, **ARGS)
@@ -97,15 +115,23 @@ def test_evaluation_covers_the_split_in_order_and_pads(config):
     assert len(batches) == 4
     for _ in range(2):  # may be iterated again
         found = list(batches)
-        assert [b["mask"].sum() for b in found] == [100, 100, 100, 60] and found[0]["mask"].dtype == np.float32
+        assert [b["mask"].sum() for b in found] == [100, 100, 100, 60] and found[0][
+            "mask"
+        ].dtype == np.float32
         kept = np.concatenate([b["mask"] for b in found]) == 1
         assert np.array_equal(ids(found)[kept], expected) and (ids(found)[~kept] == -1).all()
         assert not found[3]["image"][60:].any() and found[3]["image"].shape == (100, 8, 8, 1)
     halves = [
-        list(data.eval_batches(config, "test", batch_size=100, num_classes=10, process_index=p, process_count=2))
+        list(
+            data.eval_batches(
+                config, "test", batch_size=100, num_classes=10, process_index=p, process_count=2
+            )
+        )
         for p in (0, 1)
     ]
-    assert same(found, [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)])
+    assert same(
+        found, [{k: np.concatenate([a[k], b[k]]) for k in a} for a, b in zip(*halves, strict=True)]
+    )
 
 
 def test_stopping_early_and_closing_twice(config):
@@ -121,7 +147,9 @@ def test_stopping_early_and_closing_twice(config):
 
 
 def test_label_out_of_range_names_record_and_range(config):
-    with pytest.raises(ValueError, match=r"record \d+ of split 'train' .*label \d is out of range; allowed: 0 to 4"):
+    with pytest.raises(
+        ValueError, match=r"record \d+ of split 'train' .*label \d is out of range; allowed: 0 to 4"
+    ):
         take(data.train_batches(config, **ARGS | {"num_classes": 5}), 1)
     config.on_error = "skip"  # a mistake in the set-up is not skipped
     with pytest.raises(ValueError, match="out of range"):
@@ -148,7 +176,8 @@ def damaged(folder, tmp_path, config):
 
 def test_damaged_record_raises_naming_its_file(damaged):
     with pytest.raises(
-        records.CorruptRecordError, match=r"file (cat/3|dog/5).jpg: cannot decode.*data.on_error='skip'"
+        records.CorruptRecordError,
+        match=r"file (cat/3|dog/5).jpg: cannot decode.*data.on_error='skip'",
     ):
         take(data.train_batches(damaged, batch_size=20, num_classes=2, seed=0), 1)
     with pytest.raises(records.CorruptRecordError, match=r"file (cat/3|dog/5).jpg"):
@@ -167,7 +196,11 @@ def test_damaged_records_are_replaced_and_counted(damaged):
     straight = take(data.train_batches(damaged, **args), 6)
     counts = [batch["skipped"] for batch in straight]
     assert counts[0].shape == () and counts[0].dtype == np.int32
-    assert [counts[i] + counts[i + 1] for i in (0, 2, 4)] == [2, 2, 2]  # two in each epoch of two batches
+    assert [counts[i] + counts[i + 1] for i in (0, 2, 4)] == [
+        2,
+        2,
+        2,
+    ]  # two in each epoch of two batches
     assert len(set(ids(straight[:2]))) == 18
     assert same(straight[3:], take(data.train_batches(damaged, start=3, **args), 3))
     batches = data.eval_batches(damaged, "train", batch_size=20, num_classes=2)
@@ -193,7 +226,15 @@ def mixed(config, tmp_path):
     probabilities = np.zeros((200, 10))
     probabilities[:, 7] = 1.0
     config.pseudo_labels = str(tmp_path / "labels.json")
-    pseudo_labels.write(config.pseudo_labels, chosen, probabilities, 0.5, 10, split="train_unlabelled", per_class=200)
+    pseudo_labels.write(
+        config.pseudo_labels,
+        chosen,
+        probabilities,
+        0.5,
+        10,
+        split="train_unlabelled",
+        per_class=200,
+    )
     return config, set(chosen.tolist())
 
 
@@ -203,10 +244,15 @@ def test_pseudo_labelled_records_are_mixed_in(mixed):
     assert data.describe(config).train_records == 308
     straight = take(data.train_batches(config, **ARGS), 12)
     pseudo = np.isin(ids(straight), list(chosen))
-    assert [round(64 * 0.75)] * 12 == [np.isin(batch["id"], list(chosen)).sum() for batch in straight]
+    assert [round(64 * 0.75)] * 12 == [
+        np.isin(batch["id"], list(chosen)).sum() for batch in straight
+    ]
     labels = np.concatenate([batch["label"] for batch in straight])
     assert (labels[pseudo] == 7).all() and len(set(labels[~pseudo])) == 10
-    assert len(set(ids(straight)[pseudo][:200])) == 200 and len(set(ids(straight)[~pseudo][:108])) == 108
+    assert (
+        len(set(ids(straight)[pseudo][:200])) == 200
+        and len(set(ids(straight)[~pseudo][:108])) == 108
+    )
     assert same(straight[7:], take(data.train_batches(config, start=7, **ARGS), 5))
     half = take(data.train_batches(config, process_index=1, process_count=2, **ARGS), 2)
     assert np.array_equal(ids(half), np.concatenate([batch["id"][32:] for batch in straight[:2]]))
@@ -216,10 +262,14 @@ def test_pseudo_labels_that_do_not_fit_are_refused(mixed):
     config, _ = mixed
     with pytest.raises(ValueError, match="data.pseudo_fraction=1.0; allowed: between 0 and 1"):
         data.train_batches(changed(config, pseudo_fraction=1.0), **ARGS)
-    with pytest.raises(ValueError, match="labels split 'train_unlabelled', but data.pseudo_split='validation'"):
+    with pytest.raises(
+        ValueError, match="labels split 'train_unlabelled', but data.pseudo_split='validation'"
+    ):
         data.train_batches(changed(config, pseudo_split="validation"), **ARGS)
     pseudo_labels.write(config.pseudo_labels, [100000], np.eye(10)[:1], 0.5, 10)
-    with pytest.raises(ValueError, match="labels 1 records, of which 1 are not in split 'train_unlabelled'"):
+    with pytest.raises(
+        ValueError, match="labels 1 records, of which 1 are not in split 'train_unlabelled'"
+    ):
         data.describe(config)
 
 
@@ -227,7 +277,10 @@ def test_check_resume_accepts_other_readers_and_names_other_data(mixed):
     config, _ = mixed
     saved = data.train_batches(config, **ARGS).state()
     data.check_resume(
-        saved, data.train_batches(changed(config, num_workers=2), process_count=2, start=5, **ARGS).state()
+        saved,
+        data.train_batches(
+            changed(config, num_workers=2), process_count=2, start=5, **ARGS
+        ).state(),
     )
     other = changed(config, train_split="train", pseudo_labels="")
     current = data.train_batches(other, batch_size=32, num_classes=10, seed=4).state()
@@ -268,7 +321,9 @@ if __name__ == "__main__":
     )
     workers = [int(pid) for pid in process.stdout.readline().split()]
     assert len(workers) == 1
-    os.kill(workers[0], signal.SIGTERM)  # what a scheduler sends to the whole group: the parent alone decides
+    os.kill(
+        workers[0], signal.SIGTERM
+    )  # what a scheduler sends to the whole group: the parent alone decides
     time.sleep(0.5)
     assert Path(f"/proc/{workers[0]}").exists()
     process.kill()

@@ -27,13 +27,15 @@ def test_digits_splits_are_stratified_disjoint_and_fixed(config):
     info = data.describe(config)
     assert info.num_classes == 10 and info.class_names == tuple("0123456789") and info.channels == 1
     assert info.split_sizes == {
-        "train": 1077, "validation": 360, "test": 360, "train_labelled": 108, "train_unlabelled": 969
+        "train": 1077, "validation": 360, "test": 360, "train_labelled": 108, "train_unlabelled": 969  # noqa: E501
     }  # fmt: skip
     assert info.train_records == 1077
     parts = {split: all_ids(config, split) for split in info.split_sizes}
     everything = np.concatenate([parts["train"], parts["validation"], parts["test"]])
     assert sorted(everything) == list(range(1797))
-    assert sorted(np.concatenate([parts["train_labelled"], parts["train_unlabelled"]])) == sorted(parts["train"])
+    assert sorted(np.concatenate([parts["train_labelled"], parts["train_unlabelled"]])) == sorted(
+        parts["train"]
+    )
     target = load_digits().target
     for split, ids in parts.items():
         expected = np.bincount(target) * len(ids) / 1797
@@ -67,12 +69,20 @@ def test_racing_preparations_leave_one_whole_set(tmp_path):
     leftover = Path(f"{tmp_path}/digits/{storage._scratch_prefix(Path('1.0.0'))}{process.pid}-abc")
     (leftover / "digits").mkdir(parents=True)
     code = f"from lambdanet.data import digits; print(digits.prepare({str(tmp_path)!r}))"
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE) for _ in range(2)]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+        for _ in range(2)
+    ]
     outputs = [process.communicate()[0].decode().strip() for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert outputs == [f"{tmp_path}/digits/1.0.0"] * 2
-    assert os.listdir(tmp_path / "digits") == ["1.0.0"]  # no temporary directory, not even that of the killed one
-    assert len(tfds.builder_from_directory(tmp_path / "digits" / "1.0.0").as_data_source(split="test")) == 360
+    assert os.listdir(tmp_path / "digits") == [
+        "1.0.0"
+    ]  # no temporary directory, not even that of the killed one
+    assert (
+        len(tfds.builder_from_directory(tmp_path / "digits" / "1.0.0").as_data_source(split="test"))
+        == 360
+    )
 
 
 def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
@@ -88,7 +98,9 @@ def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
 
 def test_unwritable_data_dir_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="cannot prepare the digits under data.data_dir=.*file.*writable"):
+    with pytest.raises(
+        ValueError, match="cannot prepare the digits under data.data_dir=.*file.*writable"
+    ):
         digits.prepare(str(tmp_path / "file"))
 
 
@@ -117,7 +129,10 @@ def test_tfds_directory_with_slices_and_sums(tfds_config):
             {"data_dir": "missing/1.0.0"},
             "data_dir='missing/1.0.0' does not exist; name the directory that holds",
         ),
-        ({"source": "image_folder", "data_dir": "tests"}, "no prepared data set.*lambdanet.data.prepare"),
+        (
+            {"source": "image_folder", "data_dir": "tests"},
+            "no prepared data set.*lambdanet.data.prepare",
+        ),
         ({"source": "folder"}, "unknown data.source 'folder'; allowed: digits, cued_digits"),
     ],
 )
@@ -137,7 +152,10 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
         super().__init__(data_dir=data_dir)
 
     def _info(self):
-        features = {"picture": tfds.features.Image(shape=(None, None, 3)), "kind": self.label_feature}
+        features = {
+            "picture": tfds.features.Image(shape=(None, None, 3)),
+            "kind": self.label_feature,
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
@@ -150,14 +168,25 @@ class Pairs(tfds.core.GeneratorBasedBuilder):
 
 def test_features_are_found_by_type_or_named_in_the_error(tmp_path, config):
     config.source, config.eval_split, config.test_split = "tfds", "", ""
-    for name, feature in (("classes", tfds.features.ClassLabel(names=["a", "b", "c"])), ("plain", np.int64)):
-        storage.prepare_atomically(lambda scratch, f=feature: Pairs(f, data_dir=scratch), tmp_path / name)
+    for name, feature in (
+        ("classes", tfds.features.ClassLabel(names=["a", "b", "c"])),
+        ("plain", np.int64),
+    ):
+        storage.prepare_atomically(
+            lambda scratch, f=feature: Pairs(f, data_dir=scratch), tmp_path / name
+        )
     config.data_dir = str(tmp_path / "classes")
     info = data.describe(config)
-    assert info.class_names == ("a", "b", "c") and info.channels == 3 and info.split_sizes == {"train": 3}
+    assert (
+        info.class_names == ("a", "b", "c")
+        and info.channels == 3
+        and info.split_sizes == {"train": 3}
+    )
     assert sorted(sources.open_source(config, "train").read(i).label for i in range(3)) == [0, 1, 2]
     config.data_dir = str(tmp_path / "plain")
-    with pytest.raises(ValueError, match="needs a feature 'label' of type ClassLabel.*kind: Tensor, picture: Image"):
+    with pytest.raises(
+        ValueError, match="needs a feature 'label' of type ClassLabel.*kind: Tensor, picture: Image"
+    ):
         data.describe(config)
 
 
@@ -167,17 +196,28 @@ def test_synthetic_source(config):
     info = data.describe(config)
     assert info.num_classes == 4 and info.split_sizes == {"train": 40, "validation": 40, "test": 40}
     first, second = (sources.open_source(config, "train").read(7) for _ in range(2))
-    assert np.array_equal(first.image, second.image) and first.image.shape == (6, 5, 3) and first.label == second.label
+    assert (
+        np.array_equal(first.image, second.image)
+        and first.image.shape == (6, 5, 3)
+        and first.label == second.label
+    )
     other = sources.open_source(config, "validation").read(7)
     assert not np.array_equal(first.image, other.image)
     assert {sources.open_source(config, "train").read(i).label for i in range(40)} == set(range(4))
-    with pytest.raises(ValueError, match="no split 'train_labelled'; allowed: train, validation, test"):
+    with pytest.raises(
+        ValueError, match="no split 'train_labelled'; allowed: train, validation, test"
+    ):
         sources.open_source(config, "train_labelled")
 
 
 def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
     destination = tmp_path / "prepared"
-    assert prepare.main([str(folder), str(destination), "--val-fraction", "0.2", "--test-fraction", "0.1"]) == 0
+    assert (
+        prepare.main(
+            [str(folder), str(destination), "--val-fraction", "0.2", "--test-fraction", "0.1"]
+        )
+        == 0
+    )
     assert "2 classes, train 14, validation 4, test 2" in capsys.readouterr().out
     config.source, config.data_dir = "image_folder", str(destination)
     info = data.describe(config)
@@ -187,7 +227,9 @@ def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
         source = sources.open_source(config, split)
         found = [source.read(i) for i in range(len(source))]
         assert np.bincount([r.label for r in found]).tolist() == [len(found) // 2] * 2  # stratified
-        assert [r.id for r in found] == list(range(len(found))) and np.array_equal(source.ids(), np.arange(len(found)))
+        assert [r.id for r in found] == list(range(len(found))) and np.array_equal(
+            source.ids(), np.arange(len(found))
+        )
         files += [r.name.rsplit("file ", 1)[1] for r in found]
         for record in found:
             assert record.image == (folder / files[-len(found) + record.id]).read_bytes()
@@ -253,6 +295,7 @@ def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
     part = records.Part(sources.open_source(config, "train"))
     bad = [i for i in range(20) if part.read(i).name.endswith("cat/3.jpg")]
     with pytest.raises(
-        records.CorruptRecordError, match=rf"record {bad[0]} of split 'train'.*file cat/3.jpg.*truncated"
+        records.CorruptRecordError,
+        match=rf"record {bad[0]} of split 'train'.*file cat/3.jpg.*truncated",
     ):
         records.load(part, bad[0], 2, decode.to_array)

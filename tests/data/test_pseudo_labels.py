@@ -26,8 +26,11 @@ IDS = np.array([10, 11, 12, 13, 14, 15])
 def test_most_confident_records_up_to_an_equal_quota(tmp_path):
     path = tmp_path / "labels.json"
     summary = pseudo_labels.write(path, IDS, probabilities(), 0.8, 3, split="train")
-    # five qualify, so the quota is ceil(5 / 3) = 2: class 0 loses its weakest, class 1 has one above the threshold
-    assert summary == dict(selected=4, qualified=5, records=6, per_class_quota=2, class_counts=[2, 1, 1])
+    # five qualify, so the quota is ceil(5 / 3) = 2: class 0 loses its weakest, class 1 has one
+    # above the threshold
+    assert summary == dict(
+        selected=4, qualified=5, records=6, per_class_quota=2, class_counts=[2, 1, 1]
+    )
     assert pseudo_labels.read(path) == {10: 0, 11: 0, 13: 1, 15: 2}
     content = pseudo_labels.read_file(path)
     assert content["split"] == "train" and content["threshold"] == 0.8
@@ -72,7 +75,10 @@ def test_wrong_arguments_write_nothing(tmp_path, change, message):
     [
         ("", "not a JSON file"),
         ("[1, 2]", "not a file of pseudo-labels"),
-        ('{"format": "lambdanet pseudo-labels 1", "ids": [1, 2], "labels": [1]}', "2 ids but 1 labels"),
+        (
+            '{"format": "lambdanet pseudo-labels 1", "ids": [1, 2], "labels": [1]}',
+            "2 ids but 1 labels",
+        ),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, text, message):
@@ -85,5 +91,7 @@ def test_foreign_files_are_refused(tmp_path, text, message):
 
 def test_digest_follows_labels_not_order():
     assert (
-        pseudo_labels.digest({1: 2, 3: 4}) == pseudo_labels.digest({3: 4, 1: 2}) != pseudo_labels.digest({1: 2, 3: 5})
+        pseudo_labels.digest({1: 2, 3: 4})
+        == pseudo_labels.digest({3: 4, 1: 2})
+        != pseudo_labels.digest({1: 2, 3: 5})
     )

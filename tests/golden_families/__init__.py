@@ -1,7 +1,8 @@
-"""Builders of the golden harness: family -> builder, one file per group of families, found by themselves.
+"""Builders of the golden harness: family -> builder, one file per group of families, found by
+themselves.
 
-A builder takes a `golden_harness.Fixture` and returns `golden_harness.Ours`; it builds our module from the fixture's
-`config` alone. Every module here has a table FAMILIES.
+A builder takes a `golden_harness.Fixture` and returns `golden_harness.Ours`; it builds our module
+from the fixture's `config` alone. Every module here has a table FAMILIES.
 """
 
 import importlib

@@ -18,7 +18,9 @@ def block(fixture: Fixture) -> Ours:
         x = channels_last(inputs["x"])
         y, sown = nnx.capture(nnx.view(module, capture=True), nnx.Intermediate)(x)
         (full,) = nnx.to_pure_dict(sown)["attention_map"]
-        own = jnp.eye(x.shape[1])[:, None]  # [row, 1, row]: the own position counts in the row alone
+        own = jnp.eye(x.shape[1])[
+            :, None
+        ]  # [row, 1, row]: the own position counts in the row alone
         column = jnp.einsum("bijgj->bijg", full[:, 0]) * (1 - own)
         row = jnp.einsum("bijih->bijh", full[:, 0])
         return {"out/y": channels_first(y), "out/att_H": column, "out/att_W": row}
@@ -28,7 +30,9 @@ def block(fixture: Fixture) -> Ours:
         lambda: CrissCross(dim, reduction=dim // fixture.config["qk_dim"], rngs=nnx.Rngs(0)),
         TORCH_NAMES,
         call,
-        gradient_scale={"passes/0/key/bias": "passes/0/key/kernel"},  # softmax cancels the bias of the keys
+        gradient_scale={
+            "passes/0/key/bias": "passes/0/key/kernel"
+        },  # softmax cancels the bias of the keys
     )
 
 
@@ -39,7 +43,11 @@ def head(fixture: Fixture) -> Ours:
     def call(module, inputs):
         x = channels_last(inputs["x"])
         reduced = module.reduce(x)
-        outputs = {"out/y": module(x), "out/conva": reduced, "out/cca_r2": module.attention(reduced)}
+        outputs = {
+            "out/y": module(x),
+            "out/conva": reduced,
+            "out/cca_r2": module.attention(reduced),
+        }
         module.attention.recurrence = 1  # a module made for this call
         outputs |= {"out/y_r1": module(x), "out/cca_r1": module.attention(reduced)}
         return {key: channels_first(array) for key, array in outputs.items()}
@@ -61,41 +69,64 @@ def head(fixture: Fixture) -> Ours:
 
 
 def block_3d(fixture: Fixture) -> Ours:
-    """CrissCrossAttention3D: ours is y_recommended; the two others are the released code's faults, redone here."""
+    """CrissCrossAttention3D: ours is y_recommended; the two others are the released code's faults,
+    redone here.
+    """
     dim = fixture.config["in_dim"]
 
     def call(module, inputs):
         x = channels_last(inputs["x"])
-        fixed, official = (_released_3d(module.passes[0], x, scrambled) for scrambled in (False, True))
-        outputs = {"out/y_recommended": module(x), "out/y_fixed_axes": fixed, "out/y_official": official}
+        fixed, official = (
+            _released_3d(module.passes[0], x, scrambled) for scrambled in (False, True)
+        )
+        outputs = {
+            "out/y_recommended": module(x),
+            "out/y_fixed_axes": fixed,
+            "out/y_official": official,
+        }
         return {key: channels_first(array) for key, array in outputs.items()}
 
     return module_case(fixture, lambda: CrissCross(dim, rngs=nnx.Rngs(0)), TORCH_NAMES, call)
 
 
 def _released_3d(weights, x, scrambled: bool):
-    """The own voxel counts in the width and in the depth; `scrambled`: the width's weights are also read in wrong order."""
+    """The own voxel counts in the width and in the depth; `scrambled`: the width's weights are also
+    read in wrong order.
+    """
     q, k, v = weights.query(x), weights.key(x), weights.value(x)
     height, width, depth = x.shape[1:4]
     logits = [
-        jnp.where(jnp.eye(height, dtype=bool)[:, None, None], -jnp.inf, jnp.einsum("bhwdc,bgwdc->bhwdg", q, k)),
+        jnp.where(
+            jnp.eye(height, dtype=bool)[:, None, None],
+            -jnp.inf,
+            jnp.einsum("bhwdc,bgwdc->bhwdg", q, k),
+        ),
         jnp.einsum("bhwdc,bhgdc->bhwdg", q, k),
         jnp.einsum("bhwdc,bhwgc->bhwdg", q, k),
     ]
     pieces = jax.nn.softmax(jnp.concatenate(logits, -1), -1)
     along_h, along_w, along_d = jnp.split(pieces, [height, height + width], -1)
     if scrambled:  # laid out as [h, key, query, d], then taken for [h, d, query, key]
-        along_w = along_w.transpose(0, 1, 4, 2, 3).reshape(len(x), height, depth, width, width).transpose(0, 1, 3, 2, 4)
+        along_w = (
+            along_w.transpose(0, 1, 4, 2, 3)
+            .reshape(len(x), height, depth, width, width)
+            .transpose(0, 1, 3, 2, 4)
+        )
     context = jnp.einsum("bhwdg,bgwdc->bhwdc", along_h, v)
-    context += jnp.einsum("bhwdg,bhgdc->bhwdc", along_w, v) + jnp.einsum("bhwdg,bhwgc->bhwdc", along_d, v)
+    context += jnp.einsum("bhwdg,bhgdc->bhwdc", along_w, v) + jnp.einsum(
+        "bhwdg,bhwgc->bhwdc", along_d, v
+    )
     return x + weights.gamma[...] * context
 
 
 def loss(fixture: Fixture) -> Ours:
     """The number of classes is free: those not present add nothing."""
     config, labels = fixture.config, fixture.arrays["in/labels"]
-    # The fixture names its gradient grad/in/x, its input in/h, and leaves out that the loss is the total alone.
-    fixture.arrays.update({"in/x": fixture.arrays["in/h"], "cotangent/total": np.ones((), np.float32)})
+    # The fixture names its gradient grad/in/x, its input in/h, and leaves out that the loss is the
+    # total alone.
+    fixture.arrays.update(
+        {"in/x": fixture.arrays["in/h"], "cotangent/total": np.ones((), np.float32)}
+    )
     options = dict(
         num_classes=int(np.max(labels[labels != config["ignore_index"]])) + 2,
         ignore_label=config["ignore_index"],

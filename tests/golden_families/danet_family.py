@@ -19,11 +19,18 @@ def position(fixture: Fixture) -> Ours:
 
 def channel(fixture: Fixture) -> Ours:
     def call(module, inputs):
-        y, sown = nnx.capture(nnx.view(module, capture=True), nnx.Intermediate)(channels_last(inputs["x"]))
+        y, sown = nnx.capture(nnx.view(module, capture=True), nnx.Intermediate)(
+            channels_last(inputs["x"])
+        )
         (attention,) = nnx.to_pure_dict(sown)["channel_map"]
         return {"out/y": channels_first(y), "out/attention": attention}
 
-    return module_case(fixture, lambda: ChannelAttention(fixture.config["in_dim"], rngs=nnx.Rngs(0)), TORCH_NAMES, call)
+    return module_case(
+        fixture,
+        lambda: ChannelAttention(fixture.config["in_dim"], rngs=nnx.Rngs(0)),
+        TORCH_NAMES,
+        call,
+    )
 
 
 FAMILIES = {"danet_pam": position, "danet_cam": channel}

@@ -1,4 +1,6 @@
-"""Blocks whose context is a few numbers per sample: CGNL, double attention, global context, squeeze-excite, CBAM."""
+"""Blocks whose context is a few numbers per sample: CGNL, double attention, global context,
+squeeze-excite, CBAM.
+"""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -21,7 +23,9 @@ def _no_more(arguments: dict) -> None:
 
 
 def compact_generalized(fixture: Fixture) -> Ours:
-    """SpatialCGNL(inplanes, planes, use_scale, groups), SpatialCGNLx(..., order); pre_z is the kernel's output."""
+    """SpatialCGNL(inplanes, planes, use_scale, groups), SpatialCGNLx(..., order); pre_z is the
+    kernel's output.
+    """
     arguments = dict(fixture.config["args"])
     dim, rbf = arguments.pop("inplanes"), "order" in arguments
     options = dict(
@@ -42,8 +46,9 @@ def compact_generalized(fixture: Fixture) -> Ours:
         (response,) = nnx.to_pure_dict(recorded)["gate"]
         return {"out/y": channels_first(y), "out/pre_z": channels_first(response)}
 
-    # The group norm cancels the sums of phi and g (see the block's docstring): what is left of their gradients is epsilon
-    # and rounding. tests/attention/test_cgnl.py checks these gradients where nothing cancels them.
+    # The group norm cancels the sums of phi and g (see the block's docstring): what is left of
+    # their gradients is epsilon and rounding. tests/attention/test_cgnl.py checks these gradients
+    # where nothing cancels them.
     scale = {} if rbf else {"phi/kernel": "theta/kernel", "g/kernel": "theta/kernel"}
     return module_case(fixture, build, cgnl.TORCH_NAMES, call, gradient_scale=scale)
 
@@ -57,21 +62,29 @@ def double(fixture: Fixture) -> Ours:
     arguments = dict(fixture.config["args"])
     dim = arguments.pop("in_channels")
     options = dict(
-        feature_dim=arguments.pop("c_m"), num_descriptors=arguments.pop("c_n"), project_out=arguments.pop("reconstruct")
+        feature_dim=arguments.pop("c_m"),
+        num_descriptors=arguments.pop("c_n"),
+        project_out=arguments.pop("reconstruct"),
     )
     _no_more(arguments)
 
     def build(rngs):
-        return double_attention.DoubleAttention(dim, **options, norm="none", residual=False, rngs=rngs)
+        return double_attention.DoubleAttention(
+            dim, **options, norm="none", residual=False, rngs=rngs
+        )
 
     return _block(fixture, build, double_attention.TORCH_NAMES, gradient_scale=_GATHER)
 
 
 def double_video(fixture: Fixture) -> Ours:
-    """DoubleAttentionLayer(in_channels, c_m, c_n, k) on clips whose k frames are consecutive in the batch."""
+    """DoubleAttentionLayer(in_channels, c_m, c_n, k) on clips whose k frames are consecutive in the
+    batch.
+    """
     arguments = dict(fixture.config["args"])
     dim, frames = arguments.pop("in_channels"), arguments.pop("k")
-    options = dict(feature_dim=arguments.pop("c_m"), num_descriptors=arguments.pop("c_n"), project_out=False)
+    options = dict(
+        feature_dim=arguments.pop("c_m"), num_descriptors=arguments.pop("c_n"), project_out=False
+    )
     _no_more(arguments)
 
     def call(module, inputs):
@@ -81,13 +94,17 @@ def double_video(fixture: Fixture) -> Ours:
         return {"out/y": channels_first(jnp.reshape(y, (*images.shape[:-1], y.shape[-1])))}
 
     def build():
-        return double_attention.DoubleAttention(dim, **options, norm="none", residual=False, rngs=nnx.Rngs(0))
+        return double_attention.DoubleAttention(
+            dim, **options, norm="none", residual=False, rngs=nnx.Rngs(0)
+        )
 
     return module_case(fixture, build, double_attention.TORCH_NAMES, call, gradient_scale=_GATHER)
 
 
 def context_block(fixture: Fixture) -> Ours:
-    """mmcv's ContextBlock(in_channels, ratio, pooling_type, fusion_types); int(in_channels * ratio) hidden channels."""
+    """mmcv's ContextBlock(in_channels, ratio, pooling_type, fusion_types); int(in_channels * ratio)
+    hidden channels.
+    """
     arguments = dict(fixture.config["args"])
     dim = arguments.pop("in_channels")
     hidden = int(dim * arguments.pop("ratio"))
@@ -108,12 +125,18 @@ def context_block(fixture: Fixture) -> Ours:
 
 
 def squeeze_excite(fixture: Fixture) -> Ours:
-    """timm's SEModule(channels, reduction), with biases; moskomule's SELayer(channel, reduction), without."""
+    """timm's SEModule(channels, reduction), with biases; moskomule's SELayer(channel, reduction),
+    without.
+    """
     arguments = dict(fixture.config["args"])
     bias = "channels" in arguments
     dim, ratio = arguments.pop("channels" if bias else "channel"), arguments.pop("reduction")
     _no_more(arguments)
-    return _block(fixture, lambda rngs: se.SqueezeExcite(dim, ratio=ratio, bias=bias, rngs=rngs), se.TORCH_NAMES)
+    return _block(
+        fixture,
+        lambda rngs: se.SqueezeExcite(dim, ratio=ratio, bias=bias, rngs=rngs),
+        se.TORCH_NAMES,
+    )
 
 
 def channel_and_spatial(fixture: Fixture) -> Ours:
@@ -126,7 +149,11 @@ def channel_and_spatial(fixture: Fixture) -> Ours:
         spatial=not arguments.pop("no_spatial"),
     )
     _no_more(arguments)
-    return _block(fixture, lambda rngs: cbam.ConvolutionalBlockAttention(dim, **options, rngs=rngs), cbam.TORCH_NAMES)
+    return _block(
+        fixture,
+        lambda rngs: cbam.ConvolutionalBlockAttention(dim, **options, rngs=rngs),
+        cbam.TORCH_NAMES,
+    )
 
 
 FAMILIES = {

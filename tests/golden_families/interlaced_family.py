@@ -7,7 +7,9 @@ from lambdanet.attention.interlaced import TORCH_NAMES, InterlacedSparseAttentio
 
 
 def module(fixture: Fixture) -> Ours:
-    """ISA_Module(in_channels, key_channels, value_channels, out_channels, down_factors); blockN: output of pair N."""
+    """ISA_Module(in_channels, key_channels, value_channels, out_channels, down_factors); blockN:
+    output of pair N.
+    """
     arguments = fixture.config
 
     def build():
@@ -22,7 +24,10 @@ def module(fixture: Fixture) -> Ours:
 
     def call(built, inputs):
         x = channels_last(inputs["x"])
-        blocks = {f"out/block{number}": channels_first(block(x)) for number, block in enumerate(built.blocks)}
+        blocks = {
+            f"out/block{number}": channels_first(block(x))
+            for number, block in enumerate(built.blocks)
+        }
         return {"out/y": channels_first(built(x)), **blocks}
 
     return module_case(fixture, build, TORCH_NAMES, call)

@@ -1,4 +1,5 @@
-"""The paper's formulas on given queries, keys and values: functions, and the layer with projections that only select.
+"""The paper's formulas on given queries, keys and values: functions, and the layer with projections
+that only select.
 
 Running the layer itself, not only its functions, also checks how its options choose among them.
 """
@@ -15,14 +16,16 @@ from lambdanet.ops.relative_table import dense_embeddings
 
 
 def layer_output(q, keys, values, size, *, table=None, embeddings=None, **options) -> jax.Array:
-    """Runs a LambdaLayer whose projections select given queries, keys and values out of the input's channels.
+    """Runs a LambdaLayer whose projections select given queries, keys and values out of the input's
+    channels.
 
     Args:
       q: [b, h, n, k].
       keys: [b, m, g, u, k] with g = 1, or h for the multi-head layer.
       values: [b, m, g, u, v].
       size: map size of the queries.
-      table: relative embeddings [*(2 * size - 1), u, k], for keys on the same map; with `scope` its centre is taken.
+      table: relative embeddings [*(2 * size - 1), u, k], for keys on the same map; with `scope` its
+          centre is taken.
       embeddings: [n, m, k, u] for keys elsewhere.
       **options: of the layer.
 
@@ -56,7 +59,10 @@ def layer_output(q, keys, values, size, *, table=None, embeddings=None, **option
     if layer.key is not None:
         layer.key.kernel[...] = key_select
     if layer.embedding is not None:
-        cuts = [(full - taps) // 2 for full, taps in zip(table.shape[-2 - len(size) : -2], layer.scope, strict=True)]
+        cuts = [
+            (full - taps) // 2
+            for full, taps in zip(table.shape[-2 - len(size) : -2], layer.scope, strict=True)
+        ]
         where = (..., *(slice(cut, -cut or None) for cut in cuts), slice(None), slice(None))
         layer.embedding[...] = table[where]
     context = {"context": source, "embeddings": embeddings} if own_context else {}
@@ -68,12 +74,18 @@ def variants(fixture: Fixture) -> Ours:
     size = tuple(fixture.config["HW"])
 
     def outputs(params, inputs):
-        q, keys, values = inputs["q_bhnk"], inputs["keys_bmk"][:, :, None], inputs["values_bmv"][:, :, None]
+        q, keys, values = (
+            inputs["q_bhnk"],
+            inputs["keys_bmk"][:, :, None],
+            inputs["values_bmv"][:, :, None],
+        )
         table = inputs["rel_emb"][..., None, :]
         embeddings = dense_embeddings(table, size)
 
         def layer(**options):
-            return layer_output(q, keys[:, :, None], values[:, :, None], size, table=table, **options)
+            return layer_output(
+                q, keys[:, :, None], values[:, :, None], size, table=table, **options
+            )
 
         return {
             "out/E_nmk": embeddings[..., 0],
@@ -89,7 +101,9 @@ def variants(fixture: Fixture) -> Ours:
             "out/y_no_key_norm": layer(key_norm="none"),
             "out/y_causal_inclusive_renorm": layer(causal="inclusive"),
             "out/y_causal_strict_renorm": layer(causal="strict"),
-            "out/y_causal_inclusive_sharednorm": layer(causal="inclusive", causal_key_norm="shared"),
+            "out/y_causal_inclusive_sharednorm": layer(
+                causal="inclusive", causal_key_norm="shared"
+            ),
         }
 
     return Ours(outputs)
@@ -108,13 +122,19 @@ def shapes_of_context(fixture: Fixture) -> Ours:
         table = inputs["rel_emb"]
         if case == "intra":
             size = config["intra"]["HW"]
-            keys, values = (inputs[name].swapaxes(2, 3)[:, :, None] for name in ("keys_bmku", "values_bmvu"))
+            keys, values = (
+                inputs[name].swapaxes(2, 3)[:, :, None] for name in ("keys_bmku", "values_bmvu")
+            )
             table = table.swapaxes(-1, -2)
         elif case == "multihead":
             size = tuple(config["multihead"]["HW"])
-            keys, values = (inputs[name].swapaxes(1, 2)[:, :, :, None] for name in ("keys_bhmk", "values_bhmv"))
+            keys, values = (
+                inputs[name].swapaxes(1, 2)[:, :, :, None] for name in ("keys_bhmk", "values_bhmv")
+            )
             table = table[..., None, :]
-            return {"out/y": layer_output(inputs["q"], keys, values, size, table=table, multi_head=True)}
+            return {
+                "out/y": layer_output(inputs["q"], keys, values, size, table=table, multi_head=True)
+            }
         else:
             size = config[f"dims_{case}"]
             keys, values = (inputs[name][:, :, None, None] for name in ("keys", "values"))

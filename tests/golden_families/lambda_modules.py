@@ -25,7 +25,9 @@ def _layer(fixture: Fixture, dim: int, stride: int = 1, **options) -> Ours:
 
 
 def lucid(fixture: Fixture) -> Ours:
-    """LambdaLayer(dim, dim_k, n | r, heads, dim_out, dim_u); n: side of a square map, r: local scope with bias."""
+    """LambdaLayer(dim, dim_k, n | r, heads, dim_out, dim_u); n: side of a square map, r: local
+    scope with bias.
+    """
     arguments = dict(fixture.config["ctor"])
     side, scope = arguments.pop("n", None), arguments.pop("r", None)
     options = dict(
@@ -43,7 +45,9 @@ def lucid(fixture: Fixture) -> Ours:
 
 
 def timm(fixture: Fixture) -> Ours:
-    """LambdaLayer(dim, feat_size, stride, num_heads, dim_head, r, qk_ratio, qkv_bias); stride 2 pools after it."""
+    """LambdaLayer(dim, feat_size, stride, num_heads, dim_head, r, qk_ratio, qkv_bias); stride 2
+    pools after it.
+    """
     arguments = dict(fixture.config["ctor"])
     dim, heads, scope = arguments.pop("dim"), arguments.pop("num_heads"), arguments.pop("r")
     ratio, size = arguments.pop("qk_ratio", 1.0), arguments.pop("feat_size", None)

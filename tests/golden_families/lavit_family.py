@@ -1,4 +1,6 @@
-"""LaViT: a less-attention layer, the attention residual between stages, the diagonality-preserving loss."""
+"""LaViT: a less-attention layer, the attention residual between stages, the diagonality-preserving
+loss.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,9 @@ from lambdanet.attention.diagonality_loss import VARIANTS, diagonality_loss
 
 
 def layer(fixture: Fixture) -> Ours:
-    """One layer with the full transform, on a list of tokens; its softmax is read from the captured map."""
+    """One layer with the full transform, on a list of tokens; its softmax is read from the captured
+    map.
+    """
     config = fixture.config
     grid, heads = tuple(config["grid"]), config["num_heads"]
     options = dict(
@@ -23,9 +27,15 @@ def layer(fixture: Fixture) -> Ours:
 
     def call(module, inputs):
         shown = nnx.view(module, capture=True)
-        (y, logits), sown = nnx.capture(shown, nnx.Intermediate)(inputs["x"], inputs["attn_prev"], grid=grid)
+        (y, logits), sown = nnx.capture(shown, nnx.Intermediate)(
+            inputs["x"], inputs["attn_prev"], grid=grid
+        )
         weights = nnx.to_pure_dict(sown)["attention_map"][0]
-        return {"out/y": y, "out/attn_logits": logits, "out/attn_probs": weights.reshape(logits.shape)}
+        return {
+            "out/y": y,
+            "out/attn_logits": logits,
+            "out/attn_probs": weights.reshape(logits.shape),
+        }
 
     def build():
         return less_attention.LessAttention(config["dim"], **options, rngs=nnx.Rngs(0))
@@ -45,7 +55,10 @@ def residual(fixture: Fixture) -> Ours:
         normed = module.normalise(down)
         steps = {"out/dwconv": down, "out/norm": normed, "out/attn_init": module.project(normed)}
         total = inputs["attn_va"] + module(inputs["attn_last"], grid)
-        return {key: jnp.moveaxis(a, -1, 1) for key, a in steps.items()} | {"out/attn_va_new": total, "out/y": total}
+        return {key: jnp.moveaxis(a, -1, 1) for key, a in steps.items()} | {
+            "out/attn_va_new": total,
+            "out/y": total,
+        }
 
     def build():
         heads = config["heads_in"], config["heads_out"]
@@ -73,8 +86,13 @@ def loss(fixture: Fixture) -> Ours:
         for on in ("logits", "probs"):
             totals = {}
             for name, logits in inputs.items():
-                terms = {term: diagonality_loss(logits, variant, on)[i] for term, (variant, i) in pieces.items()}
-                terms |= {variant: sum(diagonality_loss(logits, variant, on)) for variant in VARIANTS}
+                terms = {
+                    term: diagonality_loss(logits, variant, on)[i]
+                    for term, (variant, i) in pieces.items()
+                }
+                terms |= {
+                    variant: sum(diagonality_loss(logits, variant, on)) for variant in VARIANTS
+                }
                 arrays |= {f"out/{on}/{name}/{term}": value for term, value in terms.items()}
                 for term, value in terms.items():
                     totals[term] = totals.get(term, 0.0) + value.mean()

@@ -13,7 +13,9 @@ from lambdanet.layers.token_compression import TokenCompression
 
 
 def lucidrains(fixture: Fixture) -> Ours:
-    """LinformerSelfAttention(dim, seq_len, k, heads, dim_head, one_kv_head, share_kv); [b, tokens, channels]."""
+    """LinformerSelfAttention(dim, seq_len, k, heads, dim_head, one_kv_head, share_kv); [b, tokens,
+    channels].
+    """
     arguments = dict(fixture.config["args"])
     assert arguments.pop("dropout") == 0
     dim, share = arguments.pop("dim"), arguments.pop("share_kv")
@@ -31,11 +33,15 @@ def lucidrains(fixture: Fixture) -> Ours:
     def call(layer, inputs):
         return {"out/y": layer(inputs["x"], context=inputs.get("context"))}
 
-    return module_case(fixture, lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)), TORCH_NAMES, call)
+    return module_case(
+        fixture, lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)), TORCH_NAMES, call
+    )
 
 
 def fairseq(fixture: Fixture) -> Ours:
-    """MultiheadLinearAttention(embed_dim, num_heads, compressed, max_seq_len, shared_kv_compressed); [tokens, b, channels]."""
+    """MultiheadLinearAttention(embed_dim, num_heads, compressed, max_seq_len,
+    shared_kv_compressed); [tokens, b, channels].
+    """
     arguments = dict(fixture.config["args"])
     assert arguments.pop("self_attention") and fixture.config["input_layout"] == "(T, B, C)"
     dim, length = arguments.pop("embed_dim"), arguments.pop("max_seq_len")
@@ -57,21 +63,42 @@ def fairseq(fixture: Fixture) -> Ours:
 
     # A bias of the keys moves all logits of a query alike; the softmax cancels it.
     scale = {"key/bias": "key/kernel"}
-    return module_case(fixture, lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)), TORCH_NAMES, call, gradient_scale=scale)
+    return module_case(
+        fixture,
+        lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)),
+        TORCH_NAMES,
+        call,
+        gradient_scale=scale,
+    )
 
 
 class Encoder(nnx.Module):
-    """tatp22's encoder: attention and a two-layer perceptron in turn, x = norm(x + f(x)) around each."""
+    """tatp22's encoder: attention and a two-layer perceptron in turn, x = norm(x + f(x)) around
+    each.
+    """
 
-    def __init__(self, dim: int, hidden: int, depth: int, shared: dict | None, options: dict, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        depth: int,
+        shared: dict | None,
+        options: dict,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.compression = None if shared is None else TokenCompression(**shared, rngs=rngs)
         self.attention = nnx.List([Linformer(dim, **options, rngs=rngs) for _ in range(depth)])
         self.expand = nnx.List([nnx.Linear(dim, hidden, rngs=rngs) for _ in range(depth)])
         self.reduce = nnx.List([nnx.Linear(hidden, dim, rngs=rngs) for _ in range(depth)])
-        self.norms = nnx.List([nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) for _ in range(2 * depth)])
+        self.norms = nnx.List(
+            [nnx.LayerNorm(dim, epsilon=1e-5, rngs=rngs) for _ in range(2 * depth)]
+        )
 
     def __call__(self, x):
-        for i, (attention, expand, reduce) in enumerate(zip(self.attention, self.expand, self.reduce, strict=True)):
+        for i, (attention, expand, reduce) in enumerate(
+            zip(self.attention, self.expand, self.reduce, strict=True)
+        ):
             x = self.norms[2 * i](x + attention(x, compression=self.compression))
             x = self.norms[2 * i + 1](x + reduce(jax.nn.gelu(expand(x), approximate=False)))
         return x
@@ -88,8 +115,13 @@ ENCODER_NAMES = (
             *prefixed(LINEAR, rf"seq\.{2 * i}\.fn\.w_o\.", f"attention/{i}/output"),
             *prefixed(LINEAR, rf"seq\.{2 * i + 1}\.fn\.w_1\.", f"expand/{i}"),
             *prefixed(LINEAR, rf"seq\.{2 * i + 1}\.fn\.w_2\.", f"reduce/{i}"),
-            Rule(rf"seq\.{2 * i}\.E\.(kernel|window_kernel|bias)", rf"attention/{i}/compress_key/\1"),
-            Rule(rf"seq\.{2 * i}\.F\.(kernel|window_kernel|bias)", rf"attention/{i}/compress_value/\1"),
+            Rule(
+                rf"seq\.{2 * i}\.E\.(kernel|window_kernel|bias)", rf"attention/{i}/compress_key/\1"
+            ),
+            Rule(
+                rf"seq\.{2 * i}\.F\.(kernel|window_kernel|bias)",
+                rf"attention/{i}/compress_value/\1",
+            ),
         )
     ),
     Rule(r"E\.(kernel|window_kernel|bias)", r"compression/\1"),
@@ -98,12 +130,21 @@ ENCODER_NAMES = (
 
 
 def tatp22(fixture: Fixture) -> Ours:
-    """Linformer(input_size, channels, dim_k, dim_ff, nhead, depth, parameter_sharing, method, ...): an encoder."""
+    """Linformer(input_size, channels, dim_k, dim_ff, nhead, depth, parameter_sharing, method, ...):
+    an encoder.
+    """
     arguments = dict(fixture.config["args"])
-    assert arguments.pop("dropout") == arguments.pop("dropout_ff") == 0 and arguments.pop("activation") == "gelu"
+    assert (
+        arguments.pop("dropout") == arguments.pop("dropout_ff") == 0
+        and arguments.pop("activation") == "gelu"
+    )
     sharing = arguments.pop("parameter_sharing")
-    method = {"learnable": "linear", "convolution": "convolution"}[arguments.pop("method", "learnable")]
-    dim, heads, length, slots = (arguments.pop(name) for name in ("channels", "nhead", "input_size", "dim_k"))
+    method = {"learnable": "linear", "convolution": "convolution"}[
+        arguments.pop("method", "learnable")
+    ]
+    dim, heads, length, slots = (
+        arguments.pop(name) for name in ("channels", "nhead", "input_size", "dim_k")
+    )
     hidden, depth = arguments.pop("dim_ff"), arguments.pop("depth")
     assert not arguments, f"constructor arguments without a counterpart here: {arguments}"
     options = dict(
@@ -116,7 +157,9 @@ def tatp22(fixture: Fixture) -> Ours:
     )
     shared = None
     if sharing == "layerwise":
-        shared = dict(length=length, slots=slots, projection=method, bias=True, features=dim // heads)
+        shared = dict(
+            length=length, slots=slots, projection=method, bias=True, features=dim // heads
+        )
 
     def build():
         return Encoder(dim, hidden, depth, shared, options, rngs=nnx.Rngs(0))
@@ -128,7 +171,8 @@ def tatp22(fixture: Fixture) -> Ours:
         return _one_key_per_array(named, sharing, method)
 
     weights = one_key_per_array(fixture.under("param/"))
-    # The bias of a convolution of the keys is the same for all slots, and the softmax cancels it; one per slot it does not.
+    # The bias of a convolution of the keys is the same for all slots, and the softmax cancels it;
+    # one per slot it does not.
     scale = {}
     if method == "convolution" and sharing in ("none", "headwise"):
         paths = [f"attention/{i}/compress_key" for i in range(depth)]
@@ -138,7 +182,8 @@ def tatp22(fixture: Fixture) -> Ours:
 
 
 def _one_key_per_array(named: Arrays, sharing: str, method: str) -> dict[str, np.ndarray]:
-    """Joins the heads, which have parameters of their own there, and drops further names of a shared E or F.
+    """Joins the heads, which have parameters of their own there, and drops further names of a
+    shared E or F.
 
     Only the first name of a shared array has a gradient.
     """
@@ -150,11 +195,17 @@ def _one_key_per_array(named: Arrays, sharing: str, method: str) -> dict[str, np
             _, layer, _, _, head, which, kind = parts
             if kind == "weight":
                 kind = "kernel" if method == "linear" else "window_kernel"
-                array = np.moveaxis(array, (0, 1), (-1, -2))  # [k, n] -> [n, k]; [out, in, window] -> [window, in, out]
+                array = np.moveaxis(
+                    array, (0, 1), (-1, -2)
+                )  # [k, n] -> [n, k]; [out, in, window] -> [window, in, out]
             if sharing == "none":
                 heads.setdefault(f"seq.{layer}.{which}.{kind}", {})[int(head)] = array
             else:
-                name = {"headwise": f"seq.{layer}.{which}", "kv": f"seq.{layer}.E", "layerwise": "E"}[sharing]
+                name = {
+                    "headwise": f"seq.{layer}.{which}",
+                    "kv": f"seq.{layer}.E",
+                    "layerwise": "E",
+                }[sharing]
                 joined.setdefault(f"{name}.{kind}", array)
         elif len(parts) == 6:  # seq.0.fn.to_q.1.weight [d, channels]
             heads.setdefault(".".join((*parts[:4], parts[5])), {})[int(parts[4])] = array

@@ -1,4 +1,4 @@
-"""The non-local blocks of AlexHex7/Non-local_pytorch, PySlowFast, the CGNL authors, timm and mmcv."""
+"""The non-local blocks of AlexHex7/Non-local_pytorch, PySlowFast, CGNL's authors, timm and mmcv."""
 
 import math
 
@@ -24,7 +24,10 @@ def _block(fixture: Fixture, name: str, dim: int, **options) -> Ours:
         _, seen = nnx.capture(nnx.view(block, capture=True), nnx.Intermediate)(x)
         (weights,) = seen["attention_map"]
         grid = weights.shape[x.ndim :]
-        return {"out/y": channels_first(y), "out/attn": weights.reshape(len(x), -1, math.prod(grid))}
+        return {
+            "out/y": channels_first(y),
+            "out/attn": weights.reshape(len(x), -1, math.prod(grid)),
+        }
 
     return module_case(
         fixture,
@@ -32,12 +35,16 @@ def _block(fixture: Fixture, name: str, dim: int, **options) -> Ours:
         TORCH_NAMES,
         call,
         # A bias of the keys adds the same number to all logits of a query, which a softmax cancels.
-        gradient_scale={"key/bias": "key/kernel"} if options.get("mode", "embedded_gaussian") == "embedded_gaussian" else {},
+        gradient_scale={"key/bias": "key/kernel"}
+        if options.get("mode", "embedded_gaussian") == "embedded_gaussian"
+        else {},
     )
 
 
 def alexhex7(fixture: Fixture) -> Ours:
-    """NONLocalBlock{1,2,3}D(in_channels, inter_channels, sub_sample, bn_layer); the file is the mode."""
+    """NONLocalBlock{1,2,3}D(in_channels, inter_channels, sub_sample, bn_layer); the file is the
+    mode.
+    """
     arguments = dict(fixture.config["args"])
     dim, batch_norm = arguments.pop("in_channels"), arguments.pop("bn_layer")
     options = dict(
@@ -70,7 +77,9 @@ def cgnl_repo(fixture: Fixture) -> Ours:
     """SpatialNL(inplanes, planes, use_scale)."""
     arguments = dict(fixture.config["args"])
     dim = arguments.pop("inplanes")
-    options = dict(inner_dim=arguments.pop("planes"), scale="inner" if arguments.pop("use_scale") else "none")
+    options = dict(
+        inner_dim=arguments.pop("planes"), scale="inner" if arguments.pop("use_scale") else "none"
+    )
     assert not arguments, f"constructor arguments without a counterpart here: {arguments}"
     return _block(fixture, "nonlocal_cgnl_repo", dim, **options)
 

@@ -1,4 +1,6 @@
-"""Slide attention of the Slide-Swin code, its variant in the DAT++ code, plain local attention and the merged form."""
+"""Slide attention of the Slide-Swin code, its variant in the DAT++ code, plain local attention and
+the merged form.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +11,25 @@ from lambdanet.attention.slide import TORCH_NAMES, SlideAttention, reparameteris
 
 
 def attention(fixture: Fixture) -> Ours:
-    """SlideAttention(dim, num_heads, ka, qkv_bias, qk_scale) on tokens [b, H*W, C]; out/attn [b, heads, slots, H*W]."""
+    """SlideAttention(dim, num_heads, ka, qkv_bias, qk_scale) on tokens [b, H*W, C]; out/attn [b,
+    heads, slots, H*W].
+    """
     arguments, size = _arguments(fixture), _size(fixture)
 
     def call(layer, inputs):
         shown = nnx.view(layer, capture=True)
         y, sown = nnx.capture(shown, nnx.Intermediate)(_map(inputs["x"], size))
         weights = nnx.to_pure_dict(sown)["slot_weights"][0]
-        return {"out/y": y.reshape(inputs["x"].shape), "out/attn": weights.reshape(*weights.shape[:3], -1)}
+        return {
+            "out/y": y.reshape(inputs["x"].shape),
+            "out/attn": weights.reshape(*weights.shape[:3], -1),
+        }
 
     return _case(fixture, arguments, call)
 
 
 def reparameterised(fixture: Fixture) -> Ours:
-    """The same module; its merged weights in PyTorch's layout, and the output of the merged module."""
+    """The same module; its merged weights in PyTorch's layout, and its output."""
     arguments, size = _arguments(fixture), _size(fixture)
 
     def call(layer, inputs):
@@ -35,11 +42,15 @@ def reparameterised(fixture: Fixture) -> Ours:
             "merged/dep_conv.bias": merged.deformed_bias[...],
         }
 
-    # Parameter gradients of this family are exactly twice those of the loss, and those of slide_attention_a, which has the
-    # same arrays: they were summed over two backward passes. Gradients of the inputs were not.
+    # Parameter gradients of this family are exactly twice those of the loss, and those of
+    # slide_attention_a, which has the same arrays: they were summed over two backward passes.
+    # Gradients of the inputs were not.
     def twice(layer, inputs):
         graphdef, params = nnx.split(layer)
-        return call(nnx.merge(graphdef, jax.tree.map(lambda p: 2 * p - jax.lax.stop_gradient(p), params)), inputs)
+        return call(
+            nnx.merge(graphdef, jax.tree.map(lambda p: 2 * p - jax.lax.stop_gradient(p), params)),
+            inputs,
+        )
 
     return _case(fixture, arguments, twice)
 
@@ -58,7 +69,9 @@ def _arguments(fixture: Fixture) -> dict:
     config = dict(fixture.config)
     for key in ("origin", "layout", "note", "family", "H", "W"):
         config.pop(key, None)
-    options = dict(dim=config.pop("dim"), num_heads=config.pop("num_heads"), kernel_size=config.pop("ka"))
+    options = dict(
+        dim=config.pop("dim"), num_heads=config.pop("num_heads"), kernel_size=config.pop("ka")
+    )
     names = dict(
         qkv_bias="qkv_bias",
         qk_scale="scale",
@@ -82,7 +95,9 @@ def _map(tokens: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 
 def _case(fixture: Fixture, options: dict, call) -> Ours:
-    return module_case(fixture, lambda: SlideAttention(**options, rngs=nnx.Rngs(0)), TORCH_NAMES, call)
+    return module_case(
+        fixture, lambda: SlideAttention(**options, rngs=nnx.Rngs(0)), TORCH_NAMES, call
+    )
 
 
 FAMILIES = {

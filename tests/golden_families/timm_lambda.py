@@ -1,4 +1,6 @@
-"""timm's three lambda networks: whole-network logits, stage means and the complete list of state-dict keys."""
+"""timm's three lambda networks: whole-network logits, stage means and the complete list of
+state-dict keys.
+"""
 
 import json
 import zlib
@@ -29,7 +31,9 @@ def weight(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def build(fixture: Fixture) -> Ours:
-    """Every key of timm's state dict must find its place in our model and fill it: the conversion is strict."""
+    """Every key of timm's state dict must find its place in our model and fill it: the conversion
+    is strict.
+    """
     config = dict(fixture.config["ctor"])
     options = {"image_size": (config.pop("img_size"),) * 2} if "img_size" in config else {}
     assert not config, f"constructor arguments without a counterpart here: {config}"
@@ -39,10 +43,14 @@ def build(fixture: Fixture) -> Ours:
 
     model = nnx.eval_shape(make)
     count = sum(leaf.size for leaf in flatten_names(split_model(model)[1]).values())
-    assert count == fixture.config["n_params"], f"{count} parameters, the reference has {fixture.config['n_params']}"
+    assert count == fixture.config["n_params"], (
+        f"{count} parameters, the reference has {fixture.config['n_params']}"
+    )
     keys = json.loads(str(fixture.arrays["meta/state_dict_keys"]))
     weights = {key: weight(key, tuple(shape)) for key, shape in keys}
-    images = np.random.RandomState(fixture.config["input_seed"]).standard_normal(fixture.config["input_shape"])
+    images = np.random.RandomState(fixture.config["input_seed"]).standard_normal(
+        fixture.config["input_shape"]
+    )
     images = images.astype(np.float32)
 
     def call(model, inputs):
@@ -51,12 +59,27 @@ def build(fixture: Fixture) -> Ours:
         maps |= {f"stage{number}": value for number, value in enumerate(model.features(x))}
         maps = {name: channels_first(value) for name, value in maps.items()}
         logits = model(x)
-        outputs = {"out/logits": logits, "out/logits_f64": logits}  # the second: the reference run in float64
-        outputs |= {f"feat_spatial_mean/{name}": jnp.mean(value, (2, 3)) for name, value in maps.items()}
-        return outputs | {f"feat_shape/{name}": jnp.asarray(value.shape) for name, value in maps.items()}
+        outputs = {
+            "out/logits": logits,
+            "out/logits_f64": logits,
+        }  # the second: the reference run in float64
+        outputs |= {
+            f"feat_spatial_mean/{name}": jnp.mean(value, (2, 3)) for name, value in maps.items()
+        }
+        return outputs | {
+            f"feat_shape/{name}": jnp.asarray(value.shape) for name, value in maps.items()
+        }
 
     checked = ("meta/state_dict_keys",)
-    return module_case(fixture, make, model.torch_names["timm"], call, weights=weights, checked=checked, tolerance=1e-4)
+    return module_case(
+        fixture,
+        make,
+        model.torch_names["timm"],
+        call,
+        weights=weights,
+        checked=checked,
+        tolerance=1e-4,
+    )
 
 
 FAMILIES = {

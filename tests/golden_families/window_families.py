@@ -1,4 +1,6 @@
-"""Attention of PVT (spatial reduction) and of one branch of CSWin (stripes with a position encoding)."""
+"""Attention of PVT (spatial reduction) and of one branch of CSWin (stripes with a position
+encoding).
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -13,22 +15,30 @@ Arrays = Mapping[str, jax.Array]
 
 
 def sra(fixture: Fixture) -> Ours:
-    """Attention(dim, num_heads, sr_ratio, linear_attn, qkv_bias) on a map of H x W, given as a list."""
+    """Attention(dim, num_heads, sr_ratio, linear_attn, qkv_bias) on a map of H x W, given as a
+    list.
+    """
     config = fixture.config
     assert config["ln_eps"] == 1e-5
     linear = config["linear_attn"]  # which does not read the reference's sr_ratio
-    options = dict(sr_ratio=None if linear else config["sr_ratio"], linear=linear, qkv_bias=config["qkv_bias"])
+    options = dict(
+        sr_ratio=None if linear else config["sr_ratio"], linear=linear, qkv_bias=config["qkv_bias"]
+    )
 
     def build():
         heads = config["num_heads"]
-        return spatial_reduction.SpatialReductionAttention(config["dim"], num_heads=heads, **options, rngs=nnx.Rngs(0))
+        return spatial_reduction.SpatialReductionAttention(
+            config["dim"], num_heads=heads, **options, rngs=nnx.Rngs(0)
+        )
 
     call = as_list((config["H"], config["W"]), lambda layer, inputs: layer(inputs["x"]))
     return module_case(fixture, build, spatial_reduction.TORCH_NAMES, call)
 
 
 def lepe(fixture: Fixture) -> Ours:
-    """LePEAttention(dim, resolution, idx, split_size, num_heads) on stacked queries, keys and values."""
+    """LePEAttention(dim, resolution, idx, split_size, num_heads) on stacked queries, keys and
+    values.
+    """
     config = fixture.config
     side, heads = config["resolution"], config["num_heads"]
     stripe = (config["H_sp"], config["W_sp"])
@@ -45,7 +55,9 @@ def lepe(fixture: Fixture) -> Ours:
 
 
 def as_list(size: tuple[int, int], mix: Callable[[nnx.Module, Arrays], jax.Array]) -> Callable:
-    """A call whose inputs and output are lists of positions [..., H W, c] around `mix`, which takes and returns maps."""
+    """A call whose inputs and output are lists of positions [..., H W, c] around `mix`, which takes
+    and returns maps.
+    """
 
     def call(layer, inputs):
         maps = {name: a.reshape(*a.shape[:-2], *size, a.shape[-1]) for name, a in inputs.items()}

@@ -1,4 +1,6 @@
-"""The golden harness: it fails for every kind of difference, and every case of other_configs.json can be built."""
+"""The golden harness: it fails for every kind of difference, and every case of other_configs.json
+can be built.
+"""
 
 import json
 import subprocess
@@ -71,7 +73,9 @@ def reference() -> Fixture:
         "after_train/bn.running_mean": 0.9 * mean + 0.1 * batch_mean,
         "after_train/bn.running_var": 0.9 * var + 0.1 * z.var(0, ddof=1),
     }
-    return Fixture("toy_a", {"family": "toy"}, {key: array.astype(np.float32) for key, array in arrays.items()})
+    return Fixture(
+        "toy_a", {"family": "toy"}, {key: array.astype(np.float32) for key, array in arrays.items()}
+    )
 
 
 REFERENCE = reference()
@@ -80,7 +84,10 @@ TOY = {"toy": build}
 
 
 def changed(**arrays) -> Fixture:
-    return replace(REFERENCE, arrays={**REFERENCE.arrays, **{key.replace("__", "/"): a for key, a in arrays.items()}})
+    return replace(
+        REFERENCE,
+        arrays={**REFERENCE.arrays, **{key.replace("__", "/"): a for key, a in arrays.items()}},
+    )
 
 
 def test_equal_module_passes():
@@ -93,7 +100,9 @@ def test_a_change_in_any_array_is_found(key):
     array.flat[-1] += 3e-4 * np.abs(array).max()
     with pytest.raises(AssertionError, match="toy_a: 1 problems") as caught:
         check(changed(**{key: array}), TOY)
-    assert ("grad/param" if key.startswith("grad/param") else key.split("/")[0]) in str(caught.value)
+    assert ("grad/param" if key.startswith("grad/param") else key.split("/")[0]) in str(
+        caught.value
+    )
 
 
 def test_nan_shape_and_unknown_arrays_are_found(monkeypatch):
@@ -103,7 +112,9 @@ def test_nan_shape_and_unknown_arrays_are_found(monkeypatch):
     with pytest.raises(AssertionError, match=r"out/y: shape \(6, 4\), the reference has \(4, 6\)"):
         check(changed(out__y=y.T), TOY)
     for key in ("out__z", "feat_shape__stem", "buffer__index", "meta__note"):
-        with pytest.raises(AssertionError, match=f"{key.replace('__', '/')}: our module gives no such array"):
+        with pytest.raises(
+            AssertionError, match=f"{key.replace('__', '/')}: our module gives no such array"
+        ):
             check(changed(**{key: y}), TOY)
     monkeypatch.setitem(golden_harness.NOT_PRODUCED, ("toy", "out/z"), "a reason")
     check(changed(out__z=y), TOY)
@@ -117,8 +128,12 @@ def test_only_a_vanishing_gradient_takes_the_scale_of_another():
 
     # Cotangents that sum to zero over the batch: the gradients of both biases vanish.
     cotangent = REFERENCE.arrays["cotangent/y"] - REFERENCE.arrays["cotangent/y"].mean(0)
-    scale = REFERENCE.arrays["param/bn.weight"] / np.sqrt(REFERENCE.arrays["param/bn.running_var"] + EPSILON)
-    normed = (REFERENCE.arrays["out/y"] - REFERENCE.arrays["param/bn.bias"]) / REFERENCE.arrays["param/bn.weight"]
+    scale = REFERENCE.arrays["param/bn.weight"] / np.sqrt(
+        REFERENCE.arrays["param/bn.running_var"] + EPSILON
+    )
+    normed = (REFERENCE.arrays["out/y"] - REFERENCE.arrays["param/bn.bias"]) / REFERENCE.arrays[
+        "param/bn.weight"
+    ]
     centred = changed(
         cotangent__y=cotangent,
         **{
@@ -135,7 +150,9 @@ def test_only_a_vanishing_gradient_takes_the_scale_of_another():
     with pytest.raises(AssertionError, match="toy_a: 1 problems") as caught:
         check(centred, {"toy": scaled})
     assert "norm/bias" in str(caught.value)
-    bias = REFERENCE.arrays["grad/param/fc.bias"].copy()  # not vanishing: no other scale, the small change is found
+    bias = REFERENCE.arrays[
+        "grad/param/fc.bias"
+    ].copy()  # not vanishing: no other scale, the small change is found
     bias[np.abs(bias).argmin()] += 3e-4 * np.abs(bias).max()
     with pytest.raises(AssertionError, match="toy_a: 1 problems"):
         check(changed(**{"grad/param/fc.bias": bias}), {"toy": scaled})
@@ -145,7 +162,10 @@ def test_family_without_builder_and_empty_fixture_fail():
     with pytest.raises(AssertionError, match="no builder for the family 'toy' of toy_a"):
         check(REFERENCE, {})
     with pytest.raises(AssertionError, match="nothing to compare"):
-        check(replace(REFERENCE, arrays={"in/x": REFERENCE.arrays["in/x"]}), {"toy": lambda f: Ours(lambda p, i: {})})
+        check(
+            replace(REFERENCE, arrays={"in/x": REFERENCE.arrays["in/x"]}),
+            {"toy": lambda f: Ours(lambda p, i: {})},
+        )
 
 
 def test_prefixed_cases_are_checked_one_by_one():
@@ -156,23 +176,35 @@ def test_prefixed_cases_are_checked_one_by_one():
     arrays = {"1d/in/x": x, "1d/out/y": 2 * x, "cross/in/x": x, "cross/out/y": 2 * x}
     check(Fixture("toy_b", {"family": "double"}, arrays), {"double": double})
     with pytest.raises(AssertionError, match="cross/out/y: differs"):
-        check(Fixture("toy_b", {"family": "double"}, {**arrays, "cross/out/y": x}), {"double": double})
+        check(
+            Fixture("toy_b", {"family": "double"}, {**arrays, "cross/out/y": x}), {"double": double}
+        )
 
 
 def test_command_line(tmp_path):
     def pytest_run(*options):
-        command = [sys.executable, "-m", "pytest", "tests/test_golden.py", "-p", "no:cacheprovider", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "tests/test_golden.py",
+            "-p",
+            "no:cacheprovider",
+            *options,
+        ]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
     np.savez(tmp_path / "toy_a.npz", config=json.dumps({"family": "toy"}), **{"out/y": np.zeros(3)})
     result = pytest_run("--golden-dir", str(tmp_path), "--golden-family", "to*")
-    assert result.returncode == 1 and "no builder for the family 'toy'" in result.stdout, result.stdout
+    assert result.returncode == 1 and "no builder for the family 'toy'" in result.stdout, (
+        result.stdout
+    )
     assert "test_golden[toy_a]" in result.stdout
     result = pytest_run("--golden-dir", str(tmp_path), "--golden-family", "other*")
     assert result.returncode not in (0, 5) and "holds 1 .npz files" in result.stdout + result.stderr
 
 
-# ----------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Cases known by configuration and shapes only
 
 OTHER = json.loads((ROOT / "tests" / "golden" / "other_configs.json").read_text())
@@ -183,12 +215,15 @@ def timm_keys(blocks: str, table: dict[str, int]) -> list[tuple[str, tuple[int, 
 
     Args:
       blocks: stages separated by '/', one letter per block: B(ottleneck) or S (lambda).
-      table: "stage.block" -> side of the map that a relative table belongs to; {} for the convolutional networks.
+      table: "stage.block" -> side of the map that a relative table belongs to; {} for the
+          convolutional networks.
     """
 
     def norm(name, channels):
         kinds = ("weight", "bias", "running_mean", "running_var")
-        return [(f"{name}.{kind}", (channels,)) for kind in kinds] + [(f"{name}.num_batches_tracked", ())]
+        return [(f"{name}.{kind}", (channels,)) for kind in kinds] + [
+            (f"{name}.num_batches_tracked", ())
+        ]
 
     def conv(name, out, into, side):
         return [(f"{name}.conv.weight", (out, into, side, side)), *norm(f"{name}.bn", out)]
@@ -226,7 +261,8 @@ def timm_keys(blocks: str, table: dict[str, int]) -> list[tuple[str, tuple[int, 
 
 GRAMMARS = {
     "timm_lambda_resnet26t_logits": ("BB/BB/BS/SS", {}),
-    # at 128 pixels: stride 8 in front of the first lambda blocks of stages 2 and 3 means maps of 8 and, after it, 4
+    # at 128 pixels: stride 8 in front of the first lambda blocks of stages 2 and 3 means maps of 8
+    # and, after it, 4
     "timm_lambda_resnet26rpt_logits": ("BB/BB/BS/SS", {"2.1": 8, "3.0": 8, "3.1": 4}),
     "timm_lambda_resnet50ts_logits": ("BBB/BBBS/BSBSBS/BSB", {}),
 }
@@ -234,7 +270,10 @@ GRAMMARS = {
 
 def test_grammar_gives_the_keys_of_the_reference():
     fixture = Fixture.load(ROOT / "tests" / "golden" / "timm_lambda_resnet26t_logits.npz")
-    stored = [(key, tuple(shape)) for key, shape in json.loads(str(fixture.arrays["meta/state_dict_keys"]))]
+    stored = [
+        (key, tuple(shape))
+        for key, shape in json.loads(str(fixture.arrays["meta/state_dict_keys"]))
+    ]
     assert sorted(stored) == sorted(timm_keys(*GRAMMARS[fixture.family]))
 
 
@@ -245,9 +284,13 @@ def test_other_case_has_the_reference_shapes(name):
     for key, shape in OTHER[name]["shapes"].items():
         array = draw.standard_normal(shape).astype(np.float32)
         arrays[key] = np.abs(array) + 0.5 if key.endswith("running_var") else array
-        if key.startswith("param/") and key.endswith("dep_conv.weight"):  # the fixed shifts, refused if they are none
+        if key.startswith("param/") and key.endswith(
+            "dep_conv.weight"
+        ):  # the fixed shifts, refused if they are none
             slots = shape[-1] ** 2
-            arrays[key] = np.tile(np.eye(slots, dtype=np.float32), (shape[0] // slots, 1)).reshape(shape)
+            arrays[key] = np.tile(np.eye(slots, dtype=np.float32), (shape[0] // slots, 1)).reshape(
+                shape
+            )
     family = OTHER[name]["config"]["family"]
     if family in GRAMMARS:
         arrays["meta/state_dict_keys"] = np.asarray(json.dumps(timm_keys(*GRAMMARS[family])))
@@ -255,4 +298,6 @@ def test_other_case_has_the_reference_shapes(name):
     for case in fixture.cases():
         pairs, missing = run(case, FAMILIES[family](case), jax.eval_shape)
         assert not missing and pairs
-        assert [(pair.key, pair.ours.shape) for pair in pairs] == [(pair.key, pair.reference.shape) for pair in pairs]
+        assert [(pair.key, pair.ours.shape) for pair in pairs] == [
+            (pair.key, pair.reference.shape) for pair in pairs
+        ]

@@ -1,4 +1,4 @@
-"""Weights files: safetensors and npz round trips, and one loader that tells files by their content."""
+"""Weights files: safetensors and npz round trips, one loader that tells them by content."""
 
 import json
 import os
@@ -20,8 +20,16 @@ OURS = {
     "head/fc/bias": np.arange(5, dtype=np.float32),
 }
 SHAPES = {path: array.shape for path, array in OURS.items()}
-TORCH = {"body.weight": KERNEL.T, "fc.weight": np.ones((5, 2), np.float32), "fc.bias": np.arange(5, dtype=np.float32)}
-MODEL = {"name": "lambda_resnet_digits", "blocks": [1, 2], "attention": {"name": "lambda", "scope": 7}}
+TORCH = {
+    "body.weight": KERNEL.T,
+    "fc.weight": np.ones((5, 2), np.float32),
+    "fc.bias": np.arange(5, dtype=np.float32),
+}
+MODEL = {
+    "name": "lambda_resnet_digits",
+    "blocks": [1, 2],
+    "attention": {"name": "lambda", "scope": 7},
+}
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
@@ -84,17 +92,24 @@ def test_own_files_are_checked_against_the_model_too(tmp_path):
     path = tmp_path / "model.safetensors"
     files.save_safetensors(path, OURS, files.export_metadata(MODEL))
     with pytest.raises(
-        NameMappingError, match=r"model.safetensors: .*\n.*1 missing.*\n.*body/bias(.*\n)*.*1 mis-shaped"
+        NameMappingError,
+        match=r"model.safetensors: .*\n.*1 missing.*\n.*body/bias(.*\n)*.*1 mis-shaped",
     ):
         files.load_weights_file(path, RULES, {**SHAPES, "body/bias": (2,), "head/fc/bias": (7,)})
     other = {**SHAPES, "head/fc/kernel": (2, 7), "head/fc/bias": (7,)}
-    assert set(files.load_weights_file(path, RULES, other, allow_head_mismatch="head/fc")) == {"body/kernel"}
+    assert set(files.load_weights_file(path, RULES, other, allow_head_mismatch="head/fc")) == {
+        "body/kernel"
+    }
 
 
 def test_file_of_a_later_layout_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
-    files.save_safetensors(path, OURS, {**files.export_metadata(MODEL), "layout_version": "2", "version": "9.0"})
-    with pytest.raises(files.WeightsFileError, match="layout version '2', written by lambdanet 9.0"):
+    files.save_safetensors(
+        path, OURS, {**files.export_metadata(MODEL), "layout_version": "2", "version": "9.0"}
+    )
+    with pytest.raises(
+        files.WeightsFileError, match="layout version '2', written by lambdanet 9.0"
+    ):
         files.load_weights_file(path, RULES, SHAPES)
 
 
@@ -114,7 +129,9 @@ def test_damaged_and_missing_files(tmp_path):
     np.savez(objects, w=np.array([{}, None], dtype=object))
     with pytest.raises(files.WeightsFileError, match="npz file of plain arrays"):
         files.load_npz(objects)
-    with pytest.raises(FileNotFoundError, match="no weights file .*there are: model.npz, model.safetensors"):
+    with pytest.raises(
+        FileNotFoundError, match="no weights file .*there are: model.npz, model.safetensors"
+    ):
         files.load_weights_file(tmp_path / "modell.npz", RULES, SHAPES)
 
 

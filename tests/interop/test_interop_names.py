@@ -5,7 +5,17 @@ import logging
 import numpy as np
 import pytest
 
-from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, POINTWISE, NameMappingError, Rule, choose_table, convert, prefixed
+from lambdanet.interop.names import (
+    BATCH_NORM,
+    CONV,
+    LINEAR,
+    POINTWISE,
+    NameMappingError,
+    Rule,
+    choose_table,
+    convert,
+    prefixed,
+)
 
 
 def numbered(*shape):
@@ -16,7 +26,9 @@ def numbered(*shape):
 def test_conv_moves_every_number_to_its_place(window):
     array = numbered(7, 4, *window)
     shape = (*window, 4, 7)
-    out = convert({"weight": array}, CONV, {"kernel": shape, "bias": ()}, require_all=False)["kernel"]
+    out = convert({"weight": array}, CONV, {"kernel": shape, "bias": ()}, require_all=False)[
+        "kernel"
+    ]
     assert out.shape == shape
     for index in np.ndindex(*array.shape):
         o, i, *tap = index
@@ -26,7 +38,9 @@ def test_conv_moves_every_number_to_its_place(window):
 def test_linear_and_pointwise_give_input_by_output():
     array = numbered(5, 3)
     (linear,) = convert({"weight": array}, LINEAR, {"kernel": (3, 5)}, require_all=False).values()
-    (pointwise,) = convert({"weight": array[:, :, None, None]}, POINTWISE, {"kernel": (3, 5)}, require_all=False).values()
+    (pointwise,) = convert(
+        {"weight": array[:, :, None, None]}, POINTWISE, {"kernel": (3, 5)}, require_all=False
+    ).values()
     np.testing.assert_array_equal(linear, array.T)
     np.testing.assert_array_equal(pointwise, array.T)
 
@@ -44,25 +58,38 @@ def test_fused_projection_is_cut_along_the_output_channels():
     np.testing.assert_array_equal(out["key/kernel"], weight[4:5, :, 0, 0].T)
     np.testing.assert_array_equal(out["value/kernel"], weight[5:, :, 0, 0].T)
     np.testing.assert_array_equal(out["value/bias"], bias[5:])
-    with pytest.raises(NameMappingError, match=r"qkv\.bias .*last axis of \(8,\) cannot be cut into pieces of \[4, 1, 2\]"):
+    with pytest.raises(
+        NameMappingError,
+        match=r"qkv\.bias .*last axis of \(8,\) cannot be cut into pieces of \[4, 1, 2\]",
+    ):
         convert({"qkv.weight": weight, "qkv.bias": numbered(8)}, rules, shapes)
 
 
 def test_prefixes_nest_and_keep_the_groups_of_the_part():
-    part = (Rule(r"branch(\d)\.w", r"branches/\1/kernel", "linear"), Rule(r"a\.w|b\.w", "other/kernel"))
+    part = (
+        Rule(r"branch(\d)\.w", r"branches/\1/kernel", "linear"),
+        Rule(r"a\.w|b\.w", "other/kernel"),
+    )
     block = prefixed(part, r"blocks\.(\d+)\.", r"blocks/\1")
     rules = prefixed(block, r"stages\.(\d+)\.", r"stages/\1")
     state = {"stages.2.blocks.10.branch3.w": numbered(2, 4), "stages.2.blocks.10.b.w": numbered(3)}
-    shapes = {"stages/2/blocks/10/branches/3/kernel": (4, 2), "stages/2/blocks/10/other/kernel": (3,)}
+    shapes = {
+        "stages/2/blocks/10/branches/3/kernel": (4, 2),
+        "stages/2/blocks/10/other/kernel": (3,),
+    }
     assert set(convert(state, rules, shapes)) == set(shapes)
-    with pytest.raises(NameMappingError, match="no rule knows it"):  # the alternative must not escape its prefix
+    with pytest.raises(
+        NameMappingError, match="no rule knows it"
+    ):  # the alternative must not escape its prefix
         convert({**state, "b.w": numbered(3)}, rules, shapes)
 
 
 def test_batch_norm_maps_statistics_and_drops_the_counter():
     state = {name: numbered(3) for name in ("weight", "bias", "running_mean", "running_var")}
     out = convert(
-        {**state, "num_batches_tracked": np.int64(7)}, BATCH_NORM, dict.fromkeys(("scale", "bias", "mean", "var"), (3,))
+        {**state, "num_batches_tracked": np.int64(7)},
+        BATCH_NORM,
+        dict.fromkeys(("scale", "bias", "mean", "var"), (3,)),
     )
     assert set(out) == {"scale", "bias", "mean", "var"}
 
@@ -112,11 +139,17 @@ def test_arrays_of_another_shape_may_be_reshaped():
         return array.reshape(shape) if path == "a" else array
 
     rules = (Rule(r"(\w)", r"\1"),)
-    out = convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (2,)}, reshape=reshape)
+    out = convert(
+        {"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (2,)}, reshape=reshape
+    )
     np.testing.assert_array_equal(out["a"], numbered(2, 2))
     assert seen == [("a", (4,), (2, 2)), ("b", (2,), (2,))]
-    with pytest.raises(NameMappingError, match=r"b \(2,\) -> b: gives \(2,\), the model has \(3,\)"):
-        convert({"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (3,)}, reshape=reshape)
+    with pytest.raises(
+        NameMappingError, match=r"b \(2,\) -> b: gives \(2,\), the model has \(3,\)"
+    ):
+        convert(
+            {"a": numbered(4), "b": numbered(2)}, rules, {"a": (2, 2), "b": (3,)}, reshape=reshape
+        )
 
 
 def test_the_table_that_places_the_most_keys_is_chosen():
@@ -125,8 +158,12 @@ def test_the_table_that_places_the_most_keys_is_chosen():
         "start": (Rule(r"l([1-9])\.down", r"\1/next"), Rule(r"l(\d)\.w", r"\1/w")),
     }
     paths = {"0/w", "1/w", "0/embed", "1/next"}
-    assert choose_table(tables, ["l0.w", "l0.down"], paths) == "end"  # the other table does not know the key
-    assert choose_table(tables, ["l0.w", "l1.down"], paths) == "start"  # the model does not have the other table's target
+    assert (
+        choose_table(tables, ["l0.w", "l0.down"], paths) == "end"
+    )  # the other table does not know the key
+    assert (
+        choose_table(tables, ["l0.w", "l1.down"], paths) == "start"
+    )  # the model does not have the other table's target
     assert choose_table(tables, ["l0.w", "l1.w"], paths) == "end"  # no difference: the first
 
 
@@ -167,7 +204,8 @@ def test_every_problem_is_reported_at_once_with_the_nearest_names():
         "extra.weight (2, 2, 1, 1): the model has no extras/kernel (nearest: extra/kernel",
         "2 mis-shaped",
         "stem.weight (4, 2, 5, 5) -> stem/kernel: gives (5, 5, 2, 4), the model has (3, 3, 2, 4)",
-        "fc.weight -> head/fc/kernel: a linear weight has 2 axes (out, in), this has shape (10, 4, 1)",
+        "fc.weight -> head/fc/kernel: a linear weight has 2 axes (out, in), this has shape (10, 4, "
+        "1)",
         "2 claimed twice",
         r"twice.weight: matched by several rules: twice\.weight, twice\.w.*",
         "same: filled by both one and two",
@@ -179,7 +217,11 @@ HEAD = (*prefixed(LINEAR, r"body\.", "body"), *prefixed(LINEAR, r"fc\.", "head/f
 HEAD_SHAPES = {"body/kernel": (3, 3), "head/fc/kernel": (3, 10), "head/fc/bias": (10,)}
 
 
-@pytest.mark.parametrize("head", [{"fc.weight": numbered(7, 3), "fc.bias": numbered(7)}, {}], ids=["other classes", "no head"])
+@pytest.mark.parametrize(
+    "head",
+    [{"fc.weight": numbered(7, 3), "fc.bias": numbered(7)}, {}],
+    ids=["other classes", "no head"],
+)
 def test_head_may_differ_only_where_allowed(head, caplog):
     state = {"body.weight": numbered(3, 3), **head}
     with pytest.raises(NameMappingError, match="head/fc/bias"):
@@ -189,13 +231,20 @@ def test_head_may_differ_only_where_allowed(head, caplog):
     assert set(out) == {"body/kernel"}
     assert "keeps its own: head/fc/bias, head/fc/kernel" in caplog.text
     with pytest.raises(NameMappingError, match="body/kernel"):  # the rest stays strict
-        convert({**head, "body.weight": numbered(3, 4)}, HEAD, HEAD_SHAPES, allow_head_mismatch="head/fc")
+        convert(
+            {**head, "body.weight": numbered(3, 4)},
+            HEAD,
+            HEAD_SHAPES,
+            allow_head_mismatch="head/fc",
+        )
 
 
 def test_allowed_head_is_taken_when_it_fits_and_dropped_when_the_model_has_none():
     state = {"body.weight": numbered(3, 3), "fc.weight": numbered(10, 3), "fc.bias": numbered(10)}
     assert set(convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch="head/fc")) == set(HEAD_SHAPES)
-    assert set(convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch="head/fc")) == {"body/kernel"}
+    assert set(convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch="head/fc")) == {
+        "body/kernel"
+    }
     with pytest.raises(NameMappingError, match="2 unused"):
         convert(state, HEAD, {"body/kernel": (3, 3)})
     # A prefix ends at a slash: "head/f" does not excuse "head/fc".

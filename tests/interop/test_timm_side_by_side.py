@@ -1,4 +1,6 @@
-"""Networks of timm with random weights, imported by the program, give the same logits. Needs PyTorch and timm."""
+"""Networks of timm with random weights, imported by the program, give the same logits. Needs
+PyTorch and timm.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,16 @@ import models
 from lambdanet.interop import files, import_weights
 from lambdanet.training import state, weights
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed; requirements-dev.txt lists it")
+torch = pytest.importorskip(
+    "torch", reason="PyTorch is not installed; requirements-dev.txt lists it"
+)
 timm = pytest.importorskip("timm", reason="timm is not installed; requirements-dev.txt lists it")
 
 
 @pytest.mark.parametrize(
-    ("theirs", "ours"), [("swin_tiny_patch4_window7_224", "swin_tiny"), ("pvt_v2_b1", "pvt_v2_b1")], ids=["swin", "pvt_v2"]
+    ("theirs", "ours"),
+    [("swin_tiny_patch4_window7_224", "swin_tiny"), ("pvt_v2_b1", "pvt_v2_b1")],
+    ids=["swin", "pvt_v2"],
 )
 def test_imported_networks_give_the_same_logits(theirs, ours, tmp_path, capsys):
     from safetensors.torch import save_file
@@ -30,10 +36,16 @@ def test_imported_networks_give_the_same_logits(theirs, ours, tmp_path, capsys):
                 parameter.normal_(std=0.5)
     save_file(reference.state_dict(), tmp_path / "timm.safetensors")
     torch.save({"state_dict_ema": reference.state_dict(), "epoch": 1}, tmp_path / "wrapped.pth")
-    plain, wrapped = (files.read_state(tmp_path / name)[0] for name in ("timm.safetensors", "wrapped.pth"))
-    assert plain.keys() == wrapped.keys() and all(np.array_equal(array, wrapped[key]) for key, array in plain.items())
+    plain, wrapped = (
+        files.read_state(tmp_path / name)[0] for name in ("timm.safetensors", "wrapped.pth")
+    )
+    assert plain.keys() == wrapped.keys() and all(
+        np.array_equal(array, wrapped[key]) for key, array in plain.items()
+    )
     out = tmp_path / "ours.safetensors"
-    error = import_weights.main([str(tmp_path / "timm.safetensors"), "--model", ours, "--out", str(out)], models)
+    error = import_weights.main(
+        [str(tmp_path / "timm.safetensors"), "--model", ours, "--out", str(out)], models
+    )
     assert error is None, error
     assert "(names: timm)" in capsys.readouterr().out
 

@@ -1,7 +1,7 @@
 """PyTorch checkpoints: what is read, and that nothing in them is run.
 
-PyTorch is not needed: the files are put together here byte for byte as `torch.save` does (zip, pickle protocol
-  2 with persistent
+PyTorch is not needed: the files are put together here byte for byte as `torch.save` does (zip,
+  pickle protocol 2 with persistent
 ids, raw storages).
 """
 
@@ -48,12 +48,23 @@ class Tensor:
 
     def __reduce_ex__(self, protocol):
         rebuild = sys.modules["torch._utils"]._rebuild_tensor_v2
-        return rebuild, (self.storage, self.offset, self.size, self.stride, False, collections.OrderedDict())
+        return rebuild, (
+            self.storage,
+            self.offset,
+            self.size,
+            self.stride,
+            False,
+            collections.OrderedDict(),
+        )
 
 
 def tensor(array, kind="FloatStorage"):
     array = np.asarray(array, STORAGES[kind])
-    stride = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides) if array.ndim else ()
+    stride = (
+        tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides)
+        if array.ndim
+        else ()
+    )
     return Tensor(Storage(array, kind), array.shape, stride)
 
 
@@ -67,7 +78,10 @@ def write(tmp_path, monkeypatch):
     def _rebuild_tensor_v2():
         raise AssertionError("only its name is pickled")
 
-    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    _rebuild_tensor_v2.__module__, _rebuild_tensor_v2.__qualname__ = (
+        "torch._utils",
+        "_rebuild_tensor_v2",
+    )
     utils._rebuild_tensor_v2 = _rebuild_tensor_v2
 
     def write(value, *, leave_out=(), compression=zipfile.ZIP_STORED, extra=()):
@@ -79,14 +93,25 @@ def write(tmp_path, monkeypatch):
                     return None
                 if value not in storages:
                     storages.append(value)
-                return "storage", getattr(torch, value.kind), str(storages.index(value)), "cpu", value.count
+                return (
+                    "storage",
+                    getattr(torch, value.kind),
+                    str(storages.index(value)),
+                    "cpu",
+                    value.count,
+                )
 
         buffer = io.BytesIO()
         with monkeypatch.context() as patch:
             patch.setitem(sys.modules, "torch", torch)
             patch.setitem(sys.modules, "torch._utils", utils)
             Pickler(buffer, protocol=2).dump(value)
-        entries = {"data.pkl": buffer.getvalue(), "byteorder": b"little", "version": b"3\n", **dict(extra)}
+        entries = {
+            "data.pkl": buffer.getvalue(),
+            "byteorder": b"little",
+            "version": b"3\n",
+            **dict(extra),
+        }
         entries |= {f"data/{index}": storage.data for index, storage in enumerate(storages)}
         path = tmp_path / "checkpoint.pth"
         with zipfile.ZipFile(path, "w", compression) as archive:
@@ -131,7 +156,10 @@ def test_views_offsets_and_shared_storages(write):
     [
         lambda state: state,
         lambda state: {"model": state, "epoch": 3, "best": None, "betas": (0.9, [True])},
-        lambda state: {"state_dict": {f"module.{key}": value for key, value in state.items()}, "names": {"a", "b"}},
+        lambda state: {
+            "state_dict": {f"module.{key}": value for key, value in state.items()},
+            "names": {"a", "b"},
+        },
         lambda state: {f"module._orig_mod.{key}": value for key, value in state.items()},
     ],
     ids=["plain", "model", "state_dict+module", "compiled"],
@@ -167,11 +195,19 @@ def test_code_in_a_checkpoint_is_not_run(write, tmp_path, how, place):
         "eval": Call(eval, f"open({str(marker)!r}, 'w')"),
         "getattr": Call(getattr, collections.OrderedDict, "fromkeys"),
     }[how]
-    value = {"instead": call, "beside": {"w": tensor([1]), "x": call}, "nested": {"model": {"w": Call(list, [call])}}}[
-        place
-    ]
-    name = {"os.system": f"{os.system.__module__}.system", "eval": "builtins.eval", "getattr": "builtins.getattr"}[how]
-    with pytest.raises(WeightsFileError, match=f"(asks for {name}|asks for builtins.list).*Fix: .*safetensors"):
+    value = {
+        "instead": call,
+        "beside": {"w": tensor([1]), "x": call},
+        "nested": {"model": {"w": Call(list, [call])}},
+    }[place]
+    name = {
+        "os.system": f"{os.system.__module__}.system",
+        "eval": "builtins.eval",
+        "getattr": "builtins.getattr",
+    }[how]
+    with pytest.raises(
+        WeightsFileError, match=f"(asks for {name}|asks for builtins.list).*Fix: .*safetensors"
+    ):
         load_torch(write(value))
     assert not marker.exists()
     if how != "getattr":  # the file really is dangerous

@@ -14,7 +14,13 @@ def conv_reference(x, kernel, stride):
     pad = side // 2
     x = np.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     rows, columns = range(0, x.shape[1] - side + 1, stride), range(0, x.shape[2] - side + 1, stride)
-    out = [[np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2))) for j in columns] for i in rows]
+    out = [
+        [
+            np.tensordot(x[:, i : i + side, j : j + side], kernel, ((1, 2, 3), (0, 1, 2)))
+            for j in columns
+        ]
+        for i in rows
+    ]
     return np.moveaxis(np.asarray(out), 2, 0)
 
 
@@ -28,8 +34,13 @@ def test_evaluation_equals_the_formula(size, kernel_size, stride):
     layer.norm.var[...] = jnp.asarray(rng.uniform(0.5, 2, size=4), jnp.float32)
     x = rng.normal(size=(2, *size, 3)).astype(np.float32)
     y = conv_reference(x, np.asarray(layer.conv.kernel[...]), stride)
-    norm = {name: np.asarray(getattr(layer.norm, name)[...]) for name in ("scale", "bias", "mean", "var")}
-    y = np.maximum((y - norm["mean"]) / np.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"], 0)
+    norm = {
+        name: np.asarray(getattr(layer.norm, name)[...])
+        for name in ("scale", "bias", "mean", "var")
+    }
+    y = np.maximum(
+        (y - norm["mean"]) / np.sqrt(norm["var"] + 1e-5) * norm["scale"] + norm["bias"], 0
+    )
     out = nnx.view(layer, use_running_average=True)(x)
     assert out.shape == (2, -(-size[0] // stride), -(-size[1] // stride), 4)
     np.testing.assert_allclose(out, y, rtol=1e-5, atol=1e-5)
@@ -60,9 +71,17 @@ def test_bfloat16_keeps_statistics_and_parameters_in_float32():
 
 
 def test_macs_equal_the_compilers_count():
-    layer = nnx.view(ConvNormAct(8, 16, 1, stride=2, activation="none", rngs=nnx.Rngs(0)), use_running_average=True)
+    layer = nnx.view(
+        ConvNormAct(8, 16, 1, stride=2, activation="none", rngs=nnx.Rngs(0)),
+        use_running_average=True,
+    )
     graph, state = nnx.split(layer)
-    cost = jax.jit(lambda s, x: nnx.merge(graph, s).conv(x)).lower(state, jnp.zeros((1, 14, 10, 8))).compile().cost_analysis()
+    cost = (
+        jax.jit(lambda s, x: nnx.merge(graph, s).conv(x))
+        .lower(state, jnp.zeros((1, 14, 10, 8)))
+        .compile()
+        .cost_analysis()
+    )
     assert 2 * layer.macs(14, 10) == cost["flops"]
 
 
@@ -96,5 +115,7 @@ def test_dilation_is_a_kernel_with_holes_and_bias_is_added():
     holes[::2, ::2] = layer.conv.kernel[...]
     x = rng.normal(size=(2, 4, 6, 3)).astype(np.float32)
     expected = (conv_reference(x, holes, 1) + np.asarray(layer.conv.bias[...])) / np.sqrt(1 + 1e-5)
-    np.testing.assert_allclose(nnx.view(layer, use_running_average=True)(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        nnx.view(layer, use_running_average=True)(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5
+    )
     assert layer.macs(4, 6) == 4 * 6 * 9 * 3 * 4

@@ -15,7 +15,9 @@ def test_the_nth_key_is_the_seed_folded_with_n():
 
 def test_tracing_a_layer_leaves_no_counter_in_the_program():
     def build(make_keys):
-        return jax.make_jaxpr(lambda key: nnx.state(nnx.Linear(2, 3, rngs=make_keys(key))))(jax.random.key(0))
+        return jax.make_jaxpr(lambda key: nnx.state(nnx.Linear(2, 3, rngs=make_keys(key))))(
+            jax.random.key(0)
+        )
 
     ours, theirs = build(InitKeys), build(nnx.Rngs)
     assert len(ours.eqns) < len(theirs.eqns)

@@ -11,7 +11,9 @@ SIZES = [(1, 1), (1, 5), (2, 2), (7, 4), (8, 9)]
 
 
 def window_reference(x, window, stride, low, reduce):
-    """Reduces the part of each window that lies inside the map; `low` is the padding before each axis."""
+    """Reduces the part of each window that lies inside the map; `low` is the padding before each
+    axis.
+    """
     b, h, w, c = x.shape
     out = np.zeros((b, -(-h // stride), -(-w // stride), c), x.dtype)
     for i in range(out.shape[1]):
@@ -25,18 +27,25 @@ def window_reference(x, window, stride, low, reduce):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("stride", [1, 2])
 def test_max_pool_lowerings_equal_the_reference(size, stride):
-    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0  # negative: zero padding would show
+    x = (
+        np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32) - 5.0
+    )  # negative: zero padding would show
     expected = window_reference(x, 3, stride, (1, 1), np.max)
     for impl in ("window", "slices", "auto"):
         np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)
 
 
 def first_wins(x, stride, weights):
-    """The gradient of sum(weights * max-pool 3x3), the first of equal entries of a window taking it all."""
+    """The gradient of sum(weights * max-pool 3x3), the first of equal entries of a window taking it
+    all.
+    """
     out = np.zeros_like(x)
     b, h, w, c = x.shape
     for n, i, j, k in np.ndindex(b, -(-h // stride), -(-w // stride), c):
-        rows, columns = (range(max(at * stride - 1, 0), min(at * stride + 2, size)) for at, size in ((i, h), (j, w)))
+        rows, columns = (
+            range(max(at * stride - 1, 0), min(at * stride + 2, size))
+            for at, size in ((i, h), (j, w))
+        )
         places = [(u, v) for u in rows for v in columns]
         u, v = places[int(np.argmax([x[n, u, v, k] for u, v in places]))]
         out[n, u, v, k] += weights[n, i, j, k]
@@ -58,12 +67,17 @@ def test_first_of_equal_entries_gets_the_gradient(size, stride, values):
     with jax.enable_x64(True):
         y, transpose = jax.vjp(lambda x: max_pool(x, 3, stride, impl="slices"), jnp.asarray(x))
         weights = rng.standard_normal(y.shape)
-        np.testing.assert_allclose(transpose(jnp.asarray(weights))[0], first_wins(x, stride, weights), rtol=1e-12)
+        np.testing.assert_allclose(
+            transpose(jnp.asarray(weights))[0], first_wins(x, stride, weights), rtol=1e-12
+        )
 
 
 def test_both_lowerings_have_the_same_gradient_with_ties():
     x = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 7, 6, 3)), jnp.float32)
-    grads = [jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum())(x) for impl in ("window", "slices")]
+    grads = [
+        jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum())(x)
+        for impl in ("window", "slices")
+    ]
     np.testing.assert_array_equal(*grads)
 
 
@@ -72,7 +86,9 @@ def test_wide_windows_and_strides():
     for window, stride in ((3, 4), (5, 2)):
         results = []
         for impl in ("window", "slices"):
-            y, transpose = jax.vjp(lambda x, w=window, s=stride, i=impl: max_pool(x, w, s, impl=i), x)
+            y, transpose = jax.vjp(
+                lambda x, w=window, s=stride, i=impl: max_pool(x, w, s, impl=i), x
+            )
             results.append((y, transpose(y)[0]))
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -91,7 +107,9 @@ def test_max_pool_refuses_what_it_cannot_do():
 def test_avg_pool_is_tensorflows_same_without_the_padding_in_the_mean(size, window):
     x = np.random.default_rng(2).normal(size=(2, *size, 3)).astype(np.float32)
     low = [max((-(-n // 2) - 1) * 2 + window - n, 0) // 2 for n in size]
-    np.testing.assert_allclose(avg_pool(x, window), window_reference(x, window, 2, low, np.mean), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        avg_pool(x, window), window_reference(x, window, 2, low, np.mean), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_avg_pool_sums_in_float32():
@@ -106,7 +124,9 @@ def test_avg_pool_sums_in_float32():
 def test_max_of_cells_drops_the_remainder(window):
     x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
     rows, columns = 5 // window[0], 7 // window[1]
-    cells = x[:, : rows * window[0], : columns * window[1]].reshape(2, rows, window[0], columns, window[1], 3)
+    cells = x[:, : rows * window[0], : columns * window[1]].reshape(
+        2, rows, window[0], columns, window[1], 3
+    )
     np.testing.assert_array_equal(max_pool_cells(x, window), cells.max((2, 4)))
     gradient = jax.grad(lambda x: jnp.sum(max_pool_cells(x, window) ** 2))(x)
     kept = np.asarray(gradient)[np.nonzero(gradient)]
@@ -118,4 +138,6 @@ def test_max_over_gives_the_gradient_to_the_first_of_equals():
     x = jnp.asarray([[1.0, 3.0, 3.0], [2.0, -1.0, 0.0]])
     for axis in (0, 1, -1):
         np.testing.assert_array_equal(max_over(x, axis), x.max(axis))
-    np.testing.assert_array_equal(jax.grad(lambda x: max_over(x, 1).sum())(x), [[0, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: max_over(x, 1).sum())(x), [[0, 1, 0], [1, 0, 0]]
+    )

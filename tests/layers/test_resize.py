@@ -27,7 +27,14 @@ def axis_formula(x, length, align_corners):
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize(
     ("before", "after"),
-    [((3, 4), (7, 9)), ((7, 9), (3, 4)), ((1, 5), (4, 5)), ((4, 5), (1, 1)), ((2, 2), (2, 2)), ((5, 1), (3, 8))],
+    [
+        ((3, 4), (7, 9)),
+        ((7, 9), (3, 4)),
+        ((1, 5), (4, 5)),
+        ((4, 5), (1, 1)),
+        ((2, 2), (2, 2)),
+        ((5, 1), (3, 8)),
+    ],
 )
 def test_equals_the_formula(before, after, align_corners):
     x = np.random.default_rng(0).normal(size=(2, *before, 3))
@@ -38,7 +45,9 @@ def test_equals_the_formula(before, after, align_corners):
 
 
 def test_equals_what_pytorch_prints():
-    """torch.nn.functional.interpolate(torch.tensor([[[[1., 4., 2.]]]]), (1, 5), mode="bilinear", align_corners=...)."""
+    """torch.nn.functional.interpolate(torch.tensor([[[[1., 4., 2.]]]]), (1, 5), mode="bilinear",
+    align_corners=...).
+    """
     x = jnp.asarray([1.0, 4.0, 2.0]).reshape(1, 1, 3, 1)
     corners = resize_bilinear(x, (1, 5), align_corners=True).ravel()
     np.testing.assert_allclose(corners, [1.0, 2.5, 4.0, 3.0, 2.0], atol=1e-6)
@@ -54,7 +63,9 @@ def test_bfloat16_is_interpolated_in_float32():
     np.testing.assert_array_equal(y, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("before", "after"), [((3, 4), (7, 9)), ((3, 4), (3, 8)), ((3, 4), (6, 4)), ((3, 4), (3, 4))])
+@pytest.mark.parametrize(
+    ("before", "after"), [((3, 4), (7, 9)), ((3, 4), (3, 8)), ((3, 4), (6, 4)), ((3, 4), (3, 4))]
+)
 def test_multiply_adds_are_those_of_the_program(before, after):
     counted = jaxpr_macs(lambda x: resize_bilinear(x, after), jnp.ones((1, *before, 5)))
     assert counted == resize_macs(before, after, 5)

@@ -1,4 +1,6 @@
-"""Hierarchical Transformers: published counts, map sizes, the parts, mixers and context by stage, errors."""
+"""Hierarchical Transformers: published counts, map sizes, the parts, mixers and context by stage,
+errors.
+"""
 
 import functools
 import math
@@ -16,13 +18,30 @@ from lambdanet.layers import LayerScale
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 from models.hierarchical import HierarchicalTransformer
 from models.transformer_blocks import Mlp
-from models.transformer_embeddings import ConvEmbed, DoubleConvEmbed, PatchMerging, conv_inits, resize_positions
+from models.transformer_embeddings import (
+    ConvEmbed,
+    DoubleConvEmbed,
+    PatchMerging,
+    conv_inits,
+    resize_positions,
+)
 
 # Trainable parameters for 1000 classes.
-DIGITS = sorted(name for name in models.list_models("*_digits") if models.registry.lookup(name)[0] is HierarchicalTransformer)
+DIGITS = sorted(
+    name
+    for name in models.list_models("*_digits")
+    if models.registry.lookup(name)[0] is HierarchicalTransformer
+)
 WIDTHS = dict(blocks=(1, 1, 1, 1), widths=(8, 8, 16, 16), num_heads=(2, 2, 4, 4), num_classes=5)
 FAMILIES = ("pvt_tiny", "pvt_v2_b0", "pvt_v2_b2_li", "swin_tiny", "cswin_tiny", "nat_mini")
-FORMS = (*FAMILIES, "slide_pvt_tiny", "slide_pvt_v2_b0", "slide_swin_tiny", "slide_cswin_tiny", "slide_nat_mini")
+FORMS = (
+    *FAMILIES,
+    "slide_pvt_tiny",
+    "slide_pvt_v2_b0",
+    "slide_swin_tiny",
+    "slide_cswin_tiny",
+    "slide_nat_mini",
+)
 SMALL = dict(
     blocks=(1, 2),
     widths=(8, 16),
@@ -51,7 +70,9 @@ def abstract_small(**options):
 
 
 def filled(model, seed=0):
-    """The abstract model with random numbers everywhere, which is quicker than its initialisers and leaves no zeros."""
+    """The abstract model with random numbers everywhere, which is quicker than its initialisers and
+    leaves no zeros.
+    """
     random = np.random.default_rng(seed)
     graph, state = nnx.split(model)
     draw = lambda leaf: jnp.asarray(random.normal(0.1, 0.3, leaf.shape), leaf.dtype)  # noqa: E731
@@ -114,10 +135,13 @@ def test_features_and_logits_at_any_size(name):
     for size in ((224, 224), (256, 256), (192, 320), (97, 131)):
         features, logits = shapes(lambda m, x: (m.features(x), m(x)), model, 1, *size, 3)
         assert features == [
-            (1, *grid, info["channels"]) for grid, info in zip(grids(name, *size), model.feature_info, strict=True)
+            (1, *grid, info["channels"])
+            for grid, info in zip(grids(name, *size), model.feature_info, strict=True)
         ]
         assert logits == (1, 5)
-    assert model.feature_info == [dict(channels=c, stride=s) for c, s in ((8, 4), (8, 8), (16, 16), (16, 32))]
+    assert model.feature_info == [
+        dict(channels=c, stride=s) for c, s in ((8, 4), (8, 8), (16, 16), (16, 32))
+    ]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -146,10 +170,19 @@ def test_networks_for_digits_are_of_like_size(name):
     [
         dict(pool="cls", position_embedding=True),
         dict(
-            stage_norm=True, stem=dict(name="conv", kernel_size=7, stride=4, padding=3), context=dict(name="gc", after="stage1.1")
+            stage_norm=True,
+            stem=dict(name="conv", kernel_size=7, stride=4, padding=3),
+            context=dict(name="gc", after="stage1.1"),
         ),
-        dict(stem=dict(name="conv", kernel_size=4, remainder="pad"), downsample="patch_merging", layer_scale=0.1),
-        dict(stem="double_conv", downsample=dict(name="conv", kernel_size=3, stride=2, padding=1, bias=False)),
+        dict(
+            stem=dict(name="conv", kernel_size=4, remainder="pad"),
+            downsample="patch_merging",
+            layer_scale=0.1,
+        ),
+        dict(
+            stem="double_conv",
+            downsample=dict(name="conv", kernel_size=3, stride=2, padding=1, bias=False),
+        ),
     ],
 )
 def test_macs_equal_the_traced_program(options):
@@ -182,11 +215,19 @@ def test_patch_merging_by_hand():
     assert ours.shape == (2, *layer.out_size(3, 4), 5) == (2, 2, 2, 5)
     for i in range(2):
         for j in range(2):
-            cell = [padded[:, 2 * i + dy, 2 * j + dx] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))]
+            cell = [
+                padded[:, 2 * i + dy, 2 * j + dx] for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1))
+            ]
             four = np.concatenate(cell, axis=-1)
             centred = four - four.mean(-1, keepdims=True)
-            normed = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5) * layer.norm.scale[...]
-            np.testing.assert_allclose(ours[:, i, j], normed @ np.asarray(layer.reduction.kernel[...]), atol=1e-5)
+            normed = (
+                centred
+                / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+                * layer.norm.scale[...]
+            )
+            np.testing.assert_allclose(
+                ours[:, i, j], normed @ np.asarray(layer.reduction.kernel[...]), atol=1e-5
+            )
 
 
 def test_mlps():
@@ -198,12 +239,21 @@ def test_mlps():
         if kind == "depthwise_linear":
             y = np.maximum(y, 0)
         if kind != "plain":
-            kernel, padded = np.asarray(mlp.depthwise.kernel[...])[:, :, 0], np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0)))
-            taps = [padded[:, i : i + 3, j : j + 4] * kernel[i, j] for i in range(3) for j in range(3)]
+            kernel, padded = (
+                np.asarray(mlp.depthwise.kernel[...])[:, :, 0],
+                np.pad(y, ((0, 0), (1, 1), (1, 1), (0, 0))),
+            )
+            taps = [
+                padded[:, i : i + 3, j : j + 4] * kernel[i, j] for i in range(3) for j in range(3)
+            ]
             y = sum(taps) + np.asarray(mlp.depthwise.bias[...])
         return (y * 0.5 * (1 + erf(y / math.sqrt(2)))) @ np.asarray(mlp.fc2.kernel[...])
 
-    for kind, macs in (("plain", 12 * 2 * 2 * 6), ("depthwise", 12 * (2 * 2 * 6 + 9 * 6)), ("depthwise_linear", 12 * 78)):
+    for kind, macs in (
+        ("plain", 12 * 2 * 2 * 6),
+        ("depthwise", 12 * (2 * 2 * 6 + 9 * 6)),
+        ("depthwise_linear", 12 * 78),
+    ):
         mlp = Mlp(2, 6, kind=kind, rngs=nnx.Rngs(0))
         for linear in (mlp.fc1, mlp.fc2):
             linear.kernel[...] = linear.kernel[...] * 50
@@ -213,7 +263,10 @@ def test_mlps():
 
 def test_initial_values():
     rngs = nnx.Rngs(0)
-    torch, groups = ConvEmbed(8, 64, kernel_size=4, rngs=rngs), ConvEmbed(8, 64, kernel_size=4, conv_init="fan_out", rngs=rngs)
+    torch, groups = (
+        ConvEmbed(8, 64, kernel_size=4, rngs=rngs),
+        ConvEmbed(8, 64, kernel_size=4, conv_init="fan_out", rngs=rngs),
+    )
     bound = (16 * 8) ** -0.5
     for leaf in (torch.conv.kernel[...], torch.conv.bias[...]):
         assert 0.9 * bound < np.abs(leaf).max() <= bound
@@ -223,18 +276,28 @@ def test_initial_values():
     depthwise = Mlp(64, 256, kind="depthwise", conv_init="fan_out", rngs=rngs)
     assert np.std(depthwise.depthwise.kernel[...]) == pytest.approx(math.sqrt(2 / 9), rel=0.1)
     kernel = np.asarray(depthwise.fc1.kernel[...])
-    assert 0.018 < kernel.std() < 0.022 and np.abs(kernel).max() > 0.04 and not np.any(depthwise.fc1.bias[...])
+    assert (
+        0.018 < kernel.std() < 0.022
+        and np.abs(kernel).max() > 0.04
+        and not np.any(depthwise.fc1.bias[...])
+    )
     # A depthwise kernel's fan is that of one group.
     drawn = [init(jax.random.key(0), (9, 64), jnp.float32) for init in conv_inits("fan_in", 9, 9)]
     assert all(0.3 < np.abs(leaf).max() <= 1 / 3 for leaf in drawn)
     tokenizer = DoubleConvEmbed(3, 8, rngs=rngs)
-    assert (tokenizer.conv1.kernel.shape, tokenizer.conv2.kernel.shape) == ((3, 3, 3, 4), (3, 3, 4, 8))
+    assert (tokenizer.conv1.kernel.shape, tokenizer.conv2.kernel.shape) == (
+        (3, 3, 3, 4),
+        (3, 3, 4, 8),
+    )
 
 
 def test_epsilons_of_the_families():
     def epsilons(name):
         model = full_size(name)
-        first, norms = model.stages[0], [model.stages[0].blocks[0].norm1, model.stages[3].blocks[0].norm2]
+        first, norms = (
+            model.stages[0],
+            [model.stages[0].blocks[0].norm1, model.stages[3].blocks[0].norm2],
+        )
         last = [stage.norm for stage in model.stages] if model.norm is None else [model.norm]
         return {norm.epsilon for norm in (*norms, *last)}, first.embed.norm.epsilon
 
@@ -254,7 +317,11 @@ def test_layer_scale_scales_both_branches():
         return x + block.layer_scale2.gamma[...] * block.mlp(block.norm2(x))
 
     np.testing.assert_allclose(*once(lambda b, x: (b(x), by_hand(b, x)), block, x), atol=1e-5)
-    scales = {path: leaf.shape for path, leaf in flatten_names(split_model(model)[1]).items() if path.endswith("gamma")}
+    scales = {
+        path: leaf.shape
+        for path, leaf in flatten_names(split_model(model)[1]).items()
+        if path.endswith("gamma")
+    }
     assert len(scales) == 6 and scales["stages/1/blocks/0/layer_scale2/gamma"] == (16,)
     np.testing.assert_array_equal(LayerScale(3, 1e-5).gamma[...], np.full(3, 1e-5, np.float32))
 
@@ -279,7 +346,11 @@ def moved(model, path):
     """The model with another value of one parameter."""
     graph, params, stats = split_model(model)
     flat = flatten_names(params)
-    flat[path] = flat[path] + 1.0 + jnp.arange(flat[path].size, dtype=jnp.float32).reshape(flat[path].shape) / 7
+    flat[path] = (
+        flat[path]
+        + 1.0
+        + jnp.arange(flat[path].size, dtype=jnp.float32).reshape(flat[path].shape) / 7
+    )
     return nnx.merge(graph, unflatten_names(flat, params), stats)
 
 
@@ -301,7 +372,10 @@ def test_the_class_token_is_in_the_logits_alone():
         jax.tree.map(np.testing.assert_array_equal, features, again)
         assert not np.allclose(logits, other, atol=1e-3)
     first, last = model.stages
-    assert first.class_token is None and last.class_token.shape == last.class_position.shape == (1, 16)
+    assert first.class_token is None and last.class_token.shape == last.class_position.shape == (
+        1,
+        16,
+    )
 
 
 def test_the_class_token_by_hand():
@@ -309,7 +383,9 @@ def test_the_class_token_by_hand():
 
     def by_hand(model):
         last, block = model.stages[1], model.stages[1].blocks[0]
-        patches = last.embed(model.stages[0](IMAGES)).reshape(2, 6, 16) + last.position_embedding[...]
+        patches = (
+            last.embed(model.stages[0](IMAGES)).reshape(2, 6, 16) + last.position_embedding[...]
+        )
         token = jnp.broadcast_to(last.class_token[...] + last.class_position[...], (2, 1, 16))
         tokens = jnp.concatenate([token, patches], axis=1)
         tokens = tokens + block.attention(block.norm1(tokens))
@@ -331,7 +407,11 @@ def test_pooling_means_over_the_normed_map(stage_norm):
 
     (last, expected), logits = once(lambda m: (by_hand(m), m(IMAGES)), model)
     np.testing.assert_allclose(logits, expected, rtol=1e-4)
-    scale, bias = (model.stages[1].norm.scale[...], model.stages[1].norm.bias[...]) if stage_norm else (1.0, 0.0)
+    scale, bias = (
+        (model.stages[1].norm.scale[...], model.stages[1].norm.bias[...])
+        if stage_norm
+        else (1.0, 0.0)
+    )
     normed = np.allclose(((last - bias) / scale).mean(-1), 0, atol=1e-3)
     assert normed == stage_norm, "maps have the norm that ends their stage and not the final one"
 
@@ -347,7 +427,10 @@ def test_mixers_by_stage_and_in_turn():
     local = dict(name="neighborhood", kernel_size=3)
     model = abstract_small(blocks=(1, 5), attention=("mhsa", ("slide", local)))
     names = {"slide": "SlideAttention", "near": "NeighborhoodAttention"}
-    assert kinds(model) == [["MultiHeadSelfAttention"], [names["slide"], names["near"]] * 2 + [names["slide"]]]
+    assert kinds(model) == [
+        ["MultiHeadSelfAttention"],
+        [names["slide"], names["near"]] * 2 + [names["slide"]],
+    ]
     assert model.stages[1].blocks[1].attention.kernel_size == (3, 3)
     assert {block.attention.num_heads for block in model.stages[1].blocks} == {4}
     own = abstract_small(attention=dict(name="mhsa", num_heads=8))
@@ -356,8 +439,12 @@ def test_mixers_by_stage_and_in_turn():
 
 def test_swin_with_lambda_layers_is_one_option():
     windows = ("window", "shifted_window")
-    model = abstract("swin_tiny", attention=("lambda", windows, windows, "mhsa"), widths=(32, 64, 96, 128))
-    assert kinds(model)[0] == ["LambdaLayer"] * 2 and kinds(model)[3] == ["MultiHeadSelfAttention"] * 2
+    model = abstract(
+        "swin_tiny", attention=("lambda", windows, windows, "mhsa"), widths=(32, 64, 96, 128)
+    )
+    assert (
+        kinds(model)[0] == ["LambdaLayer"] * 2 and kinds(model)[3] == ["MultiHeadSelfAttention"] * 2
+    )
     shifts = [block.attention.shift_size for block in model.stages[2].blocks]
     assert shifts[0] != shifts[1] and shifts[::2] == [shifts[0]] * 3
 
@@ -365,7 +452,10 @@ def test_swin_with_lambda_layers_is_one_option():
 def test_context_blocks_after_the_blocks():
     entries = (dict(name="se", after="stage2.2"), dict(name="gc", after="stage*.*"))
     model = small(context=entries)
-    made = [[[type(c).__name__ for c in block.context] for block in stage.blocks] for stage in model.stages]
+    made = [
+        [[type(c).__name__ for c in block.context] for block in stage.blocks]
+        for stage in model.stages
+    ]
     assert made == [[["GlobalContext"]], [["GlobalContext"], ["SqueezeExcite", "GlobalContext"]]]
     block = model.stages[1].blocks[1]
 
@@ -396,14 +486,18 @@ def test_remat_changes_nothing():
             logits = nnx.merge(graph, params, rest, copy=True)(IMAGES, rngs=nnx.Rngs(dropout=3))
             return jnp.sum(logits**2), logits
 
-        return *once(jax.value_and_grad(loss, has_aux=True), params), str(jax.make_jaxpr(loss)(params))
+        return *once(jax.value_and_grad(loss, has_aux=True), params), str(
+            jax.make_jaxpr(loss)(params)
+        )
 
     (_, logits), gradients, text = loss_and_gradients("none")
     (_, saved), again, remat_text = loss_and_gradients("block")
     assert "remat" in remat_text and "remat" not in text
     np.testing.assert_allclose(logits, saved, rtol=1e-5)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradients, again)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), gradients, again
+    )
 
 
 def test_drop_path_is_random_in_training_alone():
@@ -419,16 +513,22 @@ def test_half_precision_keeps_the_classifier_in_full():
     options = dict(position_embedding=True, pool="cls", layer_scale=0.5)
     model = small(dtype="bfloat16", **options)
     features, logits = once(lambda m: (m.features(IMAGES), m(IMAGES)), model)
-    assert {leaf.dtype for leaf in features} == {jnp.dtype("bfloat16")} and logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in features} == {
+        jnp.dtype("bfloat16")
+    } and logits.dtype == jnp.float32
     full = once(lambda m: m(IMAGES), small(**options))
     np.testing.assert_allclose(logits, full, atol=0.02 * np.abs(full).max())
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))} == {
+        jnp.dtype("float32")
+    }
 
 
 def test_heads_are_fitted_to_other_widths():
     model = abstract("pvt_tiny", blocks=(1, 1, 1, 1), widths=(8, 16, 24, 36))
     assert [stage.blocks[0].attention.num_heads for stage in model.stages] == [1, 2, 4, 6]
-    with pytest.raises(ValueError, match=r"num_heads is \(1, 2, 5, 8\); allowed: a tuple of 2 positive integers"):
+    with pytest.raises(
+        ValueError, match=r"num_heads is \(1, 2, 5, 8\); allowed: a tuple of 2 positive integers"
+    ):
         abstract("pvt_tiny", blocks=(1, 1), widths=(8, 16))
 
 
@@ -442,23 +542,53 @@ def test_heads_are_fitted_to_other_widths():
         (dict(num_heads=(2,)), r"num_heads is \(2,\); allowed: a tuple of 2 positive integers"),
         (dict(widths=[8, 16]), r"widths is \[8, 16\]; allowed: a tuple of 2"),
         (dict(blocks=()), r"blocks is \(\); allowed: a tuple of positive integers"),
-        (dict(mlp_ratios=(2, 0)), r"mlp_ratios is \(2, 0\); allowed: a tuple of 2 positive numbers"),
-        (dict(attention=("mhsa",) * 3), "attention has 3 entries; allowed: one spec, or 2, as many as blocks has"),
+        (
+            dict(mlp_ratios=(2, 0)),
+            r"mlp_ratios is \(2, 0\); allowed: a tuple of 2 positive numbers",
+        ),
+        (
+            dict(attention=("mhsa",) * 3),
+            "attention has 3 entries; allowed: one spec, or 2, as many as blocks has",
+        ),
         (dict(attention=("mhsa", ())), r"attention\[1\] is \(\); allowed"),
         (dict(attention="mhsaa"), "unknown attention 'mhsaa'. Did you mean 'mhsa'"),
-        (dict(attention=dict(name="mhsa", head=3)), "no option 'head'. Did you mean 'num_heads'|head_dim"),
+        (
+            dict(attention=dict(name="mhsa", head=3)),
+            "no option 'head'. Did you mean 'num_heads'|head_dim",
+        ),
         (dict(attention=("mhsa", ("mhsa", "gc"))), "'gc' is a context block, .*context=dict"),
-        (dict(attention="less_attention"), "'less_attention' hands state from layer to layer, as the models lavit_"),
+        (
+            dict(attention="less_attention"),
+            "'less_attention' hands state from layer to layer, as the models lavit_",
+        ),
         (dict(attention=None), "attention is None; allowed: a name, or a mapping"),
         (dict(context=dict(name="mhsa", after="stage1.1")), "'mhsa' is a mixer"),
-        (dict(context=dict(name="less_attention", after="stage1.1")), "'less_attention' is carried; allowed as context"),
+        (
+            dict(context=dict(name="less_attention", after="stage1.1")),
+            "'less_attention' is carried; allowed as context",
+        ),
         (dict(context=dict(name="gc", after="stage1.2")), "which matches no block"),
-        (dict(context=dict(name="gc", after="stage1.1", placement="pre")), "placement 'pre'; allowed in a Transformer: post"),
-        (dict(stem="con"), "stem is 'con'; allowed: conv, double_conv, patch_merging.* Did you mean 'conv'"),
+        (
+            dict(context=dict(name="gc", after="stage1.1", placement="pre")),
+            "placement 'pre'; allowed in a Transformer: post",
+        ),
+        (
+            dict(stem="con"),
+            "stem is 'con'; allowed: conv, double_conv, patch_merging.* Did you mean 'conv'",
+        ),
         (dict(downsample=dict(name="conv")), "downsample 'conv' needs the option 'kernel_size'"),
-        (dict(downsample=dict(name="conv", kernel_size=2, stirde=2)), "no option 'stirde'. Did you mean 'stride'"),
-        (dict(stem=dict(name="conv", kernel_size=0)), "embed: kernel_size is 0; allowed: an integer of 1 or more"),
-        (dict(stem=dict(name="conv", kernel_size=2, remainder="keep")), "remainder is 'keep'; allowed: drop, pad"),
+        (
+            dict(downsample=dict(name="conv", kernel_size=2, stirde=2)),
+            "no option 'stirde'. Did you mean 'stride'",
+        ),
+        (
+            dict(stem=dict(name="conv", kernel_size=0)),
+            "embed: kernel_size is 0; allowed: an integer of 1 or more",
+        ),
+        (
+            dict(stem=dict(name="conv", kernel_size=2, remainder="keep")),
+            "remainder is 'keep'; allowed: drop, pad",
+        ),
         (dict(mlp="wide"), "mlp is 'wide'; allowed: plain, depthwise, depthwise_linear"),
         (dict(mlp="depthwise", pool="cls"), "mlp is 'depthwise'; allowed: plain with pool='cls'"),
         (dict(pool="max"), "pool is 'max'; allowed: mean, cls"),
@@ -467,9 +597,18 @@ def test_heads_are_fitted_to_other_widths():
         (dict(stage_norm=1), "stage_norm is 1; allowed: True, False"),
         (dict(drop_path_rate=1.0), "drop_path_rate is 1.0; allowed: at least 0 and below 1"),
         (dict(remat="stage"), "remat is 'stage'; allowed: none, block"),
-        (dict(image_size=(4, 16)), r"image_size is \(4, 16\); allowed: larger ones, stage 2 has no position left"),
-        (dict(pool="cls", attention="neighborhood"), r"NeighborhoodAttention does not take .*allowed: pool='mean'"),
-        (dict(pool="cls", context=dict(name="cbam", after="stage2.1")), "BlockAttention does not take .*pool='mean'"),
+        (
+            dict(image_size=(4, 16)),
+            r"image_size is \(4, 16\); allowed: larger ones, stage 2 has no position left",
+        ),
+        (
+            dict(pool="cls", attention="neighborhood"),
+            r"NeighborhoodAttention does not take .*allowed: pool='mean'",
+        ),
+        (
+            dict(pool="cls", context=dict(name="cbam", after="stage2.1")),
+            "BlockAttention does not take .*pool='mean'",
+        ),
     ],
 )
 def test_errors(options, message):
@@ -478,13 +617,18 @@ def test_errors(options, message):
 
 
 def test_all_problems_in_one_message():
-    with pytest.raises(ValueError, match=r"(?s)pool is 'max'.*num_heads\[1\] is 5.*attention has 3 entries"):
+    with pytest.raises(
+        ValueError, match=r"(?s)pool is 'max'.*num_heads\[1\] is 5.*attention has 3 entries"
+    ):
         abstract_small(pool="max", num_heads=(2, 5), attention=("mhsa",) * 3)
 
 
 def test_inputs_that_do_not_fit():
     model = small()
-    with pytest.raises(ValueError, match=r"images have shape \(1, 16, 16, 3\); expected \[batch, height, width, 1\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"images have shape \(1, 16, 16, 3\); expected \[batch, height, width, 1\]",
+    ):
         model.features(jnp.zeros((1, 16, 16, 3)))
     with pytest.raises(ValueError, match="the map is 3x16; a window needs 4x4 or more"):
         model(jnp.zeros((1, 3, 16, 1)))

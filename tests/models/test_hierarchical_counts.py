@@ -1,4 +1,6 @@
-"""The published sizes of the hierarchical Transformers: parameters to the integer and multiply-accumulates."""
+"""The published sizes of the hierarchical Transformers: parameters to the integer and
+multiply-accumulates.
+"""
 
 import functools
 
@@ -79,8 +81,9 @@ MERGED = {
     "slide_swin_tiny": 28296994,
     "slide_swin_tiny_release": 28337314,
 }
-# Multiply-adds of the reference programs on 224x224; of NAT without neighborhood attention itself, which is a program of
-# its own there; of the Slide networks in billions to three digits, after merging.
+# Multiply-adds of the reference programs on 224x224; of NAT without neighborhood attention itself,
+# which is a program of its own there; of the Slide networks in billions to three digits, after
+# merging.
 MACS = {
     "cswin_base": 14955348480,
     "cswin_small": 6800714752,
@@ -100,7 +103,12 @@ MACS = {
     "swin_small": 8740875264,
     "swin_tiny": 4490566656,
 }
-NAT_MACS = {"nat_mini": 2554671104, "nat_tiny": 4096077824, "nat_small": 7473580032, "nat_base": 13278797824}
+NAT_MACS = {
+    "nat_mini": 2554671104,
+    "nat_tiny": 4096077824,
+    "nat_small": 7473580032,
+    "nat_base": 13278797824,
+}
 SLIDE_GMACS = {
     "slide_nat_base": 13.842,
     "slide_nat_mini": 2.777,
@@ -148,12 +156,18 @@ def test_a_merged_network_can_also_be_built():
     _, preset = models.registry.lookup("slide_nat_mini")
     merged = dict(name="slide", merged=True)
     specs = (merged, merged, *preset["attention"][2:])
-    model = nnx.eval_shape(lambda: models.create_model("slide_nat_mini", attention=specs, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: models.create_model("slide_nat_mini", attention=specs, rngs=nnx.Rngs(0))
+    )
     assert parameters(model) == MERGED["slide_nat_mini"]
 
 
 def test_every_network_of_this_class_is_counted():
-    ours = {name for name in models.list_models() if models.registry.lookup(name)[0] is HierarchicalTransformer}
+    ours = {
+        name
+        for name in models.list_models()
+        if models.registry.lookup(name)[0] is HierarchicalTransformer
+    }
     assert {name for name in ours if not name.endswith("_digits")} == {*COUNTS, *MERGED}
 
 
@@ -165,7 +179,10 @@ def test_macs(name):
 @pytest.mark.parametrize("name", NAT_MACS)
 def test_macs_of_nat(name):
     model = full_size(name)
-    shapes = [(56 // 2**stage, model.stage_info[stage][0], len(model.stages[stage].blocks)) for stage in range(4)]
+    shapes = [
+        (56 // 2**stage, model.stage_info[stage][0], len(model.stages[stage].blocks))
+        for stage in range(4)
+    ]
     core = sum(blocks * 2 * 49 * side**2 * width for side, width, blocks in shapes)
     assert model.macs(224, 224) == pytest.approx(NAT_MACS[name] + core, rel=1e-3)
 

@@ -18,7 +18,10 @@ def abstract(name, **overrides):
 
 def placement(model):
     """1-based numbers of the attention blocks, per stage."""
-    return [tuple(i + 1 for i, b in enumerate(stage.blocks) if b.attention is not None) for stage in model.stages]
+    return [
+        tuple(i + 1 for i, b in enumerate(stage.blocks) if b.attention is not None)
+        for stage in model.stages
+    ]
 
 
 def test_names():
@@ -29,7 +32,9 @@ def test_names():
         "lambda_resnet50_llll",
         "lambda_resnet50_llll_u4",
     ]
-    assert {"resnet50", "resnet_rs420_nose", "lambda_resnet26t", "lambda_resnet_digits"} <= set(models.list_models())
+    assert {"resnet50", "resnet_rs420_nose", "lambda_resnet26t", "lambda_resnet_digits"} <= set(
+        models.list_models()
+    )
 
 
 def test_places_of_the_lambda_layers():
@@ -38,17 +43,28 @@ def test_places_of_the_lambda_layers():
     assert placement(abstract("lambda_resnet50_c4")) == [(), (), (1, 2, 3, 4, 5, 6), last]
     assert placement(abstract("lambda_resnet50ts")) == [(), (4,), (2, 4, 6), (2,)]
     assert placement(abstract("lambda_resnet50_lccc")) == [last, (), (), ()]
-    squeeze = [[list(b.context) for b in stage.blocks] for stage in abstract("lambda_resnet50").stages]
+    squeeze = [
+        [list(b.context) for b in stage.blocks] for stage in abstract("lambda_resnet50").stages
+    ]
     assert squeeze == [[["standard"]] * 3, [["standard"]] * 4, [[]] * 6, [[]] * 3]
 
 
 def test_other_depths_keep_the_preset_numbers_that_exist():
-    assert placement(abstract("lambda_resnet101", blocks=(1, 1, 13, 2))) == [(), (), (6, 12), (1, 2)]
+    assert placement(abstract("lambda_resnet101", blocks=(1, 1, 13, 2))) == [
+        (),
+        (),
+        (6, 12),
+        (1, 2),
+    ]
     assert placement(abstract("lambda_resnet101", blocks=(1, 1, 2, 2))) == [(), (), (2,), (1, 2)]
     given = dict(blocks=(1, 1, 2, 2), attention_blocks=("all", (), (1,), ()))
     assert placement(abstract("lambda_resnet101", **given)) == [(1,), (), (1,), ()]
-    with pytest.raises(ValueError, match=r"attention_blocks\[2\] is \(6, 12, 18\); allowed: .* from 1 to 2"):
-        abstract("lambda_resnet101", blocks=(1, 1, 2, 2), attention_blocks=((), (), (6, 12, 18), ()))
+    with pytest.raises(
+        ValueError, match=r"attention_blocks\[2\] is \(6, 12, 18\); allowed: .* from 1 to 2"
+    ):
+        abstract(
+            "lambda_resnet101", blocks=(1, 1, 2, 2), attention_blocks=((), (), (6, 12, 18), ())
+        )
     with pytest.raises(ValueError, match="3 stages"):
         abstract("lambda_resnet101", blocks=(1, 1, 2), widths=(8, 8, 8))
     with pytest.raises(ValueError, match=r"blocks is \[1, 1, 2, 2\]"):
@@ -63,15 +79,24 @@ def test_smoke_overrides_run_every_model():
         if name.startswith("cbam"):  # it reduces the channels to a sixteenth
             config.model.widths = (16, 16, 24, 32)
         _, preset = models.registry.lookup(name)
-        if "num_heads" in preset:  # options per stage, so that the stages are as many as the preset has
+        if (
+            "num_heads" in preset
+        ):  # options per stage, so that the stages are as many as the preset has
             depth = len(preset["blocks"])
-            config.model.blocks, config.model.widths = config.model.blocks[:depth], config.model.widths[:depth]
+            config.model.blocks, config.model.widths = (
+                config.model.blocks[:depth],
+                config.model.widths[:depth],
+            )
         kind = json.dumps({**preset, "blocks": None}, sort_keys=True, default=str)
         if kind in seen:
             continue
         seen.add(kind)
-        model = nnx.eval_shape(lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0)))
-        view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+        model = nnx.eval_shape(
+            lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0))
+        )
+        view = nnx.view(
+            model, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
         graph, state = nnx.split(view)
         x = jax.ShapeDtypeStruct((2, 32, 32, 1), "float32")
         logits = jax.eval_shape(lambda s, x, g=graph: nnx.merge(g, s, copy=True)(x), state, x)
@@ -98,13 +123,17 @@ def test_config_section_becomes_options():
         )
     )
     for section in (config, ConfigDict(json.loads(config.to_json()))):
-        model = nnx.eval_shape(lambda c=section: models.create_from_config(c, num_classes=7, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(
+            lambda c=section: models.create_from_config(c, num_classes=7, rngs=nnx.Rngs(0))
+        )
         assert placement(model) == [(), (), (2,), (1,)]
         layer = model.stages[3].blocks[0].attention
         assert (layer.key_depth, layer.num_heads, layer.scope) == (8, 2, (3, 5))
         assert (model.in_channels, model.num_classes, model.head.dropout.rate) == (1, 7, 0.1)
     config.model.num_classes, config.model.in_channels = 3, 4
-    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=7, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: models.create_from_config(config, num_classes=7, rngs=nnx.Rngs(0))
+    )
     assert (model.in_channels, model.num_classes) == (4, 3)
 
 
@@ -112,14 +141,20 @@ def test_image_size_of_the_data_sizes_global_tables():
     config = base.get_config("smoke")
     config.model.name = "lambda_resnet26rpt_256"
     config.data.image_size = (64, 96)
-    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+    )
     assert model.stages[2].blocks[0].attention.size == (8, 12)
 
 
 def test_tables_of_the_global_timm_network_have_the_published_sizes():
     stages = abstract("lambda_resnet26rpt_256").stages
     layers = [stages[2].blocks[1], stages[3].blocks[0], stages[3].blocks[1]]
-    assert [b.attention.embedding.shape for b in layers] == [(31, 31, 1, 16), (31, 31, 1, 16), (15, 15, 1, 16)]
+    assert [b.attention.embedding.shape for b in layers] == [
+        (31, 31, 1, 16),
+        (31, 31, 1, 16),
+        (15, 15, 1, 16),
+    ]
 
 
 def test_seed_decides_the_parameters():
@@ -129,7 +164,10 @@ def test_seed_decides_the_parameters():
         attention_blocks="all",
         attention=dict(name="lambda", num_heads=2, key_depth=2, scope=3),
     )
-    a, b, c = (models.create_model("lambda_resnet_digits", **options, rngs=nnx.Rngs(seed)) for seed in (0, 0, 1))
+    a, b, c = (
+        models.create_model("lambda_resnet_digits", **options, rngs=nnx.Rngs(seed))
+        for seed in (0, 0, 1)
+    )
     a, b, c = (jax.tree.leaves(nnx.state(m, nnx.Param)) for m in (a, b, c))
     assert all(jnp.array_equal(p, q) for p, q in zip(a, b, strict=True))
     drawn = [p for p in a if p.std() > 0]
@@ -138,7 +176,9 @@ def test_seed_decides_the_parameters():
 
 
 def test_errors_name_the_nearest():
-    with pytest.raises(ValueError, match="unknown model 'lambda_resnet5'. Did you mean 'lambda_resnet50'"):
+    with pytest.raises(
+        ValueError, match="unknown model 'lambda_resnet5'. Did you mean 'lambda_resnet50'"
+    ):
         abstract("lambda_resnet5")
     with pytest.raises(ValueError, match="no option 'width'. Did you mean 'widths'"):
         abstract("resnet50", width=(1, 2, 3, 4))

@@ -1,4 +1,6 @@
-"""A block added as the README says, one new file and one import line, works everywhere without another change."""
+"""A block added as the README says, one new file and one import line, works everywhere without
+another change.
+"""
 
 import os
 import shutil
@@ -10,7 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
-# Runs in the copy. What it checks is found by name alone; the arguments are the block's name and kind.
+# Runs in the copy. What it checks is found by name alone; the arguments are the block's name and
+# kind.
 SCRIPT = """
 import sys
 
@@ -54,13 +57,15 @@ compared = attention_zoo.get_config("digits," + name)
 abstract = nnx.eval_shape(lambda: create_from_config(compared, num_classes=10, rngs=nnx.Rngs(0)))
 assert any(row["type"] == "Newcomer" for row in abstract.summary_rows(8, 8))
 print(lambdanet.__file__)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.parametrize("kind", ["context", "mixer"])
 def test_a_copy_of_one_file_and_an_import_line(kind, tmp_path):
     for folder in ("lambdanet", "models", "configs"):
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
     blocks = tmp_path / "lambdanet" / "attention"
     source = (blocks / "se.py").read_text()
     changes = [
@@ -76,10 +81,14 @@ def test_a_copy_of_one_file_and_an_import_line(kind, tmp_path):
     package = (blocks / "__init__.py").read_text()
     line = "from lambdanet.attention import se as _se  # noqa: F401\n"
     assert line in package
-    (blocks / "__init__.py").write_text(package.replace(line, line.replace("se as _se", "newcomer as _newcomer") + line))
+    (blocks / "__init__.py").write_text(
+        package.replace(line, line.replace("se as _se", "newcomer as _newcomer") + line)
+    )
 
     command = [sys.executable, "-c", SCRIPT, "newcomer", kind]
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == str(tmp_path / "lambdanet" / "__init__.py")

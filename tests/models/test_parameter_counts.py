@@ -101,7 +101,10 @@ def test_every_resnet_for_imagenet_is_counted():
 
 @pytest.mark.parametrize(("dim", "count"), [(64, 14768), (128, 22992), (256, 45584), (512, 115344)])
 def test_lambda_layer_count(dim, count):
-    assert parameters(nnx.eval_shape(lambda: create_attention("lambda", dim, rngs=nnx.Rngs(0)))) == count
+    assert (
+        parameters(nnx.eval_shape(lambda: create_attention("lambda", dim, rngs=nnx.Rngs(0))))
+        == count
+    )
 
 
 # Key depth, heads, intra-depth; the paper's millions where its table can be reproduced.
@@ -135,7 +138,9 @@ def test_ablation_grid_is_a_config_value(k, h, u):
     for d, extra in zip((64, 128, 256, 512), (2, 3, 5, 2), strict=True):
         block = 2 * 4 * d * d + 2 * (d + d + 4 * d) + lambda_layer_count(d, k, h, u, r)
         total += extra * block
-    added = sum(2 * 4 * d * d + 12 * d + lambda_layer_count(d, k, h, u, r) for d in (64, 128, 256, 512))
+    added = sum(
+        2 * 4 * d * d + 12 * d + lambda_layer_count(d, k, h, u, r) for d in (64, 128, 256, 512)
+    )
     assert parameters(two) - parameters(one) == added
     if GRID[k, h, u] is not None:
         assert round(total / 1e6, 1) == GRID[k, h, u]
@@ -149,7 +154,10 @@ def test_content_only_and_without_norm_after_the_lambda_layer():
 
 def test_shared_embeddings_store_one_table_per_stage():
     own = parameters(abstract("lambda_resnet50_llll"))
-    assert own - parameters(abstract("lambda_resnet50_llll", share_embeddings=True)) == (16 - 4) * 23 * 23 * 16
+    assert (
+        own - parameters(abstract("lambda_resnet50_llll", share_embeddings=True))
+        == (16 - 4) * 23 * 23 * 16
+    )
 
 
 def test_counts_that_no_table_prints():
@@ -157,7 +165,9 @@ def test_counts_that_no_table_prints():
     plain = COUNTS["resnet50"]
     inserted = ((512, 2), (1024, 3))  # channels and number: two blocks in c3, three in c4
     # A: three projections to c / 2 with biases, one back without, batch norm.
-    assert COUNTS["a2_resnet50"] - plain == sum(n * (3 * (c * c // 2 + c // 2) + c * c // 2 + 2 * c) for c, n in inserted)
+    assert COUNTS["a2_resnet50"] - plain == sum(
+        n * (3 * (c * c // 2 + c // 2) + c * c // 2 + 2 * c) for c, n in inserted
+    )
     # Logits; to c / 16 and back, with biases; layer norm between.
     blocks = ((512, 4), (1024, 6), (2048, 3))
     context = sum(n * (c + 1 + 2 * c * (c // 16) + c // 16 + c + 2 * (c // 16)) for c, n in blocks)
@@ -172,7 +182,9 @@ def test_counts_that_no_table_prints():
 def added_macs(context, side=224) -> float:
     """Billions of multiply-adds that a context block adds to stages of the widths of ResNet-50."""
     options = dict(blocks=(1, 1, 1, 1), image_size=(side, side))
-    with_block, without = (abstract("resnet50", context=entry, **options).macs(side, side) for entry in (context, None))
+    with_block, without = (
+        abstract("resnet50", context=entry, **options).macs(side, side) for entry in (context, None)
+    )
     return (with_block - without) / 1e9
 
 
@@ -202,12 +214,21 @@ def test_macs_of_one_context_block(name, place, side, billions):
 def test_macs_of_double_attention_at_a_quarter_of_the_channels():
     quarter = dict(name="double_attention", after=RES3, feature_dim=128, num_descriptors=128)
     assert round(added_macs(quarter), 3) == 0.231
-    assert round((abstract("a2_resnet50").macs(224, 224) - abstract("resnet50").macs(224, 224)) / 1e9, 2) == 2.57
+    assert (
+        round(
+            (abstract("a2_resnet50").macs(224, 224) - abstract("resnet50").macs(224, 224)) / 1e9, 2
+        )
+        == 2.57
+    )
 
 
-CONTENT_AND_POSITION = {"content only": dict(position=False), "position only": dict(content=False), "both": {}}
-# The paper's nine values in GFLOP, and ours to one more digit. The counts with position alone leave out the keys,
-# which nothing reads; with their projection it would be 11.95.
+CONTENT_AND_POSITION = {
+    "content only": dict(position=False),
+    "position only": dict(content=False),
+    "both": {},
+}
+# The paper's nine values in GFLOP, and ours to one more digit. The counts with position alone leave
+# out the keys, which nothing reads; with their projection it would be 11.95.
 GFLOPS = [
     ("llll", "content only", 23, 5.0, 5.02),
     ("llll", "position only", 23, 11.9, 11.89),
@@ -230,17 +251,25 @@ def test_flops_of_the_papers_tables(placed, parts, scope, paper, ours):
 
 
 def convolution_and_matrix_macs(jaxpr) -> int:
-    """Multiply-accumulates of all convolutions (taps on padding included) and matrix products of a jaxpr."""
+    """Multiply-accumulates of all convolutions (taps on padding included) and matrix products of a
+    jaxpr.
+    """
     total = 0
     for equation in jaxpr.eqns:
         for inner in jaxprs_in_params(equation.params):
             total += convolution_and_matrix_macs(inner)
         if equation.primitive.name == "conv_general_dilated":
-            total += int(np.prod(equation.outvars[0].aval.shape) * np.prod(equation.invars[1].aval.shape[:-1]))
+            total += int(
+                np.prod(equation.outvars[0].aval.shape)
+                * np.prod(equation.invars[1].aval.shape[:-1])
+            )
         elif equation.primitive.name == "dot_general":
             contracted = equation.params["dimension_numbers"][0][0]
             shape = equation.invars[0].aval.shape
-            total += int(np.prod(equation.outvars[0].aval.shape) * np.prod([shape[axis] for axis in contracted]))
+            total += int(
+                np.prod(equation.outvars[0].aval.shape)
+                * np.prod([shape[axis] for axis in contracted])
+            )
     return total
 
 
@@ -248,7 +277,12 @@ SQUEEZE = dict(name="se", after="stage*.*", placement="standard")
 
 
 @pytest.mark.parametrize(
-    "options", [dict(), dict(stem="resnet_rs", shortcut="avg", context=SQUEEZE), dict(block="basic", context=SQUEEZE)]
+    "options",
+    [
+        dict(),
+        dict(stem="resnet_rs", shortcut="avg", context=SQUEEZE),
+        dict(block="basic", context=SQUEEZE),
+    ],
 )
 def test_macs_equal_the_traced_program(options):
     model = abstract("resnet50", blocks=(2, 1), widths=(16, 24), **options)

@@ -1,4 +1,6 @@
-"""The ResNet class: maps, modes, initial state, memory switches, options that change the network, and refusals."""
+"""The ResNet class: maps, modes, initial state, memory switches, options that change the network,
+and refusals.
+"""
 
 import functools
 
@@ -12,7 +14,9 @@ from lambdanet.layers import avg_pool
 from models.resnet import Head, ResNet
 
 LAMBDA = dict(name="lambda", key_depth=4, num_heads=2, scope=5)
-TINY = dict(blocks=(1, 2), widths=(8, 12), stem="cifar", num_classes=5, image_size=(9, 6), attention=LAMBDA)
+TINY = dict(
+    blocks=(1, 2), widths=(8, 12), stem="cifar", num_classes=5, image_size=(9, 6), attention=LAMBDA
+)
 
 
 def tiny(**options) -> ResNet:
@@ -49,7 +53,9 @@ def call(function, model, *args, compiled=True):
     def run(state, *args):
         return function(nnx.merge(graph, state), *args)
 
-    return (jax.jit if compiled else lambda f: functools.partial(jax.eval_shape, f))(run)(state, *args)
+    return (jax.jit if compiled else lambda f: functools.partial(jax.eval_shape, f))(run)(
+        state, *args
+    )
 
 
 def gradient(model, x, key=None):
@@ -75,9 +81,15 @@ def test_any_map_size(size, stem):
     model = evaluating(abstract(stem=stem, in_channels=2, shortcut="avg"))
     x = jax.ShapeDtypeStruct((3, *size, 2), "float32")
     stride = 1 if stem == "cifar" else 4
-    assert model.feature_info == [{"channels": 32, "stride": stride}, {"channels": 48, "stride": 2 * stride}]
+    assert model.feature_info == [
+        {"channels": 32, "stride": stride},
+        {"channels": 48, "stride": 2 * stride},
+    ]
     maps = call(ResNet.features, model, x, compiled=False)
-    expected = [(3, -(-size[0] // i["stride"]), -(-size[1] // i["stride"]), i["channels"]) for i in model.feature_info]
+    expected = [
+        (3, -(-size[0] // i["stride"]), -(-size[1] // i["stride"]), i["channels"])
+        for i in model.feature_info
+    ]
     assert [m.shape for m in maps] == expected
     logits = call(ResNet.__call__, model, x, compiled=False)
     assert (logits.shape, logits.dtype) == ((3, 5), jnp.float32)
@@ -89,7 +101,9 @@ def test_evaluation_treats_images_alone_and_jit_changes_nothing():
     alone = evaluating(model)
     together = call(ResNet.__call__, alone, x)
     np.testing.assert_allclose(together, alone(x), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(together[1:2], call(ResNet.__call__, alone, x[1:2]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        together[1:2], call(ResNet.__call__, alone, x[1:2]), rtol=1e-4, atol=1e-5
+    )
     training = nnx.view(model, deterministic=False, use_running_average=False)
     assert float(jnp.abs(call(ResNet.__call__, training, x) - together).max()) > 1e-2
 
@@ -114,13 +128,19 @@ def test_every_block_starts_as_its_shortcut(block):
 
 @functools.cache
 def training_pass(remat):
-    model = tiny(remat=remat, blocks=(1, 1), drop_path_rate=0.4, dropout_rate=0.3, share_embeddings=True)
+    model = tiny(
+        remat=remat, blocks=(1, 1), drop_path_rate=0.4, dropout_rate=0.3, share_embeddings=True
+    )
     return gradient(randomise(model), images(4, 9, 6, 3), jax.random.key(3))
 
 
 @pytest.mark.parametrize("remat", ["block", "stage"])
 def test_remat_changes_neither_outputs_nor_statistics_nor_gradients(remat):
-    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4), training_pass("none"), training_pass(remat))
+    jax.tree.map(
+        lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4),
+        training_pass("none"),
+        training_pass(remat),
+    )
 
 
 @pytest.mark.parametrize(("remat", "regions"), [("none", 0), ("block", 3), ("stage", 2)])
@@ -144,8 +164,12 @@ def test_bfloat16_stays_close_and_keeps_float32_where_it_must():
     features = call(ResNet.features, abstract(dtype="bfloat16"), x, compiled=False)
     assert {m.dtype for m in features} == {jnp.dtype("bfloat16")}
     stored = abstract(param_dtype="bfloat16")
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(stored, nnx.Param))} == {jnp.dtype("bfloat16")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(stored, nnx.BatchStat))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(stored, nnx.Param))} == {
+        jnp.dtype("bfloat16")
+    }
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(stored, nnx.BatchStat))} == {
+        jnp.dtype("float32")
+    }
 
 
 def test_one_training_step_lowers_the_loss():
@@ -204,7 +228,9 @@ def test_shared_embeddings_equal_copies_of_one_table(scope):
     x = images(2, 9, 6, 3)
     logits = [call(ResNet.__call__, evaluating(model), x) for model in (shared, own)]
     np.testing.assert_allclose(*logits, rtol=1e-5, atol=1e-5)
-    if scope is None:  # second stage: table for its input map 9x6, centre for the second block's 5x3
+    if (
+        scope is None
+    ):  # second stage: table for its input map 9x6, centre for the second block's 5x3
         assert shared.stages[1].embedding.shape[:2] == (17, 11)
 
 
@@ -234,12 +260,16 @@ def test_strided_attention_block_equals_its_formula(pool, window, post_norm_act)
 
 def test_attention_by_stage():
     model = abstract(attention=("lambda", None), share_embeddings=True)
-    assert [[b.attention is not None for b in s.blocks] for s in model.stages] == [[True], [False, False]]
+    assert [[b.attention is not None for b in s.blocks] for s in model.stages] == [
+        [True],
+        [False, False],
+    ]
     assert [s.embedding is not None for s in model.stages] == [True, False]
 
 
 EVERYWHERE = tuple(
-    dict(name="se", after="stage*.*", placement=placement) for placement in ("post", "standard", "identity", "pre", "post")
+    dict(name="se", after="stage*.*", placement=placement)
+    for placement in ("post", "standard", "identity", "pre", "post")
 )
 
 
@@ -259,8 +289,12 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
         path = "/".join(map(str, path)) + "/"
         assert sum(path.startswith(row["path"] + "/") for row in rows) == 1, path
     shapes = {row["path"]: row["output_shape"] for row in rows}
-    for number, m in enumerate(call(ResNet.features, model, jnp.zeros((1, 35, 18, 3)), compiled=False)):
-        last = [shape for path, shape in shapes.items() if path.startswith(f"stages/{number}/blocks")][-1]
+    for number, m in enumerate(
+        call(ResNet.features, model, jnp.zeros((1, 35, 18, 3)), compiled=False)
+    ):
+        last = [
+            shape for path, shape in shapes.items() if path.startswith(f"stages/{number}/blocks")
+        ][-1]
         assert last == m.shape[1:]
     assert shapes["head/fc"] == (5,)
 
@@ -271,22 +305,34 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
         (dict(blocks=(1, 0)), r"blocks is \(1, 0\); allowed: a tuple of positive integers"),
         (dict(blocks=[1, 2]), r"blocks is \[1, 2\]"),
         (dict(widths=(8, 12, 16)), r"widths is \(8, 12, 16\); allowed: 2 entries"),
-        (dict(block="botleneck"), r"block is 'botleneck'; allowed: bottleneck, basic. Did you mean 'bottleneck'\?"),
+        (
+            dict(block="botleneck"),
+            r"block is 'botleneck'; allowed: bottleneck, basic. Did you mean 'bottleneck'\?",
+        ),
         (dict(stem="resnet_d"), r"stem is 'resnet_d'; allowed: resnet, resnet_rs, tiered, cifar"),
         (dict(pool="max"), r"pool is 'max'; allowed: avg3, avg2"),
         (dict(shortcut="id"), r"shortcut is 'id'; allowed: conv, avg"),
         (dict(activation="tanh"), r"activation is 'tanh'; allowed: relu, silu"),
-        (dict(remat="blocks"), r"remat is 'blocks'; allowed: none, block, stage. Did you mean 'block'\?"),
+        (
+            dict(remat="blocks"),
+            r"remat is 'blocks'; allowed: none, block, stage. Did you mean 'block'\?",
+        ),
         (dict(dtype="float16"), r"dtype is 'float16'; allowed: float32, bfloat16"),
         (dict(num_classes=0), r"num_classes is 0; allowed: a positive integer"),
         (dict(drop_path_rate=1.0), r"drop_path_rate is 1.0; allowed: at least 0 and below 1"),
         (dict(image_size=(8,)), r"image_size is \(8,\); allowed: \(height, width\)"),
         (dict(attention="lamda"), r"unknown attention 'lamda'. Did you mean 'lambda'\?"),
-        (dict(attention=dict(name="lambda", key_deph=4)), r"no option 'key_deph'. Did you mean 'key_depth'\?"),
+        (
+            dict(attention=dict(name="lambda", key_deph=4)),
+            r"no option 'key_deph'. Did you mean 'key_depth'\?",
+        ),
         (dict(attention=dict(key_depth=4)), r"attention is {'key_depth': 4}; allowed: a name"),
         (dict(attention=("lambda",)), r"attention has 1 entries; allowed: one spec, or 2"),
         (dict(attention=dict(name="lambda", num_heads=3)), r"3 heads do not divide"),
-        (dict(attention_blocks=("all",)), r"attention_blocks is \('all',\); allowed: 'all', or a tuple with one entry"),
+        (
+            dict(attention_blocks=("all",)),
+            r"attention_blocks is \('all',\); allowed: 'all', or a tuple with one entry",
+        ),
         (
             dict(attention_blocks=((), (3,))),
             r"attention_blocks\[1\] is \(3,\); allowed: 'all' or a tuple of numbers from 1 to 2",
@@ -295,13 +341,23 @@ def test_summary_covers_every_parameter_once_and_ends_in_the_true_shapes(options
             dict(attention=None, share_embeddings=True),
             r"share_embeddings is True; allowed: False where attention is None",
         ),
-        (dict(attention="mhsa", share_embeddings=True), r"attention 'mhsa' has no embeddings to share"),
-        (dict(attention="se"), r"attention 'se' is a context block, .*: context=dict\(name='se', .*; .* attention: .*lambda"),
+        (
+            dict(attention="mhsa", share_embeddings=True),
+            r"attention 'mhsa' has no embeddings to share",
+        ),
+        (
+            dict(attention="se"),
+            r"attention 'se' is a context block, .*: context=dict\(name='se', .*; .* attention: "
+            r".*lambda",
+        ),
         (
             dict(attention=dict(name="lambda", num_heads=2, position=False), share_embeddings=True),
             r"no embeddings to share",
         ),
-        (dict(block="basic", post_norm_act=False), r"post_norm_act is False; allowed: True with block='basic'"),
+        (
+            dict(block="basic", post_norm_act=False),
+            r"post_norm_act is False; allowed: True with block='basic'",
+        ),
     ],
 )
 def test_refusals_name_value_and_allowed_values(options, message):
@@ -315,5 +371,7 @@ def test_all_problems_are_reported_at_once():
 
 
 def test_images_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(1, 9, 6, 1\); expected \[batch, height, width, 3\]"):
+    with pytest.raises(
+        ValueError, match=r"shape \(1, 9, 6, 1\); expected \[batch, height, width, 3\]"
+    ):
         call(ResNet.__call__, abstract(), images(1, 9, 6, 1), compiled=False)

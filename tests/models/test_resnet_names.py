@@ -1,4 +1,6 @@
-"""PyTorch checkpoints of torchvision's, timm's (ResNet-RS, SE-ResNet, byobnet) and CBAM's networks fill ours exactly."""
+"""PyTorch checkpoints of torchvision's, timm's (ResNet-RS, SE-ResNet, byobnet) and CBAM's networks
+fill ours exactly.
+"""
 
 import functools
 
@@ -12,7 +14,9 @@ from lambdanet.training.state import flatten_names
 
 
 def norm(name, channels):
-    state = {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}
+    state = {
+        f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")
+    }
     return {**state, f"{name}.num_batches_tracked": ()}
 
 
@@ -24,7 +28,9 @@ def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0
     state = {}
     for stage, width in enumerate(widths, 1):
         block, out = f"layer{stage}.0", 4 * width
-        for number, (o, i, side) in enumerate(((width, channels, 1), (width, width, 3), (out, width, 1)), 1):
+        for number, (o, i, side) in enumerate(
+            ((width, channels, 1), (width, width, 3), (out, width, 1)), 1
+        ):
             state |= conv(f"{block}.conv{number}", o, i, side) | norm(f"{block}.bn{number}", o)
         if se_ratio:
             hidden = out // se_ratio
@@ -35,7 +41,9 @@ def torchvision_bottlenecks(widths, channels, *, shortcut=("0", "1"), se_ratio=0
             state |= {f"{gate}.1.weight": (out // 16, out), f"{gate}.1.bias": (out // 16,)}
             state |= {f"{gate}.3.weight": (out, out // 16), f"{gate}.3.bias": (out,)}
             state |= conv(f"{spatial}.conv", 1, 2, 7) | norm(f"{spatial}.bn", 1)
-        state |= conv(f"{block}.downsample.{shortcut[0]}", out, channels, 1) | norm(f"{block}.downsample.{shortcut[1]}", out)
+        state |= conv(f"{block}.downsample.{shortcut[0]}", out, channels, 1) | norm(
+            f"{block}.downsample.{shortcut[1]}", out
+        )
         channels = out
     return state | {"fc.weight": (7, channels), "fc.bias": (7,)}
 
@@ -49,7 +57,13 @@ def timm_resnetrs():
     state = {}
     for index, (o, i) in zip((0, 3, 6), ((4, 3), (4, 4), (8, 4)), strict=True):
         state |= conv(f"conv1.{index}", o, i, 3)
-    state |= norm("conv1.1", 4) | norm("conv1.4", 4) | norm("bn1", 8) | conv("maxpool.0", 8, 8, 3) | norm("maxpool.1", 8)
+    state |= (
+        norm("conv1.1", 4)
+        | norm("conv1.4", 4)
+        | norm("bn1", 8)
+        | conv("maxpool.0", 8, 8, 3)
+        | norm("maxpool.1", 8)
+    )
     return state | torchvision_bottlenecks((8, 8, 8, 16), 8, shortcut=("1", "2"), se_ratio=4)
 
 
@@ -60,16 +74,29 @@ def timm_byobnet():
     channels = 8
     for stage, width in enumerate((8, 8, 8, 16)):
         block, out = f"stages.{stage}.0", 4 * width
-        state |= conv(f"{block}.conv1_1x1.conv", width, channels, 1) | norm(f"{block}.conv1_1x1.bn", width)
+        state |= conv(f"{block}.conv1_1x1.conv", width, channels, 1) | norm(
+            f"{block}.conv1_1x1.bn", width
+        )
         if stage < 2:
-            state |= conv(f"{block}.conv2_kxk.conv", width, width, 3) | norm(f"{block}.conv2_kxk.bn", width)
+            state |= conv(f"{block}.conv2_kxk.conv", width, width, 3) | norm(
+                f"{block}.conv2_kxk.bn", width
+            )
         else:
             layer, v = f"{block}.self_attn", width // 4
-            state |= conv(f"{layer}.qkv", 64 + 16 + v, width, 1) | norm(f"{layer}.norm_q", 64) | norm(f"{layer}.norm_v", v)
-            state |= {f"{layer}.conv_lambda.weight": (16, 1, 9, 9, 1), f"{layer}.conv_lambda.bias": (16,)}
+            state |= (
+                conv(f"{layer}.qkv", 64 + 16 + v, width, 1)
+                | norm(f"{layer}.norm_q", 64)
+                | norm(f"{layer}.norm_v", v)
+            )
+            state |= {
+                f"{layer}.conv_lambda.weight": (16, 1, 9, 9, 1),
+                f"{layer}.conv_lambda.bias": (16,),
+            }
             state |= norm(f"{block}.post_attn", width)
         state |= conv(f"{block}.conv3_1x1.conv", out, width, 1) | norm(f"{block}.conv3_1x1.bn", out)
-        state |= conv(f"{block}.shortcut.conv", out, channels, 1) | norm(f"{block}.shortcut.bn", out)
+        state |= conv(f"{block}.shortcut.conv", out, channels, 1) | norm(
+            f"{block}.shortcut.bn", out
+        )
         channels = out
     return state | {"head.fc.weight": (7, channels), "head.fc.bias": (7,)}
 
@@ -96,8 +123,12 @@ def test_every_key_has_its_place(name):
     leaves = flatten_names(nnx.to_pure_dict(nnx.state(model)))
     (table,) = model.torch_names.values()
     ours = convert(state, table, {path: leaf.shape for path, leaf in leaves.items()})
-    assert {path: array.shape for path, array in ours.items()} == {path: leaf.shape for path, leaf in leaves.items()}
-    count = sum(array.size for key, array in state.items() if not key.endswith("num_batches_tracked"))
+    assert {path: array.shape for path, array in ours.items()} == {
+        path: leaf.shape for path, leaf in leaves.items()
+    }
+    count = sum(
+        array.size for key, array in state.items() if not key.endswith("num_batches_tracked")
+    )
     assert sum(array.size for array in ours.values()) == count
     fc = next(key for key in state if key.endswith("fc.weight"))
     np.testing.assert_array_equal(ours["head/fc/kernel"], state[fc].T)
@@ -106,11 +137,16 @@ def test_every_key_has_its_place(name):
 def test_a_checkpoint_of_another_network_is_refused():
     model = tiny("resnet50")
     state = {key: np.zeros(shape, np.float32) for key, shape in timm_resnetrs().items()}
-    shapes = {path: leaf.shape for path, leaf in flatten_names(nnx.to_pure_dict(nnx.state(model))).items()}
+    shapes = {
+        path: leaf.shape for path, leaf in flatten_names(nnx.to_pure_dict(nnx.state(model))).items()
+    }
     with pytest.raises(NameMappingError, match="conv1.0.weight"):
         convert(state, model.torch_names["torchvision"], shapes)
 
 
 def test_networks_without_a_pytorch_counterpart_say_so():
-    with pytest.raises(ValueError, match="no PyTorch name table for stem='cifar' with shortcut='conv'; there is one for"):
+    with pytest.raises(
+        ValueError,
+        match="no PyTorch name table for stem='cifar' with shortcut='conv'; there is one for",
+    ):
         _ = tiny("resnet50", stem="cifar").torch_names

@@ -44,8 +44,12 @@ def test_masked_and_causal_lambdas_equal_the_loop(key_norm, causal_key_norm):
         for causal in ("inclusive", "strict"):
             order = np.tri(7, k=0 if causal == "inclusive" else -1, dtype=bool)
             np.testing.assert_array_equal(content_lambda.causal_mask(7, causal), order)
-            found = content_lambda.causal_content_lambdas(jnp.asarray(keys), v, causal=causal, **norms)
-            np.testing.assert_allclose(found, loop_over_queries(keys, v, order, **norms), atol=1e-12)
+            found = content_lambda.causal_content_lambdas(
+                jnp.asarray(keys), v, causal=causal, **norms
+            )
+            np.testing.assert_allclose(
+                found, loop_over_queries(keys, v, order, **norms), atol=1e-12
+            )
 
 
 @pytest.mark.parametrize("key_norm", ["softmax", "l2"])
@@ -54,7 +58,9 @@ def test_gradients_of_causal_lambdas_equal_those_of_the_masked_form_and_are_fini
     for causal in ("inclusive", "strict"):
 
         def gradients(function):
-            return jax.jit(jax.grad(lambda keys, v: jnp.sum(jnp.sin(function(keys, v))), (0, 1)))(keys, v)
+            return jax.jit(jax.grad(lambda keys, v: jnp.sum(jnp.sin(function(keys, v))), (0, 1)))(
+                keys, v
+            )
 
         def linear(keys, v, causal=causal):
             return content_lambda.causal_content_lambdas(keys, v, causal=causal, key_norm=key_norm)
@@ -75,10 +81,14 @@ def test_keys_far_apart_do_not_underflow():
     v = jnp.asarray([1.0, 2.0, 3.0, 4.0]).reshape(1, 4, 1, 1)
     expected = np.array([1.0, (1 + 2 * np.exp(-1)) / (1 + np.exp(-1)), 3.0, 4.0])
     causal = content_lambda.causal_content_lambdas(keys, v, causal="inclusive")
-    masked = content_lambda.masked_content_lambdas(keys, v, content_lambda.causal_mask(4, "inclusive"))
+    masked = content_lambda.masked_content_lambdas(
+        keys, v, content_lambda.causal_mask(4, "inclusive")
+    )
     np.testing.assert_allclose(causal.ravel(), expected, rtol=1e-6)
     np.testing.assert_allclose(masked.ravel(), expected, rtol=1e-6)
-    grads = jax.jit(jax.grad(lambda k: content_lambda.causal_content_lambdas(k, v, causal="strict").sum()))(keys)
+    grads = jax.jit(
+        jax.grad(lambda k: content_lambda.causal_content_lambdas(k, v, causal="strict").sum())
+    )(keys)
     assert np.isfinite(grads).all()
 
 
@@ -87,7 +97,9 @@ def test_groups_of_queries_do_not_matter(monkeypatch):
     mask = np.random.default_rng(1).random((5, 7)) < 0.5
     with jax.enable_x64():
         whole = content_lambda.masked_content_lambdas(jnp.asarray(keys), v, mask)
-        monkeypatch.setattr(content_lambda, "MASKED_ELEMENTS", 2 * keys.size)  # two queries at a time, five in all
+        monkeypatch.setattr(
+            content_lambda, "MASKED_ELEMENTS", 2 * keys.size
+        )  # two queries at a time, five in all
         grouped = content_lambda.masked_content_lambdas(jnp.asarray(keys), v, mask)
     np.testing.assert_allclose(grouped, whole, atol=1e-12)
 
@@ -98,9 +110,13 @@ def test_factors_times_values_are_the_output():
     q, embeddings = rng.standard_normal((2, 5, 3, 3)), rng.standard_normal((5, 7, 3, 1))
     kbar = content_lambda.normalise_keys(keys)
     weights = content_lambda.attention_weights(q, kbar, embeddings)
-    lambdas = content_lambda.content_lambda(kbar, v)[:, None] + np.einsum("nmku,bmuv->bnkv", embeddings, v)
+    lambdas = content_lambda.content_lambda(kbar, v)[:, None] + np.einsum(
+        "nmku,bmuv->bnkv", embeddings, v
+    )
     expected = content_lambda.apply_lambda(jnp.asarray(q, jnp.float32), lambdas)
-    np.testing.assert_allclose(np.einsum("bhnm,bmv->bnhv", weights, v[:, :, 0]), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        np.einsum("bhnm,bmv->bnhv", weights, v[:, :, 0]), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_bfloat16_keys_are_normalised_in_float32():

@@ -51,7 +51,9 @@ def test_the_cpu_never_convolves(side, itemsize):
 def test_temporaries_stay_below_the_cap():
     large = geometry(128, 112, 64, 4, 23, itemsize=2)
     for backend, device in cost_model.DEVICES.items():
-        estimates = {name: cost_model.estimate(large, name, device) for name in device.rates["train"]}
+        estimates = {
+            name: cost_model.estimate(large, name, device) for name in device.rates["train"]
+        }
         chosen = estimates[cost_model.choose_impl(large, backend)]
         fits = [cost.seconds for cost in estimates.values() if cost.temporary <= device.memory]
         assert max(cost.temporary for cost in estimates.values()) > device.memory
@@ -63,25 +65,35 @@ def test_without_a_fit_the_smallest_is_taken(monkeypatch):
     device = cost_model.Device(rates, {4: 1.0}, cache=0, memory=0, chunk_logits=1)
     monkeypatch.setitem(cost_model.DEVICES, "no memory", device)
     shape = geometry(8, 28, 64, 4, 23)
-    sizes = {name: cost_model.estimate(shape, name, device).temporary for name in cost_model.GRID_IMPLS}
+    sizes = {
+        name: cost_model.estimate(shape, name, device).temporary for name in cost_model.GRID_IMPLS
+    }
     assert cost_model.choose_impl(shape, "no memory") == min(sizes, key=sizes.get)
 
 
 def test_terms_of_a_lowering_by_hand():
     device = cost_model.DEVICES["gpu"]
     shape = geometry(3, 6, 20, 5, 3)  # n 36, k 16, v 4
-    terms = {name: cost_model.terms(shape, name, device) for name in ("dense", "conv", "query_first", "spectral")}
+    terms = {
+        name: cost_model.terms(shape, name, device)
+        for name in ("dense", "conv", "query_first", "spectral")
+    }
     assert terms["dense"].macs == 3 * 36 * (36 * 16 * 4 + 5 * 16 * 4)
     assert terms["conv"].macs == 3 * 36 * (9 * 16 * 4 + 5 * 16 * 4)
     assert terms["query_first"].macs == 3 * 36 * 36 * 5 * (16 + 4)
-    # One tile; 6 + 1 columns take 4 frequencies, 8 numbers; rows in pairs, complex, so that each product counts twice.
-    assert terms["spectral"].macs == 3 * (8 * 6 * 4 * 6 + 8 * 6 * 16 * 4 * (2 * 6 + 6) + 36 * 16 * 4 * 5)
+    # One tile; 6 + 1 columns take 4 frequencies, 8 numbers; rows in pairs, complex, so that each
+    # product counts twice.
+    assert terms["spectral"].macs == 3 * (
+        8 * 6 * 4 * 6 + 8 * 6 * 16 * 4 * (2 * 6 + 6) + 36 * 16 * 4 * 5
+    )
     small = dataclasses.replace(device, cache=terms["dense"].temporary - 1)
     assert cost_model.terms(shape, "dense", small).beyond == terms["dense"].cached > 0
 
 
 def test_maps_with_three_axes_are_not_transformed():
-    volume = dataclasses.replace(geometry(2, 9, 64, 4, 5), shape=(9, 9, 9), scope=(5, 5, 5), dilation=(1, 1, 1))
+    volume = dataclasses.replace(
+        geometry(2, 9, 64, 4, 5), shape=(9, 9, 9), scope=(5, 5, 5), dilation=(1, 1, 1)
+    )
     for direction in cost_model.DIRECTIONS:
         assert cost_model.choose_impl(volume, "cpu", direction) != "spectral"
 
@@ -94,15 +106,24 @@ def test_choice_is_logged_once_per_shape(caplog):
         position_lambda.position_term(q, v, table, impl="dense")
     lines = [r.getMessage() for r in caplog.records]
     assert len(lines) == 2 and all("shape=(3, 5)" in line and "impl '" in line for line in lines)
-    assert [direction in line for line, direction in zip(lines, cost_model.DIRECTIONS, strict=True)] == [True, True]
+    assert [
+        direction in line for line, direction in zip(lines, cost_model.DIRECTIONS, strict=True)
+    ] == [True, True]
 
 
 def test_forward_and_training_may_choose_differently(monkeypatch):
-    """The forward pass alone runs one lowering; under differentiation, reverse, forward or nested, the other one runs."""
+    """The forward pass alone runs one lowering; under differentiation, reverse, forward or nested,
+    the other one runs.
+    """
     chosen = dict(fwd="row_chunks", train="dense")
-    monkeypatch.setattr(cost_model, "choose_impl", lambda geometry, backend, direction: chosen[direction])
+    monkeypatch.setattr(
+        cost_model, "choose_impl", lambda geometry, backend, direction: chosen[direction]
+    )
     rng = np.random.default_rng(0)
-    q, v, table = (rng.normal(size=s).astype(np.float32) for s in ((1, 3, 4, 2, 4), (1, 3, 4, 1, 3), (3, 3, 1, 4)))
+    q, v, table = (
+        rng.normal(size=s).astype(np.float32)
+        for s in ((1, 3, 4, 2, 4), (1, 3, 4, 1, 3), (3, 3, 1, 4))
+    )
 
     def loss(table, impl="auto"):
         return jnp.sum(jnp.tanh(position_lambda.position_term(q, v, table, impl=impl)))
@@ -110,10 +131,16 @@ def test_forward_and_training_may_choose_differently(monkeypatch):
     def scans(function):
         return "scan" in str(jax.make_jaxpr(function)(table))
 
-    assert scans(loss) and not scans(jax.grad(loss)) and not scans(lambda t: jax.jvp(loss, (t,), (t,))[1])
+    assert (
+        scans(loss)
+        and not scans(jax.grad(loss))
+        and not scans(lambda t: jax.jvp(loss, (t,), (t,))[1])
+    )
 
     def curvature(impl):
         return jax.grad(lambda t: jnp.vdot(jax.grad(loss)(t, impl), table))(table)
 
-    np.testing.assert_allclose(jax.grad(loss)(table), jax.grad(loss)(table, "dense"), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        jax.grad(loss)(table), jax.grad(loss)(table, "dense"), rtol=1e-5, atol=1e-5
+    )
     np.testing.assert_allclose(curvature("auto"), curvature("dense"), rtol=1e-4, atol=1e-5)

@@ -29,7 +29,9 @@ def by_hand(x, kernel, bias):
     return out.reshape(x.shape) + bias
 
 
-@pytest.mark.parametrize(("shape", "sides"), [((2, 3, 4, 5, 3), (3, 3)), ((2, 5, 2, 3), (5, 1)), ((1, 1, 1, 2), (3, 5))])
+@pytest.mark.parametrize(
+    ("shape", "sides"), [((2, 3, 4, 5, 3), (3, 3)), ((2, 5, 2, 3), (5, 1)), ((1, 1, 1, 2), (3, 5))]
+)
 def test_lowerings_equal_loops_and_have_equal_gradients(shape, sides):
     x, kernel, bias = arrays(shape, sides)
     weights = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
@@ -55,7 +57,9 @@ def test_sums_of_half_precision_maps_are_float32():
     x, kernel = np.full((1, 3, 3, 1), 1.0), np.full((3, 3, 1, 1), 1.0)
     kernel[1, 1] = 256.0  # 256 + 1 is 256 in bfloat16, 256 + 8 is not
     for impl in ("shift", "conv"):
-        y = once(functools.partial(depthwise_conv, impl=impl))(x.astype(jnp.bfloat16), kernel.astype(jnp.float32))
+        y = once(functools.partial(depthwise_conv, impl=impl))(
+            x.astype(jnp.bfloat16), kernel.astype(jnp.float32)
+        )
         assert y.dtype == jnp.bfloat16 and y[0, 1, 1, 0] == 264.0
 
 

@@ -1,4 +1,6 @@
-"""The fused kernel: against the 'query_first' lowering in interpret mode, and its lowering for CUDA."""
+"""The fused kernel: against the 'query_first' lowering in interpret mode, and its lowering for
+CUDA.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +30,9 @@ def with_gradients(function):
     @jax.jit
     def run(*operands):
         y, pull = jax.vjp(function, *operands)
-        return y, *pull(jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype))
+        return y, *pull(
+            jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape).astype(y.dtype)
+        )
 
     return run
 
@@ -83,7 +87,9 @@ def test_all_three_kernels_lower_for_cuda(dtype, tile, depth):
 def test_a_backend_without_the_kernel_is_refused(monkeypatch):
     operands = arrays((4, 4), (3, 3), 1, 2, 4, 5, dtype=np.float32)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    with pytest.raises(ValueError, match="from Hopper on, the backend is 'cpu'; take impl 'auto' or one of 'dense'"):
+    with pytest.raises(
+        ValueError, match="from Hopper on, the backend is 'cpu'; take impl 'auto' or one of 'dense'"
+    ):
         fused_lambda.fused_position_term(*operands)
 
     class Ampere:

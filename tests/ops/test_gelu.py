@@ -11,7 +11,10 @@ from lambdanet.ops.gelu import gelu
 def test_forms_have_equal_values_and_gradients():
     with jax.enable_x64(True):
         x = jnp.linspace(-9, 9, 181)
-        for of in (lambda x, impl: gelu(x, impl=impl), jax.grad(lambda x, impl: jnp.sum(jnp.sin(gelu(x, impl=impl))))):
+        for of in (
+            lambda x, impl: gelu(x, impl=impl),
+            jax.grad(lambda x, impl: jnp.sum(jnp.sin(gelu(x, impl=impl)))),
+        ):
             np.testing.assert_allclose(of(x, "erf"), of(x, "erfc"), rtol=1e-11, atol=1e-14)
 
 

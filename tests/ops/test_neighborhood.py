@@ -1,4 +1,6 @@
-"""Local attention against loops over queries and window places; both lowerings, gradients included, in float64."""
+"""Local attention against loops over queries and window places; both lowerings, gradients included,
+in float64.
+"""
 
 import functools
 import re
@@ -84,7 +86,9 @@ def test_lowerings_equal_the_definition_and_have_the_same_gradients(name):
 
     def run(impl, show=False):
         def loss(arguments):
-            y, weights = neighborhood_attention(*arguments, **window, scale=0.4, impl=impl, return_weights=show)
+            y, weights = neighborhood_attention(
+                *arguments, **window, scale=0.4, impl=impl, return_weights=show
+            )
             shown = full_map(weights, size, **window) if show else None
             return jnp.sum(y * cotangent), (y, shown)
 
@@ -100,12 +104,18 @@ def test_lowerings_equal_the_definition_and_have_the_same_gradients(name):
     for found in (shift, block):
         np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(shown, weights, rtol=1e-11, atol=1e-12)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12), shift_gradients, block_gradients)
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-12),
+        shift_gradients,
+        block_gradients,
+    )
     assert all(np.abs(g).max() > 0 for g in shift_gradients if g is not None)
 
 
 def test_zero_border_is_the_unfolded_formula():
-    """softmax over all k^2 columns of the zero-padded map, the fixed path of slide attention without biases."""
+    """softmax over all k^2 columns of the zero-padded map, the fixed path of slide attention
+    without biases.
+    """
     q, k, v, *_ = arrays((3, 4), (3, 3), False)
     columns = []
     for a in (k, v):
@@ -114,16 +124,24 @@ def test_zero_border_is_the_unfolded_formula():
     weights = np.exp(0.4 * np.einsum("bhwnd,bhwnsd->bhwns", q, columns[0]))
     weights /= weights.sum(-1, keepdims=True)
     with jax.enable_x64():
-        y, _ = once(functools.partial(neighborhood_attention, kernel_size=(3, 3), border="zero", scale=0.4))(q, k, v)
-    np.testing.assert_allclose(y, np.einsum("bhwns,bhwnsd->bhwnd", weights, columns[1]), rtol=1e-11, atol=1e-12)
+        y, _ = once(
+            functools.partial(neighborhood_attention, kernel_size=(3, 3), border="zero", scale=0.4)
+        )(q, k, v)
+    np.testing.assert_allclose(
+        y, np.einsum("bhwns,bhwnsd->bhwnd", weights, columns[1]), rtol=1e-11, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("border", BORDERS)
 def test_no_array_of_windows(border):
-    """The block lowering holds no more than its logits: k and v are not copied once per place of the window."""
+    """The block lowering holds no more than its logits: k and v are not copied once per place of
+    the window.
+    """
     side, depth, kernel = 28, 32, 7
     q = jnp.ones((1, side, side, 1, depth))
-    run = functools.partial(neighborhood_attention, kernel_size=(kernel, kernel), border=border, scale=1.0, impl="block")
+    run = functools.partial(
+        neighborhood_attention, kernel_size=(kernel, kernel), border=border, scale=1.0, impl="block"
+    )
     largest = 0
     for equation in jax.make_jaxpr(run)(q, q, q).eqns:
         largest = max(largest, *(v.aval.size for v in equation.outvars))
@@ -136,7 +154,11 @@ def test_positions_of_an_axis():
         for length, kernel, dilation in ((7, 3, 2), (2, 5, 1), (9, 5, 1), (5, 3, 4)):
             found = key_positions(length, kernel, dilation, border)
             for i in range(length):
-                wanted = [key for key, _ in axis_rule(length, kernel, dilation, border, i) if key is not None]
+                wanted = [
+                    key
+                    for key, _ in axis_rule(length, kernel, dilation, border, i)
+                    if key is not None
+                ]
                 assert [key for key in found[i] if key >= 0] == wanted
 
 

@@ -47,7 +47,9 @@ def pairwise_embeddings(table, shape, dilation):
 
 
 def index_of_pairs(scope, shape, dilation):
-    """Flat tap index of every pair, and whether the pair has a tap; so that the reference can be differentiated."""
+    """Flat tap index of every pair, and whether the pair has a tap; so that the reference can be
+    differentiated.
+    """
     numbers = np.arange(1, np.prod(scope) + 1).reshape(*scope, 1, 1)
     found = pairwise_embeddings(numbers, shape, dilation)[..., 0, 0]
     return np.maximum(found - 1, 0), found > 0
@@ -58,7 +60,9 @@ def reference(q, v, table, index, valid):
     pairs = jnp.where(valid[..., None, None], flat[index], 0)
     flat_q = q.reshape(q.shape[0], -1, *q.shape[-2:])
     flat_v = v.reshape(v.shape[0], -1, *v.shape[-2:])
-    return jnp.einsum("bnhk,nmuk,bmuv->bnhv", flat_q, pairs, flat_v).reshape(*q.shape[:-1], v.shape[-1])
+    return jnp.einsum("bnhk,nmuk,bmuv->bnhv", flat_q, pairs, flat_v).reshape(
+        *q.shape[:-1], v.shape[-1]
+    )
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -81,9 +85,13 @@ def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
             found = jax.jit(with_gradients, static_argnums=0)(
                 lambda *a, options=options: position_lambda.position_term(*a, **options)
             )
-            for what, ours, theirs in zip(("y", "dq", "dv", "dtable"), found, expected, strict=True):
+            for what, ours, theirs in zip(
+                ("y", "dq", "dv", "dtable"), found, expected, strict=True
+            ):
                 assert ours.dtype == jnp.float64
-                np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-10, err_msg=f"{impl} {what}")
+                np.testing.assert_allclose(
+                    ours, theirs, rtol=0, atol=1e-10, err_msg=f"{impl} {what}"
+                )
 
 
 @pytest.mark.parametrize("impl", LOWERINGS)
@@ -102,7 +110,9 @@ def test_reverse_mode_nests_and_forward_mode_works_or_is_refused(impl):
             jax.jvp(loss, (table,), (table,))
     else:
         slope = jax.jvp(loss, (table,), (table,))[1]
-        np.testing.assert_allclose(slope, jnp.vdot(jax.grad(loss)(table, "dense"), table), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            slope, jnp.vdot(jax.grad(loss)(table, "dense"), table), rtol=1e-3, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
@@ -118,7 +128,9 @@ def test_dense_embeddings_are_the_table_at_key_minus_query(name):
     shape, scope, dilation, u, _ = GEOMETRIES[name]
     table = arrays(shape, scope, u, dtype=np.float32)[2]
     found = relative_table.dense_embeddings(table, shape, dilation=dilation)
-    np.testing.assert_array_equal(found, np.swapaxes(pairwise_embeddings(table, shape, dilation), -1, -2))
+    np.testing.assert_array_equal(
+        found, np.swapaxes(pairwise_embeddings(table, shape, dilation), -1, -2)
+    )
 
 
 @pytest.mark.parametrize("impl", LOWERINGS)
@@ -126,7 +138,9 @@ def test_shifting_the_map_shifts_the_answer(impl):
     """Away from the border, for a local table."""
     q, v, table = arrays((8, 7), (3, 3), 1, dtype=np.float32)
     y = position_lambda.position_term(q, v, table, impl=impl)
-    rolled = position_lambda.position_term(np.roll(q, (2, 1), (1, 2)), np.roll(v, (2, 1), (1, 2)), table, impl=impl)
+    rolled = position_lambda.position_term(
+        np.roll(q, (2, 1), (1, 2)), np.roll(v, (2, 1), (1, 2)), table, impl=impl
+    )
     np.testing.assert_allclose(rolled[:, 3:-1, 2:-1], y[:, 1:-3, 1:-2], rtol=1e-4, atol=1e-5)
 
 
@@ -140,7 +154,9 @@ def test_masked_taps_are_the_causal_mask(impl, causal):
     order = np.arange(n)[None] - np.arange(n)[:, None]
     seen = order <= 0 if causal == "inclusive" else order < 0
     pairs = pairwise_embeddings(table, (3, 4), 1) * seen[..., None, None]
-    expected = np.einsum("bnhk,nmuk,bmuv->bnhv", q.reshape(2, n, 3, 4), pairs, v.reshape(2, n, 2, 5))
+    expected = np.einsum(
+        "bnhk,nmuk,bmuv->bnhv", q.reshape(2, n, 3, 4), pairs, v.reshape(2, n, 2, 5)
+    )
     np.testing.assert_allclose(found.reshape(expected.shape), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -150,11 +166,15 @@ def test_flat_embeddings_with_another_number_of_context_elements_and_a_mask(impl
     q, v = rng.standard_normal((2, 5, 3, 4)), rng.standard_normal((2, 9, 2, 6))
     embeddings, mask = rng.standard_normal((5, 9, 4, 2)), rng.random((5, 9)) < 0.5
     with jax.enable_x64():
-        found = position_lambda.flat_position_term(q, v, jnp.asarray(embeddings), mask=mask, impl=impl)
+        found = position_lambda.flat_position_term(
+            q, v, jnp.asarray(embeddings), mask=mask, impl=impl
+        )
     masked = embeddings * mask[..., None, None]
     np.testing.assert_allclose(found, np.einsum("bnhk,nmku,bmuv->bnhv", q, masked, v), atol=1e-10)
     lambdas = position_lambda.position_lambdas(v.astype(np.float32), masked.astype(np.float32))
-    np.testing.assert_allclose(np.einsum("bnhk,bnkv->bnhv", q, lambdas), found, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.einsum("bnhk,bnkv->bnhv", q, lambdas), found, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("impl", LOWERINGS)
@@ -164,7 +184,9 @@ def test_bfloat16_stays_close_and_adds_the_tables_gradient_in_float32(impl):
     table = np.float32(jnp.bfloat16(table))
 
     def loss(table, dtype):
-        y = position_lambda.position_term(q.astype(dtype), v.astype(dtype), table, impl=impl, chunk_rows=2)
+        y = position_lambda.position_term(
+            q.astype(dtype), v.astype(dtype), table, impl=impl, chunk_rows=2
+        )
         assert y.dtype == dtype
         return jnp.sum(y.astype(jnp.float32) ** 2), y
 
@@ -178,7 +200,9 @@ def test_bfloat16_stays_close_and_adds_the_tables_gradient_in_float32(impl):
 
 def test_resized_table_crops_the_centre_or_keeps_ends_and_centre():
     table = arrays((5, 3), (9, 5), 2, dtype=np.float32)[2]
-    np.testing.assert_array_equal(relative_table.resize_table(table, (5, 3), (3, 2)), table[2:-2, 1:-1])
+    np.testing.assert_array_equal(
+        relative_table.resize_table(table, (5, 3), (3, 2)), table[2:-2, 1:-1]
+    )
     grown = relative_table.resize_table(table, (5, 3), (9, 3))
     assert grown.shape == (17, 5, 2, 4)
     np.testing.assert_allclose(grown[::2], table, rtol=1e-6)
@@ -191,8 +215,14 @@ def test_resized_table_crops_the_centre_or_keeps_ends_and_centre():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (dict(shape=(4, 4, 2), scope=(3, 3, 3), impl="spectral"), r"needs a map with one or two axes.*\(4, 4, 2\)"),
-        (dict(impl="fft"), "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks, spectral"),
+        (
+            dict(shape=(4, 4, 2), scope=(3, 3, 3), impl="spectral"),
+            r"needs a map with one or two axes.*\(4, 4, 2\)",
+        ),
+        (
+            dict(impl="fft"),
+            "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks, spectral",
+        ),
         (dict(scope=(4, 3)), "must be odd"),
         (dict(scope=(3,)), "needs 2 tap axes"),
         (dict(dilation=(1, 2, 3)), "has 3 entries; the map has 2 spatial axes"),
@@ -206,7 +236,9 @@ def test_wrong_arguments_are_named(call, message):
 
 def test_wrong_flat_embeddings_are_named():
     q, v = np.zeros((1, 4, 2, 3), np.float32), np.zeros((1, 5, 1, 2), np.float32)
-    with pytest.raises(ValueError, match=r"shape \(4, 4, 3, 1\); expected \[n, m, k, u\] = \(4, 5, 3, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"shape \(4, 4, 3, 1\); expected \[n, m, k, u\] = \(4, 5, 3, 1\)"
+    ):
         position_lambda.flat_position_term(q, v, np.zeros((4, 4, 3, 1), np.float32))
     with pytest.raises(ValueError, match="impl is 'conv'; allowed here: auto, dense, query_first"):
         position_lambda.flat_position_term(q, v, np.zeros((4, 5, 3, 1), np.float32), impl="conv")
@@ -214,8 +246,15 @@ def test_wrong_flat_embeddings_are_named():
 
 def test_fused_is_refused_where_it_does_not_run_and_never_chosen():
     q, v, table = jnp.ones((1, 4, 4, 2, 8)), jnp.ones((1, 4, 4, 1, 8)), jnp.ones((3, 3, 1, 8))
-    with pytest.raises(ValueError, match="'fused' is a kernel for NVIDIA GPUs .* take impl 'auto' or one of 'dense'"):
+    with pytest.raises(
+        ValueError,
+        match="'fused' is a kernel for NVIDIA GPUs .* take impl 'auto' or one of 'dense'",
+    ):
         position_lambda.position_term(q, v, table, impl="fused")
     with pytest.raises(ValueError, match="'fused' takes dilation 1, got"):
         position_lambda.position_term(q, v, table, impl="fused", dilation=2)
-    assert all("fused" not in rates for device in cost_model.DEVICES.values() for rates in device.rates.values())
+    assert all(
+        "fused" not in rates
+        for device in cost_model.DEVICES.values()
+        for rates in device.rates.values()
+    )

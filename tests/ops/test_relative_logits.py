@@ -1,4 +1,6 @@
-"""Relative logits and the attention with them, against the definition with one embedding per pair of positions."""
+"""Relative logits and the attention with them, against the definition with one embedding per pair
+of positions.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +8,15 @@ import numpy as np
 import pytest
 
 from lambdanet.ops.dot_attention import dot_attention
-from lambdanet.ops.relative_logits import axis_embeddings, relative_attention, relative_attention_macs, relative_logits
+from lambdanet.ops.relative_logits import (
+    axis_embeddings,
+    relative_attention,
+    relative_attention_macs,
+    relative_logits,
+)
 
-# queries' grid, keys' grid, taps per axis: the whole map, a window around a block, strided queries with a table to spare
+# queries' grid, keys' grid, taps per axis: the whole map, a window around a block, strided queries
+# with a table to spare
 GRIDS = {
     "map": ((3, 5), (3, 5), (5, 9)),
     "window": ((2, 2), (4, 4), (7, 7)),
@@ -20,7 +28,11 @@ GRIDS = {
 def arrays(name, *, batch=(2,), heads=2, depth=3, value=4):
     queries, keys, taps = GRIDS[name]
     rng = np.random.default_rng(0)
-    shapes = [(*batch, *queries, heads, depth), (*batch, *keys, heads, depth), (*batch, *keys, heads, value)]
+    shapes = [
+        (*batch, *queries, heads, depth),
+        (*batch, *keys, heads, depth),
+        (*batch, *keys, heads, value),
+    ]
     shapes += [(t, depth) for t in taps]
     return [rng.standard_normal(shape) for shape in shapes]
 
@@ -41,24 +53,32 @@ def test_sum_of_the_parts_equals_the_gather(name):
         rows, columns = relative_logits(*map(jnp.asarray, (q, height, width)), k.shape[-4:-2])
         assert rows.dtype == jnp.float64
         found = rows[..., None] + columns[..., None, :]
-    np.testing.assert_allclose(found, gathered(q, height, width, k.shape[-4:-2]), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        found, gathered(q, height, width, k.shape[-4:-2]), rtol=1e-12, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("batch", [(2,), (2, 1, 3)])
 def test_attention_equals_its_definition(batch):
     q, k, v, height, width = arrays("window", batch=batch)
-    logits = 0.5 * np.einsum("...yxhd,...YXhd->...hyxYX", q, k) + 2 * gathered(q, height, width, (4, 4))
+    logits = 0.5 * np.einsum("...yxhd,...YXhd->...hyxYX", q, k) + 2 * gathered(
+        q, height, width, (4, 4)
+    )
     weights = np.exp(logits)
     weights /= weights.sum((-2, -1), keepdims=True)
     expected = np.einsum("...hyxYX,...YXhv->...yxhv", weights, v)
     with jax.enable_x64():
-        y, shown = relative_attention(*map(jnp.asarray, (q, k, v, height, width)), scale=0.5, relative_scale=2.0)
+        y, shown = relative_attention(
+            *map(jnp.asarray, (q, k, v, height, width)), scale=0.5, relative_scale=2.0
+        )
     np.testing.assert_allclose(y, expected, rtol=1e-11, atol=1e-11)
     np.testing.assert_allclose(shown, weights, rtol=1e-11, atol=1e-11)
 
 
 def test_nothing_has_an_embedding_per_pair():
-    """The largest array of forward and backward pass is the logits; all embeddings of one axis are no larger than a row."""
+    """The largest array of forward and backward pass is the logits; all embeddings of one axis are
+    no larger than a row.
+    """
     side, heads, depth = 16, 2, 32
     q = jnp.ones((side, side, heads, depth))
     table = jnp.ones((2 * side - 1, depth))
@@ -78,12 +98,16 @@ def test_nothing_has_an_embedding_per_pair():
 
     walk(jax.make_jaxpr(jax.grad(loss, (0, 1, 2)))(q, table, table).jaxpr)
     assert max(sizes) == heads * side**4 < depth * side**4
-    assert relative_attention_macs((2, 3), (4, 5), 2, 3, 7) == 2 * (6 * 20 * (3 + 7) + 6 * (4 + 5) * 3)
+    assert relative_attention_macs((2, 3), (4, 5), 2, 3, 7) == 2 * (
+        6 * 20 * (3 + 7) + 6 * (4 + 5) * 3
+    )
 
 
 @pytest.mark.parametrize(("taps", "queries", "keys"), [(5, 4, 3), (5, 3, 4), (4, 1, 1)])
 def test_a_table_that_does_not_cover_the_offsets(taps, queries, keys):
-    with pytest.raises(ValueError, match=f"{taps} taps do not cover {queries} queries and {keys} keys"):
+    with pytest.raises(
+        ValueError, match=f"{taps} taps do not cover {queries} queries and {keys} keys"
+    ):
         axis_embeddings(jnp.ones((taps, 2)), queries, keys)
 
 

@@ -1,4 +1,6 @@
-"""The core of Slide attention: every lowering against loops, gradients between lowerings, what it holds in memory."""
+"""The core of Slide attention: every lowering against loops, gradients between lowerings, what it
+holds in memory.
+"""
 
 import functools
 import itertools
@@ -21,7 +23,16 @@ def arrays(size, kernel_size, heads=2, depth=3, batch=2):
     key_weight, value_weight = rng.standard_normal((2, kernel_size, kernel_size, depth, slots))
     key_bias, value_bias = rng.standard_normal((2, depth, slots))
     names = ("q", "k", "v", "key_weight", "value_weight", "key_bias", "value_bias", "position_bias")
-    values = (q, k, v, key_weight, value_weight, key_bias, value_bias, rng.standard_normal((heads, slots)))
+    values = (
+        q,
+        k,
+        v,
+        key_weight,
+        value_weight,
+        key_bias,
+        value_bias,
+        rng.standard_normal((heads, slots)),
+    )
     return dict(zip(names, values, strict=True))
 
 
@@ -41,7 +52,9 @@ def loops(q, k, v, key_weight, value_weight, key_bias, value_bias, position_bias
                     values[o] += value_weight[t, s, :, o] * v[b, row, column, h]
             if position_bias_on == "key":
                 key += position_bias[h, o]
-            logits[o] = q[b, i, j, h] @ key + (position_bias[h, o] if position_bias_on == "logit" else 0)
+            logits[o] = q[b, i, j, h] @ key + (
+                position_bias[h, o] if position_bias_on == "logit" else 0
+            )
         powers = np.exp(logits - logits.max())
         shown[b, i, j, h] = powers / powers.sum()
         y[b, i, j, h] = shown[b, i, j, h] @ values
@@ -77,33 +90,57 @@ def test_values_and_gradients_of_the_lowerings_are_equal(size, kernel_size):
         first, *others = everything(jax.tree.map(jnp.asarray, given))
         assert set(first[1]) == set(given)
         for found in others:
-            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max()), first, found)
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max()),
+                first,
+                found,
+            )
 
 
 def test_second_derivatives_are_equal():
-    given = {name: array for name, array in arrays((3, 2), 3, heads=1, depth=2, batch=1).items() if name != "position_bias"}
+    given = {
+        name: array
+        for name, array in arrays((3, 2), 3, heads=1, depth=2, batch=1).items()
+        if name != "position_bias"
+    }
     with jax.enable_x64():
 
         @once
         def both(given):
             def first(given, impl):
-                inner = jax.grad(lambda given: jnp.sum(jnp.sin(slide_mix(**given, impl=impl)[0])))(given)
+                inner = jax.grad(lambda given: jnp.sum(jnp.sin(slide_mix(**given, impl=impl)[0])))(
+                    given
+                )
                 return sum(jnp.sum(part**2) for part in inner.values())
 
             return [jax.grad(first)(given, impl) for impl in ("shift", "im2col")]
 
         shift, im2col = both(jax.tree.map(jnp.asarray, given))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max()), shift, im2col)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-10 * np.abs(a).max()),
+            shift,
+            im2col,
+        )
 
 
 def test_one_hot_weights_are_the_neighbours():
     given = arrays((4, 5), 3, depth=4)
     weight = np.broadcast_to(shift_weight(3), (3, 3, 4, 9))
-    plain = dict(key_weight=weight, value_weight=weight, position_bias=given["position_bias"], position_bias_on="logit")
+    plain = dict(
+        key_weight=weight,
+        value_weight=weight,
+        position_bias=given["position_bias"],
+        position_bias_on="logit",
+    )
     with jax.enable_x64():
-        y, _ = once(slide_mix, static_argnames="position_bias_on")(given["q"], given["k"], given["v"], **plain)
+        y, _ = once(slide_mix, static_argnames="position_bias_on")(
+            given["q"], given["k"], given["v"], **plain
+        )
     padded = [np.pad(given[name], ((0, 0), (1, 1), (1, 1), (0, 0), (0, 0))) for name in "kv"]
-    keys, values = (np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2)).reshape(2, 4, 5, 2, 4, 9) for x in padded)
+    keys, values = (
+        np.lib.stride_tricks.sliding_window_view(x, (3, 3), (1, 2)).reshape(2, 4, 5, 2, 4, 9)
+        for x in padded
+    )
     logits = np.einsum("bxync,bxynco->bxyno", given["q"], keys) + given["position_bias"]
     powers = np.exp(logits)
     expected = np.einsum("bxyno,bxynco->bxync", powers / powers.sum(-1, keepdims=True), values)
@@ -111,8 +148,13 @@ def test_one_hot_weights_are_the_neighbours():
 
 
 def test_shift_makes_no_copy_of_the_map_per_tap():
-    """Temporary memory of the gradient, in maps [h, w, heads, d] and beside the k^2 = 25 of one column view."""
-    given = {name: np.float32(array) for name, array in arrays((16, 16), 5, heads=1, depth=32, batch=1).items()}
+    """Temporary memory of the gradient, in maps [h, w, heads, d] and beside the k^2 = 25 of one
+    column view.
+    """
+    given = {
+        name: np.float32(array)
+        for name, array in arrays((16, 16), 5, heads=1, depth=32, batch=1).items()
+    }
 
     def maps(impl):
         loss = lambda given: jnp.sum(slide_mix(**given, impl=impl)[0] ** 2)  # noqa: E731

@@ -1,7 +1,8 @@
-"""Runs train.run on eight fake devices; started by test_resume.py. Usage: devices_child.py <JSON list of runs>.
+"""Runs train.run on eight fake devices; started by test_resume.py. Usage: devices_child.py <JSON
+list of runs>.
 
-Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...}; prints
-the outcomes as the last line.
+Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...};
+prints the outcomes as the last line.
 """
 
 import io
@@ -11,15 +12,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import train  # noqa: E402
-from configs import base  # noqa: E402
-from lambdanet.config import from_json  # noqa: E402
+import train
+from configs import base
+from lambdanet.config import from_json
 
 outcomes = []
 for job in json.loads(sys.argv[1]):
     config = from_json(job["config"], base.get_config())
     config.mesh.data, config.mesh.fsdp, config.mesh.fsdp_min_size = job["data"], job["fsdp"], 64
     config.train.steps = job["steps"]
-    config.data.eval_split = config.data.test_split = config.train.keep_best = ""  # evaluation is not what is compared
+    config.data.eval_split = config.data.test_split = config.train.keep_best = (
+        ""  # evaluation is not what is compared
+    )
     outcomes.append(train.run(config, job["workdir"], stream=io.StringIO()))
 print(json.dumps(outcomes))

@@ -1,4 +1,6 @@
-"""Checkpoints: round trip, retention, and every way in which one cannot be written, read or continued."""
+"""Checkpoints: round trip, retention, and every way in which one cannot be written, read or
+continued.
+"""
 
 import copy
 import json
@@ -13,19 +15,26 @@ from configs import base
 from lambdanet.training import checkpoint
 from lambdanet.training.state import TrainState
 
-CONFIG = base.get_config().to_dict() | {"model": {"name": "net", "attention": {"name": "lambda", "scope": 7}}}
+CONFIG = base.get_config().to_dict() | {
+    "model": {"name": "net", "attention": {"name": "lambda", "scope": 7}}
+}
 CONFIG["train"] = CONFIG["train"] | {"ema_decay": 0.9}
 
 
 def make_state(width=64, step=0):
-    params = {"layers": {0: {"kernel": jnp.linspace(-1, 1, 8 * width).reshape(8, width)}}, "bias": jnp.ones(width, jnp.bfloat16)}
+    params = {
+        "layers": {0: {"kernel": jnp.linspace(-1, 1, 8 * width).reshape(8, width)}},
+        "bias": jnp.ones(width, jnp.bfloat16),
+    }
     stats = {"norm": {"mean": jnp.arange(width, dtype=jnp.float32) + step}}
     ema = jax.tree.map(jnp.copy, {"params": params, "stats": stats})
     return TrainState(jnp.asarray(step), params, stats, optax.adam(0.1).init(params), ema)
 
 
 def abstract(state):
-    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
 
 
 def save(workdir, *steps, config=CONFIG, **options):
@@ -38,9 +47,15 @@ def save(workdir, *steps, config=CONFIG, **options):
 
 def test_round_trip_retention_and_weights(tmp_path):
     accuracies = {10: 0.5, 20: 0.9, 30: 0.7, 40: None, 50: 0.8}
-    steps = [(s, {"accuracy": a, "loss": 1.0} if a is not None else None) for s, a in accuracies.items()]
+    steps = [
+        (s, {"accuracy": a, "loss": 1.0} if a is not None else None) for s, a in accuracies.items()
+    ]
     checkpoints = save(tmp_path, *steps, keep_last=2, keep_best="accuracy")
-    assert checkpoints.steps() == [20, 40, 50] and checkpoints.best_step() == 20 and checkpoints.latest_step() == 50
+    assert (
+        checkpoints.steps() == [20, 40, 50]
+        and checkpoints.best_step() == 20
+        and checkpoints.latest_step() == 50
+    )
     assert not checkpoints.save(50, make_state(step=50), {}, CONFIG)  # there already
     wanted = make_state(step=50)
     state, data_state, config, step = checkpoints.restore(abstract(wanted))
@@ -51,9 +66,17 @@ def test_round_trip_retention_and_weights(tmp_path):
     shapes = abstract(wanted)
     _, stats, step = checkpoint.load_weights(tmp_path, "live", "best", shapes.params, shapes.stats)
     assert step == 20 and stats["norm"]["mean"][0] == 20
-    params, stats, step = checkpoint.load_weights(tmp_path, "ema", "latest", shapes.params, shapes.stats)
-    assert step == 50 and stats["norm"]["mean"][0] == 50 and params["layers"][0]["kernel"].shape == (8, 64)
-    with pytest.raises(checkpoint.CheckpointError, match=r"no checkpoint of step 30 .* \[20, 40, 50\]"):
+    params, stats, step = checkpoint.load_weights(
+        tmp_path, "ema", "latest", shapes.params, shapes.stats
+    )
+    assert (
+        step == 50
+        and stats["norm"]["mean"][0] == 50
+        and params["layers"][0]["kernel"].shape == (8, 64)
+    )
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"no checkpoint of step 30 .* \[20, 40, 50\]"
+    ):
         checkpoint.load_weights(tmp_path, "live", 30, shapes.params, shapes.stats)
     checkpoints.close()
 
@@ -70,14 +93,18 @@ def test_weights_that_are_not_there(tmp_path):
     config["train"]["ema_decay"] = 0.0
     save(tmp_path, (3, None), config=config).close()
     shapes = abstract(make_state())
-    with pytest.raises(checkpoint.CheckpointError, match=r"metric 'accuracy'.*use 'latest' or one of \[3\]"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"metric 'accuracy'.*use 'latest' or one of \[3\]"
+    ):
         checkpoint.load_weights(tmp_path, "live", "best", shapes.params, shapes.stats)
     with pytest.raises(checkpoint.CheckpointError, match="train.ema_decay=0"):
         checkpoint.load_weights(tmp_path, "ema", "latest", shapes.params, shapes.stats)
     with pytest.raises(checkpoint.CheckpointError, match="'live', 'ema'"):
         checkpoint.load_weights(tmp_path, "average", "latest", shapes.params, shapes.stats)
     with pytest.raises(checkpoint.CheckpointError, match="no folder 'checkpoints'"):
-        checkpoint.load_weights(tmp_path / "elsewhere", "live", "latest", shapes.params, shapes.stats)
+        checkpoint.load_weights(
+            tmp_path / "elsewhere", "live", "latest", shapes.params, shapes.stats
+        )
 
 
 def largest_file(folder):
@@ -85,7 +112,8 @@ def largest_file(folder):
 
 
 def flip_a_bit(folder):
-    # Data files start with a header; the middle of the largest one is array data, which orbax itself does not check.
+    # Data files start with a header; the middle of the largest one is array data, which orbax
+    # itself does not check.
     file = largest_file(folder / "state")
     raw = bytearray(file.read_bytes())
     raw[len(raw) // 2] ^= 0x10
@@ -114,7 +142,11 @@ def test_damage_is_named_and_never_passed_over(tmp_path, damage):
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoints.restore(abstract(make_state()))
     text = str(error.value)
-    assert "step 20 is damaged" in text and str(folder) in text and "delete it to go on from step 10" in text
+    assert (
+        "step 20 is damaged" in text
+        and str(folder) in text
+        and "delete it to go on from step 10" in text
+    )
     state, _, _, step = checkpoints.restore(abstract(make_state()), 10)
     assert step == 10 and int(state.step) == 10
     checkpoints.close()
@@ -146,7 +178,9 @@ def test_foreign_checkpoint_lists_names_and_shapes(tmp_path):
     assert "params/layers/0/kernel: checkpoint (8, 64), model (8, 32)" in text
     smaller = make_state()
     del smaller.params["bias"]
-    with pytest.raises(checkpoint.CheckpointError, match="only the checkpoint has\n    params/bias"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="only the checkpoint has\n    params/bias"
+    ):
         checkpoints.restore(abstract(smaller))
     checkpoints.close()
 
@@ -177,8 +211,15 @@ def test_a_key_that_is_newer_than_the_run_has_its_default_there():
     saved, config = copy.deepcopy(CONFIG), copy.deepcopy(CONFIG)
     del saved["optim"]["lr"]
     del saved["model"]["attention"]
-    defaults = {"optim": {"lr": CONFIG["optim"]["lr"]}, "model": {"attention": CONFIG["model"]["attention"]}}
+    defaults = {
+        "optim": {"lr": CONFIG["optim"]["lr"]},
+        "model": {"attention": CONFIG["model"]["attention"]},
+    }
     of_model = checkpoint.changed_keys(saved, config, defaults)
-    assert of_model and all(line.startswith("model.attention") for line in of_model)  # options of a model have no such default
+    assert of_model and all(
+        line.startswith("model.attention") for line in of_model
+    )  # options of a model have no such default
     config["optim"]["lr"] = 0.5
-    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in checkpoint.changed_keys(saved, config, defaults)
+    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in checkpoint.changed_keys(
+        saved, config, defaults
+    )

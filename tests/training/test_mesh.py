@@ -15,7 +15,10 @@ ONE = jax.devices()[:1]
 
 def test_mesh_has_two_auto_axes():
     made = mesh.make_mesh(devices=ONE)
-    assert dict(made.shape) == {"data": 1, "fsdp": 1} and made.axis_types == (AxisType.Auto, AxisType.Auto)
+    assert dict(made.shape) == {"data": 1, "fsdp": 1} and made.axis_types == (
+        AxisType.Auto,
+        AxisType.Auto,
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +42,10 @@ def test_batch_must_divide_over_devices_and_micro_batches():
         size = 8
 
     mesh.check_batch("train.batch_size", 64, Mesh8, 4)
-    with pytest.raises(ValueError, match=r"train.batch_size=72 .* 8 devices x 4 micro-batches.*nearest that does is 64"):
+    with pytest.raises(
+        ValueError,
+        match=r"train.batch_size=72 .* 8 devices x 4 micro-batches.*nearest that does is 64",
+    ):
         mesh.check_batch("train.batch_size", 72, Mesh8, 4)
     with pytest.raises(ValueError, match="nearest that does is 8"):
         mesh.check_batch("train.eval_batch_size", 3, Mesh8)
@@ -47,7 +53,13 @@ def test_batch_must_divide_over_devices_and_micro_batches():
 
 def test_large_arrays_are_split_along_their_largest_axis_that_divides():
     made = jax.sharding.AbstractMesh((2, 4), mesh.AXES)
-    shapes = {"kernel": (3, 3, 64, 128), "odd": (9, 20, 7), "small": (8,), "indivisible": (31, 33), "scalar": ()}
+    shapes = {
+        "kernel": (3, 3, 64, 128),
+        "odd": (9, 20, 7),
+        "small": (8,),
+        "indivisible": (31, 33),
+        "scalar": (),
+    }
     tree = {k: jax.ShapeDtypeStruct(s, np.float32) for k, s in shapes.items()}
     specs = jax.tree.map(lambda s: s.spec, mesh.state_shardings(tree, made, min_size=64))
     assert specs == {
@@ -75,19 +87,32 @@ def test_metric_log_records_rewinds_and_survives_a_cut_line(tmp_path):
     log.evaluation(30, "test", {"accuracy": 0.5})
     log.close()
     assert "step 20/40 epoch 2.0 loss 0.0500 acc 0.500 lr 1.0e-01" in stream.getvalue()
-    assert "img/s ETA 0:0" in stream.getvalue() and "eval  step 30  accuracy 0.7500" in stream.getvalue()
+    assert (
+        "img/s ETA 0:0" in stream.getvalue()
+        and "eval  step 30  accuracy 0.7500" in stream.getvalue()
+    )
     file = tmp_path / metrics.FILE_NAME
     with open(file, "a") as out:
         out.write('{"step": 31, "los')  # a kill in the middle of a write
     records = metrics.read_records(tmp_path)
-    assert [(r["step"], r["split"]) for r in records] == [(10, "train"), (20, "train"), (30, "train"), (30, "eval"), (30, "test")]
+    assert [(r["step"], r["split"]) for r in records] == [
+        (10, "train"),
+        (20, "train"),
+        (30, "train"),
+        (30, "eval"),
+        (30, "test"),
+    ]
     assert records[0]["epoch"] == 1.0 and records[0]["images_per_second"] > 0
 
     # Continued from step 20: what came later is dropped before the first new record.
     log = metrics.MetricLog(tmp_path, start_step=20, stream=stream, **options)
     log.train(30, values(7.0))
     log.close()
-    assert [(r["step"], r["loss"]) for r in metrics.read_records(tmp_path)] == [(10, 0.1), (20, 0.05), (30, 7.0)]
+    assert [(r["step"], r["loss"]) for r in metrics.read_records(tmp_path)] == [
+        (10, 0.1),
+        (20, 0.05),
+        (30, 7.0),
+    ]
     file.write_text("broken\n" + json.dumps({"step": 1, "split": "train"}) + "\n")
     with pytest.raises(ValueError, match="line 1"):
         metrics.read_records(tmp_path)
@@ -95,7 +120,9 @@ def test_metric_log_records_rewinds_and_survives_a_cut_line(tmp_path):
 
 def test_only_the_writing_process_writes(tmp_path):
     stream = io.StringIO()
-    log = metrics.MetricLog(tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, write=False, stream=stream)
+    log = metrics.MetricLog(
+        tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, write=False, stream=stream
+    )
     log.start_clock(0)
     log.train(1, values(1.0))
     log.evaluation(1, "eval", {"accuracy": 0.5})
@@ -110,7 +137,9 @@ def test_terminal_shows_one_live_line(tmp_path):
             return True
 
     stream = Terminal()
-    log = metrics.MetricLog(tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, stream=stream, tensorboard=True)
+    log = metrics.MetricLog(
+        tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, stream=stream, tensorboard=True
+    )
     log.start_clock(0)
     log.train(1, values(0.25))
     log.message("a [bracket] above")

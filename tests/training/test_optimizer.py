@@ -1,4 +1,6 @@
-"""Optimiser rules by path, each optimiser against its formula, and the schedules against their closed forms."""
+"""Optimiser rules by path, each optimiser against its formula, and the schedules against their
+closed forms.
+"""
 
 import math
 
@@ -56,7 +58,9 @@ def test_sgd_follows_its_formula(nesterov):
 
 
 def test_rmsprop_follows_its_formula():
-    _, params, _ = updates_of(section(name="rmsprop", betas=(0.0, 0.9), eps=1e-3, weight_decay=0.01), steps=3)
+    _, params, _ = updates_of(
+        section(name="rmsprop", betas=(0.0, 0.9), eps=1e-3, weight_decay=0.01), steps=3
+    )
 
     def by_hand(p, g0):
         v = m = 0.0
@@ -72,7 +76,9 @@ def test_rmsprop_follows_its_formula():
 
 @pytest.mark.parametrize("name", ["adamw", "lamb"])
 def test_adamw_and_lamb_follow_their_formula(name):
-    _, params, _ = updates_of(section(name=name, betas=(0.9, 0.99), weight_decay=0.1, lr=0.01), steps=3)
+    _, params, _ = updates_of(
+        section(name=name, betas=(0.9, 0.99), weight_decay=0.1, lr=0.01), steps=3
+    )
 
     def by_hand(p, g):
         m = v = 0.0
@@ -88,7 +94,9 @@ def test_adamw_and_lamb_follow_their_formula(name):
 
 def test_no_decay_spares_exactly_the_matching_paths():
     zero = jax.tree.map(jnp.zeros_like, GRADS)
-    updates, _, _ = updates_of(section(name="adamw", weight_decay=0.5, no_decay=(r".*bias", r"blocks/1/.*")), grads=zero)
+    updates, _, _ = updates_of(
+        section(name="adamw", weight_decay=0.5, no_decay=(r".*bias", r"blocks/1/.*")), grads=zero
+    )
     close(updates["stem"]["kernel"], -0.1 * 0.5 * PARAMS["stem"]["kernel"])
     close(updates["blocks"][0]["scale"], -0.1 * 0.5 * PARAMS["blocks"][0]["scale"])
     assert not updates["stem"]["bias"].any() and not updates["blocks"][1]["scale"].any()
@@ -107,7 +115,10 @@ def test_lr_multipliers_take_the_first_match():
     rules = ((r"stem/kernel", 0.25), (r"stem/.*", 3.0))
     plain, _, _ = updates_of(section(name="sgd"))
     scaled, _, _ = updates_of(section(name="sgd", lr_multipliers=rules))
-    factors = {"stem": {"kernel": 0.25, "bias": 3.0}, "blocks": {0: {"scale": 1.0}, 1: {"scale": 1.0}}}
+    factors = {
+        "stem": {"kernel": 0.25, "bias": 3.0},
+        "blocks": {0: {"scale": 1.0}, 1: {"scale": 1.0}},
+    }
     close(scaled, jax.tree.map(lambda u, f: u * f, plain, factors))
 
 
@@ -117,11 +128,15 @@ def test_clip_bounds_the_gradient_of_all_parameters_together():
 
 
 def test_rules_that_match_nothing_are_all_named():
-    optim = section(name="sgd", no_decay=(r"bias",), frozen=(r"head/.*",), lr_multipliers=((r"(", 2.0),))
+    optim = section(
+        name="sgd", no_decay=(r"bias",), frozen=(r"head/.*",), lr_multipliers=((r"(", 2.0),)
+    )
     with pytest.raises(ValueError) as error:
         updates_of(optim)
     text = str(error.value)
-    assert "optim.no_decay: 'bias' matches no parameter" in text  # a full match is needed, 'stem/bias' is not enough
+    assert (
+        "optim.no_decay: 'bias' matches no parameter" in text
+    )  # a full match is needed, 'stem/bias' is not enough
     assert "optim.frozen: 'head/.*' matches no parameter" in text
     assert "optim.lr_multipliers: '(' is no regular expression" in text
     assert "stem/kernel" in text
@@ -158,22 +173,41 @@ def test_schedule_equals_its_closed_form(name):
     lr = schedule.make_schedule(optim, total_steps=100, steps_per_epoch=10)
     for t in (0, 7, 19, 20, 34, 35, 36, 49, 50, 61, 99):
         expected = 2.0 * t / 20 if t < 20 else CLOSED_FORMS[name](t)
-        np.testing.assert_allclose(lr(jnp.asarray(t)), expected, rtol=1e-5, atol=1e-7, err_msg=f"step {t}")
+        np.testing.assert_allclose(
+            lr(jnp.asarray(t)), expected, rtol=1e-5, atol=1e-7, err_msg=f"step {t}"
+        )
 
 
 def test_warmup_from_a_value_over_a_running_schedule_and_cooldown():
-    """As timm's schedulers have it: the cosine's time counts from step 0, and epochs at the last value follow."""
-    values = dict(lr=2.0, warmup_epochs=2.0, warmup_start=0.25, warmup_overlaps=True, cooldown_epochs=3.0, final_lr=0.1)
-    lr = schedule.make_schedule(section(schedule="cosine", **values), total_steps=100, steps_per_epoch=10)
+    """As timm's schedulers have it: the cosine's time counts from step 0, and epochs at the last
+    value follow.
+    """
+    values = dict(
+        lr=2.0,
+        warmup_epochs=2.0,
+        warmup_start=0.25,
+        warmup_overlaps=True,
+        cooldown_epochs=3.0,
+        final_lr=0.1,
+    )
+    lr = schedule.make_schedule(
+        section(schedule="cosine", **values), total_steps=100, steps_per_epoch=10
+    )
     for t in (0, 1, 19, 20, 21, 45, 69, 70, 71, 99):
         cosine = 2.0 * (0.1 + 0.9 * (1 + math.cos(math.pi * min(t, 70) / 70)) / 2)
         expected = 0.5 + 1.5 * t / 20 if t < 20 else cosine
         np.testing.assert_allclose(lr(jnp.asarray(t)), expected, rtol=1e-5, err_msg=f"step {t}")
     later = dict(values, schedule="step", cooldown_epochs=0.0, step_epochs=(3.5,), decay_rate=0.5)
     lr = schedule.make_schedule(section(**later), total_steps=100, steps_per_epoch=10)
-    assert [float(lr(t)) for t in (20, 35, 36)] == [2.0, 1.0, 1.0]  # overlap does not move the epochs of steps
+    assert [float(lr(t)) for t in (20, 35, 36)] == [
+        2.0,
+        1.0,
+        1.0,
+    ]  # overlap does not move the epochs of steps
 
 
 def test_warmup_longer_than_the_run_only_rises():
-    lr = schedule.make_schedule(section(schedule="cosine", lr=1.0, warmup_epochs=5.0), total_steps=10, steps_per_epoch=8)
+    lr = schedule.make_schedule(
+        section(schedule="cosine", lr=1.0, warmup_epochs=5.0), total_steps=10, steps_per_epoch=8
+    )
     np.testing.assert_allclose([lr(t) for t in range(10)], np.arange(10) / 40, atol=1e-7)

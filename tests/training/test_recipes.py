@@ -9,7 +9,17 @@ from flax import nnx
 
 import models
 import train
-from configs import attention_zoo, base, cifar, cued_digits, digits, digits_semi, imagenet90, imagenet300, imagenet350
+from configs import (
+    attention_zoo,
+    base,
+    cifar,
+    cued_digits,
+    digits,
+    digits_semi,
+    imagenet90,
+    imagenet300,
+    imagenet350,
+)
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
 from lambdanet.training.optimizer import check_rules, match_mask
@@ -22,7 +32,15 @@ RECIPES = {
     imagenet90: list(imagenet90.MODELS),
     imagenet350: list(imagenet350.ROWS),
     imagenet300: [
-        *("pvt_tiny", "slide_pvt_medium", "pvt_v2_b2_li", "slide_pvt_v2_b1", "swin_tiny", "slide_swin_base", "cswin_base"),
+        *(
+            "pvt_tiny",
+            "slide_pvt_medium",
+            "pvt_v2_b2_li",
+            "slide_pvt_v2_b1",
+            "swin_tiny",
+            "slide_swin_base",
+            "cswin_base",
+        ),
         *("slide_cswin_tiny", "nat_mini", "slide_nat_small", "lavit_base", "lavit_tiny_paper"),
     ],
     digits_semi: list(digits_semi.ROLES),
@@ -31,9 +49,9 @@ RECIPES = {
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
-# Recipes with programs of their own. The rows of the 350-epoch table differ in rates alone, the 90-epoch rows in the stages of
-# the same blocks. Of the hierarchical networks one, since each takes long to compile: the others train in
-# tests/models/test_matrix.py.
+# Recipes with programs of their own. The rows of the 350-epoch table differ in rates alone, the
+# 90-epoch rows in the stages of the same blocks. Of the hierarchical networks one, since each takes
+# long to compile: the others train in tests/models/test_matrix.py.
 STEPPED = [
     (digits, "lambda"),
     (digits_semi, "student"),
@@ -57,7 +75,9 @@ def test_every_row_is_valid_and_its_smoke_version_builds(case):
     full, smoke = module.get_config(row), module.get_config(f"{row},smoke")
 
     def build():
-        return nnx.eval_shape(lambda: models.create_from_config(smoke, num_classes=10, rngs=nnx.Rngs(0)))
+        return nnx.eval_shape(
+            lambda: models.create_from_config(smoke, num_classes=10, rngs=nnx.Rngs(0))
+        )
 
     # Full-size models are built in tests/models; here it is the options that count.
     validate(full, base.get_config(), models.registry, check_paths=False)
@@ -69,7 +89,9 @@ def test_every_row_is_valid_and_its_smoke_version_builds(case):
 def test_smoke_runs_ten_steps(case, tmp_path):
     module, row = case
     config = module.get_config(f"{row},smoke")
-    config.train.cache_dir = config.train.keep_best = config.data.eval_split = ""  # evaluation would be compiled too
+    config.train.cache_dir = config.train.keep_best = config.data.eval_split = (
+        ""  # evaluation would be compiled too
+    )
     jax.config.update("jax_disable_most_optimizations", True)  # compiling is all that this costs
     try:
         outcome = train.run(config, tmp_path, stream=io.StringIO(), devices=jax.devices()[:1])
@@ -83,14 +105,29 @@ def test_the_papers_numbers():
     short, long = imagenet90.get_config("llll"), imagenet350.get_config("152@224")
     for config, epochs, decay in ((short, 90, 1e-4), (long, 350, 4e-5)):
         assert config.train.epochs == epochs and config.optim.weight_decay == decay
-        assert config.optim.lr == pytest.approx(0.1 * 4096 / 256) and config.train.batch_size == 4096
-        assert (config.optim.name, config.optim.momentum, config.optim.schedule) == ("sgd", 0.9, "cosine")
-        assert (config.optim.warmup_epochs, config.train.label_smoothing, config.train.ema_decay) == (5.0, 0.1, 0.9999)
+        assert (
+            config.optim.lr == pytest.approx(0.1 * 4096 / 256) and config.train.batch_size == 4096
+        )
+        assert (config.optim.name, config.optim.momentum, config.optim.schedule) == (
+            "sgd",
+            0.9,
+            "cosine",
+        )
+        assert (
+            config.optim.warmup_epochs,
+            config.train.label_smoothing,
+            config.train.ema_decay,
+        ) == (5.0, 0.1, 0.9999)
     assert long.data.rand_augment == (2, 15.0) and long.data.image_size == (224, 224)
-    assert (long.model.name, long.model.dropout_rate, long.model.drop_path_rate) == ("lambda_resnet152", 0.3, 0.1)
+    assert (long.model.name, long.model.dropout_rate, long.model.drop_path_rate) == (
+        "lambda_resnet152",
+        0.3,
+        0.1,
+    )
 
 
-# model: batch, lr after the warm-up, at its beginning, at the end; epochs of warm-up, in all; clip, weight decay, averaging
+# model: batch, lr after the warm-up, at its beginning, at the end; epochs of warm-up, in all; clip,
+# weight decay, averaging
 HIERARCHICAL = {
     "pvt_small": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 0.0, 0.05, 0.0),
     "slide_pvt_medium": (1024, 1e-3, 1e-6, 1e-5, 5, 310, 1.0, 0.05, 0.0),
@@ -109,9 +146,18 @@ HIERARCHICAL = {
 def test_the_numbers_of_the_hierarchical_families(name):
     batch, peak, first, last, warmup, epochs, clip, decay, averaging = HIERARCHICAL[name]
     config = imagenet300.get_config(name)
-    assert config.model.name == name and config.train.batch_size == batch and config.train.epochs == epochs
+    assert (
+        config.model.name == name
+        and config.train.batch_size == batch
+        and config.train.epochs == epochs
+    )
     optim, train = config.optim, config.train
-    assert (optim.clip_norm, optim.weight_decay, train.ema_decay, train.ema_warmup) == (clip, decay, averaging, False)
+    assert (optim.clip_norm, optim.weight_decay, train.ema_decay, train.ema_warmup) == (
+        clip,
+        decay,
+        averaging,
+        False,
+    )
     lr = make_schedule(optim, total_steps=10 * epochs, steps_per_epoch=10)
     past = [last + (peak - last) * (1 + np.cos(np.pi * epoch / 300)) / 2 for epoch in (warmup, 150)]
     steps = (0, 5 * warmup, 10 * warmup, 1500, 3000, 10 * epochs - 1)
@@ -128,18 +174,29 @@ def test_the_numbers_of_the_hierarchical_families(name):
 def test_every_hierarchical_row_is_valid():
     assert len(imagenet300.MODELS) == len(set(imagenet300.MODELS)) == 47
     for name in imagenet300.MODELS:
-        validate(imagenet300.get_config(name), base.get_config(), models.registry, check_paths=False)
+        validate(
+            imagenet300.get_config(name), base.get_config(), models.registry, check_paths=False
+        )
 
 
-@pytest.mark.parametrize("name", ["slide_pvt_tiny", "slide_cswin_tiny", "slide_nat_small", "lavit_tiny"])
+@pytest.mark.parametrize(
+    "name", ["slide_pvt_tiny", "slide_cswin_tiny", "slide_nat_small", "lavit_tiny"]
+)
 def test_weight_decay_spares_all_but_weights(name):
     config = imagenet300.get_config(f"{name},smoke")
-    model = nnx.eval_shape(lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(
+        lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+    )
     params = split_model(model)[1]
     check_rules(config.optim, params)
     spared = flatten_names(match_mask(config.optim.no_decay, params))
     for path, leaf in flatten_names(params).items():
-        weight = len(leaf.shape) > 1 and path.endswith("kernel") and "theta" not in path and "psi" not in path
+        weight = (
+            len(leaf.shape) > 1
+            and path.endswith("kernel")
+            and "theta" not in path
+            and "psi" not in path
+        )
         table = path.endswith("position_embedding") or path.endswith("class_position")
         assert spared[path] != (weight or (table and not name.startswith("lavit"))), path
 
@@ -158,5 +215,7 @@ def test_rules_hold_where_a_recipe_changes_its_model():
     }
     for name, change in changes.items():
         config = imagenet300.get_config(name)
-        model = nnx.eval_shape(lambda name=name, change=change: models.create_model(name, **change, rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(
+            lambda name=name, change=change: models.create_model(name, **change, rngs=nnx.Rngs(0))
+        )
         check_rules(config.optim, split_model(model)[1])

@@ -1,8 +1,8 @@
-"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes; all must
-train the same.
+"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes;
+all must train the same.
 
-One straight run of twenty steps on one device is the reference. The other runs are started together, since
-each process spends seconds on imports and compiling.
+One straight run of twenty steps on one device is the reference. The other runs are started
+together, since each process spends seconds on imports and compiling.
 """
 
 import contextlib
@@ -34,7 +34,8 @@ def make_config(data_dir):
     config.data.data_dir = str(data_dir)
     config.model.blocks, config.model.widths = (1, 1), (8, 16)
     config.model.dropout_rate, config.model.drop_path_rate = 0.2, 0.2
-    # Constant, so that a run of ten steps is the beginning of one of twenty; large, so that ten steps move the weights.
+    # Constant, so that a run of ten steps is the beginning of one of twenty; large, so that ten
+    # steps move the weights.
     config.optim.schedule, config.optim.warmup_epochs, config.optim.lr = "constant", 0.0, 0.02
     config.train.steps, config.train.batch_size, config.train.log_every = STEPS, 32, 1
     config.train.mixup_alpha, config.train.ema_decay = 0.2, 0.99
@@ -59,7 +60,9 @@ def flags_of(config, workdir, **overrides):
 
 @contextlib.contextmanager
 def quick_compilation():
-    """Compiles without optimisation, three times faster; children do the same, so all run the same programs."""
+    """Compiles without optimisation, three times faster; children do the same, so all run the same
+    programs.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
@@ -70,10 +73,14 @@ def quick_compilation():
 def start_child(script, *args, devices=1):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
     if devices > 1:
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
         environment |= {"XLA_FLAGS": flags}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe)
+    return subprocess.Popen(
+        [sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe
+    )
 
 
 def free_port():
@@ -89,7 +96,9 @@ class Runs:
         self.root = root
         self.config = make_config(root / "data")
         self.straight = root / "straight"
-        self.outcome = train.run(self.config, self.straight, stream=io.StringIO(), devices=jax.devices()[:1])
+        self.outcome = train.run(
+            self.config, self.straight, stream=io.StringIO(), devices=jax.devices()[:1]
+        )
         # What a machine with one device leaves after ten steps, to be continued on eight.
         moved = root / "moved"
         shutil.copytree(self.straight, moved)
@@ -99,12 +108,18 @@ class Runs:
         text = to_json(self.config)
         jobs = [
             dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
-            for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("data8", HALF, 8, 1), ("fsdp4", HALF, 2, 4))
+            for name, steps, data, fsdp in (
+                ("moved", STEPS, 8, 1),
+                ("data8", HALF, 8, 1),
+                ("fsdp4", HALF, 2, 4),
+            )
         ]
         short = flags_of(self.config, root / "pair", **{"train.steps": HALF})
         term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
         children = {
-            "kill": start_child("train_child.py", "kill", "15", *flags_of(self.config, root / "kill")),
+            "kill": start_child(
+                "train_child.py", "kill", "15", *flags_of(self.config, root / "kill")
+            ),
             "term": start_child("train_child.py", "term", "10", *term),
             "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
@@ -121,14 +136,21 @@ class Runs:
         """All arrays of a checkpoint by name, on the host, read without any of our own code."""
         folder = self.root / name / "checkpoints" / str(step) / "state"
         reader = ocp.PyTreeCheckpointer()
-        args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(folder).item_metadata.tree)
+        args = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(folder).item_metadata.tree,
+        )
         return reader.restore(folder, restore_args=args)
 
     def steps(self, name):
-        return sorted(int(p.name) for p in (self.root / name / "checkpoints").iterdir() if p.name.isdigit())
+        return sorted(
+            int(p.name) for p in (self.root / name / "checkpoints").iterdir() if p.name.isdigit()
+        )
 
     def losses(self, name):
-        return {r["step"]: r["loss"] for r in read_records(self.root / name) if r["split"] == "train"}
+        return {
+            r["step"]: r["loss"] for r in read_records(self.root / name) if r["split"] == "train"
+        }
 
 
 @pytest.fixture(scope="module")
@@ -157,24 +179,35 @@ def test_the_reference_run_learns_and_ends_with_the_test_split(runs):
     assert runs.outcome["loss"] < np.log(10) - 0.05  # what a network that knows nothing has
     assert runs.outcome["step"] == STEPS and not runs.outcome["interrupted"]
     last = read_records(runs.straight)[-1]
-    assert last["split"] == "test" and last["count"] == 360 and last["accuracy"] == runs.outcome["accuracy"]
+    assert (
+        last["split"] == "test"
+        and last["count"] == 360
+        and last["accuracy"] == runs.outcome["accuracy"]
+    )
     assert runs.steps("straight") == [HALF, STEPS]
 
 
 def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
     assert runs.code["kill"] == -9, runs.output["kill"]
     assert runs.steps("kill") == [HALF]
-    assert max(runs.losses("kill")) > HALF  # records of lost steps, which the continuation must drop
+    assert (
+        max(runs.losses("kill")) > HALF
+    )  # records of lost steps, which the continuation must drop
     outcome, text = continue_run(runs, "kill")
     assert "continuing from step 10" in text
     assert_bitwise_equal(runs, "kill")
-    assert outcome["loss"] == runs.outcome["loss"] and outcome["ema_loss"] == runs.outcome["ema_loss"]
+    assert (
+        outcome["loss"] == runs.outcome["loss"] and outcome["ema_loss"] == runs.outcome["ema_loss"]
+    )
 
 
 def test_sigterm_saves_exits_with_0_and_continues_bitwise_with_other_workers(runs):
     # The first part read its data with two worker processes, the second reads with threads.
     assert runs.code["term"] == 0, runs.output["term"]
-    assert "SIGTERM" in runs.output["term"][0] and "the same command continues" in runs.output["term"][0]
+    assert (
+        "SIGTERM" in runs.output["term"][0]
+        and "the same command continues" in runs.output["term"][0]
+    )
     assert json.loads(runs.output["term"][0].splitlines()[-1])["interrupted"] is True
     assert runs.steps("term") == [HALF, HALF + 1]
     continue_run(runs, "term")
@@ -214,13 +247,19 @@ def test_eight_devices_train_like_one(runs, name):
 
 
 def test_two_processes_train_like_one_and_only_the_first_writes(runs):
-    assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (runs.output["pair0"], runs.output["pair1"])
+    assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
+        runs.output["pair0"],
+        runs.output["pair1"],
+    )
     one, two = runs.losses("straight"), runs.losses("pair")
     for step in range(1, HALF + 1):
         assert two[step] == pytest.approx(one[step], abs=1e-5), step
     assert runs.steps("pair") == [HALF]
     last = [json.loads(runs.output[p][0].splitlines()[-1]) for p in ("pair0", "pair1")]
     assert last[0]["count"] == last[1]["count"] == 360 and last[0]["loss"] == last[1]["loss"]
-    assert "step 1/10" in runs.output["pair0"][0] and "step" not in runs.output["pair1"][0].splitlines()[-2]
+    assert (
+        "step 1/10" in runs.output["pair0"][0]
+        and "step" not in runs.output["pair1"][0].splitlines()[-2]
+    )
     records = read_records(runs.root / "pair")
     assert [r["split"] for r in records].count("test") == 1

@@ -1,4 +1,4 @@
-"""What train.run refuses, and how it stops: each wrong input gives a message that says what to do."""
+"""What train.run refuses, and how it stops: wrong inputs give messages that say what to do."""
 
 import io
 import json
@@ -42,7 +42,9 @@ def finished(data_dir, tmp_path_factory):
     return workdir
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(data_dir, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    data_dir, tmp_path
+):
     config = make_config(data_dir)
     # The warm-up gives the first step lr 0, the second one that overflows.
     config.optim.name, config.optim.lr, config.optim.warmup_epochs = "sgd", 1e38, 4 * 16 / 1077
@@ -50,7 +52,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     with pytest.raises(FloatingPointError) as error:
         run(config, tmp_path)
     text = str(error.value)
-    assert "step 2 gave" in text and "Good checkpoints" in text and "[1]" in text and "optim.clip_norm" in text
+    assert (
+        "step 2 gave" in text
+        and "Good checkpoints" in text
+        and "[1]" in text
+        and "optim.clip_norm" in text
+    )
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["1"]
 
@@ -61,21 +68,32 @@ def test_another_model_or_optimiser_is_refused_with_the_changed_keys(data_dir, f
     with pytest.raises(checkpoint.CheckpointError) as error:
         run(config, finished)
     text = str(error.value)
-    assert "model.widths: [4] -> [8]" in text and "optim.lr: 0.004 -> 0.5" in text and "log_every" not in text
-    assert json.loads((finished / "config.json").read_text())["optim"]["lr"] == 0.004  # the record of the run is untouched
+    assert (
+        "model.widths: [4] -> [8]" in text
+        and "optim.lr: 0.004 -> 0.5" in text
+        and "log_every" not in text
+    )
+    assert (
+        json.loads((finished / "config.json").read_text())["optim"]["lr"] == 0.004
+    )  # the record of the run is untouched
 
 
 def test_a_run_that_became_shorter_is_refused(data_dir, finished):
     config = make_config(data_dir)
     config.train.steps = 4
-    with pytest.raises(checkpoint.CheckpointError, match="holds step 6, but this run has only 4 steps"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match="holds step 6, but this run has only 4 steps"
+    ):
         run(config, finished)
 
 
 def test_a_damaged_checkpoint_stops_the_run(data_dir, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "copy")
     (tmp_path / "copy" / "checkpoints" / "6" / "meta" / "metadata").write_text("{")
-    with pytest.raises(checkpoint.CheckpointError, match="step 6 is damaged.*\n.*\n.*delete it to go on from step 4"):
+    with pytest.raises(
+        checkpoint.CheckpointError,
+        match="step 6 is damaged.*\n.*\n.*delete it to go on from step 4",
+    ):
         run(make_config(data_dir), tmp_path / "copy")
 
 
@@ -104,4 +122,6 @@ def test_accumulation_and_frozen_parameters_work_in_a_whole_run(data_dir, tmp_pa
     config.train.accumulate, config.train.steps = 2, 2
     config.optim.frozen = (r"stem/.*",)
     assert run(config, tmp_path)["step"] == 2
-    assert np.isfinite([json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]).all()
+    assert np.isfinite(
+        [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    ).all()

@@ -25,7 +25,9 @@ print(done, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 def run(program, **environment):
     paths = {"PATH": "", "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", program]
-    return subprocess.run(command, env=paths | environment, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(
+        command, env=paths | environment, capture_output=True, text=True, check=True
+    ).stdout
 
 
 def faults(**environment):
@@ -48,13 +50,20 @@ import jax, jax.numpy as jnp
 x, kernel = jnp.ones((2, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
 convolve = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
 print(done, jax.jit(convolve).lower(x, kernel).compile().as_text().count("ynn_fusion"), os.environ["XLA_FLAGS"])
-"""
+"""  # noqa: E501
 
 
-@pytest.mark.skipif(not importlib.metadata.version("jaxlib").startswith("0.10."), reason="other versions are left alone")
+@pytest.mark.skipif(
+    not importlib.metadata.version("jaxlib").startswith("0.10."),
+    reason="other versions are left alone",
+)
 def test_convolutions_are_eigens_and_the_users_flags_stay():
-    done, count, flags = run(CONVOLUTION, XLA_FLAGS="--xla_cpu_enable_fast_math=false").split(maxsplit=2)
-    assert (done, count) == ("True", "0") and flags.startswith("--xla_cpu_enable_fast_math=false --xla_cpu_experimental_ynn")
+    done, count, flags = run(CONVOLUTION, XLA_FLAGS="--xla_cpu_enable_fast_math=false").split(
+        maxsplit=2
+    )
+    assert (done, count) == ("True", "0") and flags.startswith(
+        "--xla_cpu_enable_fast_math=false --xla_cpu_experimental_ynn"
+    )
     theirs = "--xla_cpu_experimental_ynn_fusion_type=individual_convolution"
     done, count, flags = run(CONVOLUTION, XLA_FLAGS=theirs).split()
     assert done == "False" and int(count) > 0 and flags == theirs

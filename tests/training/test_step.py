@@ -1,4 +1,6 @@
-"""The steps: mixing, smoothing, accumulation, averages, frozen parameters, evaluation sums, names of the state."""
+"""The steps: mixing, smoothing, accumulation, averages, frozen parameters, evaluation sums, names
+of the state.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +52,16 @@ def set_up(train=None, optim=None, **net):
     config = base.get_config()
     config.train.label_smoothing = 0.0
     config.train.update(train or {})
-    config.optim.update(dict(name="sgd", lr=0.1, schedule="constant", warmup_epochs=0.0, weight_decay=0.0, no_decay=()))
+    config.optim.update(
+        dict(
+            name="sgd",
+            lr=0.1,
+            schedule="constant",
+            warmup_epochs=0.0,
+            weight_decay=0.0,
+            no_decay=(),
+        )
+    )
     config.optim.update(optim or {})
 
     def build():
@@ -60,12 +71,18 @@ def set_up(train=None, optim=None, **net):
     lr = schedule.make_schedule(config.optim, total_steps=10, steps_per_epoch=5)
     tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(build)[0])
     start = jax.jit(state.make_init(build, tx, ema=config.train.ema_decay > 0))()
-    train_step = jax.jit(step.make_train_step(graphdef, tx, config, num_classes=CLASSES, seed=3, schedule=lr))
+    train_step = jax.jit(
+        step.make_train_step(graphdef, tx, config, num_classes=CLASSES, seed=3, schedule=lr)
+    )
     return config, start, train_step, graphdef_eval
 
 
 def close(a, b, **tolerance):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **(dict(rtol=1e-5, atol=1e-6) | tolerance)), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, **(dict(rtol=1e-5, atol=1e-6) | tolerance)),
+        a,
+        b,
+    )
 
 
 def test_normalise():
@@ -164,14 +181,20 @@ def test_bfloat16_keeps_float32_state_and_comes_close():
     _, start, exact, _ = set_up(norm=True)
     _, start16, fast, _ = set_up(norm=True, dtype=jnp.bfloat16)
     (_, metrics), (after16, metrics16) = exact(start, batch), fast(start16, batch)
-    assert {leaf.dtype for leaf in jax.tree.leaves((after16.params, after16.stats))} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves((after16.params, after16.stats))} == {
+        jnp.dtype("float32")
+    }
     close(metrics16["loss"], metrics["loss"], rtol=1e-2)
 
 
 @pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0), (0.0, 0.0)])
 def test_mixing_maps(alphas):
     keys = jax.random.split(jax.random.key(0), 400)
-    maps = np.asarray(jax.vmap(lambda k: step.mix_weights(k, 9, 13, mixup_alpha=alphas[0], cutmix_alpha=alphas[1]))(keys))
+    maps = np.asarray(
+        jax.vmap(
+            lambda k: step.mix_weights(k, 9, 13, mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
+        )(keys)
+    )
     assert maps.shape == (400, 9, 13) and maps.min() >= 0 and maps.max() <= 1
     flat = np.ptp(maps, axis=(1, 2)) == 0
     binary = np.isin(maps, (0.0, 1.0)).all((1, 2))
@@ -179,7 +202,9 @@ def test_mixing_maps(alphas):
         assert (maps == 1).all()
     elif alphas[1] == 0:
         assert flat.all()
-        assert abs(maps.mean() - 0.5) < 0.05 and abs(maps[:, 0, 0].std() - 12**-0.5) < 0.03  # Beta(1, 1) is uniform
+        assert (
+            abs(maps.mean() - 0.5) < 0.05 and abs(maps[:, 0, 0].std() - 12**-0.5) < 0.03
+        )  # Beta(1, 1) is uniform
     elif alphas[0] == 0:
         assert binary.all()
         inside = maps == 0
@@ -191,7 +216,9 @@ def test_mixing_maps(alphas):
 
 
 def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monkeypatch):
-    weights = jnp.zeros((8, 8)).at[:3, 2:].set(1.0).at[3:, :4].set(0.25)  # not a map that either method draws: any will do
+    weights = (
+        jnp.zeros((8, 8)).at[:3, 2:].set(1.0).at[3:, :4].set(0.25)
+    )  # not a map that either method draws: any will do
     monkeypatch.setattr(step, "mix_weights", lambda *_, **__: weights)
     _, start, train_step, _ = set_up(train=dict(cutmix_alpha=1.0, label_smoothing=0.1), norm=False)
     batch = make_batch(size=4)
@@ -199,9 +226,13 @@ def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monke
     image, label = np.asarray(batch["image"]) / 127.5 - 1.0, np.asarray(batch["label"])
     onehot, share = np.eye(CLASSES)[label], float(weights.mean())
     rows = [3, 0, 1, 2]  # row i meets row i - 1
-    mixed = np.asarray(weights)[..., None] * image + (1 - np.asarray(weights)[..., None]) * image[rows]
+    mixed = (
+        np.asarray(weights)[..., None] * image + (1 - np.asarray(weights)[..., None]) * image[rows]
+    )
     target = 0.9 * (share * onehot + (1 - share) * onehot[rows]) + 0.1 / CLASSES
-    logits = nnx.merge(nnx.graphdef(TinyNet(norm=False, rngs=nnx.Rngs(0))), start.params)(jnp.asarray(mixed, jnp.float32))
+    logits = nnx.merge(nnx.graphdef(TinyNet(norm=False, rngs=nnx.Rngs(0))), start.params)(
+        jnp.asarray(mixed, jnp.float32)
+    )
     close(metrics["loss"], -(target * jax.nn.log_softmax(logits)).sum(-1).mean())
 
 
@@ -241,23 +272,32 @@ def test_evaluation_counts_nan_logits_as_wrong_and_refuses_an_empty_split():
     config, start, _, graphdef = set_up()
     eval_step = jax.jit(step.make_eval_step(graphdef, config, CLASSES))
     broken = jax.tree.map(lambda p: p * jnp.nan, start.params)
-    batch = jax.tree.map(np.array, make_batch(6)) | {"mask": np.ones(6, np.float32), "id": np.arange(6)}
+    batch = jax.tree.map(np.array, make_batch(6)) | {
+        "mask": np.ones(6, np.float32),
+        "id": np.arange(6),
+    }
     batch["label"][:] = 3
     result = evaluate.evaluate(eval_step, broken, start.stats, [batch])
     assert result["accuracy"] == 0 and result["top5"] == 0
     with pytest.raises(ValueError, match="no record"):
-        evaluate.evaluate(eval_step, start.params, start.stats, [batch | {"mask": np.zeros(6, np.float32)}])
+        evaluate.evaluate(
+            eval_step, start.params, start.stats, [batch | {"mask": np.zeros(6, np.float32)}]
+        )
 
 
 def test_names_of_the_state_and_back():
     _, start, _, _ = set_up(train=dict(ema_decay=0.9))
     flat = state.flatten_names(start)
     assert {"step", "params/layers/0/kernel", "stats/norm/mean", "ema/stats/norm/var"} <= set(flat)
-    assert any(name.startswith("opt_state/") and name.endswith("trace/conv/kernel") for name in flat)
+    assert any(
+        name.startswith("opt_state/") and name.endswith("trace/conv/kernel") for name in flat
+    )
     back = state.unflatten_names(flat, start)
     assert jax.tree.structure(back) == jax.tree.structure(start)
     jax.tree.map(np.testing.assert_array_equal, back, start)
     with pytest.raises(ValueError, match=r"missing: \['params/conv/bias'\]; not used: \['x'\]"):
-        state.unflatten_names({k: v for k, v in flat.items() if k != "params/conv/bias"} | {"x": 1}, start)
+        state.unflatten_names(
+            {k: v for k, v in flat.items() if k != "params/conv/bias"} | {"x": 1}, start
+        )
     with pytest.raises(ValueError, match="clash"):
         state.flatten_names({"a": {"b": 1}, "a/b": 2})

@@ -1,4 +1,4 @@
-"""Starting a run from a weights file: our own layout and PyTorch's names, old and new classifier."""
+"""Starting a run from a weights file: our layout, PyTorch's names, old and new classifier."""
 
 import jax
 import numpy as np
@@ -15,7 +15,9 @@ TINY = dict(blocks=(1, 1), widths=(8, 8), attention=None)
 
 
 def build(num_classes=10, seed=0):
-    return models.create_model("lambda_resnet_digits", num_classes=num_classes, rngs=nnx.Rngs(seed), **TINY)
+    return models.create_model(
+        "lambda_resnet_digits", num_classes=num_classes, rngs=nnx.Rngs(seed), **TINY
+    )
 
 
 def fresh_state(num_classes=10, ema=True):
@@ -28,7 +30,10 @@ def fresh_state(num_classes=10, ema=True):
 def saved(tmp_path_factory):
     """A weights file in our layout, and the names and arrays in it."""
     _, params, stats = state.split_model(build())
-    flat = {k: np.asarray(v) for k, v in (state.flatten_names(params) | state.flatten_names(stats)).items()}
+    flat = {
+        k: np.asarray(v)
+        for k, v in (state.flatten_names(params) | state.flatten_names(stats)).items()
+    }
     path = tmp_path_factory.mktemp("weights") / "own.safetensors"
     files.save_safetensors(path, flat, files.export_metadata({"name": "lambda_resnet_digits"}))
     return path, flat
@@ -42,7 +47,9 @@ def test_everything_is_taken_and_the_averages_start_there_too(saved):
         for name, leaf in state.flatten_names(tree).items():
             np.testing.assert_array_equal(leaf, flat[name], err_msg=name)
     pointers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((now.params, now.ema))]
-    assert len(set(pointers)) == len(pointers)  # or donating the state would give one buffer away twice
+    assert len(set(pointers)) == len(
+        pointers
+    )  # or donating the state would give one buffer away twice
 
 
 def test_a_new_head_keeps_its_initialisation(saved):

@@ -1,4 +1,5 @@
-"""Runs the real train.py in a process of its own that a signal meets at an exact batch; started by test_resume.py.
+"""Runs the real train.py in a process of its own that a signal meets at an exact batch; started by
+test_resume.py.
 
 Usage: train_child.py <kill|term|none> <batch> <train.py flags>.
 """
@@ -23,8 +24,8 @@ class Signalling:
     def __next__(self):
         if self._action != "none" and self.state()["batches"] == self._at:
             if self._action == "kill":
-                # The save before runs in the background; kill -9 in the middle of one is a case of its own
-                # (test_checkpoint.py).
+                # The save before runs in the background; kill -9 in the middle of one is a case of
+                # its own (test_checkpoint.py).
                 workdir = next(a.partition("=")[2] for a in sys.argv if a.startswith("--workdir="))
                 while not (Path(workdir) / "checkpoints" / "10").is_dir():
                     time.sleep(0.01)
