@@ -100,7 +100,7 @@ def fit_heads(num_heads: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int,
     )
 
 
-def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+def create_from_config(config: Any, data_options, *, rngs: nnx.Rngs) -> nnx.Module:
     """Builds `config.model`: its `name`, every other key being an option of that model.
 
     Args:
@@ -124,7 +124,7 @@ def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.
     from_data = {
         "in_channels": config.data.channels,
         "image_size": _plain(config.data.image_size),
-        "num_classes": num_classes,
+        **data_options,
     }
     declared = registry.parameters(name)
     return create_model(

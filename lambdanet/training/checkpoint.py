@@ -216,6 +216,8 @@ class Checkpoints:
         data_state: Mapping[str, Any],
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        *,
+        progress: Mapping[str, Any],
     ) -> bool:
         """Starts writing a checkpoint and returns once the arrays have left the device, so the
         state may be donated.
@@ -237,7 +239,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return False
         flat = flatten_names(state)
-        meta = {"config": config, "data": data_state, "checksums": checksums(flat)}
+        meta = {"config": config, "data": data_state, "progress": progress}
+        meta["checksums"] = checksums(flat)
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
         score = (
             {k: float(v) for k, v in metrics.items()}
@@ -283,7 +286,9 @@ class Checkpoints:
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             ),
         )
-        return meta.meta
+        meta = dict(meta.meta)
+        meta.setdefault("progress", {"seconds": meta["data"].get("seconds", 0.0), "window": {}})
+        return meta
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None
@@ -473,6 +478,13 @@ def load_weights(
         return weights["params"], weights["stats"], step
     finally:
         checkpoints.close()
+
+
+def newest_step(workdir: str | Path) -> int:
+    """Returns the newest complete step in a workdir, 0 if there is none; opens nothing."""
+    folder = Path(workdir) / FOLDER
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=0)
 
 
 def _first_line(error: BaseException) -> str:
