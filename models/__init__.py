@@ -1,4 +1,4 @@
-"""Backbones by name: `create_model(name, rngs=..., **overrides)`; one file per family."""
+"""Backbones by name: `create_model(name, rngs=..., **overrides)`; one room per family."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import Any
 
 from flax import nnx
 
-# Importing a module registers its models.
-from . import context_resnet as _context_resnet  # noqa: F401
-from . import cswin as _cswin  # noqa: F401
-from . import lambda_resnet as _lambda_resnet  # noqa: F401
+# Importing a family registers its models.
+from . import hierarchical as _hierarchical  # noqa: F401
 from . import lavit as _lavit  # noqa: F401
-from . import nat as _nat  # noqa: F401
-from . import pvt as _pvt  # noqa: F401
-from . import pvt_v2 as _pvt_v2  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
-from . import resnet_rs as _resnet_rs  # noqa: F401
-from . import swin as _swin  # noqa: F401
 from .context import fit_context
 from .option_checks import positives
 from .registration import registry
