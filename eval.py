@@ -142,7 +142,7 @@ def load_subject() -> Subject:
 
     def build() -> nnx.Module:
         return models.create_from_config(
-            config, num_classes=num_classes, rngs=nnx.Rngs(config.seed)
+            config, {"num_classes": num_classes}, rngs=nnx.Rngs(config.seed)
         )
 
     validate(build=lambda: nnx.eval_shape(build))

@@ -78,7 +78,7 @@ def run(
     # ----------------------------------------------------------------------------------------------
     def build(num_classes: int) -> nnx.Module:
         return models.create_from_config(
-            config, num_classes=num_classes, rngs=nnx.Rngs(config.seed)
+            config, {"num_classes": num_classes}, rngs=nnx.Rngs(config.seed)
         )
 
     shapes = lambda: nnx.eval_shape(lambda: build(10))  # noqa: E731
