@@ -222,7 +222,7 @@ def prepare_step(run: Run) -> harness.Prepared:
     config, num_classes = run.config, data.describe(run.config.data).num_classes
 
     def build():
-        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, {"num_classes": num_classes}, rngs=nnx.Rngs(0))
 
     batch_size = config.train.batch_size
     make, train_step, batch = model_suite.training_step(

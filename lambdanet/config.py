@@ -63,8 +63,8 @@ def validate(
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
         build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when
-            everything else about the model is right, so that its own complaints (heads that do not
+            models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0)))`; called only
+            when everything else about the model is right, so that its own complaints (heads that do not
             divide) join the report. What it returns is asked for the names of its auxiliary losses.
         workdir: also check that this directory can be written to.
         check_paths: data directories and label files must exist; False where no data is read (model

@@ -54,7 +54,8 @@ assert any(row["type"] == "Newcomer" for row in model.summary_rows(8, 8))
 
 assert name in attention_zoo.variants()
 compared = attention_zoo.get_config("digits," + name)
-abstract = nnx.eval_shape(lambda: create_from_config(compared, num_classes=10, rngs=nnx.Rngs(0)))
+build = lambda: create_from_config(compared, {"num_classes": 10}, rngs=nnx.Rngs(0))
+abstract = nnx.eval_shape(build)
 assert any(row["type"] == "Newcomer" for row in abstract.summary_rows(8, 8))
 print(lambdanet.__file__)
 """  # noqa: E501
