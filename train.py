@@ -10,16 +10,20 @@ and --process_id); the workdir must be shared.
 from __future__ import annotations
 
 import collections
+import functools
+import itertools
 import json
 import math
 import os
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
@@ -307,16 +311,46 @@ def run(
                 log.evaluation(at, "test", scalars(result))
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
+            from lambdanet.tasks import classification_panels
 
             facts = {
                 "parameters": outcome["parameters"],
                 "MACs per image": abstract_model.macs(*config.data.image_size),
             }
             facts["seconds of training"] = round(outcome["train_seconds"], 1)
-            shown = dict(split=split, result=result, batches=eval_batches(split)) if split else {}
-            png, text = write_report(
-                workdir, config=config, class_names=info.class_names, facts=facts, **shown
+            panels = None
+            if split:
+                found = [
+                    (b["image"][b["mask"] > 0], b["id"][b["mask"] > 0])
+                    for b in itertools.islice(eval_batches(split), -(-512 // eval_batch_size))
+                ]
+                names = {
+                    "label": "labels",
+                    "prediction": "predictions",
+                    "confidence": "confidences",
+                    "id": "ids",
+                }
+                panels = functools.partial(
+                    classification_panels.panels,
+                    rows={k: result[v] for k, v in names.items()},
+                    examples={
+                        "image": np.concatenate([i for i, _ in found]),
+                        "id": np.concatenate([i for _, i in found]),
+                    },
+                    info=types.SimpleNamespace(classes=info.class_names),
+                    config=config,
+                )
+            png, text, problem = write_report(
+                workdir,
+                config=config,
+                metrics={"accuracy": "max", "top5": "max", "loss": "min"},
+                split=split,
+                result=result,
+                facts=facts,
+                panels=panels,
             )
+            if problem:
+                log.message(f"report: {problem}")
             outcome["report"] = str(text)
             log.message(f"report: {text}\n        {png}")
         return outcome

@@ -1,0 +1,1 @@
+"""Tasks: what is learnt, as modules of plain functions."""
