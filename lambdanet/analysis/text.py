@@ -8,11 +8,13 @@ must appear as what they are, never as markup.
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -61,6 +63,11 @@ def markdown_table(
     return [f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|"] + [
         f"| {' | '.join(row)} |" for row in rows
     ]
+
+
+def console(width: int) -> Console:
+    """Returns a console for tables: as wide as the terminal, or `width` columns in a pipe."""
+    return Console(width=None if sys.stdout.isatty() else width, highlight=False)
 
 
 def console_table(
