@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -102,7 +103,9 @@ def write_report(
 
 
 def _say(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    """Returns an error in a line; where it was raised is shown by train.py --verbosity=1."""
+    logging.getLogger(__name__).debug("in the report", exc_info=error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def read_curves(workdir: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts are written
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$^!:])")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$^!]|:(?=\S))")  # ':' begins an address or a smiley
 
 
 def visible(text: Any) -> str:
