@@ -167,7 +167,10 @@ def load_subject(
     def build(data_options: dict[str, Any]) -> nnx.Module:
         return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
 
-    checks = dict(build=build, check_paths=needs_data)
+    def shapes() -> nnx.Module:
+        return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
+
+    checks = dict(build=shapes, check_paths=needs_data)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
     start_up.use_compilation_cache(config.train.cache_dir)
     task = tasks.get(config.task)
@@ -391,19 +394,19 @@ def main(argv: list[str]) -> None:
     start_up.use_eigen_convolutions()
     start_up.keep_freed_memory()
     try:
-        run(given.mode, given)
+        run(given.mode, given, CONFIG)
     except (ValueError, OSError, MemoryError) as error:  # it cannot be done; the message says why
         sys.exit(f"eval.py --mode={given.mode}: {error}")
 
 
-def run(mode: str, given: Any) -> None:
-    """Runs the mode that the flags name."""
+def run(mode: str, given: Any, recipe: Any) -> None:
+    """Runs a mode with the flags' values; `recipe` is the `ConfigFlag`."""
     if mode == "describe":
         return describe(given.name)
     folder = Path(given.output or Path(given.workdir or "runs") / "eval")
     subject = load_subject(
-        CONFIG.value if CONFIG.path else None,
-        overrides=CONFIG.overrides,
+        recipe.value if recipe.path else None,
+        overrides=recipe.overrides,
         workdir=given.workdir,
         weights=given.weights,
         step=given.step,

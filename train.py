@@ -69,11 +69,13 @@ def run(
     def build(data_options: dict[str, Any]) -> nnx.Module:
         return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
 
+    def shapes() -> nnx.Module:
+        return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
+
     start = checkpoint_lib.newest_step(workdir)
     schema, resumes = base.get_config(), start > 0
-    config_lib.validate(
-        config, schema, models.registry, build=build, workdir=workdir, resumes=resumes
-    )
+    checks = dict(build=shapes, workdir=workdir, resumes=resumes)
+    config_lib.validate(config, schema, models.registry, **checks)
     workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
     task = tasks.get(config.task)
     start_up.use_compilation_cache(train.cache_dir)
@@ -236,9 +238,11 @@ def run(
             facts = {"parameters": parameters, "MACs per image": macs}
             facts["seconds of training"] = round(spent, 1)
             shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
-            png, text = write_report(workdir, config=config, panels=panels, **shown)
-            outcome["report"] = str(text)
-            log.message(f"report: {text}\n        {png}")
+            written = write_report(workdir, config=config, panels=panels, **shown)
+            outcome["report"] = str(written.markdown)
+            log.message(f"report: {written.markdown}\n        {written.png}")
+            if written.problem:
+                log.message(f"the report is not whole: {written.problem}")
         return outcome
     except metrics.NonFiniteError as error:
         checkpoints.wait()

@@ -62,9 +62,8 @@ def validate(
         config: the final config, overrides applied.
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
-        build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0)))`; called only
-            when everything else about the model is right, so that its own complaints (heads that do not
+        build: builds the model without allocating it (`nnx.eval_shape`); called only when
+            everything else about the model is right, so that its own complaints (heads that do not
             divide) join the report. What it returns is asked for the names of its auxiliary losses.
         workdir: also check that this directory can be written to.
         check_paths: data directories and label files must exist; False where no data is read (model
@@ -111,7 +110,7 @@ def validate(
     data_failed = failed & {"data.channels", "data.image_size"}
     if build is not None and not model_problems and not data_failed:
         try:
-            model = build({"num_classes": 10})
+            model = build()
             if "train.auxiliary_losses" not in failed:
                 problems += auxiliary_problems(config.train.auxiliary_losses, model)
         except (ValueError, TypeError) as error:

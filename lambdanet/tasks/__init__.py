@@ -59,7 +59,7 @@ CONTRACT = (
 )
 
 UNKNOWN = DataInfo({}, ("any",))
-"""Stands for the data where a model is only built to check its options."""
+"""Stands for data that nobody has looked at."""
 
 
 def get(name: str) -> ModuleType:
@@ -69,6 +69,11 @@ def get(name: str) -> ModuleType:
             f"task {name!r}; allowed: {', '.join(TASKS)}.{suggest(str(name), list(TASKS))}"
         )
     return TASKS[name]
+
+
+def options_without_data(config: Any) -> dict[str, Any]:
+    """Returns the task's `model_options` for a model that is only built to check its options."""
+    return get(config.task).model_options(UNKNOWN, config)
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:

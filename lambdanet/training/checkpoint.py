@@ -36,6 +36,10 @@ MAY_CHANGE = (
 )
 
 
+NO_PROGRESS: Mapping[str, Any] = {"seconds": 0.0, "window": {}}
+"""Seconds of training so far, and `metrics.Window.sums`."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or continued; the message says which, where and
     what to do.
@@ -217,7 +221,7 @@ class Checkpoints:
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
         *,
-        progress: Mapping[str, Any],
+        progress: Mapping[str, Any] | None = None,
     ) -> bool:
         """Starts writing a checkpoint and returns once the arrays have left the device, so the
         state may be donated.
@@ -228,6 +232,7 @@ class Checkpoints:
             data_state: JSON-able position of the data iterator, to which the state belongs.
             config: the config as plain values.
             metrics: of an evaluation of this very state; they decide which checkpoint is best.
+            progress: what else a continued run needs to know; see `NO_PROGRESS`.
 
         Returns:
             False if this step is already there (it holds the same state, as steps are
@@ -239,7 +244,7 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return False
         flat = flatten_names(state)
-        meta = {"config": config, "data": data_state, "progress": progress}
+        meta = {"config": config, "data": data_state, "progress": progress or dict(NO_PROGRESS)}
         meta["checksums"] = checksums(flat)
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
         score = (
@@ -287,7 +292,9 @@ class Checkpoints:
             ),
         )
         meta = dict(meta.meta)
-        meta.setdefault("progress", {"seconds": meta["data"].get("seconds", 0.0), "window": {}})
+        # Until 2026-11 the seconds stood with the position of the data.
+        seconds = meta["data"].get("seconds", 0.0)
+        meta.setdefault("progress", NO_PROGRESS | {"seconds": seconds})
         return meta
 
     def restore(
