@@ -54,6 +54,7 @@ def validate(
     build: Callable[[], Any] | None = None,
     workdir: str | os.PathLike | None = None,
     check_paths: bool = True,
+    resumes: bool = False,
 ) -> None:
     """Checks a config before any device work and reports every problem at once.
 
@@ -61,8 +62,7 @@ def validate(
         config: the final config, overrides applied.
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
-        build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when
+        build: builds the model without allocating it (`nnx.eval_shape`); called only when
             everything else about the model is right, so that its own complaints (heads that do not
             divide) join the report. What it returns is asked for the names of its auxiliary losses.
         workdir: also check that this directory can be written to.
@@ -353,3 +353,11 @@ def load(workdir: str | os.PathLike, schema: ConfigDict) -> ConfigDict:
         return from_json(path.read_text(), schema)
     except json.JSONDecodeError as error:
         raise ConfigError([f"{path}: is not valid JSON ({error})"], "workdir") from error
+
+
+def modernise(plain):
+    return plain
+
+
+def check_lengths(config, total_steps, steps_per_epoch):
+    pass
