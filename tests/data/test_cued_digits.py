@@ -172,7 +172,7 @@ def test_pipeline_reads_the_prepared_set(prepared, scenes):
     )  # after the 20 of train
     assert (
         np.array_equal(
-            decode.to_array(decode.open_image(record.fields["image"])),
+            decode.to_array(decode.open_image(record.fields["image"]).load()),
             scenes["validation"][7].image,
         )
         and record.fields["label"] == 7

@@ -47,7 +47,7 @@ def test_digits_pixels_survive_exactly(config):
     original = load_digits()
     for index in (0, 100, 359):
         record = source.read(index)
-        image = decode.to_array(decode.open_image(record.fields["image"]))
+        image = decode.to_array(decode.open_image(record.fields["image"]).load())
         assert np.array_equal(image[..., 0], np.round(original.images[record.id] * 255 / 16))
         assert record.fields["label"] == original.target[record.id]
 
