@@ -103,6 +103,8 @@ def validate(
             )
             add(key, f"{key} = {value!r}: must be {text}")
     for keys, holds, text in CROSS_CHECKS + (PATH_CHECKS if check_paths else ()):
+        if resumes and keys == ("train.init_weights",):  # only the start reads it
+            continue
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {values[k]!r}' for k in keys)}: {text}")
 
