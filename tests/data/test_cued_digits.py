@@ -193,7 +193,7 @@ def test_failed_preparation_leaves_nothing(tmp_path, monkeypatch):
         raise RuntimeError("disk full")
 
     monkeypatch.setattr(cued_digits, "draw", fail)
-    with pytest.raises(RuntimeError, match="disk full"):
+    with pytest.raises(ValueError, match="disk full"):
         cued_digits.prepare(str(tmp_path), SIZE)
     assert os.listdir(tmp_path / "cued_digits" / "64x64") == []
 
