@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import base
-from lambdanet.training import checkpoint
+from lambdanet.training import checkpoint, continuing
 from lambdanet.training.state import TrainState
 
 CONFIG = base.get_config().to_dict() | {
@@ -198,8 +198,8 @@ def test_changed_keys_lists_what_makes_another_run():
     config["optim"]["lr"] = 0.5
     config["data"]["num_workers"] = 3
     saved = json.loads(json.dumps(CONFIG))
-    assert checkpoint.changed_keys(saved, CONFIG) == []
-    assert checkpoint.changed_keys(saved, config) == [
+    assert continuing.changed_keys(saved, CONFIG) == []
+    assert continuing.changed_keys(saved, config) == [
         "model.attention.key_depth: '(not set)' -> 8",
         "model.attention.scope: 7 -> 9",
         "optim.lr: 0.004 -> 0.5",
@@ -215,11 +215,11 @@ def test_a_key_that_is_newer_than_the_run_has_its_default_there():
         "optim": {"lr": CONFIG["optim"]["lr"]},
         "model": {"attention": CONFIG["model"]["attention"]},
     }
-    of_model = checkpoint.changed_keys(saved, config, defaults)
+    of_model = continuing.changed_keys(saved, config, defaults)
     assert of_model and all(
         line.startswith("model.attention") for line in of_model
     )  # options of a model have no such default
     config["optim"]["lr"] = 0.5
-    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in checkpoint.changed_keys(
+    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in continuing.changed_keys(
         saved, config, defaults
     )
