@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
 from lambdanet.layers import check_map, trunc_normal
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
@@ -20,7 +20,7 @@ from lambdanet.ops.relative_table import resize_table
 _TABLES = ("height_embedding", "width_embedding")
 
 
-@attention.register("bottleneck_attention")
+@registry.register("bottleneck_attention")
 class BottleneckAttention(nnx.Module):
     """Multi-head attention over a whole map, its logits q . k plus relative logits per row and
     column offset.

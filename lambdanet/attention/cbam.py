@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, prefixed
 from lambdanet.layers import ConvNormAct, check_map, max_over
 
@@ -30,7 +30,7 @@ POOLS = {
 """Poolings of the channel gate, [b, positions, c] -> [b, c]."""
 
 
-@attention.register("cbam")
+@registry.register("cbam")
 class ConvolutionalBlockAttention(nnx.Module):
     r"""y = x' * Ms(x') with x' = x * Mc(x): two gates; there is no residual and no projection.
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
 from lambdanet.layers import batch_norm, check_map
 
@@ -20,7 +20,7 @@ _RBF_GAMMA = 1e-4
 _ALLOWED = {"kernel": ("dot", "rbf"), "norm": ("group", "batch")}
 
 
-@attention.register("cgnl")
+@registry.register("cgnl")
 class CompactGeneralizedNonLocal(nnx.Module):
     r"""y = x + norm(z(K(theta, phi) g)), a non-local block over channel-position pairs; the
     residual is inside.
@@ -232,7 +232,7 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-attention.register("cgnlx", CompactGeneralizedNonLocal, kernel="rbf")
+registry.register("cgnlx", CompactGeneralizedNonLocal, kernel="rbf")
 
 TORCH_NAMES = (
     *prefixed(POINTWISE, r"t\.", "theta"),

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
 from lambdanet.layers import ConvNormAct, check_map
 
 
-@attention.register("criss_cross")
+@registry.register("criss_cross")
 class CrissCross(nnx.Module):
     r"""x <- x + gamma * softmax over the cross of (q . k) applied to v, `recurrence` times.
 
@@ -125,7 +125,7 @@ class CrissCross(nnx.Module):
         )
 
 
-attention.register("rcca", CrissCross, recurrence=2)
+registry.register("rcca", CrissCross, recurrence=2)
 
 
 class _Pass(nnx.Module):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LINEAR, prefixed
 from lambdanet.layers import check_map, is_count, trunc_normal
 from lambdanet.ops.depthwise import IMPLS, depthwise_conv
@@ -22,7 +22,7 @@ Stripe = tuple[int | None, int | None]
 """Height and width of a stripe; None is the whole side of the map."""
 
 
-@attention.register("cross_shaped_window")
+@registry.register("cross_shaped_window")
 class CrossShapedWindowAttention(nnx.Module):
     """Multi-head attention in vertical stripes for half of the heads, in horizontal stripes for the
     other half.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
 from lambdanet.layers import check_map
 from lambdanet.ops.softmax_attention import softmax_attention
@@ -18,7 +18,7 @@ from lambdanet.ops.softmax_attention import softmax_attention
 ENERGIES = ("max_minus", "plain")
 
 
-@attention.register("position_attention")
+@registry.register("position_attention")
 class PositionAttention(nnx.Module):
     r"""y_i = x_i + gamma * sum_j softmax_j(q_i . k_j) v_j over all pairs of positions.
 
@@ -127,7 +127,7 @@ class PositionAttention(nnx.Module):
         return n * self.dim * (2 * self.depth + self.dim) + n * n * (self.depth + self.dim)
 
 
-@attention.register("channel_attention")
+@registry.register("channel_attention")
 class ChannelAttention(nnx.Module):
     r"""y_c = x_c + gamma * sum_d a[c, d] x_d, the weights from the similarity of whole channels.
 

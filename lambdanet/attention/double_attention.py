@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
 from lambdanet.layers import batch_norm, check_map
 
 
-@attention.register("double_attention")
+@registry.register("double_attention")
 class DoubleAttention(nnx.Module):
     r"""y = x + norm(W_o Z), global descriptors G distributed to all positions; residual and
     projection are inside.

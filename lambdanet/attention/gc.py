@@ -12,14 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
 from lambdanet.layers import check_map
 
 _ALLOWED = {"fusion": ("add", "mul", "both"), "pooling": ("attention", "average")}
 
 
-@attention.register("gc")
+@registry.register("gc")
 class GlobalContext(nnx.Module):
     r"""y = x + t(sum_p a_p x_p), a context of the whole map added to every position; the residual
     is inside.

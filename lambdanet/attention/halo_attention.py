@@ -13,14 +13,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
 from lambdanet.layers import check_map, trunc_normal
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
 
-@attention.register("halo_attention")
+@registry.register("halo_attention")
 class HaloAttention(nnx.Module):
     """Multi-head attention inside windows: a block of queries sees its own block and a halo of keys
     around it.

@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
 from lambdanet.layers import PointwiseNormAct, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
 
 
-@attention.register("interlaced")
+@registry.register("interlaced")
 class InterlacedSparseAttention(nnx.Module):
     """y = ReLU(BN([x, short(long(x))] W)): attention over far positions, then over near ones;
     together over all.
@@ -157,8 +157,8 @@ class InterlacedPair(nnx.Module):
     ):
         self.group_size, self.mask_padding, self.capture = group_size, mask_padding, False
         options = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.long_range = AttentionUnit(dim, key_dim, value_dim, dim_out, **options)
-        self.short_range = AttentionUnit(dim_out, key_dim, value_dim, dim_out, **options)
+        self.long_range = InterlacedUnit(dim, key_dim, value_dim, dim_out, **options)
+        self.short_range = InterlacedUnit(dim_out, key_dim, value_dim, dim_out, **options)
 
     def set_view(self, capture: bool | None = None):
         """Switches the recording of the attention weights.
@@ -216,7 +216,7 @@ class InterlacedPair(nnx.Module):
         return self.long_range.macs(positions, qh * qw) + self.short_range.macs(positions, ph * pw)
 
 
-class AttentionUnit(nnx.Module):
+class InterlacedUnit(nnx.Module):
     """ReLU(BN(softmax(q k^T / sqrt(key_dim)) v W)) inside every group.
 
     Args:

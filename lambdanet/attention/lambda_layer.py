@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
 from lambdanet.layers import batch_norm
 from lambdanet.ops import content_lambda, lambda_mix, position_lambda, relative_table
@@ -28,7 +28,7 @@ _ALLOWED = {
 }
 
 
-@attention.register("lambda")
+@registry.register("lambda")
 class LambdaLayer(nnx.Module):
     r"""Every query gets a linear function, its lambda, made from the context; the output is lambda
     applied to query.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.attention.vanilla_attention import (
     as_map,
     check_heads,
@@ -26,7 +26,7 @@ TRANSFORMS = ("full", "kron", "reuse")
 RESIZE_POLICIES = ("refuse", "interpolate", "reuse")
 
 
-@attention.register("less_attention")
+@registry.register("less_attention")
 class LessAttention(nnx.Module):
     """Attention whose logits are a linear map of the logits that the layer before it handed on.
 

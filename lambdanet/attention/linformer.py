@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import check_map
 from lambdanet.layers.token_compression import (
@@ -31,7 +31,7 @@ _ALLOWED = {
 }
 
 
-@attention.register("linformer")
+@registry.register("linformer")
 class Linformer(nnx.Module):
     """Multi-head attention whose keys and values are k learned mixtures of all n tokens: linear in
     n.

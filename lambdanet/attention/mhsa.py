@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import check_map
 from lambdanet.ops.dot_attention import dot_attention
 
 
-@attention.register("mhsa")
+@registry.register("mhsa")
 class MultiHeadSelfAttention(nnx.Module):
     """softmax(q k^T / sqrt(d)) v per head over all pairs of positions, then an output projection;
     no positions inside.

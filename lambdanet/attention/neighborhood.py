@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
@@ -18,7 +18,7 @@ from lambdanet.ops import neighborhood as ops
 SMALL_MAPS = ("pad", "clamp", "raise")
 
 
-@attention.register("neighborhood")
+@registry.register("neighborhood")
 class NeighborhoodAttention(nnx.Module):
     """Multi-head attention of every position to its own k x k window, with a relative bias.
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
 from lambdanet.layers import batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
@@ -35,7 +35,7 @@ _CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**30
 
 
-@attention.register("nonlocal")
+@registry.register("nonlocal")
 class NonLocal(nnx.Module):
     r"""Every position gets a weighted sum of a projection of all positions; the residual is inside.
 
@@ -430,13 +430,13 @@ def _error(text: str) -> ValueError:
     return ValueError(f"non-local: {text}")
 
 
-attention.register("nonlocal_fair", NonLocal, scale="inner", pool_first=True, init="normal")
-attention.register("nonlocal_paper", NonLocal, scale="none", pool_first=False, init="he")
-attention.register("nonlocal_alexhex7", NonLocal, scale="none", pool_first=False, init="torch")
-attention.register(
+registry.register("nonlocal_fair", NonLocal, scale="inner", pool_first=True, init="normal")
+registry.register("nonlocal_paper", NonLocal, scale="none", pool_first=False, init="he")
+registry.register("nonlocal_alexhex7", NonLocal, scale="none", pool_first=False, init="torch")
+registry.register(
     "nonlocal_cgnl_repo", NonLocal, scale="inner", sub_sample=False, use_bias=False, init="normal"
 )
-attention.register(
+registry.register(
     "nonlocal_mmcv",
     NonLocal,
     scale="inner",
@@ -446,7 +446,7 @@ attention.register(
     init="normal",
     pool_first=False,
 )
-attention.register(
+registry.register(
     "nonlocal_timm", NonLocal, scale="input", inner_dim="eighth", sub_sample=False, init="he"
 )
 

@@ -11,7 +11,7 @@ from lambdanet.layers import PointwiseNormAct, max_pool_cells, resize_bilinear, 
 from lambdanet.ops.cell_attention import cell_attention, cell_runs, full_map
 
 
-class AttentionUnit(nnx.Module):
+class ObjectContextUnit(nnx.Module):
     """softmax(q k^T / sqrt(key_dim)) v W_o + b_o on the pooled map, inside cells, resized to the
     map; W_o and b_o start at 0.
 

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
 from lambdanet.layers import check_map
 
 
-@attention.register("se")
+@registry.register("se")
 class SqueezeExcite(nnx.Module):
     """y = x * sigmoid(W2 relu(W1 mean(x))), the mean over all positions.
 

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
 from lambdanet.layers import check_map, is_count, trunc_normal
 from lambdanet.ops.slide_mix import IMPLS, shift_weight, slide_mix
@@ -21,7 +21,7 @@ POSITION_BIASES = ("key", "logit", "none")
 PATHS = ("deformed", "fixed", "learned")
 
 
-@attention.register("slide")
+@registry.register("slide")
 class SlideAttention(nnx.Module):
     """Softmax over the k x k window around a position, whose slots are learned mixtures of the
     window.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
 from lambdanet.layers import adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.dot_attention import dot_attention
@@ -23,7 +23,7 @@ POOLED = 7
 """Side of the map that the linear form takes its keys from."""
 
 
-@attention.register("spatial_reduction")
+@registry.register("spatial_reduction")
 class SpatialReductionAttention(nnx.Module):
     """Multi-head attention of every position to the positions of a map that is `sr_ratio` times
     smaller per axis.

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.relative_table import dense_embeddings
@@ -20,7 +20,7 @@ from lambdanet.ops.relative_table import dense_embeddings
 PADDINGS = ("pad_roll", "roll_pad")
 
 
-@attention.register("window")
+@registry.register("window")
 class WindowAttention(nnx.Module):
     """Multi-head attention inside the windows of a grid, whose relative bias is added to the logits
     (W-MSA, SW-MSA).
@@ -241,7 +241,7 @@ class WindowAttention(nnx.Module):
         return self._restore(self._restore(full, size, shift, (2, 3)), size, shift, (4, 5))
 
 
-attention.register("shifted_window", WindowAttention, shift_size="half")
+registry.register("shifted_window", WindowAttention, shift_size="half")
 
 
 def dense_bias(table: Float[Array, "t n"], window: tuple[int, int]) -> Float[Array, "n i j"]:
