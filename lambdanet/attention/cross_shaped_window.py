@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LINEAR, prefixed
-from lambdanet.layers import check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, check_map, is_count, trunc_normal
 from lambdanet.ops.depthwise import IMPLS, depthwise_conv
 from lambdanet.ops.dot_attention import dot_attention
 
@@ -23,7 +23,7 @@ Stripe = tuple[int | None, int | None]
 
 
 @registry.register("cross_shaped_window")
-class CrossShapedWindowAttention(nnx.Module):
+class CrossShapedWindowAttention(Captures, nnx.Module):
     """Multi-head attention in vertical stripes for half of the heads, in horizontal stripes for the
     other half.
 
@@ -104,7 +104,6 @@ class CrossShapedWindowAttention(nnx.Module):
         self.stripes: tuple[Stripe, ...] = (
             ((None, None),) if whole else ((None, stripe_width), (stripe_width, None))
         )
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
@@ -113,15 +112,6 @@ class CrossShapedWindowAttention(nnx.Module):
         self.position_convs = nnx.List(
             StripeAttention(width, param_dtype=param_dtype, rngs=rngs) for _ in self.stripes
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

@@ -15,13 +15,13 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map, trunc_normal
+from lambdanet.layers import Captures, check_map, trunc_normal
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
 
 @registry.register("halo_attention")
-class HaloAttention(nnx.Module):
+class HaloAttention(Captures, nnx.Module):
     """Multi-head attention inside windows: a block of queries sees its own block and a halo of keys
     around it.
 
@@ -108,7 +108,6 @@ class HaloAttention(nnx.Module):
         self.block_size, self.halo_size, self.stride = block_size, halo_size, stride
         self.window_size = block_size + 2 * halo_size
         self.scale_relative = scale_relative
-        self.capture = False
 
         def linear(features):
             init = trunc_normal(dim**-0.5)
@@ -127,15 +126,6 @@ class HaloAttention(nnx.Module):
         # Keys and values stay in one projection: timm's channels are [k | v] head by head.
         self.key_value = linear(num_heads * self.key_depth + dim_out)
         self.height_embedding, self.width_embedding = table(), table()
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import PointwiseNormAct, check_map
+from lambdanet.layers import Captures, PointwiseNormAct, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
 
 
@@ -127,7 +127,7 @@ class InterlacedSparseAttention(nnx.Module):
         return total if self.lift is None else total + self.lift.macs(h * w)
 
 
-class InterlacedPair(nnx.Module):
+class InterlacedPair(Captures, nnx.Module):
     """short(long(x)) for one group size, padded and cropped as `InterlacedSparseAttention`
     describes.
 
@@ -155,19 +155,10 @@ class InterlacedPair(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.group_size, self.mask_padding, self.capture = group_size, mask_padding, False
+        self.group_size, self.mask_padding = group_size, mask_padding
         options = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.long_range = InterlacedUnit(dim, key_dim, value_dim, dim_out, **options)
         self.short_range = InterlacedUnit(dim_out, key_dim, value_dim, dim_out, **options)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the attention weights.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Maps [b, h, w, dim] to [b, h, w, dim_out]."""

@@ -21,13 +21,14 @@ from lambdanet.attention.vanilla_attention import (
     mix_values,
 )
 from lambdanet.interop.names import LINEAR, prefixed
+from lambdanet.layers import Captures
 
 TRANSFORMS = ("full", "kron", "reuse")
 RESIZE_POLICIES = ("refuse", "interpolate", "reuse")
 
 
 @registry.register("less_attention")
-class LessAttention(nnx.Module):
+class LessAttention(Captures, nnx.Module):
     """Attention whose logits are a linear map of the logits that the layer before it handed on.
 
         A' = (Psi (Theta A)^T)^T = W_psi A W_theta^T + (W_psi 1) b_theta^T + b_psi 1^T     per sample and head
@@ -136,7 +137,7 @@ class LessAttention(nnx.Module):
             center_rows,
         )
         self.resize = resize or ("refuse" if transform == "full" else "interpolate")
-        self.class_token, self.capture = class_token, False
+        self.class_token = class_token
         biased = transform == "full" if transform_bias is None else transform_bias
 
         def square(n, bias=None):
@@ -155,15 +156,6 @@ class LessAttention(nnx.Module):
         linear = linears(dtype, param_dtype, rngs)
         self.value, self.output = linear(dim, dim, value_bias), linear(dim, dim, output_bias)
         self.dropout = nnx.Dropout(dropout_rate)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import batch_norm, check_map, max_pool_cells
+from lambdanet.layers import Captures, batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
 
 _ALLOWED = {
@@ -36,7 +36,7 @@ _CHUNK_BYTES_ELSEWHERE = 2**30
 
 
 @registry.register("nonlocal")
-class NonLocal(nnx.Module):
+class NonLocal(Captures, nnx.Module):
     r"""Every position gets a weighted sum of a projection of all positions; the residual is inside.
 
         theta = x W_t,  phi = s W_p,  g = s W_g          s: x, or x after max pooling (M positions)
@@ -199,7 +199,6 @@ class NonLocal(nnx.Module):
             else 1.0
         )
         self.order, self.query_chunk = order, query_chunk
-        self.capture = False
 
         def linear(features_in: int, features: int, bias: bool, zero: bool = False) -> nnx.Linear:
             kernel_init, bias_init = (
@@ -242,15 +241,6 @@ class NonLocal(nnx.Module):
             )
         else:
             self.norm = None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
-from lambdanet.layers import adaptive_avg_pool, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.dot_attention import dot_attention
 from lambdanet.ops.gelu import gelu
 
@@ -24,7 +24,7 @@ POOLED = 7
 
 
 @registry.register("spatial_reduction")
-class SpatialReductionAttention(nnx.Module):
+class SpatialReductionAttention(Captures, nnx.Module):
     """Multi-head attention of every position to the positions of a map that is `sr_ratio` times
     smaller per axis.
 
@@ -99,7 +99,6 @@ class SpatialReductionAttention(nnx.Module):
             raise _error(f"conv_init is {conv_init!r}; allowed: {', '.join(CONV_INITS)}")
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.linear, self.sr_ratio = linear, 1 if linear else 2 if sr_ratio is None else sr_ratio
-        self.capture = False
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         init = trunc_normal(0.02)
         self.query = nnx.Linear(dim, dim, use_bias=qkv_bias, kernel_init=init, **stored)
@@ -116,15 +115,6 @@ class SpatialReductionAttention(nnx.Module):
         self.norm = (
             nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored) if reduced else None
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

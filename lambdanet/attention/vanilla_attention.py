@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import trunc_normal
+from lambdanet.layers import Captures, trunc_normal
 
 
-class VanillaAttention(nnx.Module):
+class VanillaAttention(Captures, nnx.Module):
     """Multi-head self-attention that also hands on its logits: where the logits of less-attention
     come from.
 
@@ -70,7 +70,7 @@ class VanillaAttention(nnx.Module):
             dim // num_heads,
             dtype,
         )
-        self.sr_ratio, self.class_token, self.capture = sr_ratio, class_token, False
+        self.sr_ratio, self.class_token = sr_ratio, class_token
         linear = linears(dtype, param_dtype, rngs)
         self.query, self.key_value = linear(dim, dim, qkv_bias), linear(dim, 2 * dim, qkv_bias)
         self.output = linear(dim, dim, True)
@@ -82,15 +82,6 @@ class VanillaAttention(nnx.Module):
             )
             self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

@@ -14,14 +14,14 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.relative_table import dense_embeddings
 
 PADDINGS = ("pad_roll", "roll_pad")
 
 
 @registry.register("window")
-class WindowAttention(nnx.Module):
+class WindowAttention(Captures, nnx.Module):
     """Multi-head attention inside the windows of a grid, whose relative bias is added to the logits
     (W-MSA, SW-MSA).
 
@@ -123,22 +123,12 @@ class WindowAttention(nnx.Module):
         self.window_size, self.shift_size = window, shift
         self.padding, self.mask_padding = padding, mask_padding
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)
         taps = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_bias = nnx.Param(init(rngs.params(), (taps, num_heads), param_dtype))
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
