@@ -95,7 +95,9 @@ class PositionAttention(Captures, nnx.Module):
             for project in (self.query, self.key, self.value)
         )
         if self.capture or self.query_chunk is None:
-            context, weights = softmax_attention(query, key, value, scale=1.0)
+            context, weights = softmax_attention(
+                query, key, value, scale=1.0, return_weights=self.capture
+            )
             if self.capture:
                 self.sow(
                     nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial)

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -148,7 +149,7 @@ class HaloAttention(Captures, nnx.Module):
         ):  # axis 2 becomes 3 once the rows are cut
             q = halo_windows(q, axis, count, side, side, 0)
             kv = halo_windows(kv, axis, count, self.block_size, self.window_size, self.halo_size)
-        q, kv = (jnp.swapaxes(a, 2, 3) for a in (q, kv))  # [b, block row, block column, y, x, h, d]
+        q, kv = (rearrange(a, "b i y j x n d -> b i j y x n d") for a in (q, kv))
         k, v = kv[..., : self.key_depth], kv[..., self.key_depth :]
         scale = self.key_depth**-0.5
         scales = dict(scale=scale, relative_scale=scale if self.scale_relative else 1.0)
@@ -158,7 +159,7 @@ class HaloAttention(Captures, nnx.Module):
         if self.capture:
             shown = self._scatter(weights, blocks, (height, width))
             self.sow(nnx.Intermediate, "attention_map", shown[:, :, :rows, :columns])
-        y = jnp.swapaxes(y, 2, 3).reshape(batch, blocks[0] * side, blocks[1] * side, self.dim_out)
+        y = rearrange(y, "b i j y x n v -> b (i y) (j x) (n v)")
         return y[:, :rows, :columns]
 
     def macs(self, *spatial: int) -> int:
@@ -190,9 +191,8 @@ class HaloAttention(Captures, nnx.Module):
                 - self.halo_size
             )
             places.append((key[..., None] == np.arange(length)).astype(weights.dtype))
-        shown = jnp.einsum("bijhyxuv,iuY,jvX->bhiyjxYX", weights, *places)
-        heads, block = weights.shape[3:5]
-        return shown.reshape(len(weights), heads, blocks[0] * block, blocks[1] * block, *size)
+        shown = jnp.einsum("bijnyxuv,iuY,jvX->bniyjxYX", weights, *places)
+        return rearrange(shown, "b n i y j x Y X -> b n (i y) (j x) Y X")
 
 
 def _error(text: str) -> ValueError:

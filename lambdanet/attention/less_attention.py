@@ -5,23 +5,20 @@ not from queries and keys.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
-from lambdanet.attention.vanilla_attention import (
-    as_map,
-    check_heads,
-    check_tokens,
-    linears,
-    mix_values,
-)
+from lambdanet.attention.vanilla_attention import as_map, check_heads, check_tokens, linears
 from lambdanet.interop.names import LINEAR, prefixed
 from lambdanet.layers import Captures
+from lambdanet.ops.softmax_attention import mix_values
 
 TRANSFORMS = ("full", "kron", "reuse")
 RESIZE_POLICIES = ("refuse", "interpolate", "reuse")
@@ -188,10 +185,9 @@ class LessAttention(Captures, nnx.Module):
                 f"the logits have shape {logits.shape}; expected {expected}, a square map per head"
             )
         logits = self.transform_logits(logits, grid)
-        v = self.value(x.astype(self.dtype or x.dtype)).reshape(
-            x.shape[0], tokens, self.num_heads, self.head_dim
-        )
-        y, weights = mix_values(logits, v, self.dropout, rngs)
+        v = self.value(x.astype(self.dtype or x.dtype)).reshape(x.shape[0], tokens, self.dim)
+        v = rearrange(v, "b n (h d) -> b n h d", h=self.num_heads)
+        y, weights = mix_values(logits, v, dropout=partial(self.dropout, rngs=rngs), heads=True)
         if self.capture:
             self.sow(
                 nnx.Intermediate, "attention_map", as_map(weights, grid, grid, self.class_token)

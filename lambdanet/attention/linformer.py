@@ -22,7 +22,7 @@ from lambdanet.layers.token_compression import (
     default_slots,
     used_slots,
 )
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 
 _ALLOWED = {
     "sharing": ("none", "headwise", "key_value", "layerwise"),

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import Captures, check_map
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 
 
 @registry.register("mhsa")

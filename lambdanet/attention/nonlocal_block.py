@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -18,6 +19,7 @@ from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
 from lambdanet.layers import Captures, batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
+from lambdanet.ops.softmax_attention import attention_logits, softmax_attention
 
 _ALLOWED = {
     "mode": ("embedded_gaussian", "gaussian", "dot_product", "concatenation"),
@@ -337,16 +339,15 @@ class NonLocal(Captures, nnx.Module):
 
     def _attend(self, query: jax.Array, *, key: jax.Array, value: jax.Array):
         """The direct order for some of the queries; with `capture` also the weights."""
+        if self.mode in _SOFTMAX:
+            y, weights = softmax_attention(
+                query, key, value, scale=self.scale, return_weights=self.capture
+            )
+            return (y, weights) if self.capture else y
         if self.pair is not None:
             weights = jax.nn.relu(query[:, :, None] + key[:, None, :]) / key.shape[1]
         else:
-            accumulate = jnp.promote_types(query.dtype, jnp.float32)
-            logits = jnp.einsum("bnd,bmd->bnm", query, key, preferred_element_type=accumulate)
-            weights = (
-                logits / key.shape[1]
-                if self.mode == "dot_product"
-                else jax.nn.softmax(self.scale * logits, axis=-1)
-            )
+            weights = attention_logits(query, key, scale=1.0) / key.shape[1]
         y = jnp.einsum("bnm,bmd->bnd", weights.astype(value.dtype), value)
         return (y, weights) if self.capture else y
 
@@ -356,12 +357,10 @@ def _in_chunks(attend: Callable[[jax.Array], jax.Array], query: jax.Array, chunk
     recomputed for its gradient.
     """
     attend = jax.checkpoint(attend)
-    batch, n = query.shape[:2]
+    n = query.shape[1]
     whole = n // chunk * chunk
-    chunks = jnp.moveaxis(
-        query[:, :whole].reshape(batch, whole // chunk, chunk, *query.shape[2:]), 1, 0
-    )
-    y = jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(batch, whole, -1)
+    chunks = rearrange(query[:, :whole], "b (i n) ... -> i b n ...", n=chunk)
+    y = rearrange(jax.lax.map(attend, chunks), "i b n d -> b (i n) d")
     return y if whole == n else jnp.concatenate([y, attend(query[:, whole:])], axis=1)
 
 

@@ -78,7 +78,12 @@ class ObjectContextUnit(Captures, nnx.Module):
             for layer in self.query:
                 query = layer(query)
         context, weights = cell_attention(
-            query, key, self.value(x), cells=self.cells, scale=self.key_dim**-0.5
+            query,
+            key,
+            self.value(x),
+            cells=self.cells,
+            scale=self.key_dim**-0.5,
+            return_weights=self.capture,
         )
         if self.capture:  # resizing is linear, so it applies to the queries' axes of the map
             full = full_map(weights, (h, w), self.cells).reshape(batch, h, w, -1)

@@ -9,14 +9,15 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
 from lambdanet.layers import Captures, adaptive_avg_pool, check_map, is_count, trunc_normal
-from lambdanet.ops.dot_attention import dot_attention
 from lambdanet.ops.gelu import gelu
+from lambdanet.ops.softmax_attention import dot_attention
 
 CONV_INITS = ("fan_in", "fan_out")
 POOLED = 7
@@ -169,7 +170,7 @@ class SpatialReductionAttention(Captures, nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))[
             :, : rows * r, : columns * r
         ]
-        windows = x.reshape(-1, rows, r, columns, r, self.dim)
+        windows = rearrange(x, "b (h r) (w s) c -> b h r w s c", r=r, s=r)
         precise = jnp.promote_types(x.dtype, jnp.float32)
         kernel, bias = (
             self.reduction.kernel[...].astype(x.dtype),
