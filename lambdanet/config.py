@@ -21,7 +21,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lambdanet.attention import attention as attention_registry
+from lambdanet.attention import registry as attention_registry
 from lambdanet.config_checks import CHECKS, CROSS_CHECKS, PATH_CHECKS, auxiliary_problems, is_number
 from lambdanet.registry import Registry, suggest
 

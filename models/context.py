@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 ContextEntry = Mapping[str, Any]

@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
-from lambdanet.attention import attention
+from lambdanet.attention import registry
 from models.context import fit_context
 from models.resnet import ResNet
 
@@ -49,7 +49,7 @@ class Scale(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def scale(monkeypatch):
-    monkeypatch.setitem(attention._entries, "scale", (Scale, {}))
+    monkeypatch.setitem(registry._entries, "scale", (Scale, {}))
 
 
 def tiny(**options) -> ResNet:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 from lambdanet.ops.relative_logits import (
     axis_embeddings,
     relative_attention,
