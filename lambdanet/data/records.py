@@ -14,6 +14,7 @@ from PIL import Image
 from lambdanet.data import augment, decode, pseudo_labels, sources
 
 MAX_BAD_IN_A_ROW = 64  # unreadable neighbours after which on_error='skip' gives up
+CROPS = ("none", "shift", "random_resized")  # of training images
 Example = dict[str, np.ndarray]
 
 
@@ -146,8 +147,8 @@ class TrainTransform:
     random_erasing: float
 
     def __post_init__(self):
-        if self.crop not in ("none", "shift", "random_resized"):
-            raise ValueError(f"data.crop={self.crop!r}; allowed: 'none', 'shift', 'random_resized'")
+        if self.crop not in CROPS:
+            raise ValueError(f"data.crop={self.crop!r}; allowed: {', '.join(CROPS)}")
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> np.ndarray:
         """Maps an opened image to uint8 [h, w, c]."""
