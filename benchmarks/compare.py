@@ -45,6 +45,7 @@ from benchmarks import compare_report, harness, memory_suite, model_suite
 from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all
 from configs import attention_zoo, digits
 from lambdanet import data
+from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
 from lambdanet.training import start_up, state
 
@@ -180,7 +181,7 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
     records += measured_steps(list(firsts.values())[::-1], plan.rounds, files.runs / "steps.json")
     blocks = [name for name in attention_zoo.variants() if any(name == run.variant for run in runs)]
     records += measured_memory(blocks, plan.sides, plan.channels, files.runs / "memory.json")
-    files.records.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_file(files.records, "".join(json.dumps(record) + "\n" for record in records))
     compare_report.write(records, files.document, files.images, files.records)
     return failures
 
@@ -213,7 +214,7 @@ def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[st
         {"suite": "environment", **harness.environment()},
         *harness.run_cases(cases, rounds=rounds),
     ]
-    kept.write_text(json.dumps({"of": wanted, "records": records}))
+    write_file(kept, json.dumps({"of": wanted, "records": records}))
     return records
 
 
@@ -222,7 +223,7 @@ def prepare_step(run: Run) -> harness.Prepared:
     config, num_classes = run.config, data.describe(run.config.data).num_classes
 
     def build():
-        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, {"num_classes": num_classes}, rngs=nnx.Rngs(0))
 
     batch_size = config.train.batch_size
     make, train_step, batch = model_suite.training_step(
@@ -269,7 +270,7 @@ def measured_memory(
     for done, (name, group) in enumerate(cases.items(), 1):
         print(f"memory: [{done}/{len(cases)}] {name}", flush=True)
         found[name] = {"of": wanted[name], "records": harness.run_cases(group, rounds=1)}
-        kept.write_text(json.dumps(found))
+        write_file(kept, json.dumps(found))
     return [record for name in wanted for record in found[name]["records"]]
 
 

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import attention_zoo, base, digits
 from lambdanet import attention
+from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
 from lambdanet.training.checkpoint import changed_keys
@@ -194,9 +195,7 @@ def finish(run: Run, status: int, seconds: float) -> dict[str, Any]:
             f"{run.name}: train.py ended with status {status}: {' / '.join(lines[-2:])} ({log})"
         )
     result = {**outcome, "wall_seconds": round(seconds, 1)}
-    partial = run.workdir / "result.tmp"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, run.workdir / "result.json")
+    write_file(run.workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

@@ -10,17 +10,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lambdanet.data import decode, records, sources
-from lambdanet.registry import is_number, suggest
+from lambdanet import tasks
+from lambdanet.data import decode, geometry, sources
+from lambdanet.registry import is_number
 from lambdanet.training import optimizer, schedule
 
-Check = tuple[Callable[[Any], bool], str | tuple[str, ...]]
+Check = tuple[Callable[[Any], bool], str | Collection[str]]
 Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
 
 
@@ -114,6 +115,14 @@ def _exists(path: str, kind: str = "file") -> bool:
         return False
 
 
+def best_metrics(task: str) -> tuple[str, ...]:
+    """Returns the values that `train.keep_best` may have: the task's metrics, of the live and of
+    the averaged weights, and '' for none.
+    """
+    metrics = tasks.get(task).METRICS
+    return (*metrics, *(f"ema_{name}" for name in metrics), "")
+
+
 def _is_free(path: str) -> bool:
     """Whether `path` is a directory, or one could be made there as far as its name goes."""
     try:
@@ -123,22 +132,6 @@ def _is_free(path: str) -> bool:
     except (OSError, ValueError):
         return False
     return stat.S_ISDIR(mode)
-
-
-def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:
-    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not
-    declare, one text each.
-
-    A model with such terms has an attribute `auxiliary_losses`, their names.
-    """
-    known = getattr(model, "auxiliary_losses", ())
-    has = f"it has {', '.join(known)}" if known else "it has none"
-    return [
-        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; "
-        f"{has}.{suggest(name, known)}"
-        for name, _ in pairs
-        if name not in known
-    ]
 
 
 _PROBABILITY = (lambda v: 0 <= v <= 1), "a probability in [0, 1]"
@@ -156,6 +149,7 @@ _REGEXES = (
 # Key -> (predicate of a value whose type is right, what is allowed: words, or the names to choose
 # from).
 CHECKS: dict[str, Check] = {
+    "task": ((lambda v: v in tasks.TASKS), tasks.TASKS),
     "seed": _integer(0, 2**63 - 1),
     "data.source": _one_of(*sources.SOURCES),
     "data.train_split": (is_split, _SPLITS),
@@ -180,7 +174,7 @@ CHECKS: dict[str, Check] = {
     "data.prefetch": _integer(1, 100_000),
     "data.synthetic_records": _integer(1, 10**8),
     "data.synthetic_classes": _integer(1, 10**6),
-    "data.crop": _one_of(*records.CROPS),
+    "data.crop": _one_of(*geometry.CROPS),
     "data.shift": _integer(0, 16384),
     "data.crop_scale": _pair(1e-4, 1),
     "data.crop_ratio": _pair(0.01, 100),
@@ -292,6 +286,12 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         ("data.crop", "data.shift", "data.image_size"),
         lambda c: c.data.crop != "shift" or 1 <= c.data.shift < min(c.data.image_size),
         "crop 'shift' needs a shift of at least 1 and smaller than the image",
+    ),
+    (
+        ("train.keep_best", "task"),
+        lambda c: c.train.keep_best in best_metrics(c.task),
+        "keep_best must be a metric of the task, 'ema_' and one (of the averaged weights), or ''; "
+        + "; ".join(f"metrics of '{n}': {', '.join(t.METRICS)}" for n, t in tasks.TASKS.items()),
     ),
     (
         ("train.keep_best", "train.ema_decay"),

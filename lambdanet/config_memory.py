@@ -34,7 +34,9 @@ def host_memory() -> int:
     return total
 
 
-def batch_problems(config: ConfigDict, limit: int | None = None) -> list[str]:
+def batch_problems(
+    config: ConfigDict, *, training: bool = True, limit: int | None = None
+) -> list[str]:
     """Returns one text per kind of batch that does not fit into the host's memory.
 
     Readers hold (prefetch + num_threads) batches of uint8 images, each worker process as many; the
@@ -42,13 +44,16 @@ def batch_problems(config: ConfigDict, limit: int | None = None) -> list[str]:
 
     Args:
         config: whose sections `data` and `train` have passed their own checks.
+        training: False: only evaluation's batches are read.
         limit: bytes; None = `host_memory()` of every process.
     """
     data, train, problems = config.data, config.train, []
     images = math.prod((*data.image_size, data.channels))
     readers = max(data.num_workers, 1)
     ahead = readers * (data.prefetch + data.num_threads)
-    sizes = {"train.batch_size": train.batch_size, "train.eval_batch_size": train.eval_batch_size}
+    sizes = {"train.eval_batch_size": train.eval_batch_size}
+    if training or not train.eval_batch_size:
+        sizes = {"train.batch_size": train.batch_size, **sizes}
     for key, size in sizes.items():
         needed = ahead * (size * images + _BATCH_OVERHEAD) + 4 * size * images
         needed += data.num_workers * _WORKER

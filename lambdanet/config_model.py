@@ -4,7 +4,6 @@ built without allocating it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lambdanet import config_memory
-from lambdanet.config_checks import auxiliary_problems
-from lambdanet.registry import Registry, show
-from lambdanet.training.state import flatten_names, split_model
+from lambdanet.registry import Registry, show, suggest
+from lambdanet.training import optimizer
+from lambdanet.training.state import split_model
 
 FOLLOWS = {"image_size": "data.image_size", "in_channels": "data.channels"}
 """Options of models that the data decides."""
-BUILT_FROM = {"seed", *FOLLOWS.values()}
+BUILT_FROM = {"task", "seed", *FOLLOWS.values()}
 """Keys outside the section `model` that building reads."""
 
 
@@ -92,29 +91,26 @@ def build_problems(
             problems += auxiliary_problems(config.train.auxiliary_losses, model)
         sections = {key.partition(".")[0] for key in failed}
         if isinstance(model, nnx.Module) and "optim" not in sections:
-            problems += nothing_trains(config.optim, flatten_names(split_model(model)[1]))
+            try:
+                optimizer.check_rules(config.optim, *split_model(model)[1:])
+            except ValueError as wrong:
+                problems.append(str(wrong))
         if isinstance(model, nnx.Module) and not sections & {"optim", "train", "data"}:
             problems += config_memory.model_problems(config, model)
     return problems, None
 
 
-def nothing_trains(optim: Any, names: Mapping[str, Any]) -> list[str]:
-    """Returns one text if `optim.frozen` and `optim.lr_multipliers` leave no parameter that moves.
+def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:
+    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not
+    declare, one text each.
 
-    Args:
-        optim: `config.optim`, whose regexes compile.
-        names: of the parameters.
+    A model with such terms has an attribute `auxiliary_losses`, their names.
     """
-    frozen = [re.compile(rule) for rule in optim.frozen]
-    factors = [(re.compile(rule), factor) for rule, factor in optim.lr_multipliers]
-    if not frozen and all(factor for _, factor in factors):
-        return []
-    for name in names:
-        factor = next((f for rule, f in factors if rule.fullmatch(name)), 1.0)
-        if factor and not any(rule.fullmatch(name) for rule in frozen):
-            return []
-    rules = f"optim.frozen = {show(optim.frozen)}, optim.lr_multipliers = "
+    known = getattr(model, "auxiliary_losses", ())
+    has = f"it has {', '.join(known)}" if known else "it has none"
     return [
-        f"{rules}{show(optim.lr_multipliers)}: leave nothing to train, every parameter is frozen "
-        "or has the factor 0; narrow the regular expressions"
+        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; "
+        f"{has}.{suggest(name, known)}"
+        for name, _ in pairs
+        if name not in known
     ]

@@ -1,4 +1,4 @@
-"""Backbones by name: `create_model(name, rngs=..., **overrides)`; one file per family."""
+"""Backbones by name: `create_model(name, rngs=..., **overrides)`; one room per family."""
 
 from __future__ import annotations
 
@@ -8,17 +8,10 @@ from typing import Any
 
 from flax import nnx
 
-# Importing a module registers its models.
-from . import context_resnet as _context_resnet  # noqa: F401
-from . import cswin as _cswin  # noqa: F401
-from . import lambda_resnet as _lambda_resnet  # noqa: F401
+# Importing a family registers its models.
+from . import hierarchical as _hierarchical  # noqa: F401
 from . import lavit as _lavit  # noqa: F401
-from . import nat as _nat  # noqa: F401
-from . import pvt as _pvt  # noqa: F401
-from . import pvt_v2 as _pvt_v2  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
-from . import resnet_rs as _resnet_rs  # noqa: F401
-from . import swin as _swin  # noqa: F401
 from .context import fit_context
 from .option_checks import positives
 from .registration import registry
@@ -100,20 +93,24 @@ def fit_heads(num_heads: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int,
     )
 
 
-def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.Module:
+def create_from_config(
+    config: Any, data_options: Mapping[str, Any], *, rngs: nnx.Rngs
+) -> nnx.Module:
     """Builds `config.model`: its `name`, every other key being an option of that model.
 
     Args:
-        config: the whole config; `config.data` gives `in_channels` and `image_size` unless the
-            model section sets them.
-        num_classes: classes of the data, unless the model section sets them.
+        config: the whole config; `config.data` gives `in_channels` and `image_size` to a model that
+            has these options.
+        data_options: options that the task has from the data, {'num_classes': 10} in
+            classification; the model section goes before them, they before `config.data`.
         rngs: initialisation source.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: as `create_model`; also for a model section without `name`.
+        ValueError: as `create_model`, also for an entry of `data_options` that the model does not
+            have; a model section without `name`.
     """
     options = _plain(
         config.model.to_dict() if hasattr(config.model, "to_dict") else dict(config.model)
@@ -121,15 +118,10 @@ def create_from_config(config: Any, *, num_classes: int, rngs: nnx.Rngs) -> nnx.
     name = options.pop("name", None)
     if name is None:
         raise ValueError(f"config.model has no 'name'; allowed: {', '.join(list_models())}")
-    from_data = {
-        "in_channels": config.data.channels,
-        "image_size": _plain(config.data.image_size),
-        "num_classes": num_classes,
-    }
     declared = registry.parameters(name)
-    return create_model(
-        name, rngs=rngs, **{**{k: v for k, v in from_data.items() if k in declared}, **options}
-    )
+    size = {"in_channels": config.data.channels, "image_size": _plain(config.data.image_size)}
+    size = {option: value for option, value in size.items() if option in declared}
+    return create_model(name, rngs=rngs, **{**size, **data_options, **options})
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -36,6 +36,10 @@ MAY_CHANGE = (
 )
 
 
+NO_PROGRESS: Mapping[str, Any] = {"seconds": 0.0, "window": {}}
+"""Seconds of training so far, and `metrics.Window.sums`."""
+
+
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or continued; the message says which, where and
     what to do.
@@ -216,6 +220,8 @@ class Checkpoints:
         data_state: Mapping[str, Any],
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        *,
+        progress: Mapping[str, Any] | None = None,
     ) -> bool:
         """Starts writing a checkpoint and returns once the arrays have left the device, so the
         state may be donated.
@@ -226,6 +232,7 @@ class Checkpoints:
             data_state: JSON-able position of the data iterator, to which the state belongs.
             config: the config as plain values.
             metrics: of an evaluation of this very state; they decide which checkpoint is best.
+            progress: what else a continued run needs to know; see `NO_PROGRESS`.
 
         Returns:
             False if this step is already there (it holds the same state, as steps are
@@ -237,7 +244,8 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return False
         flat = flatten_names(state)
-        meta = {"config": config, "data": data_state, "checksums": checksums(flat)}
+        meta = {"config": config, "data": data_state, "progress": progress or dict(NO_PROGRESS)}
+        meta["checksums"] = checksums(flat)
         items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
         score = (
             {k: float(v) for k, v in metrics.items()}
@@ -283,7 +291,11 @@ class Checkpoints:
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
             ),
         )
-        return meta.meta
+        meta = dict(meta.meta)
+        # Until 2026-11 the seconds stood with the position of the data.
+        seconds = meta["data"].get("seconds", 0.0)
+        meta.setdefault("progress", NO_PROGRESS | {"seconds": seconds})
+        return meta
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None
@@ -473,6 +485,13 @@ def load_weights(
         return weights["params"], weights["stats"], step
     finally:
         checkpoints.close()
+
+
+def newest_step(workdir: str | Path) -> int:
+    """Returns the newest complete step in a workdir, 0 if there is none; opens nothing."""
+    folder = Path(workdir) / FOLDER
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=0)
 
 
 def _first_line(error: BaseException) -> str:

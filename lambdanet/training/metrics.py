@@ -4,14 +4,18 @@ lines) on the console.
 
 from __future__ import annotations
 
+import collections
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+import jax
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
@@ -36,6 +40,11 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
     return records
 
 
+def evaluated(workdir: str | Path, step: int) -> bool:
+    """Returns whether metrics.jsonl has the evaluation of a step on the split 'eval'."""
+    return any(r["step"] == step and r["split"] == "eval" for r in read_records(workdir))
+
+
 def rewind(workdir: str | Path, step: int) -> None:
     """Drops the records after `step` and those of the test split, which are written anew; in one
     exchange.
@@ -53,6 +62,64 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+class NonFiniteError(FloatingPointError):
+    """A metric of a training step became infinite or NaN; the message names step and values."""
+
+    def advice(self, checkpoints: str, lr: float) -> str:
+        """Returns the message with the checkpoints that are left and what to change."""
+        return (
+            f"{self}; nothing of it was saved. Good checkpoints in {checkpoints}. Lower optim.lr "
+            f"(now {lr:g}), lengthen optim.warmup_epochs or set optim.clip_norm, and start in a "
+            "new workdir."
+        )
+
+
+class Window:
+    """Metrics of the last steps: some still on the device, the others summed up to the next record.
+
+    Args:
+        every: steps between records.
+        last: the last step, which ends the last window.
+        sums: what `sums` returned in the run that is continued, so that its records are those of
+            a run without interruption.
+    """
+
+    def __init__(self, every: int, last: int, sums: Mapping[str, list[float]] | None = None):
+        self._every, self._last = every, last
+        self._pending: collections.deque = collections.deque()
+        self._sums = {k: np.asarray(v, np.float64) for k, v in (sums or {}).items()}
+
+    def sums(self) -> dict[str, list[float]]:
+        """Returns (sum, weight) of every term since the last record, of the fetched steps."""
+        return {k: v.tolist() for k, v in self._sums.items()}
+
+    def add(self, step: int, terms: Mapping[str, tuple[jax.Array, jax.Array]]) -> None:
+        """Notes a step's terms, name -> (sum, weight), without waiting for the device."""
+        self._pending.append((step, terms))
+
+    def fetch(self, most: int) -> Iterator[tuple[int, dict[str, float]]]:
+        """Fetches terms until at most `most` steps are outstanding, so that the device always has
+        work queued, and yields (step, values) of every record that is complete: sums over sums of
+        weights, of 'lr' the last value.
+
+        Raises:
+            NonFiniteError: a term is not finite.
+        """
+        if most == 0 and self._pending:  # so that what follows measures whole steps
+            jax.block_until_ready(self._pending[-1])
+        while len(self._pending) > most:
+            step, terms = self._pending.popleft()
+            terms = {k: np.asarray(jax.device_get(v), np.float64) for k, v in terms.items()}
+            bad = [f"{k}={total / weight}" for k, (total, weight) in terms.items() if weight]
+            bad = [text for text in bad if not math.isfinite(float(text.partition("=")[2]))]
+            if bad:
+                raise NonFiniteError(f"step {step} gave {', '.join(bad)}")
+            self._sums = {k: self._sums.get(k, 0.0) + v for k, v in terms.items()}
+            if step % self._every == 0 or step == self._last:
+                sums, self._sums = self._sums | {k: terms[k] for k in terms if k == "lr"}, {}
+                yield step, {k: float(v[0] / v[1]) for k, v in sums.items() if v[1]}
+
+
 class MetricLog:
     """Writes the records of one run. Only the process with `write=True` touches files or the
     console.
@@ -68,6 +135,7 @@ class MetricLog:
         total_steps: length of the run.
         steps_per_epoch: turns steps into epochs.
         batch_size: global; for images per second.
+        headline: the metric on the live line beside the loss.
         start_step: the step that the run starts or resumes at; later records in the file are
             dropped.
         tensorboard: also write event files to <workdir>/tensorboard.
@@ -82,6 +150,7 @@ class MetricLog:
         total_steps: int,
         steps_per_epoch: int,
         batch_size: int,
+        headline: str = "accuracy",
         start_step: int = 0,
         tensorboard: bool = False,
         write: bool = True,
@@ -92,7 +161,7 @@ class MetricLog:
             steps_per_epoch,
             batch_size,
         )
-        self._write = write
+        self.headline, self._write = headline, write
         self.start_clock(start_step)
         self._file = self._board = self._progress = None
         if not write:
@@ -139,29 +208,34 @@ class MetricLog:
         """Lets the clock go on after `pause_clock`."""
         self._since = time.perf_counter()
 
-    def train(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds a train record: means over the steps since the last one, but for 'lr', that of the
-        step itself.
+    def train(self, step: int, values: Mapping[str, float], queued: int) -> None:
+        """Adds a train record.
+
+        Args:
+            step: the step that the device has finished.
+            values: means over the steps since the last record, but for 'lr', that of the step.
+            queued: steps handed to the device so far. The speed is counted in these: of records
+                that are fetched at once only the first shows one.
         """
         self.pause_clock()
-        steps, speed, shown = step - self._clock_step, {}, ""
+        steps, speed, shown = queued - self._clock_step, {}, ""
         if steps > 0:
-            eta = (self.total_steps - step) * self._spent / steps
-            speed = {
-                "images_per_second": steps * self.batch_size / max(self._spent, 1e-9),
-                "eta_seconds": eta,
-            }
-            shown = f" {speed['images_per_second']:.0f} img/s ETA {_duration(eta)}"
-        self.start_clock(step)
+            eta = (self.total_steps - queued) * self._spent / steps
+            rate = steps * self.batch_size / max(self._spent, 1e-9)
+            speed = {"images_per_second": rate, "eta_seconds": eta}
+            shown = f" {rate:.0f} img/s ETA {_duration(eta)}"
+        self.start_clock(queued)
         self._record(step, "train", {**values, **speed})
-        auxiliary = {
-            k.removeprefix("auxiliary_"): v for k, v in values.items() if k.startswith("auxiliary_")
-        }
-        shown += "".join(f" {name} {value:.2e}" for name, value in auxiliary.items())
-        text = (  # fits 80 columns without auxiliary losses, or a terminal would cut the end
+        auxiliary = {k: v for k, v in values.items() if k.startswith("auxiliary_")}
+        for name, value in auxiliary.items():
+            shown += f" {name.removeprefix('auxiliary_')} {value:.2e}"
+        # Fits 80 columns without auxiliary losses, or a terminal would cut the end.
+        headline = (
+            f" {self.headline[:8]} {values[self.headline]:.3f}" if self.headline in values else ""
+        )
+        text = (
             f"step {step}/{self.total_steps} epoch {step / self.steps_per_epoch:.1f} loss "
-            f"{values['loss']:.4f} "
-            f"acc {values['accuracy']:.3f} lr {values['lr']:.1e}{shown}"
+            f"{values['loss']:.4f}{headline} lr {values['lr']:.1e}{shown}"
         )
         if self._progress:
             self._progress.update(self._task, completed=step, description=text)

@@ -9,28 +9,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from data_helpers import jpeg
+from data_helpers import describe, jpeg, open_source, sizes
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from lambdanet import data
-from lambdanet.data import decode, digits, image_folder, prepare, records, sources, storage
+from lambdanet.data import decode, digits, examples, image_folder, prepare, storage
 
 ROOT = Path(__file__).parents[2]
 
 
 def all_ids(config, split):
-    return sources.open_source(config, split).ids()
+    return open_source(config, split).ids()
 
 
 def test_digits_splits_are_stratified_disjoint_and_fixed(config):
-    info = data.describe(config)
-    assert info.num_classes == 10 and info.class_names == tuple("0123456789") and info.channels == 1
-    assert info.split_sizes == {
+    info = describe(config)
+    assert len(info.classes) == 10 and info.classes == tuple("0123456789")
+    assert sizes(config) == {
         "train": 1077, "validation": 360, "test": 360, "train_labelled": 108, "train_unlabelled": 969  # noqa: E501
     }  # fmt: skip
-    assert info.train_records == 1077
-    parts = {split: all_ids(config, split) for split in info.split_sizes}
+    parts = {split: all_ids(config, split) for split in sizes(config)}
     everything = np.concatenate([parts["train"], parts["validation"], parts["test"]])
     assert sorted(everything) == list(range(1797))
     assert sorted(np.concatenate([parts["train_labelled"], parts["train_unlabelled"]])) == sorted(
@@ -44,13 +43,13 @@ def test_digits_splits_are_stratified_disjoint_and_fixed(config):
 
 
 def test_digits_pixels_survive_exactly(config):
-    source = sources.open_source(config, "validation")
+    source = open_source(config, "validation")
     original = load_digits()
     for index in (0, 100, 359):
         record = source.read(index)
-        image = decode.to_array(decode.open_image(record.image))
+        image = decode.to_array(decode.open_image(record.fields["image"]))
         assert np.array_equal(image[..., 0], np.round(original.images[record.id] * 255 / 16))
-        assert record.label == original.target[record.id]
+        assert record.fields["label"] == original.target[record.id]
 
 
 def test_stratified_split_largest_remainder():
@@ -112,10 +111,8 @@ def tfds_config(config):
 
 
 def test_tfds_directory_with_slices_and_sums(tfds_config):
-    tfds_config.train_split, tfds_config.eval_split = "train[:50%]+validation", "train[:10]"
-    info = data.describe(tfds_config)
-    assert info.split_sizes["train[:50%]+validation"] == 538 + 360 and info.train_records == 898
-    assert info.split_sizes["train[:10]"] == 10 and info.split_sizes["train"] == 1077
+    assert len(open_source(tfds_config, "train[:50%]+validation")) == 538 + 360
+    assert len(open_source(tfds_config, "train[:10]")) == 10
     assert np.array_equal(all_ids(tfds_config, "train[:10]"), all_ids(tfds_config, "train")[:10])
 
 
@@ -139,7 +136,7 @@ def test_tfds_directory_with_slices_and_sums(tfds_config):
 def test_what_cannot_be_opened_is_named(tfds_config, change, message):
     tfds_config.update(change)
     with pytest.raises(ValueError, match=message):
-        data.describe(tfds_config)
+        open_source(tfds_config, tfds_config.train_split)
 
 
 class Pairs(tfds.core.GeneratorBasedBuilder):
@@ -176,38 +173,43 @@ def test_features_are_found_by_type_or_named_in_the_error(tmp_path, config):
             lambda scratch, f=feature: Pairs(f, data_dir=scratch), tmp_path / name
         )
     config.data_dir = str(tmp_path / "classes")
-    info = data.describe(config)
-    assert (
-        info.class_names == ("a", "b", "c")
-        and info.channels == 3
-        and info.split_sizes == {"train": 3}
-    )
-    assert sorted(sources.open_source(config, "train").read(i).label for i in range(3)) == [0, 1, 2]
+    info = describe(config)
+    assert info.classes == ("a", "b", "c") and sizes(config) == {"train": 3}
+    assert dict(info.features) == {"image": "picture", "label": "kind"}
+    assert sorted(open_source(config, "train").read(i).fields["label"] for i in range(3)) == [
+        0,
+        1,
+        2,
+    ]
     config.data_dir = str(tmp_path / "plain")
     with pytest.raises(
         ValueError, match="needs a feature 'label' of type ClassLabel.*kind: Tensor, picture: Image"
     ):
-        data.describe(config)
+        describe(config)
 
 
 def test_synthetic_source(config):
     config.source, config.image_size, config.channels = "synthetic", (6, 5), 3
     config.synthetic_records, config.synthetic_classes = 40, 4
-    info = data.describe(config)
-    assert info.num_classes == 4 and info.split_sizes == {"train": 40, "validation": 40, "test": 40}
-    first, second = (sources.open_source(config, "train").read(7) for _ in range(2))
-    assert (
-        np.array_equal(first.image, second.image)
-        and first.image.shape == (6, 5, 3)
-        and first.label == second.label
+    info = describe(config)
+    assert len(info.classes) == 4 and sizes(config) == dict.fromkeys(
+        ("train", "validation", "test"), 40
     )
-    other = sources.open_source(config, "validation").read(7)
-    assert not np.array_equal(first.image, other.image)
-    assert {sources.open_source(config, "train").read(i).label for i in range(40)} == set(range(4))
+    first, second = (open_source(config, "train").read(7) for _ in range(2))
+    assert (
+        np.array_equal(first.fields["image"], second.fields["image"])
+        and first.fields["image"].shape == (6, 5, 3)
+        and first.fields["label"] == second.fields["label"]
+    )
+    other = open_source(config, "validation").read(7)
+    assert not np.array_equal(first.fields["image"], other.fields["image"])
+    assert {open_source(config, "train").read(i).fields["label"] for i in range(40)} == set(
+        range(4)
+    )
     with pytest.raises(
         ValueError, match="no split 'train_labelled'; allowed: train, validation, test"
     ):
-        sources.open_source(config, "train_labelled")
+        open_source(config, "train_labelled")
 
 
 def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
@@ -220,19 +222,21 @@ def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
     )
     assert "2 classes, train 14, validation 4, test 2" in capsys.readouterr().out
     config.source, config.data_dir = "image_folder", str(destination)
-    info = data.describe(config)
-    assert info.class_names == ("cat", "dog") and info.channels == 3
+    info = describe(config)
+    assert info.classes == ("cat", "dog")
     files = []
     for split in ("train", "validation", "test"):
-        source = sources.open_source(config, split)
+        source = open_source(config, split)
         found = [source.read(i) for i in range(len(source))]
-        assert np.bincount([r.label for r in found]).tolist() == [len(found) // 2] * 2  # stratified
+        assert (
+            np.bincount([r.fields["label"] for r in found]).tolist() == [len(found) // 2] * 2
+        )  # stratified
         assert [r.id for r in found] == list(range(len(found))) and np.array_equal(
             source.ids(), np.arange(len(found))
         )
         files += [r.name.rsplit("file ", 1)[1] for r in found]
         for record in found:
-            assert record.image == (folder / files[-len(found) + record.id]).read_bytes()
+            assert record.fields["image"] == (folder / files[-len(found) + record.id]).read_bytes()
     assert sorted(files) == sorted(str(f.relative_to(folder)) for f in folder.rglob("*.jpg"))
     assert prepare.main([str(folder), str(destination)]) == 1
     assert "is a prepared data set already" in capsys.readouterr().err
@@ -292,10 +296,12 @@ def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
         "",
         "",
     )
-    part = records.Part(sources.open_source(config, "train"))
+    part = data.Part(open_source(config, "train"))
     bad = [i for i in range(20) if part.read(i).name.endswith("cat/3.jpg")]
     with pytest.raises(
-        records.CorruptRecordError,
+        data.CorruptRecordError,
         match=rf"record {bad[0]} of split 'train'.*file cat/3.jpg.*truncated",
     ):
-        records.load(part, bad[0], 2, decode.to_array)
+        examples.load(
+            part, bad[0], lambda record, rng: decode.open_image(record.fields["image"]).load(), None
+        )

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import base
-from lambdanet.data import decode, records
+from lambdanet.data import decode
 
 
 def encode(image, file_format="PNG", **options):
@@ -158,30 +157,3 @@ def test_truncated_file_raises():
         decode.crop_and_resize(
             opened, (0, 0, 100, 100), size=(8, 8), channels=3, interpolation="bilinear"
         )
-
-
-def test_random_interpolation_is_one_of_the_two_and_bicubic_in_evaluation():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8))
-    config = base.get_config().data
-    config.image_size, config.channels, config.eval_crop = (16, 16), 3, 1.0
-
-    def transformed(kind, interpolation, *rng):
-        config.interpolation = interpolation
-        return records.transform_from_config(kind, config)(picture, *rng).tobytes()
-
-    plain = [
-        transformed(records.TrainTransform, name, np.random.default_rng(0))
-        for name in decode.FILTERS
-    ]
-    drawn = [
-        transformed(records.TrainTransform, "random", np.random.default_rng(seed))
-        for seed in range(40)
-    ]
-    assert (
-        {drawn.count(p) for p in plain} & set(range(10, 31))
-        and set(drawn) == set(plain)
-        and len(set(plain)) == 2
-    )
-    assert transformed(records.EvalTransform, "random") == transformed(
-        records.EvalTransform, "bicubic"
-    )

@@ -17,7 +17,7 @@ from lambdanet.attention.window import resize_table
 from lambdanet.interop import files, import_weights
 from lambdanet.interop.names import NameMappingError, choose_table, convert
 from lambdanet.training import state, weights
-from models.transformer_embeddings import resize_positions
+from models.hierarchical.embeddings import resize_positions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SHAPE = dict(widths=(4, 8, 16, 32), num_heads=(1, 2, 2, 4), num_classes=10)

@@ -17,8 +17,8 @@ from lambdanet.analysis.summary import summarise
 from lambdanet.layers import LayerScale
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 from models.hierarchical import HierarchicalTransformer
-from models.transformer_blocks import Mlp
-from models.transformer_embeddings import (
+from models.hierarchical.blocks import Mlp
+from models.hierarchical.embeddings import (
     ConvEmbed,
     DoubleConvEmbed,
     PatchMerging,

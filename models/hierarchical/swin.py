@@ -15,8 +15,8 @@ Tiny, Small and Base, in both papers.
 
 from __future__ import annotations
 
+from ..registration import registry
 from .hierarchical import HierarchicalTransformer
-from .registration import registry
 
 _TABLE = (
     ("tiny", (2, 2, 6, 2), 96, (3, 6, 12, 24), 0.2),

@@ -17,11 +17,11 @@ from lambdanet.attention import create_attention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
-from . import resnet_names
-from .context import Context, place_context
-from .registration import registry
-from .resnet_blocks import ResidualBlock, Row, Stem, mixer_size, stem_stride, strided_size
-from .resnet_options import check_options
+from ..context import Context, place_context
+from ..registration import registry
+from . import names
+from .blocks import ResidualBlock, Row, Stem, mixer_size, stem_stride, strided_size
+from .options import check_options
 
 AttentionSpec = str | Mapping[str, Any] | None
 
@@ -302,17 +302,16 @@ class ResNet(nnx.Module):
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
-        if self.grammar not in resnet_names.TORCH_NAMES:
+        if self.grammar not in names.TORCH_NAMES:
             known = ", ".join(
-                f"stem={stem!r} with shortcut={shortcut!r}"
-                for stem, shortcut in resnet_names.TORCH_NAMES
+                f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in names.TORCH_NAMES
             )
             stem, shortcut = self.grammar
             raise ValueError(
                 f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one "
                 f"for {known}"
             )
-        return resnet_names.TORCH_NAMES[self.grammar]
+        return names.TORCH_NAMES[self.grammar]
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the

@@ -1,7 +1,8 @@
 """A stage of LaViT: blocks that hand the logits of their attention on, and the residual from the
 stage before.
 
-Source: Zhang et al. 2024 (arXiv 2406.00427); what of it is the paper's stands in `models/lavit.py`.
+Source: Zhang et al. 2024 (arXiv 2406.00427); what of it is the paper's stands in
+`models/lavit/lavit.py`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.less_attention import LessAttention
 from lambdanet.layers import DropPath, resize_macs
 
-from .transformer_blocks import TransformerBlock
-from .transformer_embeddings import ConvEmbed, Row, layer_norm, resize_positions
+from ..hierarchical.blocks import TransformerBlock
+from ..hierarchical.embeddings import ConvEmbed, Row, layer_norm, resize_positions
 
 Grid = tuple[int, int]
 

@@ -12,8 +12,8 @@ and 0.5; of the Slide forms none is reported, they have that of their baseline.
 
 from __future__ import annotations
 
+from ..registration import registry
 from .hierarchical import HierarchicalTransformer
-from .registration import registry
 
 _TABLE = (
     ("mini", (3, 4, 6, 5), 64, (2, 4, 8, 16), 3, None, 0.2),

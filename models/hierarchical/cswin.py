@@ -17,8 +17,8 @@ and 0.5; of the Slide forms none is reported, they have that of their baseline.
 
 from __future__ import annotations
 
+from ..registration import registry
 from .hierarchical import HierarchicalTransformer
-from .registration import registry
 
 _TABLE = (
     ("tiny", (1, 2, 21, 1), 64, (2, 4, 8, 16), 0.2),

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..registration import registry
 from .hierarchical import HierarchicalTransformer
-from .registration import registry
 
 REDUCTIONS = (8, 4, 2, 1)
 

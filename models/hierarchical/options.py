@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .context import PLACEMENTS, context_problems
-from .option_checks import DTYPES, basic_problems, is_number, positives
-from .resnet_options import mixer_problems
-from .transformer_blocks import MLP_KINDS
-from .transformer_embeddings import CONV_INITS, embed_problems
+from ..context import PLACEMENTS, context_problems
+from ..option_checks import DTYPES, basic_problems, is_number, positives
+from ..resnet.options import mixer_problems
+from .blocks import MLP_KINDS
+from .embeddings import CONV_INITS, embed_problems
 
 CHOICES = {
     "mlp": MLP_KINDS,

@@ -14,7 +14,7 @@ from lambdanet.layers import DropPath, LayerScale
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.gelu import gelu
 
-from .transformer_embeddings import Row, conv_inits, layer_norm, linear
+from .embeddings import Row, conv_inits, layer_norm, linear
 
 MLP_KINDS = ("plain", "depthwise", "depthwise_linear")
 

@@ -17,11 +17,11 @@ from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys, resize_macs, trunc_normal
 
-from .context import Context, place_context
-from .hierarchical_options import check_options, cycles
-from .transformer_blocks import Classifier, TransformerBlock
-from .transformer_embeddings import EmbedSpec, Row, create_embed, layer_norm, resize_positions
-from .transformer_names import MERGED_TORCH_NAMES, TORCH_NAMES
+from ..context import Context, place_context
+from .blocks import Classifier, TransformerBlock
+from .embeddings import EmbedSpec, Row, create_embed, layer_norm, resize_positions
+from .names import MERGED_TORCH_NAMES, TORCH_NAMES
+from .options import check_options, cycles
 
 AttentionSpec = str | Mapping[str, Any]
 
@@ -332,7 +332,7 @@ class HierarchicalTransformer(nnx.Module):
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
         """Name tables for PyTorch checkpoints of this family: grammar -> table; see
-        `models.transformer_names`.
+        `models.hierarchical.names`.
 
         Raises:
             ValueError: the network belongs to no family with published weights, or mixes merged and

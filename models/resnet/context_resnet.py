@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .registration import registry
+from ..registration import registry
 from .resnet import ResNet
 
 _FIVE = ("stage2.2", "stage2.4", "stage3.2", "stage3.4", "stage3.6")

@@ -5,7 +5,7 @@ Source: Bello et al. 2021, "Revisiting ResNets: Improved Training and Scaling St
 
 from __future__ import annotations
 
-from .registration import registry
+from ..registration import registry
 from .resnet import ResNet
 
 BLOCKS = {

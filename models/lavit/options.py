@@ -9,11 +9,11 @@ from lambdanet.attention.attention_residual import KERNELS, MODES, NORMS
 from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
 
-from .context import PLACEMENTS, context_problems, place_context
-from .hierarchical_options import cycles
-from .option_checks import DTYPES, basic_problems, is_number, positives
-from .resnet_options import mixer_problems
-from .transformer_embeddings import CONV_INITS
+from ..context import PLACEMENTS, context_problems, place_context
+from ..hierarchical.embeddings import CONV_INITS
+from ..hierarchical.options import cycles
+from ..option_checks import DTYPES, basic_problems, is_number, positives
+from ..resnet.options import mixer_problems
 
 CHOICES = {
     "residual_kernel": KERNELS,

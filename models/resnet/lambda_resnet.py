@@ -7,7 +7,7 @@ and appendix E; timm's byobnet.
 
 from __future__ import annotations
 
-from .registration import registry
+from ..registration import registry
 from .resnet import ResNet
 from .resnet_rs import BLOCKS
 

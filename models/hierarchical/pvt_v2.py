@@ -15,9 +15,9 @@ B2 and 0.3 above; of the Slide forms none is reported, they have that of their b
 
 from __future__ import annotations
 
+from ..registration import registry
 from .hierarchical import HierarchicalTransformer
 from .pvt import REDUCTIONS, reductions
-from .registration import registry
 
 _TABLE = (
     ("b0", (2, 2, 2, 2), (32, 64, 160, 256), (8, 8, 4, 4), 0.1),

@@ -28,12 +28,12 @@ from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
 from lambdanet.layers import InitKeys, trunc_normal
 
-from .context import Context, place_context
-from .lavit_options import check_options, per_stage, stage_specs
-from .lavit_stage import AttentionBlock, LavitStage
-from .registration import registry
-from .transformer_blocks import Classifier, TransformerBlock
-from .transformer_embeddings import ConvEmbed, layer_norm
+from ..context import Context, place_context
+from ..hierarchical.blocks import Classifier, TransformerBlock
+from ..hierarchical.embeddings import ConvEmbed, layer_norm
+from ..registration import registry
+from .options import check_options, per_stage, stage_specs
+from .stage import AttentionBlock, LavitStage
 
 AttentionSpec = str | Mapping[str, Any]
 Grid = tuple[int, int]

@@ -9,9 +9,9 @@ from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
 from lambdanet.layers import ACTIVATIONS
 
-from .context import context_problems
-from .option_checks import DTYPES, basic_problems, positives
-from .resnet_blocks import EXPANSION, POOL_WINDOWS, STEMS
+from ..context import context_problems
+from ..option_checks import DTYPES, basic_problems, positives
+from .blocks import EXPANSION, POOL_WINDOWS, STEMS
 
 CHOICES = {
     "block": tuple(EXPANSION),
