@@ -391,8 +391,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {argv[1:]}")
     given = flags.FLAGS
     logging.set_verbosity(logging.ERROR)
-    start_up.use_eigen_convolutions()
-    start_up.keep_freed_memory()
+    start_up.prepare_cpu()
     try:
         run(given.mode, given, CONFIG)
     except (ValueError, OSError, MemoryError) as error:  # it cannot be done; the message says why

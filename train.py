@@ -9,6 +9,11 @@ and --process_id); the workdir must be shared. From Python: `train.run(config, w
 
 from __future__ import annotations
 
+from lambdanet import interrupt
+
+if __name__ == "__main__":
+    interrupt.leave_quietly()  # the imports below take seconds
+
 import functools
 import json
 import os
@@ -21,7 +26,6 @@ from typing import Any, TextIO
 import jax
 from absl import app, flags, logging
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
@@ -30,10 +34,12 @@ from lambdanet import config as config_lib
 from lambdanet import data, tasks
 from lambdanet.config_flag import ConfigFlag
 from lambdanet.training import checkpoint as checkpoint_lib
-from lambdanet.training import evaluate, mesh, metrics, optimizer, schedule, signals, start_up
+from lambdanet.training import evaluate, mesh, metrics, optimizer, run_lock, schedule, signals
 from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
+from lambdanet.training.continuing import check_continues
+from lambdanet.training.start_up import prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -43,49 +49,53 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Trains, evaluates and reports.
+    """Trains, evaluates and reports; continues what is in the workdir.
+
+    One run at a time works in a workdir. A signal lets the step in work end, saves, and returns; a
+    second one raises KeyboardInterrupt.
 
     Args:
         config: see configs/base.py.
-        workdir: made if needed; holds config.json, metrics.jsonl, checkpoints/, report.png and
-            report.md.
+        workdir: made if needed; gets config.json, metrics.jsonl, checkpoints/, report.png and .md.
         devices: None = all.
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the
-        run), parameters, bytes_per_device (of the state); if not interrupted also the metrics
-        and count on the test split (without one, the eval split), with the prefix 'ema_' too if
-        averages are kept, and report, its path; skipped_records and test_skipped_records if damaged
-        ones were passed over in training and in that evaluation.
+        step, total_steps, interrupted, train_seconds (over all calls that made up the run),
+        parameters, bytes_per_device (of the state); if not interrupted also the metrics and count
+        on the test split (without one, the eval split), with the prefix 'ema_' too if averages are
+        kept, and report, its path; skipped_records and test_skipped_records if there were any.
 
     Raises:
-        ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any
-            training.
+        ConfigError, CheckpointError, WorkdirBusyError, ValueError: before any training.
         FloatingPointError: a metric became infinite or NaN.
     """
 
-    # ---- Config and workdir ----------------------------------------------------------------------
     def build(data_options: dict[str, Any]) -> nnx.Module:
         return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
 
     def shapes() -> nnx.Module:
         return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
 
-    start = checkpoint_lib.newest_step(workdir)
-    schema, resumes = base.get_config(), start > 0
-    checks = dict(build=shapes, workdir=workdir, resumes=resumes)
-    config_lib.validate(config, schema, models.registry, **checks)
-    workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
-    task = tasks.get(config.task)
-    start_up.use_compilation_cache(train.cache_dir)
+    with signals.Received() as received:
+        resumes = checkpoint_lib.newest_step(workdir) > 0
+        checks = dict(build=shapes, workdir=workdir, resumes=resumes)
+        config_lib.validate(config, base.get_config(), models.registry, **checks)
+        use_compilation_cache(config.train.cache_dir)
+        with run_lock.hold(workdir):
+            return _run(config, Path(workdir).absolute(), build, received, devices, stream)
+
+
+def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
+    """The run itself, from the mesh to the report, with a checked config."""
+    task, train, plain = tasks.get(config.task), config.train, config_lib.to_plain(config)
 
     # ---- Mesh ------------------------------------------------------------------------------------
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
     eval_batch_size = train.eval_batch_size or train.batch_size
     mesh.check_batch("train.batch_size", train.batch_size, device_mesh, train.accumulate)
     mesh.check_batch("train.eval_batch_size", eval_batch_size, device_mesh)
-    rows, replicated = mesh.batch_sharding(device_mesh), NamedSharding(device_mesh, PartitionSpec())
+    rows, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
     main_process = jax.process_index() == 0
 
@@ -117,37 +127,35 @@ def run(
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
     eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
+    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
 
     # ---- State: restored or new ------------------------------------------------------------------
-    checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best)
-    saved, position, progress = None, 0, {"seconds": 0.0, "window": {}}
-    if start:
-        saved = checkpoints.meta(start)
-        position, progress = saved["data"]["batches"], saved["progress"]
-        before, defaults = config_lib.modernise(saved["config"]), config_lib.to_plain(schema)
-        checkpoint_lib.check_continues(workdir, start, total_steps, before, plain, defaults)
-    reading = dict(batch_size=train.batch_size, seed=config.seed, start=position, **process)
+    mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
+    kept = dict(keep_last=train.keep_last, keep_best=train.keep_best, mode=mode)
+    checkpoints = checkpoint_lib.Checkpoints(workdir, **kept)
+    schema = config_lib.to_plain(base.get_config())
+    known = (workdir, total_steps, plain, schema, config_lib.modernise)
+    check = functools.partial(check_continues, *known)
+    target = state_lib.with_shardings(abstract, shardings)
+    saved = checkpoints.resume(target, check, damaged=train.damaged)
+    start, position, progress = 0, 0, checkpoint_lib.NO_PROGRESS
+    if saved:
+        start, position, progress = saved.step, saved.meta["data"], saved.meta["progress"]
+    reading = dict(batch_size=train.batch_size, seed=config.seed, start=start, **process)
     batches = data.train_batches(parts, make_example, config.data, **reading)
     if saved:
-        data.check_resume(saved["data"], batches.state())
-        state, *_ = checkpoints.restore(state_lib.with_shardings(abstract, shardings), start)
+        data.check_resume(position, batches.state())
+        state = saved.state
+        del saved  # or its buffers, which the first step donates, would be kept
     else:
         state = state_lib.initialise(init, shardings)
         if train.init_weights:
             source, new_head = train.init_weights, train.init_head == "new"
-            state = weights_lib.start_from(
-                state, source, abstract_model, shardings, new_head=new_head
-            )
+            where = (abstract_model, shardings)
+            state = weights_lib.start_from(state, source, *where, new_head=new_head)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     memory = mesh.bytes_per_device(state)
     outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)
-
-    def evaluate_split(split: str, state: state_lib.TrainState) -> evaluate.Evaluation:
-        """Evaluates the live weights and, if they are kept, the averaged ones, in one pass."""
-        weights = {"": (state.params, state.stats)}
-        if state.ema:
-            weights["ema_"] = (state.ema["params"], state.ema["stats"])
-        return evaluate.evaluate(eval_step, weights, evaluated[split], sharding=rows)
 
     def due(step: int, every: float) -> bool:
         period = max(round(every * steps_per_epoch), 1)
@@ -155,23 +163,17 @@ def run(
 
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
     # A signal may have come between a step and the evaluation due after it: that one is owed.
-    owed = resumes and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
+    owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
     if main_process:
         config_lib.save(config, workdir)
     headline, writing = next(iter(task.METRICS)), dict(write=main_process, stream=stream)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
     log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
-    received: list[str] = []
-    undo_signals = signals.catch(received)
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     try:
-        kind, most = jax.devices()[0].device_kind, max(memory.values())
-        how = f"continuing from step {start}" if resumes else "from the start"
-        if start == total_steps:
-            how = "finished before, only evaluated and reported again"
-        what = f"{config.model.name}, {parameters:,} parameters, {device_mesh.size} x {kind}"
-        log.message(f"{what}, {most:,} bytes each, {total_steps} steps: {how}")
+        what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
+        log.message(metrics.opening(*what))
         while True:
             # Several processes agree on a signal every log_every steps, as it takes a round trip.
             asked = process["process_count"] == 1 or step % train.log_every == 0
@@ -185,7 +187,7 @@ def run(
                 log.pause_clock()
                 score = None
                 if evaluates:
-                    found = evaluate_split(config.data.eval_split, state)
+                    found = run_eval(evaluate.weights_of(state), evaluated[config.data.eval_split])
                     score = found.metrics(finish) | {"count": found.count}
                     log.evaluation(step, "eval", score)
                 if saves:
@@ -221,10 +223,10 @@ def run(
             return outcome
 
         # ---- Final evaluation and report ---------------------------------------------------------
-        undo_signals()  # everything is saved: from here on a signal may simply end the process
+        received.release()  # everything is saved: from here on a signal may end the process
         split, result, panels = config.data.test_split or config.data.eval_split, None, None
         if split:
-            found = evaluate_split(split, state)
+            found = run_eval(evaluate.weights_of(state), evaluated[split])
             result = found.metrics(finish) | {"count": found.count}
             outcome |= result | ({"test_skipped_records": found.skipped} if found.skipped else {})
             if config.data.test_split:
@@ -240,30 +242,24 @@ def run(
             shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)
             outcome["report"] = str(written.markdown)
-            log.message(f"report: {written.markdown}\n        {written.png}")
-            if written.problem:
-                log.message(f"the report is not whole: {written.problem}")
+            log.message(written.message)
         return outcome
     except metrics.NonFiniteError as error:
         checkpoints.wait()
         kept = f"{checkpoints.directory}: {checkpoints.steps() or 'none'}"
         raise FloatingPointError(error.advice(kept, config.optim.lr)) from error
     finally:
-        undo_signals()
         log.close()
         batches.close()
         checkpoints.close()
 
 
 def main(_: list[str]) -> None:
-    """Reads the flags, runs, prints the outcome as one line of JSON; wrong input gives its message
-    and exit code 1.
-    """
+    """Reads the flags, runs, prints the outcome as JSON; wrong input: its message, exit code 1."""
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
-    start_up.use_eigen_convolutions()
-    start_up.keep_freed_memory()
+    prepare_cpu()
     try:
         config = CONFIG.value
         if given.distributed:
@@ -273,20 +269,16 @@ def main(_: list[str]) -> None:
     except (ValueError, FloatingPointError, OSError, MemoryError) as error:
         if given.verbosity > 0:
             raise
-        text = f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)"
-        sys.exit(text)
+        sys.exit(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
     print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
 
 
 if __name__ == "__main__":
     CONFIG = ConfigFlag("configs/digits.py")
-    flags.DEFINE_string(
-        "workdir", None, "directory of the run, continued if it is there", required=True
-    )
+    flags.declare_key_flag("config")
+    flags.DEFINE_string("workdir", None, "the run's directory; a run there goes on", required=True)
     flags.DEFINE_bool("distributed", False, "join the other processes before anything else")
-    flags.DEFINE_string(
-        "coordinator_address", None, "host:port of process 0; none = as the cluster says"
-    )
-    flags.DEFINE_integer("num_processes", None, "number of processes; none = as the cluster says")
-    flags.DEFINE_integer("process_id", None, "number of this process; none = as the cluster says")
+    flags.DEFINE_string("coordinator_address", None, "process 0, host:port; none = by the cluster")
+    flags.DEFINE_integer("num_processes", None, "number of processes; none = by the cluster")
+    flags.DEFINE_integer("process_id", None, "number of this process; none = by the cluster")
     app.run(main)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from configs import attention_zoo, base, digits
 from lambdanet import attention
 from lambdanet.atomic import write_file
-from lambdanet.config import to_plain
+from lambdanet.config import modernise, to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
 from lambdanet.training.checkpoint import changed_keys
 
@@ -144,7 +144,7 @@ def drop_outdated(runs: Iterable[Run]) -> None:
         path = run.workdir / "config.json"
         if not path.is_file():
             continue
-        saved, now = json.loads(path.read_text()), to_plain(run.config)
+        saved, now = modernise(json.loads(path.read_text())), to_plain(run.config)
         changed = changed_keys(saved, now, to_plain(base.get_config()))
         for key in (
             "epochs",

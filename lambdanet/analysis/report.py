@@ -40,6 +40,12 @@ class Report(NamedTuple):
     markdown: Path | None
     problem: str
 
+    @property
+    def message(self) -> str:
+        """Where it is, and what is missing, for the console."""
+        missing = f"\nthe report is not whole: {self.problem}" if self.problem else ""
+        return f"report: {self.markdown}\n        {self.png}{missing}"
+
 
 def write_report(
     workdir: str | os.PathLike,

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
-from lambdanet.training.mesh import batch_sharding, put_batch
+from lambdanet.training.mesh import batch_sharding, put_batch, replicated
+from lambdanet.training.state import TrainState
 
 MAX_EXAMPLES, MAX_EXAMPLE_BYTES = 512, 64 * 2**20  # kept for pictures
 Rows = dict[str, np.ndarray]
@@ -47,11 +48,17 @@ class Evaluation:
         }
 
 
+def weights_of(state: TrainState) -> dict[str, tuple[dict, dict]]:
+    """Returns a state's live weights and, if they are kept, the averaged ones, by prefix."""
+    averaged = {"ema_": (state.ema["params"], state.ema["stats"])} if state.ema else {}
+    return {"": (state.params, state.stats)} | averaged
+
+
 def eval_shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
     """Returns the `out_shardings` of an evaluation step: sums on every device, rows where their
     examples are.
     """
-    return NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
+    return replicated(mesh), batch_sharding(mesh)
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import collections
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from lambdanet.atomic import write_file
+
 FILE_NAME = "metrics.jsonl"
 
 
@@ -26,17 +27,23 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
     """Reads metrics.jsonl; a last line cut off by a kill is left out.
 
     Raises:
-        ValueError: a line before the last is no JSON.
+        ValueError: a line before the last is no record: names file, line and what to do.
     """
     path = Path(workdir) / FILE_NAME
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            record = json.loads(line)
+            if not isinstance(record, dict) or type(record.get("step")) is not int:
+                raise ValueError("no record with an integer 'step'")
+            records.append({"split": "train"} | record)
+        except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one, too
             if number < len(lines):
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise ValueError(
+                    f"{path}, line {number} is damaged ({error}); delete that line, or move the "
+                    "file away to go on without the curves so far"
+                ) from error
     return records
 
 
@@ -51,9 +58,28 @@ def rewind(workdir: str | Path, step: int) -> None:
     """
     path = Path(workdir) / FILE_NAME
     keep = [r for r in read_records(workdir) if r["step"] <= step and r["split"] != "test"]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(r) + "\n" for r in keep))
-    os.replace(temporary, path)
+    write_file(path, "".join(json.dumps(r) + "\n" for r in keep))
+
+
+def opening(
+    model: str, parameters: int, memory: Mapping[str, int], devices: int, start: int, steps: int
+) -> str:
+    """Returns the first line of a run: what is trained, on what, from where.
+
+    Args:
+        model: its name.
+        parameters: their number.
+        memory: bytes of the state by device.
+        devices: their number in all processes.
+        start: step that the run begins at.
+        steps: its length.
+    """
+    how = f"continuing from step {start}" if start else "from the start"
+    if start == steps:
+        how = "finished before, only evaluated and reported again"
+    kind = jax.devices()[0].device_kind
+    where = f"{devices} x {kind}, {max(memory.values()):,} bytes each"
+    return f"{model}, {parameters:,} parameters, {where}, {steps} steps: {how}"
 
 
 def _duration(seconds: float) -> str:
