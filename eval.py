@@ -168,7 +168,7 @@ def load_subject(
     def shapes() -> nnx.Module:
         return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
 
-    checks = dict(build=shapes, check_paths=needs_data)
+    checks = dict(build=shapes, check_paths=needs_data, training=False)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
     start_up.use_compilation_cache(config.train.cache_dir)
     task = tasks.get(config.task)

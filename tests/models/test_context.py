@@ -315,7 +315,8 @@ def test_preset_places_move_with_the_depth(caplog):
         ),
         (
             squeeze("stage1.1", ration=2),
-            r"context: 'se' has no option 'ration'. Did you mean 'ratio'\? Options: ratio, bias",
+            r"context: attention 'se' has no option 'ration'. Did you mean 'ratio'\?"
+            r" Options: ratio, bias",
         ),
         (squeeze("stage1.1", placment="pre"), r"no option 'placment'. Did you mean 'placement'\?"),
         (
