@@ -117,6 +117,19 @@ def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
         )
 
 
+def test_a_bomb_in_a_prepared_set_names_record_and_file(folder, tmp_path, config, monkeypatch):
+    Image.new("L", (40, 40)).save(folder / "cat" / "large.png")
+    image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)
+    config.source, config.data_dir = "image_folder", str(tmp_path / "prepared")
+    part = data.Part(open_source(config, "train"))
+    (bad,) = [i for i in range(21) if part.read(i).name.endswith("large.png")]
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    with pytest.raises(
+        data.CorruptRecordError, match=f"record {bad} of.*cat/large.png: .*megapixels; allowed"
+    ):
+        examples.load(part, bad, lambda r, rng: decode.open_image(r.fields["image"]), None)
+
+
 def make_folder(root, **counts):
     """root/<class>/<n>.jpg, that many of each class."""
     for name, count in counts.items():
