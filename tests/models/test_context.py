@@ -53,7 +53,7 @@ def scale(monkeypatch):
 
 
 def tiny(**options) -> ResNet:
-    return ResNet(**{**TINY, **options}, rngs=nnx.Rngs(0))
+    return models.create_model("resnet50", **{**TINY, **options}, rngs=nnx.Rngs(0))
 
 
 def abstract(**options) -> ResNet:
