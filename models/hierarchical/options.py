@@ -65,8 +65,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
     depth = len(blocks)
+    sizes = size_problems(options, ("widths", "num_heads"), depth)
     return [
-        *size_problems(options, ("widths", "num_heads"), depth),
+        *(sizes or head_problems(options)),
         *cycle_problems(options["attention"], depth),
         *post_context_problems(options["context"], blocks),
     ]
@@ -76,29 +77,35 @@ def size_problems(options: Mapping[str, Any], counts: tuple[str, ...], depth: in
     """Returns what is wrong with the sizes of the stages, one text per problem.
 
     Args:
-        options: with `widths`, `num_heads` and `mlp_ratios`.
-        counts: options with a positive integer per stage.
+        options: with `widths` and `mlp_ratios`.
+        counts: `widths` and other options with a positive integer per stage.
         depth: number of stages.
     """
     per_stage = f"a tuple of {depth} positive %s, as many as blocks has entries"
     wrong = [name for name in counts if not positives(options[name], depth)]
     problems = [f"{name} is {options[name]!r}; allowed: {per_stage % 'integers'}" for name in wrong]
-    widths, heads, ratios = (options[name] for name in ("widths", "num_heads", "mlp_ratios"))
+    ratios = options["mlp_ratios"]
     if not _positive_numbers(ratios, depth):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
     elif "widths" not in wrong:
         problems += [
             f"mlp_ratios[{stage}] is {ratio}, which leaves no hidden channel; allowed: 1 or more"
-            for stage, (width, ratio) in enumerate(zip(widths, ratios, strict=True))
+            for stage, (width, ratio) in enumerate(zip(options["widths"], ratios, strict=True))
             if int(width * ratio) < 1
         ]
-    if not {"widths", "num_heads"} & set(wrong):
-        problems += [
-            f"num_heads[{stage}] is {count}; allowed: divisors of widths[{stage}]={width}"
-            for stage, (count, width) in enumerate(zip(heads, widths, strict=True))
-            if width % count
-        ]
     return problems
+
+
+def head_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns one text per stage whose heads do not divide its channels; for sizes without
+    problems.
+    """
+    stages = enumerate(zip(options["num_heads"], options["widths"], strict=True))
+    return [
+        f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"
+        for stage, (heads, width) in stages
+        if width % heads
+    ]
 
 
 def cycle_problems(attention: Any, depth: int, *, own: bool = False) -> list[str]:

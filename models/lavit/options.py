@@ -10,7 +10,13 @@ from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
 
 from ..context import place_context
-from ..hierarchical.options import cycle_problems, cycles, post_context_problems, size_problems
+from ..hierarchical.options import (
+    cycle_problems,
+    cycles,
+    head_problems,
+    post_context_problems,
+    size_problems,
+)
 from ..option_checks import DTYPES, basic_problems, is_number
 
 CHOICES = {
@@ -99,7 +105,8 @@ def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
             specs, options["blocks"], options["vanilla_blocks"], strict=True
         )
     ]
-    problems = [
+    problems = head_problems(options)
+    problems += [
         f"sr_ratios[{stage}] is {ratios[stage]}; allowed: 1 in a stage with less-attention, whose "
         "maps of logits are square "
         f"(blocks[{stage}]={options['blocks'][stage]}, of them "
