@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 ContextEntry = Mapping[str, Any]
@@ -138,15 +138,9 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
         if of_kind == "mixer":
             what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
-    known = [
-        option for option in attention_registry.parameters(name) if option not in ("dim", "rngs")
-    ]
-    unknown = [key for key in entry if key not in (*_OWN_KEYS, *known)]
-    return [
-        f"{label}: '{name}' has no option {key!r}.{suggest(key, (*known, 'placement'))} Options: "
-        f"{', '.join(known)}"
-        for key in unknown
-    ]
+    own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+    problems = attention_registry.option_problems(name, own, also=("placement",))
+    return [f"{label}: {problem}" for problem in problems.values()]
 
 
 def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str]:

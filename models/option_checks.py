@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 DTYPES = ("float32", "bfloat16")
@@ -96,9 +96,11 @@ def mixer_problems(spec: Any) -> list[str]:
     name = spec if isinstance(spec, str) else spec["name"]
     given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
     try:
-        attention_registry.check_options(name, given)
+        problems = list(attention_registry.option_problems(name, given).values())
     except ValueError as error:
-        return [str(error)]
+        return [f"attention is {spec!r}: {error}"]
+    if problems:
+        return problems
     allowed = f"allowed as attention: {', '.join(list_attention(kind='mixer'))}"
     if kind(name) == "context":
         return [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
+from lambdanet.attention import registry as attention_registry
 from lambdanet.layers import ACTIVATIONS
 
 from ..context import context_problems

@@ -11,13 +11,13 @@ import optax
 import pytest
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
+from step_helpers import make_train_step
 
 import models
 from configs import base
 from lambdanet.analysis.summary import summarise, totals
 from lambdanet.attention.diagonality_loss import diagonality_loss
 from lambdanet.training.state import TrainState, flatten_names, split_model, views
-from lambdanet.training.step import make_train_step
 
 # Preset -> parameters, and billions of multiply-adds at 224x224.
 COUNTS = {
@@ -297,9 +297,7 @@ def test_one_step_with_everything_on():
     graphdef = views(lambda: create(**options))[0]
     _, params, stats = split_model(drawn(**options))
     start = TrainState(jnp.zeros((), jnp.int32), params, stats, optax.sgd(0.1).init(params), {})
-    after, metrics = once(make_train_step(graphdef, optax.sgd(0.1), config, num_classes=5, seed=0))(
-        start, batch
-    )
+    after, metrics = once(make_train_step(graphdef, optax.sgd(0.1), config, seed=0))(start, batch)
     terms = 0.1 * metrics["auxiliary_symmetry"] + 0.2 * metrics["auxiliary_diagonality"]
     np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"] + terms, rtol=1e-6)
     assert metrics["auxiliary_symmetry"] > 0 and np.isfinite(metrics["grad_norm"])
