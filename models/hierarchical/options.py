@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lambdanet.registry import is_number
+
 from ..context import PLACEMENTS, context_problems
-from ..option_checks import (
-    DTYPES,
-    MOST_BLOCKS,
-    basic_problems,
-    is_number,
-    mixer_problems,
-    positives,
-)
+from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
 from .blocks import MLP_KINDS
 from .embeddings import CONV_INITS, embed_problems
 

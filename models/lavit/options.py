@@ -8,6 +8,7 @@ from typing import Any
 from lambdanet.attention.attention_residual import KERNELS, MODES, NORMS
 from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
+from lambdanet.registry import is_number
 
 from ..context import place_context
 from ..hierarchical.options import (
@@ -17,7 +18,7 @@ from ..hierarchical.options import (
     post_context_problems,
     size_problems,
 )
-from ..option_checks import DTYPES, basic_problems, is_number
+from ..option_checks import DTYPES, basic_problems
 
 CHOICES = {
     "residual_kernel": KERNELS,
