@@ -19,7 +19,8 @@ from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 ContextEntry = Mapping[str, Any]
-Context = ContextEntry | tuple[ContextEntry, ...] | None
+Context = ContextEntry | tuple[ContextEntry | None, ...] | None
+"""None as the first entry of a tuple: what follows stands alone, see `replace_context`."""
 
 PLACEMENTS = ("post", "pre", "standard", "identity")
 """Where in a residual block a context block may stand; the first is the default."""

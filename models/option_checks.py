@@ -7,7 +7,7 @@ from typing import Any
 
 from lambdanet.attention import kind, list_attention
 from lambdanet.attention import registry as attention_registry
-from lambdanet.registry import suggest
+from lambdanet.registry import is_number, show, suggest
 
 DTYPES = ("float32", "bfloat16")
 
@@ -74,18 +74,20 @@ def basic_problems(
         ("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
     )
     problems = [
-        f"{name} is {options[name]!r}; allowed: {allowed}"
+        f"{name} is {show(options[name])}; allowed: {allowed}"
         for name, good, allowed in checks
         if not good
     ]
     if positives(options["blocks"]) and sum(options["blocks"]) > MOST_BLOCKS:
-        problems.append(f"blocks is {options['blocks']!r}; allowed: {MOST_BLOCKS} in all, or less")
+        problems.append(
+            f"blocks is {show(options['blocks'])}; allowed: {MOST_BLOCKS} in all, or less"
+        )
     for name, most in LARGEST.items():
         given = options.get(name)
         if any(
             is_number(n) and n > most for n in (given if isinstance(given, tuple) else (given,))
         ):
-            problems.append(f"{name} is {given!r}; allowed: {most} or less")
+            problems.append(f"{name} is {show(given)}; allowed: {most} or less")
     return problems
 
 
@@ -113,11 +115,6 @@ def mixer_problems(spec: Any) -> list[str]:
             f"{allowed}"
         ]
     return []
-
-
-def is_number(value: Any) -> bool:
-    """Whether `value` is an int or a float, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def positives(value: Any, length: int | None = None) -> bool:

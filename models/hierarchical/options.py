@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lambdanet.registry import is_number
+
 from ..context import PLACEMENTS, context_problems
-from ..option_checks import (
-    DTYPES,
-    MOST_BLOCKS,
-    basic_problems,
-    is_number,
-    mixer_problems,
-    positives,
-)
+from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
 from .blocks import MLP_KINDS
 from .embeddings import CONV_INITS, embed_problems
 
@@ -65,9 +60,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
 
 def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
     depth = len(blocks)
+    sizes = size_problems(options, ("widths", "num_heads"), depth)
     return [
-        *size_problems(options, ("widths", "num_heads"), depth),
-        *head_problems(options, depth),
+        *(sizes or head_problems(options)),
         *cycle_problems(options["attention"], depth),
         *post_context_problems(options["context"], blocks),
     ]
@@ -78,33 +73,33 @@ def size_problems(options: Mapping[str, Any], counts: tuple[str, ...], depth: in
 
     Args:
         options: with `widths` and `mlp_ratios`.
-        counts: options with a positive integer per stage.
+        counts: `widths` and other options with a positive integer per stage.
         depth: number of stages.
     """
     per_stage = f"a tuple of {depth} positive %s, as many as blocks has entries"
     wrong = [name for name in counts if not positives(options[name], depth)]
     problems = [f"{name} is {options[name]!r}; allowed: {per_stage % 'integers'}" for name in wrong]
-    widths, ratios = options["widths"], options["mlp_ratios"]
+    ratios = options["mlp_ratios"]
     if not _positive_numbers(ratios, depth):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
     elif "widths" not in wrong:
         problems += [
             f"mlp_ratios[{stage}] is {ratio}, which leaves no hidden channel; allowed: 1 or more"
-            for stage, (width, ratio) in enumerate(zip(widths, ratios, strict=True))
+            for stage, (width, ratio) in enumerate(zip(options["widths"], ratios, strict=True))
             if int(width * ratio) < 1
         ]
     return problems
 
 
-def head_problems(options: Mapping[str, Any], depth: int) -> list[str]:
-    """Returns the stages whose heads do not divide their width, one text per problem."""
-    widths, heads = options["widths"], options["num_heads"]
-    if not (positives(widths, depth) and positives(heads, depth)):
-        return []
+def head_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns one text per stage whose heads do not divide its channels; for sizes without
+    problems.
+    """
+    stages = enumerate(zip(options["num_heads"], options["widths"], strict=True))
     return [
-        f"num_heads[{stage}] is {count}; allowed: divisors of widths[{stage}]={width}"
-        for stage, (count, width) in enumerate(zip(heads, widths, strict=True))
-        if width % count
+        f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"
+        for stage, (heads, width) in stages
+        if width % heads
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from lambdanet.attention.attention_residual import KERNELS, MODES, NORMS
 from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
+from lambdanet.registry import is_number
 
 from ..context import place_context
 from ..hierarchical.options import (
@@ -17,7 +18,7 @@ from ..hierarchical.options import (
     post_context_problems,
     size_problems,
 )
-from ..option_checks import DTYPES, basic_problems, is_number
+from ..option_checks import DTYPES, basic_problems
 
 CHOICES = {
     "residual_kernel": KERNELS,
@@ -89,7 +90,7 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
         )
     problems += cycle_problems(options["attention"], depth, own=True)
     problems += post_context_problems(options["context"], options["blocks"])
-    return head_problems(options, depth) + (problems or _constraint_problems(options, depth))
+    return problems or _constraint_problems(options, depth)
 
 
 def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
@@ -105,7 +106,8 @@ def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
             specs, options["blocks"], options["vanilla_blocks"], strict=True
         )
     ]
-    problems = [
+    problems = head_problems(options)
+    problems += [
         f"sr_ratios[{stage}] is {ratios[stage]}; allowed: 1 in a stage with less-attention, whose "
         "maps of logits are square "
         f"(blocks[{stage}]={options['blocks'][stage]}, of them "

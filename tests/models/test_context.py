@@ -266,6 +266,31 @@ def test_config_section_becomes_entries():
             assert places(model) == expected
 
 
+def test_a_context_does_not_drop_that_of_the_preset_unsaid():
+    small = dict(blocks=(1, 1), widths=(4, 6), stem="cifar", image_size=(9, 6))
+    small["attention_blocks"] = ((), ())
+    own = dict(name="scale", after="stage2.1")
+    squeeze = dict(name="se", after="stage[12].*", placement="standard", ratio=4)
+
+    def stand(context):
+        made = nnx.eval_shape(
+            lambda: models.create_model(
+                "lambda_resnet50", **small, context=context, rngs=nnx.Rngs(0)
+            )
+        )
+        return [entry for entries in places(made).values() for entry in entries]
+
+    with pytest.raises(ValueError, match="would drop what 'lambda_resnet50' has") as error:
+        stand(own)
+    assert f"context={(squeeze, own)!r}" in str(error.value)  # both
+    assert f"context={(None, own)!r}" in str(error.value)  # this one alone
+    gate = "standard SqueezeExcite"
+    assert stand((squeeze, own)) == [gate, "post Scale", gate]
+    assert stand((None, own)) == ["post Scale"]
+    assert stand({**squeeze, "ratio": 2}) == [gate, gate]
+    assert stand(None) == stand((None,)) == []
+
+
 def test_preset_places_move_with_the_depth(caplog):
     entry = squeeze(("stage1.2", "stage2.2", "stage2.4", "stage2.6", "stage4.1", "stage*.*"))
     assert fit_context(entry, (3, 5))["after"] == (
