@@ -2,6 +2,7 @@
 happens at each restart.
 """
 
+import ast
 import json
 import re
 import subprocess
@@ -49,7 +50,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)
@@ -219,7 +220,7 @@ def test_every_network_for_the_digits_is_a_valid_run(task, tmp_path):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)
@@ -367,3 +368,17 @@ def test_plots_take_a_whole_set_of_variants(tmp_path):
     compare_plots.draw_accuracy(machine, tmp_path / "a.png")
     compare_plots.draw_memory(machine, tmp_path / "m.png")
     assert min((tmp_path / name).stat().st_size for name in ("a.png", "m.png")) > 10_000
+
+
+def test_no_circle_of_imports():
+    """Also not by imports within functions, which hide one."""
+    left: dict[str, set[str]] = {}
+    for path in (compare.ROOT / "benchmarks").glob("*.py"):
+        froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        left[path.stem] = {a.name for n in froms if n.module == "benchmarks" for a in n.names}
+        left[path.stem] |= {n.module.split(".")[1] for n in froms if "benchmarks." in n.module}
+    assert "compare_plots" in left["compare_report"]
+    while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left

@@ -114,11 +114,6 @@ WRONG = {
         {"model.num_heads": "5"},
         ["'tiny_net' cannot be built", "5 does not divide 16"],
     ),
-    "unknown attention": ({"model.attention": "lamda"}, ["'lamda'", "Did you mean 'lambda'?"]),
-    "unknown attention option": (
-        {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
-        ["model.attention.scop = 7", "Did you mean 'scope'?"],
-    ),
     "attention without a name": (
         {"model.attention.scope": "7"},
         ["has no 'name'", "\"{'name': '...', 'scope': 7}\""],

@@ -53,7 +53,7 @@ def scale(monkeypatch):
 
 
 def tiny(**options) -> ResNet:
-    return ResNet(**{**TINY, **options}, rngs=nnx.Rngs(0))
+    return models.create_model("resnet50", **{**TINY, **options}, rngs=nnx.Rngs(0))
 
 
 def abstract(**options) -> ResNet:
@@ -261,7 +261,7 @@ def test_config_section_becomes_entries():
         config = ConfigDict(dict(model=section, data=dict(channels=1, image_size=(8, 8))))
         for read in (config, ConfigDict(json.loads(config.to_json()))):
             model = nnx.eval_shape(
-                lambda c=read: models.create_from_config(c, num_classes=3, rngs=nnx.Rngs(0))
+                lambda c=read: models.create_from_config(c, {"num_classes": 3}, rngs=nnx.Rngs(0))
             )
             assert places(model) == expected
 
@@ -315,7 +315,8 @@ def test_preset_places_move_with_the_depth(caplog):
         ),
         (
             squeeze("stage1.1", ration=2),
-            r"context: 'se' has no option 'ration'. Did you mean 'ratio'\? Options: ratio, bias",
+            r"context: attention 'se' has no option 'ration'. Did you mean 'ratio'\?"
+            r" Options: ratio, bias",
         ),
         (squeeze("stage1.1", placment="pre"), r"no option 'placment'. Did you mean 'placement'\?"),
         (
