@@ -58,8 +58,9 @@ def capture_maps(
             "lambdanet.attention can (model options attention= and context=)"
         ) from error
 
-    # What a layer below a list of layers sows does not come out of a recomputed region (flax gives
-    # the list, whose keys are numbers, a key of text), and without a gradient nothing is recomputed.
+    # What a layer below a list of layers sows does not come out of a recomputed region (flax
+    # gives the list, whose keys are numbers, a key of text), and without a gradient nothing is
+    # recomputed.
     model = nnx.view(model, remat=False, raise_if_not_found=False)
     graphdef, weights = nnx.split(model)
 

@@ -67,6 +67,7 @@ def _stage_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list
     depth = len(blocks)
     return [
         *size_problems(options, ("widths", "num_heads"), depth),
+        *head_problems(options, depth),
         *cycle_problems(options["attention"], depth),
         *post_context_problems(options["context"], blocks),
     ]
@@ -76,14 +77,14 @@ def size_problems(options: Mapping[str, Any], counts: tuple[str, ...], depth: in
     """Returns what is wrong with the sizes of the stages, one text per problem.
 
     Args:
-        options: with `widths`, `num_heads` and `mlp_ratios`.
+        options: with `widths` and `mlp_ratios`.
         counts: options with a positive integer per stage.
         depth: number of stages.
     """
     per_stage = f"a tuple of {depth} positive %s, as many as blocks has entries"
     wrong = [name for name in counts if not positives(options[name], depth)]
     problems = [f"{name} is {options[name]!r}; allowed: {per_stage % 'integers'}" for name in wrong]
-    widths, heads, ratios = (options[name] for name in ("widths", "num_heads", "mlp_ratios"))
+    widths, ratios = options["widths"], options["mlp_ratios"]
     if not _positive_numbers(ratios, depth):
         problems.append(f"mlp_ratios is {ratios!r}; allowed: {per_stage % 'numbers'}")
     elif "widths" not in wrong:
@@ -92,13 +93,19 @@ def size_problems(options: Mapping[str, Any], counts: tuple[str, ...], depth: in
             for stage, (width, ratio) in enumerate(zip(widths, ratios, strict=True))
             if int(width * ratio) < 1
         ]
-    if not {"widths", "num_heads"} & set(wrong):
-        problems += [
-            f"num_heads[{stage}] is {count}; allowed: divisors of widths[{stage}]={width}"
-            for stage, (count, width) in enumerate(zip(heads, widths, strict=True))
-            if width % count
-        ]
     return problems
+
+
+def head_problems(options: Mapping[str, Any], depth: int) -> list[str]:
+    """Returns the stages whose heads do not divide their width, one text per problem."""
+    widths, heads = options["widths"], options["num_heads"]
+    if not (positives(widths, depth) and positives(heads, depth)):
+        return []
+    return [
+        f"num_heads[{stage}] is {count}; allowed: divisors of widths[{stage}]={width}"
+        for stage, (count, width) in enumerate(zip(heads, widths, strict=True))
+        if width % count
+    ]
 
 
 def cycle_problems(attention: Any, depth: int, *, own: bool = False) -> list[str]:

@@ -10,7 +10,13 @@ from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
 
 from ..context import place_context
-from ..hierarchical.options import cycle_problems, cycles, post_context_problems, size_problems
+from ..hierarchical.options import (
+    cycle_problems,
+    cycles,
+    head_problems,
+    post_context_problems,
+    size_problems,
+)
 from ..option_checks import DTYPES, basic_problems, is_number
 
 CHOICES = {
@@ -83,7 +89,7 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
         )
     problems += cycle_problems(options["attention"], depth, own=True)
     problems += post_context_problems(options["context"], options["blocks"])
-    return problems or _constraint_problems(options, depth)
+    return head_problems(options, depth) + (problems or _constraint_problems(options, depth))
 
 
 def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
