@@ -39,8 +39,8 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
 
     A context block that in a ResNet stands where squeeze-excite does, after the last norm of the
     residual branch, before the addition. It is not the identity at the start: the scale of its
-    batch norm starts at zero, so Ms = 1/2, and Mc is near 1/2. Pools, MLP, convolution and gates
-    are in float32.
+    batch norm starts at zero, so Ms = 1/2, and Mc is near 1/2. Its running statistics decay by 0.99,
+    whatever the host network's. Pools, MLP, convolution and gates are in float32.
 
     Shapes: [b, h, w, dim] to the same; with `spatial=False` any one to three spatial axes. With the
     view attribute `capture`, a call sows `gate`, the factor on x: Mc * Ms [b, h, w, dim], or Mc [b,
@@ -57,8 +57,6 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
             of the sum of exponentials).
         spatial: with the gate per position.
         kernel_size: odd side of the spatial gate's convolution.
-        gate_momentum: decay of the running statistics of the spatial gate's norm, apart from that
-            of the host network.
         dtype: dtype of the output; None keeps the input's.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source. The MLP starts as PyTorch's, U(-1/sqrt(fan_in),
@@ -79,7 +77,6 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
         pools: Sequence[str] = ("avg", "max"),
         spatial: bool = True,
         kernel_size: int = 7,
-        gate_momentum: float = 0.99,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -106,7 +103,7 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
         options = dict(param_dtype=param_dtype, rngs=rngs)
         self.reduce = nnx.Linear(dim, self.hidden, kernel_init=uniform, **options)
         self.expand = nnx.Linear(self.hidden, dim, kernel_init=uniform, **options)
-        gate = dict(activation="none", zero_init=True, norm_momentum=gate_momentum)
+        gate = dict(activation="none", zero_init=True, norm_momentum=0.99)
         self.spatial = ConvNormAct(2, 1, kernel_size, **gate, **options) if spatial else None
 
     def __call__(

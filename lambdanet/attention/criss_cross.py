@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
 from lambdanet.layers import Captures, ConvNormAct, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 
 @registry.register("criss_cross")
@@ -153,11 +154,10 @@ def criss_cross_weights(
         transposed. At least float32.
     """
     last = query.ndim - 2
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
     logits = {}
     for axis in range(1, last + 1):
         lines = (_to_lines(tensor, axis) for tensor in (query, key))
-        piece = jnp.einsum("...qc,...kc->...qk", *lines, preferred_element_type=accumulate)
+        piece = wide_einsum("...qc,...kc->...qk", *lines)
         if axis != last:  # the own position counts in the last axis alone
             piece = jnp.where(jnp.eye(piece.shape[-1], dtype=bool), -jnp.inf, piece)
         logits[axis] = piece

@@ -14,6 +14,7 @@ from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
 from lambdanet.layers import Captures, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 ENERGIES = ("max_minus", "plain")
 
@@ -178,8 +179,7 @@ class ChannelAttention(Captures, nnx.Module):
         check_map("channel attention", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
         flat = x.reshape(x.shape[0], -1, self.dim)
-        accumulate = jnp.promote_types(x.dtype, jnp.float32)
-        energy = jnp.einsum("bnc,bnd->bcd", flat, flat, preferred_element_type=accumulate)
+        energy = wide_einsum("bnc,bnd->bcd", flat, flat)
         # softmax subtracts the largest logit itself, so max - E and -E are the same to it.
         weights = jax.nn.softmax(-energy if self.energy == "max_minus" else energy, axis=-1)
         if self.capture:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
 from lambdanet.layers import Captures, batch_norm, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 
 @registry.register("double_attention")
@@ -116,10 +117,7 @@ class DoubleAttention(Captures, nnx.Module):
         x = x.astype(self.dtype or x.dtype)
         gather, distribute = self.maps(x)
         features = self.feature(x).reshape(*gather.shape[:2], self.feature_dim)
-        wide = gather.dtype
-        descriptors = jnp.einsum(
-            "bpm,bpn->bmn", features, gather.astype(features.dtype), preferred_element_type=wide
-        )
+        descriptors = wide_einsum("bpm,bpn->bmn", features, gather.astype(features.dtype))
         y = jnp.einsum(
             "bpn,bmn->bpm", distribute.astype(features.dtype), descriptors.astype(features.dtype)
         )

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
 from lambdanet.layers import Captures, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {"fusion": ("add", "mul", "both"), "pooling": ("attention", "average")}
 
@@ -105,9 +106,7 @@ class GlobalContext(Captures, nnx.Module):
         flat = x.reshape(batch, -1, self.dim)
         if self.mask is not None:
             weights = jax.nn.softmax(self.mask(flat)[..., 0].astype(wide), axis=1)
-            context = jnp.einsum(
-                "bp,bpc->bc", weights.astype(x.dtype), flat, preferred_element_type=wide
-            )
+            context = wide_einsum("bp,bpc->bc", weights.astype(x.dtype), flat)
         else:
             weights = jnp.full(flat.shape[:2], 1 / flat.shape[1], wide)
             context = jnp.mean(flat, axis=1, dtype=wide)

@@ -72,8 +72,6 @@ class LessAttention(Captures, nnx.Module):
             that size. None: the default; the only one with transform 'reuse'.
         class_token: x is a list of tokens, one class token before the map's positions. 'full' has N
             + 1 for N then; the other two leave the class token's logits to itself.
-        value_bias: bias of W_v.
-        output_bias: bias of W_o.
         dropout_rate: dropout on the softmax; the logits handed on have none.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -97,8 +95,6 @@ class LessAttention(Captures, nnx.Module):
         center_rows: bool = False,
         resize: str | None = None,
         class_token: bool = False,
-        value_bias: bool = True,
-        output_bias: bool = True,
         dropout_rate: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -151,7 +147,7 @@ class LessAttention(Captures, nnx.Module):
                 self.psi_height, self.psi_width = square(h), square(w)
         self.biased = biased and tied
         linear = linears(dtype, param_dtype, rngs)
-        self.value, self.output = linear(dim, dim, value_bias), linear(dim, dim, output_bias)
+        self.value, self.output = linear(dim, dim), linear(dim, dim)
         self.dropout = nnx.Dropout(dropout_rate)
 
     def __call__(

@@ -41,7 +41,8 @@ class Linformer(Captures, nnx.Module):
 
     E and F are k x n (`compress_key`, `compress_value`). A mixer: no residual, no norm; with the
     output projection. Maps of one to three spatial axes are read as row-major lists of tokens.
-    Logits and softmax are computed in float32, O(n k) time and memory.
+    Logits and softmax are computed in float32, O(n k) time and memory. There is no causal form:
+    a slot mixes all tokens, so no mask on the weights keeps a query from seeing its future.
 
     n is fixed. With `size` the map must have that size. With `max_length` it may be any shape of n'
     <= n tokens, which use the first n' columns of E and F. With `context` all of this is about the
@@ -81,8 +82,6 @@ class Linformer(Captures, nnx.Module):
         share_kv: no W_v; values are the projected keys (compressed by F, which is E with
             `sharing='key_value'`).
         context_dim: channels of `context`; None means `dim`.
-        causal: refused: a slot mixes all tokens, so no mask on the weights keeps a query from
-            seeing the future.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
@@ -111,7 +110,6 @@ class Linformer(Captures, nnx.Module):
         one_kv_head: bool = False,
         share_kv: bool = False,
         context_dim: int | None = None,
-        causal: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -121,12 +119,6 @@ class Linformer(Captures, nnx.Module):
                 raise _error(
                     f"{name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}"
                 )
-        if causal:
-            raise _error(
-                "causal is True; allowed: False. Every slot mixes tokens of the whole sequence, so "
-                "that masking the "
-                "weights of the slots would still show a query its future"
-            )
         if num_heads < 1 or (head_dim is None and dim % num_heads):
             raise _error(
                 f"num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim"

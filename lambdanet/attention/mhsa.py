@@ -24,8 +24,7 @@ class MultiHeadSelfAttention(Captures, nnx.Module):
         sqrt(d)) v) W_o
 
     A mixer: no residual, no norm. Maps of one to three spatial axes are read as a list of
-    positions. Time and, unless the lowering is a fused one, memory are quadratic in the number of
-    positions; the attention itself is `jax.nn.dot_product_attention`. Logits and softmax are
+    positions. Time and memory are quadratic in the number of positions. Logits and softmax are
     computed in float32.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions,

@@ -15,8 +15,6 @@ from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
 
-SMALL_MAPS = ("pad", "clamp", "raise")
-
 
 @registry.register("neighborhood")
 class NeighborhoodAttention(Captures, nnx.Module):
@@ -44,16 +42,11 @@ class NeighborhoodAttention(Captures, nnx.Module):
     With a dilation D the rule holds inside each residue class i mod D
     (lambdanet/ops/neighborhood.py).
 
-    Where L < k D, 'neighborhood' has no such window (`small_map`; the other policies need none of
-    this):
-
-    - 'pad': the input is padded with zeros on the right and below up to k D before the projection,
-      and the output is cropped. Padded positions are keys like others, their projections the
-      biases. What the reference's networks do on the small maps of their last stage, so that public
-      weights give the same numbers; therefore the default.
-    - 'clamp': windows shrink to the map: a query sees every position of its class, the bias is read
-      at the same offsets.
-    - 'raise': ValueError.
+    Where L < k D, 'neighborhood' has no such window: the input is padded with zeros on the right and
+    below up to k D before the projection, and the output is cropped. Padded positions are keys like
+    others, their projections the biases. It is what the reference's networks do on the small maps
+    of their last stage, so that public weights give the same numbers. The other borders need none
+    of this.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero
     outside the windows; its weights sum to less than one where keys outside the map have a share.
@@ -72,15 +65,13 @@ class NeighborhoodAttention(Captures, nnx.Module):
         relative_bias: with the table B [heads, 2k - 1, 2k - 1]; centred windows read its middle k x
             k entries.
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
-        small_map: maps smaller than the window, as above.
         impl: lowering, 'shift', 'block', or 'auto' ('block'; a call that captures takes 'shift').
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
 
     Raises:
-        ValueError: impossible options; in a call, a map smaller than the window with
-            small_map='raise'.
+        ValueError: impossible options.
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
@@ -96,7 +87,6 @@ class NeighborhoodAttention(Captures, nnx.Module):
         qkv_bias: bool = True,
         relative_bias: bool = True,
         scale: float | None = None,
-        small_map: str = "pad",
         impl: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -116,18 +106,14 @@ class NeighborhoodAttention(Captures, nnx.Module):
             raise ValueError(
                 f"neighborhood: dilation is {dilation}; allowed: an integer >= 1, or a pair of them"
             )
-        choices = (
-            ("border", border, ops.BORDERS),
-            ("small_map", small_map, SMALL_MAPS),
-            ("impl", impl, ops.LOWERINGS),
-        )
+        choices = (("border", border, ops.BORDERS), ("impl", impl, ops.LOWERINGS))
         for name, given, allowed in choices:
             if given not in allowed:
                 raise ValueError(
                     f"neighborhood: {name} is {given!r}; allowed: {', '.join(allowed)}"
                 )
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
-        self.border, self.small_map, self.impl = border, small_map, impl
+        self.border, self.impl = border, impl
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -177,19 +163,11 @@ class NeighborhoodAttention(Captures, nnx.Module):
         return math.prod(spatial) * self.dim * (4 * self.dim + 2 * math.prod(self.kernel_size))
 
     def _pad(self, x: Array) -> Array:
-        """The map, zeros below and on the right up to one window if that is how small maps are
-        treated.
-        """
+        """The map, with zeros below and on the right up to one window of the border's rule."""
         reach = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         missing = [max(r - s, 0) for r, s in zip(reach, x.shape[1:3], strict=True)]
-        if self.border != "neighborhood" or self.small_map == "clamp" or not any(missing):
+        if self.border != "neighborhood" or not any(missing):
             return x
-        if self.small_map == "raise":
-            raise ValueError(
-                f"neighborhood: the map is {x.shape[1]} x {x.shape[2]}; allowed sizes: {reach[0]} "
-                f"x {reach[1]} (kernel_size "
-                "times dilation) and larger, or small_map 'pad' or 'clamp'"
-            )
         return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
 
 

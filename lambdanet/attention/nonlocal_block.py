@@ -20,6 +20,7 @@ from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
 from lambdanet.layers import Captures, batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
 from lambdanet.ops.softmax_attention import attention_logits, softmax_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {
     "mode": ("embedded_gaussian", "gaussian", "dot_product", "concatenation"),
@@ -264,15 +265,10 @@ class NonLocal(Captures, nnx.Module):
         key = _flat(max_pool_cells(source if self.key is None else self.key(source), pool_after))
         value = _flat(max_pool_cells(self.value(source), pool_after))
         n, m = query.shape[1], key.shape[1]
-        accumulate = jnp.promote_types(query.dtype, jnp.float32)
         if self.pair is not None:
             kernel = self.pair.kernel[...].astype(query.dtype)[:, 0]
-            query = jnp.einsum(
-                "bnd,d->bn", query, kernel[: self.inner], preferred_element_type=accumulate
-            )
-            key = jnp.einsum(
-                "bmd,d->bm", key, kernel[self.inner :], preferred_element_type=accumulate
-            )
+            query = wide_einsum("bnd,d->bn", query, kernel[: self.inner])
+            key = wide_einsum("bmd,d->bm", key, kernel[self.inner :])
         if self._linear(n, m) and not self.capture:
             y = (_linear_dot if self.pair is None else _linear_concatenation)(query, key, value)
         else:
@@ -366,8 +362,7 @@ def _in_chunks(attend: Callable[[jax.Array], jax.Array], query: jax.Array, chunk
 
 def _linear_dot(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """theta (phi^T g) / M: the products of dot_product in the other order."""
-    accumulate = jnp.promote_types(value.dtype, jnp.float32)
-    mixed = jnp.einsum("bmd,bme->bde", key, value, preferred_element_type=accumulate) / key.shape[1]
+    mixed = wide_einsum("bmd,bme->bde", key, value) / key.shape[1]
     return jnp.einsum("bnd,bde->bne", query, mixed.astype(query.dtype))
 
 

@@ -18,6 +18,7 @@ from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
 from lambdanet.layers import Captures, adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.gelu import gelu
 from lambdanet.ops.softmax_attention import dot_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 CONV_INITS = ("fan_in", "fan_out")
 POOLED = 7
@@ -171,12 +172,11 @@ class SpatialReductionAttention(Captures, nnx.Module):
             :, : rows * r, : columns * r
         ]
         windows = rearrange(x, "b (h r) (w s) c -> b h r w s c", r=r, s=r)
-        precise = jnp.promote_types(x.dtype, jnp.float32)
         kernel, bias = (
             self.reduction.kernel[...].astype(x.dtype),
             self.reduction.bias[...].astype(x.dtype),
         )
-        y = jnp.einsum("bhrwsc,rscd->bhwd", windows, kernel, preferred_element_type=precise)
+        y = wide_einsum("bhrwsc,rscd->bhwd", windows, kernel)
         y = self.norm((y + bias).astype(x.dtype))
         return gelu(y) if self.linear else y
 

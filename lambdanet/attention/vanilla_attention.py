@@ -36,7 +36,6 @@ class VanillaAttention(Captures, nnx.Module):
         dim: channels in and out.
         num_heads: heads.
         sr_ratio: side of the cells that share one key, r; 1 for none.
-        qkv_bias: biases of the input projections.
         class_token: x is a list of tokens, one class token before the map's positions; with
             sr_ratio 1 only.
         dropout_rate: dropout on the softmax; the logits handed on have none.
@@ -54,7 +53,6 @@ class VanillaAttention(Captures, nnx.Module):
         *,
         num_heads: int = 8,
         sr_ratio: int = 1,
-        qkv_bias: bool = True,
         class_token: bool = False,
         dropout_rate: float = 0.0,
         dtype: Any = None,
@@ -75,8 +73,8 @@ class VanillaAttention(Captures, nnx.Module):
         )
         self.sr_ratio, self.class_token = sr_ratio, class_token
         linear = linears(dtype, param_dtype, rngs)
-        self.query, self.key_value = linear(dim, dim, qkv_bias), linear(dim, 2 * dim, qkv_bias)
-        self.output = linear(dim, dim, True)
+        self.query, self.key_value = linear(dim, dim), linear(dim, 2 * dim)
+        self.output = linear(dim, dim)
         if sr_ratio > 1:
             stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             window, init = (sr_ratio, sr_ratio), trunc_normal(0.02)
@@ -193,14 +191,10 @@ def check_tokens(
     return tuple(grid)
 
 
-def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-    init = trunc_normal(0.02)
-
-    def linear(dim: int, features: int, bias: bool) -> nnx.Linear:
-        options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
-        return nnx.Linear(dim, features, **options, rngs=rngs)
-
-    return linear
+def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> partial:
+    """Returns the constructor of projections, (features in, features out) -> layer with bias."""
+    options = dict(kernel_init=trunc_normal(0.02), dtype=dtype, param_dtype=param_dtype)
+    return partial(nnx.Linear, **options, rngs=rngs)
 
 
 def as_map(

@@ -13,6 +13,7 @@ from einops import rearrange
 
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_table import skew
+from lambdanet.ops.wide_einsum import wide_einsum
 
 BLOCK = (4, 8)
 """Queries per block and axis; half the window where that is more. Smaller blocks copy more keys,
@@ -121,7 +122,6 @@ def by_blocks(
     queries, for which XLA's CPU backend has vector code, while a sum within a row is one scalar
     addition after the other.
     """
-    precise = jnp.promote_types(query.dtype, jnp.float32)
     height, width = query.shape[1:3]
     plans = [_Plan.of(axis, least) for axis, least in zip(axes, BLOCK, strict=True)]
     for axis, plan in zip((1, 3), plans, strict=True):
@@ -133,11 +133,11 @@ def by_blocks(
     query, key, value = (
         rearrange(a, "b r y s x n d -> b r s n (y x) d") for a in (query, key, value)
     )
-    logits = jnp.einsum("...qd,...kd->...kq", query, key, preferred_element_type=precise)
+    logits = wide_einsum("...qd,...kd->...kq", query, key)
     window, side = plans[1].window, plans[1].side
     logits = scale * rearrange(logits, "b r s n (Y X) (y x) -> b r s n Y X y x", X=window, x=side)
     if table is not None:
-        bias = table.astype(precise)
+        bias = table.astype(logits.dtype)
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
         logits += rearrange(bias, "n y Y x X -> n Y X y x")
