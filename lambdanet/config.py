@@ -86,8 +86,8 @@ def validate(
         # a section in place of a value fails the value's key, too
         failed.update(key.rsplit(".", n)[0] for n in range(key.count(".") + 1))
 
-    values = dict(_leaves(config))
-    allowed = dict(_leaves(schema))
+    values = dict(leaves(config))
+    allowed = dict(leaves(schema))
     for key, value in values.items():
         if key not in allowed:
             nearest = _suggest_key(key, list(allowed))
@@ -208,13 +208,13 @@ def _type_problem(value: Any, default: Any) -> str:
     return f"a tuple such as {default!r}; {show(wrong[0])} does not belong there" if wrong else ""
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ('a.b', value) of every key outside the open section."""
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ('a.b', value) of every key outside the open section; an empty section is a value."""
     for key, value in config.items():
         if prefix + key == OPEN_SECTION:
             continue
-        if isinstance(value, (ConfigDict, dict)):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, (ConfigDict, dict)) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -325,12 +325,20 @@ def _as_in(default: Any, value: Any) -> Any:
     )
 
 
-def from_plain(plain: dict[str, Any]) -> ConfigDict:
+def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     """Returns the config of plain values; raises ConfigError for keys that no config can have."""
-    try:
-        return ConfigDict(plain)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ConfigError([f"keys must be plain names ({error})"]) from error
+    problems = list(_key_problems(plain))
+    if problems:
+        raise ConfigError(problems)
+    return ConfigDict(dict(plain))
+
+
+def _key_problems(plain: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in plain.items():
+        if not isinstance(key, str) or "." in key or hasattr(ConfigDict, key):
+            yield f"{prefix}{key if isinstance(key, str) else show(key)}: no key can have this name"
+        elif isinstance(value, Mapping):
+            yield from _key_problems(value, f"{prefix}{key}.")
 
 
 def save(config: ConfigDict, workdir: str | os.PathLike) -> Path:

@@ -50,8 +50,13 @@ def option_problems(
     for option, specs in options.items():
         for spec in specs if isinstance(specs, tuple) else (specs,):
             if isinstance(spec, dict) and "name" not in spec:
-                own = preset.get(option, "...")
-                whole = {"name": own, **spec} if isinstance(own, str) else {**dict(own), **spec}
+                own = preset.get(option)
+                own = (
+                    own
+                    if isinstance(own, Mapping)
+                    else {"name": own if isinstance(own, str) else "..."}
+                )
+                whole = {**own, **spec}
                 problems.append(
                     f"model.{option} = {show(spec)}: has no 'name'; an option is changed by giving "
                     f'the whole: --config.model.{option}="{show(whole)}"'

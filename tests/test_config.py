@@ -149,7 +149,7 @@ def test_all_problems_at_once(config, registry, tmp_path):
 
 def test_every_check_has_a_key():
     config = base.get_config()
-    leaves = dict(configs._leaves(config))
+    leaves = dict(configs.leaves(config))
     assert not set(CHECKS) - set(leaves)
     assert not {k for keys, _, _ in CROSS_CHECKS for k in keys} - set(leaves)
 

@@ -22,6 +22,8 @@ from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 EMBEDDED = ("digits", "cued_digits")
 """Sources that are prepared from installed packages."""
 SOURCES = (*EMBEDDED, "tfds", "image_folder", "synthetic")
+SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
+"""Keys of the config that name splits."""
 FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
 """Names that TFDS sets give to the original file."""
 
@@ -58,7 +60,7 @@ class PreparedSource:
         decoders = {feature: tfds.decode.SkipDecoding() for feature in images}
         try:
             self.records = builder.as_data_source(split=split, decoders=decoders)
-        except (ValueError, AssertionError, KeyError) as error:
+        except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
             raise ValueError(
                 f"cannot read split {split!r} of {builder.data_dir}: {error} Splits: "
                 f"{_split_list(builder)}; also slices as 'train[:90%]' and sums as "
@@ -98,10 +100,15 @@ def open_source(data: Any, split: str, features: Mapping[str, str]) -> Source:
     Raises:
         ValueError: unknown source or split, directory missing or not prepared, empty split.
     """
-    if data.source == "synthetic":
-        shape = (*data.image_size, data.channels)
-        return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
-    return PreparedSource(open_builder(data), split, features)
+    builder = None if data.source == "synthetic" else open_builder(data)
+    try:
+        if builder is None:
+            shape = (*data.image_size, data.channels)
+            return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
+        return PreparedSource(builder, split, features)
+    except ValueError as error:
+        keys = [f"data.{key}" for key in SPLIT_KEYS if getattr(data, key, None) == split]
+        raise ValueError(f"{', '.join(keys) or 'split'} = {split!r}: {error}") from error
 
 
 def directory(data: Any) -> Path:
