@@ -97,7 +97,6 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     mesh.check_batch("train.eval_batch_size", eval_batch_size, device_mesh)
     rows, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    main_process = jax.process_index() == 0
 
     # ---- Data ------------------------------------------------------------------------------------
     data.prepare_embedded(config.data)
@@ -131,11 +130,9 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
-    kept = dict(keep_last=train.keep_last, keep_best=train.keep_best, mode=mode)
-    checkpoints = checkpoint_lib.Checkpoints(workdir, **kept)
-    schema = config_lib.to_plain(base.get_config())
-    known = (workdir, total_steps, plain, schema, config_lib.modernise)
-    check = functools.partial(check_continues, *known)
+    checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best, mode=mode)
+    known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
+    check = functools.partial(check_continues, *known, config_lib.modernise)
     target = state_lib.with_shardings(abstract, shardings)
     saved = checkpoints.resume(target, check, damaged=train.damaged)
     start, position, progress = 0, 0, checkpoint_lib.NO_PROGRESS
@@ -164,9 +161,10 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
     # A signal may have come between a step and the evaluation due after it: that one is owed.
     owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
+    main_process, headline = jax.process_index() == 0, next(iter(task.METRICS))
     if main_process:
         config_lib.save(config, workdir)
-    headline, writing = next(iter(task.METRICS)), dict(write=main_process, stream=stream)
+    writing = dict(write=main_process, stream=stream)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
     log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
@@ -237,8 +235,7 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
             macs = abstract_model.macs(*config.data.image_size)
-            facts = {"parameters": parameters, "MACs per image": macs}
-            facts["seconds of training"] = round(spent, 1)
+            facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
             shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)
             outcome["report"] = str(written.markdown)

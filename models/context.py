@@ -14,8 +14,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 ContextEntry = Mapping[str, Any]
@@ -72,6 +72,36 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
         for entry in _entries(context)
     )
     return fitted[0] if isinstance(context, Mapping) else fitted
+
+
+def replace_context(name: str, preset: Context, given: Any) -> Any:
+    """Returns the context that a caller asks for in place of a preset's.
+
+    Args:
+        name: the model.
+        preset: its own entries.
+        given: those of the caller. None is no context at all; a tuple whose first entry is None
+            stands alone, without what the preset has.
+
+    Returns:
+        `given` without that None.
+
+    Raises:
+        ValueError: a block of the preset that `given` does not name would be dropped unsaid.
+    """
+    if isinstance(given, tuple) and given[:1] == (None,):
+        return given[1:]
+    if not isinstance(given, (Mapping, tuple)):
+        return given
+    named = [entry.get("name") for entry in _entries(given) if isinstance(entry, Mapping)]
+    dropped = tuple(entry for entry in _entries(preset) if entry["name"] not in named)
+    if dropped:
+        own = tuple(_entries(given))
+        raise ValueError(
+            f"context is {given!r}, which would drop what '{name}' has, {dropped!r}; allowed: "
+            f"both, context={dropped + own!r}, or yours alone, context={(None, *own)!r}"
+        )
+    return given
 
 
 def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, prefixed
-from lambdanet.layers import ConvNormAct, check_map, max_over
+from lambdanet.layers import Captures, ConvNormAct, check_map, max_over
 
 
 def _root_of_squares(x: jax.Array) -> jax.Array:
@@ -30,8 +30,8 @@ POOLS = {
 """Poolings of the channel gate, [b, positions, c] -> [b, c]."""
 
 
-@attention.register("cbam")
-class ConvolutionalBlockAttention(nnx.Module):
+@registry.register("cbam")
+class ConvolutionalBlockAttention(Captures, nnx.Module):
     r"""y = x' * Ms(x') with x' = x * Mc(x): two gates; there is no residual and no projection.
 
         Mc = sigmoid(sum over pools of W2 relu(W1 pool(x) + b1) + b2)         per channel; one MLP for all pools
@@ -102,22 +102,12 @@ class ConvolutionalBlockAttention(nnx.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"cbam: kernel_size is {kernel_size}; allowed: odd sides")
         self.dim, self.hidden, self.pools, self.dtype = dim, dim // reduction, tuple(pools), dtype
-        self.capture = False
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         options = dict(param_dtype=param_dtype, rngs=rngs)
         self.reduce = nnx.Linear(dim, self.hidden, kernel_init=uniform, **options)
         self.expand = nnx.Linear(self.hidden, dim, kernel_init=uniform, **options)
         gate = dict(activation="none", zero_init=True, norm_momentum=gate_momentum)
         self.spatial = ConvNormAct(2, 1, kernel_size, **gate, **options) if spatial else None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the gate.
-
-        Args:
-          capture: True sows `gate` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
-from lambdanet.layers import ConvNormAct, check_map
+from lambdanet.layers import Captures, ConvNormAct, check_map
 
 
-@attention.register("criss_cross")
-class CrissCross(nnx.Module):
+@registry.register("criss_cross")
+class CrissCross(Captures, nnx.Module):
     r"""x <- x + gamma * softmax over the cross of (q . k) applied to v, `recurrence` times.
 
     A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
@@ -82,19 +82,9 @@ class CrissCross(nnx.Module):
                 "reduction <= channels"
             )
         self.dim, self.depth, self.recurrence, self.dtype = dim, dim // reduction, recurrence, dtype
-        self.capture = False
         count = 1 if share_weights else recurrence
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.passes = nnx.List([_Pass(dim, self.depth, **options) for _ in range(count)])
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
@@ -125,7 +115,7 @@ class CrissCross(nnx.Module):
         )
 
 
-attention.register("rcca", CrissCross, recurrence=2)
+registry.register("rcca", CrissCross, recurrence=2)
 
 
 class _Pass(nnx.Module):

@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
-from lambdanet.layers import batch_norm, check_map
+from lambdanet.layers import Captures, batch_norm, check_map
 
 
-@attention.register("double_attention")
-class DoubleAttention(nnx.Module):
+@registry.register("double_attention")
+class DoubleAttention(Captures, nnx.Module):
     r"""y = x + norm(W_o Z), global descriptors G distributed to all positions; residual and
     projection are inside.
 
@@ -93,7 +93,6 @@ class DoubleAttention(nnx.Module):
             )
         self.dim, self.feature_dim, self.num_descriptors = dim, features, descriptors
         self.residual, self.dtype = residual, dtype
-        self.capture = False
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.feature = nnx.Linear(dim, features, **options)
         self.gather = nnx.Linear(dim, descriptors, **options)
@@ -106,15 +105,6 @@ class DoubleAttention(nnx.Module):
             if norm == "batch"
             else None
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the attention map.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import Captures, check_map
 from lambdanet.layers.token_compression import (
     PROJECTIONS,
     TokenCompression,
     default_slots,
     used_slots,
 )
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 
 _ALLOWED = {
     "sharing": ("none", "headwise", "key_value", "layerwise"),
@@ -31,8 +31,8 @@ _ALLOWED = {
 }
 
 
-@attention.register("linformer")
-class Linformer(nnx.Module):
+@registry.register("linformer")
+class Linformer(Captures, nnx.Module):
     """Multi-head attention whose keys and values are k learned mixtures of all n tokens: linear in
     n.
 
@@ -171,7 +171,6 @@ class Linformer(nnx.Module):
         self.compress_features = (
             self.head_dim if order == "project_then_compress" else self.context_dim
         )
-        self.capture = False
 
         def linear(features_in, features, bias):
             init = nnx.initializers.xavier_uniform()
@@ -197,15 +196,6 @@ class Linformer(nnx.Module):
         self.compress_key = None if sharing == "layerwise" else compression()
         self.compress_value = compression() if sharing in ("none", "headwise") else None
         self.output = linear(inner, dim, output_bias)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
 
 SMALL_MAPS = ("pad", "clamp", "raise")
 
 
-@attention.register("neighborhood")
-class NeighborhoodAttention(nnx.Module):
+@registry.register("neighborhood")
+class NeighborhoodAttention(Captures, nnx.Module):
     """Multi-head attention of every position to its own k x k window, with a relative bias.
 
         q, k, v = x W_qkv                                          (columns [q | k | v], each head by head)
@@ -129,7 +129,6 @@ class NeighborhoodAttention(nnx.Module):
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.border, self.small_map, self.impl = border, small_map, impl
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
@@ -138,15 +137,6 @@ class NeighborhoodAttention(nnx.Module):
         self.relative_bias = (
             nnx.Param(init(rngs.params(), shape, param_dtype)) if relative_bias else None
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.ocnet_unit import AttentionUnit
-from lambdanet.attention.registration import attention
+from lambdanet.attention.ocnet_unit import ObjectContextUnit
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
 from lambdanet.layers import ConvNormAct, PointwiseNormAct, check_map
 
 
-@attention.register("object_context")
+@registry.register("object_context")
 class ObjectContext(nnx.Module):
     """Base-OC: y = act(BN([sum_s unit_s(x), x] W + b)), the unit self-attention over all positions.
 
@@ -104,7 +104,7 @@ class ObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.units = nnx.List(
-            AttentionUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes
+            ObjectContextUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes
         )
         self.fuse = PointwiseNormAct(2 * dim, dim_out, bias=True, **options)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
@@ -128,7 +128,7 @@ class ObjectContext(nnx.Module):
         return sum(unit.macs(h, w) for unit in self.units) + self.fuse.macs(h * w)
 
 
-@attention.register("pyramid_object_context")
+@registry.register("pyramid_object_context")
 class PyramidObjectContext(nnx.Module):
     """Pyramid-OC: y = act(BN([lift(x), unit_1(x), ..., unit_n(x)] W + b)), unit i attending inside
     the cells of a grid.
@@ -212,7 +212,8 @@ class PyramidObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.units = nnx.List(
-            AttentionUnit(dim, key_dim, value_dim, dim, cells=cells, **attends) for cells in sizes
+            ObjectContextUnit(dim, key_dim, value_dim, dim, cells=cells, **attends)
+            for cells in sizes
         )
         self.lift = PointwiseNormAct(dim, len(sizes) * dim, bias=True, **options)
         self.fuse = PointwiseNormAct(2 * len(sizes) * dim, dim_out, bias=True, **options)
@@ -238,7 +239,7 @@ class PyramidObjectContext(nnx.Module):
         )
 
 
-@attention.register("asp_object_context")
+@registry.register("asp_object_context")
 class AspObjectContext(nnx.Module):
     """ASP-OC: y = act(BN([context, 1x1, 3x3 at each dilation] W)), every branch `width` channels,
     norm and activation.
@@ -318,7 +319,7 @@ class AspObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.context_in = ConvNormAct(dim, width, 3, bias=True, **options)
-        self.unit = AttentionUnit(width, key_dim, value_dim, width, pool=pool, **attends)
+        self.unit = ObjectContextUnit(width, key_dim, value_dim, width, pool=pool, **attends)
         self.context_out = PointwiseNormAct(width, width, bias=True, **options)
         self.point = PointwiseNormAct(dim, width, **options)
         self.dilated = nnx.List(

@@ -7,6 +7,7 @@ they are stored.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import cued_digits, digits, storage
+from lambdanet.data import cued_digits, digits, prepared, storage
 from lambdanet.data.record import Record
 from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 
@@ -154,13 +155,13 @@ def open_builder(data: Any) -> tfds.core.DatasetBuilder | SyntheticBuilder:
             what = "holds no prepared data set (no dataset_info.json)"
         fixes = {
             "image_folder": "prepare it with `python -m lambdanet.data.prepare <folder of class "
-            f"folders> {where}`",
+            f"folders> {shlex.quote(str(where))}`",
             "tfds": "name the directory that holds dataset_info.json, such as "
             "<data_dir>/<name>/<version>",
         }
         fix = fixes.get(data.source, "train.py prepares it there")
         raise ValueError(f"data.data_dir={str(data.data_dir)!r} {what}; {fix}")
-    return tfds.builder_from_directory(where)
+    return prepared.open_prepared(where)
 
 
 def find_feature(builder: Any, name: str, kind: type) -> str:

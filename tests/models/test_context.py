@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
-from lambdanet.attention import attention
+from lambdanet.attention import registry
 from models.context import fit_context
 from models.resnet import ResNet
 
@@ -49,11 +49,11 @@ class Scale(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def scale(monkeypatch):
-    monkeypatch.setitem(attention._entries, "scale", (Scale, {}))
+    monkeypatch.setitem(registry._entries, "scale", (Scale, {}))
 
 
 def tiny(**options) -> ResNet:
-    return ResNet(**{**TINY, **options}, rngs=nnx.Rngs(0))
+    return models.create_model("resnet50", **{**TINY, **options}, rngs=nnx.Rngs(0))
 
 
 def abstract(**options) -> ResNet:
@@ -315,7 +315,8 @@ def test_preset_places_move_with_the_depth(caplog):
         ),
         (
             squeeze("stage1.1", ration=2),
-            r"context: attention 'se' has no option 'ration'. Did you mean 'ratio'\? Options: ratio, bias",
+            r"context: attention 'se' has no option 'ration'. Did you mean 'ratio'\?"
+            r" Options: ratio, bias",
         ),
         (squeeze("stage1.1", placment="pre"), r"no option 'placment'. Did you mean 'placement'\?"),
         (
