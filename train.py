@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 from lambdanet.training.continuing import check_continues
-from lambdanet.training.start_up import prepare_cpu, use_compilation_cache
+from lambdanet.training.start_up import leave, prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -263,10 +262,10 @@ def main(_: list[str]) -> None:
             cluster = (given.coordinator_address, given.num_processes, given.process_id)
             jax.distributed.initialize(*cluster)
         outcome = run(config, given.workdir)
-    except (ValueError, FloatingPointError, OSError, MemoryError) as error:
+    except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if given.verbosity > 0:
             raise
-        sys.exit(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
+        leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
     print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
 
 
