@@ -25,6 +25,10 @@ lint: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
+# Runs killed, interrupted and damaged at random, and a thousand wrong configs: about half an hour.
+chaos: $(VENV)/installed-test-$(VERSION)
+	$(RUN) -m pytest -s tests/chaos/chaos_*.py
+
 # Every attention block under one recipe; continues where it was interrupted. Writes docs/comparison.md.
 compare: $(VENV)/installed-run-$(VERSION)
 	$(RUN) -m benchmarks.compare

@@ -29,15 +29,13 @@ import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 import models
 from configs import base
 from lambdanet import attention, data, tasks
 from lambdanet import config as config_lib
 from lambdanet.analysis import attention_maps, export, speed, summary
+from lambdanet.analysis import text as text_lib
 from lambdanet.analysis.predict import predict
 from lambdanet.atomic import write_file
 from lambdanet.config_flag import ConfigFlag, apply_overrides
@@ -50,7 +48,7 @@ from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 
 Weights = tuple[dict, dict]
-console = Console(width=None if sys.stdout.isatty() else 130, highlight=False)
+console = text_lib.console(130)
 
 # ---- The model and its weights -------------------------------------------------------------------
 
@@ -170,7 +168,7 @@ def load_subject(
     def shapes() -> nnx.Module:
         return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
 
-    checks = dict(build=shapes, check_paths=needs_data)
+    checks = dict(build=shapes, check_paths=needs_data, training=False)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
     start_up.use_compilation_cache(config.train.cache_dir)
     task = tasks.get(config.task)
@@ -202,11 +200,8 @@ def say(text: str) -> None:
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Prints a table; long cells are folded, never cut."""
-    table = Table(*(Column(name, overflow="fold") for name in columns))
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
     say(title)
-    console.print(table)
+    console.print(text_lib.console_table(columns, rows))
 
 
 def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ if __name__ == "__main__":
 import functools
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 from lambdanet.training.continuing import check_continues
-from lambdanet.training.start_up import prepare_cpu, use_compilation_cache
+from lambdanet.training.start_up import leave, prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -97,7 +96,6 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     mesh.check_batch("train.eval_batch_size", eval_batch_size, device_mesh)
     rows, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    main_process = jax.process_index() == 0
 
     # ---- Data ------------------------------------------------------------------------------------
     data.prepare_embedded(config.data)
@@ -131,11 +129,9 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
-    kept = dict(keep_last=train.keep_last, keep_best=train.keep_best, mode=mode)
-    checkpoints = checkpoint_lib.Checkpoints(workdir, **kept)
-    schema = config_lib.to_plain(base.get_config())
-    known = (workdir, total_steps, plain, schema, config_lib.modernise)
-    check = functools.partial(check_continues, *known)
+    checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best, mode=mode)
+    known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
+    check = functools.partial(check_continues, *known, config_lib.modernise)
     target = state_lib.with_shardings(abstract, shardings)
     saved = checkpoints.resume(target, check, damaged=train.damaged)
     start, position, progress = 0, 0, checkpoint_lib.NO_PROGRESS
@@ -164,9 +160,10 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
     # A signal may have come between a step and the evaluation due after it: that one is owed.
     owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
+    main_process, headline = jax.process_index() == 0, next(iter(task.METRICS))
     if main_process:
         config_lib.save(config, workdir)
-    headline, writing = next(iter(task.METRICS)), dict(write=main_process, stream=stream)
+    writing = dict(write=main_process, stream=stream)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
     log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
@@ -237,8 +234,7 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
             macs = abstract_model.macs(*config.data.image_size)
-            facts = {"parameters": parameters, "MACs per image": macs}
-            facts["seconds of training"] = round(spent, 1)
+            facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
             shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)
             outcome["report"] = str(written.markdown)
@@ -266,10 +262,10 @@ def main(_: list[str]) -> None:
             cluster = (given.coordinator_address, given.num_processes, given.process_id)
             jax.distributed.initialize(*cluster)
         outcome = run(config, given.workdir)
-    except (ValueError, FloatingPointError, OSError, MemoryError) as error:
+    except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if given.verbosity > 0:
             raise
-        sys.exit(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
+        leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
     print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
 
 

@@ -24,7 +24,7 @@ from lambdanet import attention
 from lambdanet.atomic import write_file
 from lambdanet.config import modernise, to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
-from lambdanet.training.checkpoint import changed_keys
+from lambdanet.training.continuing import changed_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 

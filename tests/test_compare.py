@@ -16,7 +16,7 @@ from flax import nnx
 import models
 from benchmarks import compare, compare_plots, compare_report, compare_runs, memory_suite
 from configs import attention_zoo, base
-from lambdanet.attention import attention, create_attention
+from lambdanet.attention import create_attention, registry
 from lambdanet.config import to_json, validate
 from lambdanet.training import state
 from lambdanet.training.optimizer import check_rules
@@ -58,7 +58,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
         if spec is None:
             plain = types
         else:
-            assert attention.lookup(spec["name"])[0] in types - plain, name
+            assert registry.lookup(spec["name"])[0] in types - plain, name
         steps.add(
             (config.train.steps, config.train.epochs, config.train.batch_size, config.optim.lr)
         )
@@ -66,7 +66,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
 
 
 def test_a_newly_registered_block_is_a_variant_by_itself():
-    attention.register("doubled", Doubled)
+    registry.register("doubled", Doubled)
     try:
         assert attention_zoo.variants()["doubled"] == {"name": "doubled"}
         assert {case.name for case in memory_suite.cases()} >= {"doubled"}
@@ -82,7 +82,7 @@ def test_a_newly_registered_block_is_a_variant_by_itself():
             "digits"
         )
     finally:
-        attention._entries.pop("doubled")
+        registry._entries.pop("doubled")
     assert "nonlocal_paper" not in attention_zoo.variants()  # a preset of a block that is there
 
 

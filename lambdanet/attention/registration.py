@@ -2,4 +2,4 @@
 
 from lambdanet.registry import Registry
 
-attention = Registry("attention")
+registry = Registry("attention")

@@ -123,6 +123,9 @@ def directory(data_dir: str | os.PathLike) -> Path:
 def prepare(data_dir: str) -> str:
     """Prepares the set under `data_dir` unless it is there; returns the directory of the prepared
     set.
+
+    Raises:
+        ValueError: the directory is not writable, or the disk is full.
     """
     where = directory(data_dir)
     try:

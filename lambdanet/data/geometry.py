@@ -74,10 +74,10 @@ def centred(picture_size: tuple[int, int], data: Any) -> Geometry:
     return Geometry(box, size, "bicubic" if bicubic else data.interpolation)
 
 
-def warp_image(image: Image.Image, geometry: Geometry, channels: int) -> Image.Image:
+def warp_image(picture: decode.Picture, geometry: Geometry, channels: int) -> Image.Image:
     """Decodes the picture and applies the geometry; returns mode 'L' (1 channel) or 'RGB' (3)."""
     image = decode.crop_and_resize(
-        image,
+        picture,
         geometry.box,
         size=geometry.size,
         channels=channels,

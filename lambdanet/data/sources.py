@@ -7,6 +7,7 @@ they are stored.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,13 +16,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import cued_digits, digits, storage
+from lambdanet.data import cued_digits, digits, prepared, storage
 from lambdanet.data.record import Record
 from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 
 EMBEDDED = ("digits", "cued_digits")
 """Sources that are prepared from installed packages."""
 SOURCES = (*EMBEDDED, "tfds", "image_folder", "synthetic")
+SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
+"""Keys of the config that name splits."""
 FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
 """Names that TFDS sets give to the original file."""
 
@@ -58,7 +61,7 @@ class PreparedSource:
         decoders = {feature: tfds.decode.SkipDecoding() for feature in images}
         try:
             self.records = builder.as_data_source(split=split, decoders=decoders)
-        except (ValueError, AssertionError, KeyError) as error:
+        except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
             raise ValueError(
                 f"cannot read split {split!r} of {builder.data_dir}: {error} Splits: "
                 f"{_split_list(builder)}; also slices as 'train[:90%]' and sums as "
@@ -98,10 +101,15 @@ def open_source(data: Any, split: str, features: Mapping[str, str]) -> Source:
     Raises:
         ValueError: unknown source or split, directory missing or not prepared, empty split.
     """
-    if data.source == "synthetic":
-        shape = (*data.image_size, data.channels)
-        return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
-    return PreparedSource(open_builder(data), split, features)
+    builder = None if data.source == "synthetic" else open_builder(data)
+    try:
+        if builder is None:
+            shape = (*data.image_size, data.channels)
+            return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
+        return PreparedSource(builder, split, features)
+    except ValueError as error:
+        keys = [f"data.{key}" for key in SPLIT_KEYS if getattr(data, key, None) == split]
+        raise ValueError(f"{', '.join(keys) or 'split'} = {split!r}: {error}") from error
 
 
 def directory(data: Any) -> Path:
@@ -147,13 +155,13 @@ def open_builder(data: Any) -> tfds.core.DatasetBuilder | SyntheticBuilder:
             what = "holds no prepared data set (no dataset_info.json)"
         fixes = {
             "image_folder": "prepare it with `python -m lambdanet.data.prepare <folder of class "
-            f"folders> {where}`",
+            f"folders> {shlex.quote(str(where))}`",
             "tfds": "name the directory that holds dataset_info.json, such as "
             "<data_dir>/<name>/<version>",
         }
         fix = fixes.get(data.source, "train.py prepares it there")
         raise ValueError(f"data.data_dir={str(data.data_dir)!r} {what}; {fix}")
-    return tfds.builder_from_directory(where)
+    return prepared.open_prepared(where)
 
 
 def find_feature(builder: Any, name: str, kind: type) -> str:

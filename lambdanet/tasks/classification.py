@@ -72,7 +72,7 @@ def example(
             f"{record.name}: label {label} is out of range; allowed: 0 to {len(info.classes) - 1} "
             f"({len(info.classes)} classes)"
         )
-    image = decode.open_image(record.fields["image"])
+    image = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
     if rng is None:
         image = geometry.warp_image(image, geometry.centred(image.size, data), data.channels)
         return {"image": decode.to_array(image), "label": np.int32(label)}

@@ -61,6 +61,14 @@ class _Preserved:
         return [step in kept for step in steps]
 
 
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager without its scores: it would refuse to start at one that cannot be read."""
+
+    def metrics(self, step: int) -> None:
+        """Returns None; see `checkpoint_meta.read_score`."""
+        del step
+
+
 class Checkpoints:
     """The checkpoints of one run; every process makes one and calls the same methods.
 
@@ -104,7 +112,7 @@ class Checkpoints:
                         if leftover.name.endswith(UNFINISHED):
                             shutil.rmtree(leftover)
             where = plain_path(self.directory)
-            self._manager = ocp.CheckpointManager(where, options=options, item_handlers=handlers)
+            self._manager = _Manager(where, options=options, item_handlers=handlers)
             for step in self.steps():
                 self._scores[step] = read_score(self.directory / str(step), keep_best)
         except Exception as error:  # whatever the file system or a broken file raised

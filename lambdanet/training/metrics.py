@@ -234,15 +234,16 @@ class MetricLog:
         """Lets the clock go on after `pause_clock`."""
         self._since = time.perf_counter()
 
-    def train(self, step: int, values: Mapping[str, float], queued: int) -> None:
+    def train(self, step: int, values: Mapping[str, float], queued: int | None = None) -> None:
         """Adds a train record.
 
         Args:
             step: the step that the device has finished.
             values: means over the steps since the last record, but for 'lr', that of the step.
-            queued: steps handed to the device so far. The speed is counted in these: of records
-                that are fetched at once only the first shows one.
+            queued: steps handed to the device so far, None = `step`. The speed is counted in these:
+                of records that are fetched at once only the first shows one.
         """
+        queued = step if queued is None else queued
         self.pause_clock()
         steps, speed, shown = queued - self._clock_step, {}, ""
         if steps > 0:

@@ -1,4 +1,4 @@
-"""Blocks of hierarchical vision Transformers: MLP, residual block, classifier."""
+"""Blocks of hierarchical vision Transformers: MLP and residual block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from lambdanet.layers import DropPath, LayerScale
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.gelu import gelu
 
-from .embeddings import Row, conv_inits, layer_norm, linear
+from ..backbone import Row
+from .embeddings import conv_inits, layer_norm, linear
 
 MLP_KINDS = ("plain", "depthwise", "depthwise_linear")
 
@@ -198,27 +199,3 @@ class TransformerBlock(nnx.Module):
             (f"context/{i}", type(block).__name__, shape, block.macs(*shape[:-1]))
             for i, block in made
         ]
-
-
-class Classifier(nnx.Module):
-    """Dropout and a linear layer, in float32.
-
-    Args:
-        dim: input channels.
-        num_classes: outputs.
-        dropout_rate: dropout on the input.
-        param_dtype: dtype of stored parameters.
-        rngs: initialisation source.
-    """
-
-    def __init__(
-        self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs
-    ):
-        self.dropout = nnx.Dropout(dropout_rate)
-        self.fc = linear(dim, num_classes, dtype=jnp.float32, param_dtype=param_dtype, rngs=rngs)
-
-    def __call__(
-        self, x: Float[Array, "b c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b classes"]:
-        """Maps pooled features [b, dim] to float32 logits [b, num_classes]."""
-        return self.fc(self.dropout(x.astype(jnp.float32), rngs=rngs))

@@ -18,6 +18,7 @@ and 0.5; of the Slide forms none is reported, they have that of their baseline.
 from __future__ import annotations
 
 from ..registration import registry
+from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
 
 _TABLE = (
@@ -58,18 +59,7 @@ for _size, _blocks, _width, _heads, _rate in _TABLE:
             **_COMMON,
         )
 
-# For 8x8 grey digits: two stages, 8x8 and 4x4.
-for _name, _first in (("cswin_digits", cross_shaped(2)[0]), ("slide_cswin_digits", "slide")):
-    registry.register(
-        _name,
-        HierarchicalTransformer,
-        blocks=(2, 2),
-        widths=(32, 64),
-        num_heads=(2, 4),
-        mlp_ratios=(4, 4),
-        attention=(_first, cross_shaped()[-1]),
-        in_channels=1,
-        image_size=(8, 8),
-        num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
-    )
+_LAST = cross_shaped()[-1]
+register_digits(
+    {"cswin_digits": (cross_shaped(2)[0], _LAST), "slide_cswin_digits": ("slide", _LAST)}, _COMMON
+)

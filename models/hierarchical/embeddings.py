@@ -14,10 +14,7 @@ from jaxtyping import Array, Float
 from lambdanet.layers import Conv2d, resize_bilinear, trunc_normal
 from lambdanet.registry import signature, suggest
 
-Row = tuple[str, str, tuple[int, ...], int]
-"""One line of a summary: name below the module, type, output shape without the batch,
-multiply-accumulates.
-"""
+from ..backbone import Row
 
 EmbedSpec = str | Mapping[str, Any]
 

@@ -4,8 +4,8 @@ any mixer in any stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,95 +15,17 @@ from jaxtyping import Array, Float
 from lambdanet.attention import create_attention
 from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import InitKeys, resize_macs, trunc_normal
+from lambdanet.layers import InitKeys, trunc_normal
 
+from ..backbone import Classifier, check_images, summary_row
 from ..context import Context, place_context
-from .blocks import Classifier, TransformerBlock
-from .embeddings import EmbedSpec, Row, create_embed, layer_norm, resize_positions
+from .blocks import TransformerBlock
+from .embeddings import EmbedSpec, create_embed, layer_norm
 from .names import MERGED_TORCH_NAMES, TORCH_NAMES
-from .options import check_options, cycles
+from .options import cycles, option_problems
+from .stage import Stage, stage_tables
 
 AttentionSpec = str | Mapping[str, Any]
-
-
-class Stage(nnx.Module):
-    """An embedding and the blocks on its grid.
-
-    Args:
-        embed: maps the previous stage's map to this one's.
-        blocks: the blocks, in order.
-        norm: after the last block, or None.
-        position_embedding: [positions, channels], added after the embedding, or None.
-        grid: height and width that these positions stand for; read with them alone.
-        class_token: [1, channels], or None.
-        class_position: [1, channels], its position embedding, or None.
-        remat: recompute each block's inner activations in the backward pass.
-    """
-
-    def __init__(
-        self,
-        embed: nnx.Module,
-        blocks: Iterable[TransformerBlock],
-        *,
-        norm: nnx.Module | None,
-        position_embedding: jax.Array | None,
-        grid: tuple[int, int],
-        class_token: jax.Array | None,
-        class_position: jax.Array | None,
-        remat: bool,
-    ):
-        def stored(array):
-            return None if array is None else nnx.Param(array)
-
-        self.embed, self.blocks, self.norm = embed, nnx.List(blocks), norm
-        self.position_embedding, self.grid = stored(position_embedding), grid
-        self.class_token, self.class_position = stored(class_token), stored(class_position)
-        self.remat = remat
-
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, with_token: bool = False, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b *s d"]:
-        """Maps [b, h, w, c] to the stage's map [b, *embed.out_size(h, w), d].
-
-        With the class token the blocks see a list of tokens, and so does the caller: [b, 1 +
-        positions, d], the class first.
-        """
-        x = self.embed(x)
-        if self.position_embedding is not None:
-            x = x + resize_positions(self.position_embedding[...], self.grid, x.shape[1:3]).astype(
-                x.dtype
-            )
-        if with_token:
-            token = self.class_token[...]
-            if self.class_position is not None:
-                token = token + self.class_position[...]
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape))
-            x = jnp.concatenate([token, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
-        run = nnx.remat(_run_block) if self.remat else _run_block
-        for block in self.blocks:
-            x = run(block, x, rngs)
-        return x if self.norm is None else self.norm(x)
-
-    def rows(self, h: int, w: int, *, with_token: bool) -> list[Row]:
-        """Returns the summary for one [h, w] input map."""
-        rows = [(f"embed/{name}", *rest) for name, *rest in self.embed.rows(h, w)]
-        h, w, dim = rows[-1][2]
-        tokens = 1 if with_token else 0
-        if self.position_embedding is not None:
-            macs = resize_macs(self.grid, (h, w), dim)
-            rows.append(
-                ("position_embedding", "embedding", tuple(self.position_embedding.shape), macs)
-            )
-        for name in ("class_token", "class_position"):
-            if getattr(self, name) is not None:
-                rows.append((name, "embedding", (1, dim), 0))
-        for index, block in enumerate(self.blocks):
-            rows += [
-                (f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)
-            ]
-        if self.norm is not None:
-            rows.append(("norm", "layer_norm", rows[-1][2], 0))
-        return rows
 
 
 class HierarchicalTransformer(nnx.Module):
@@ -150,7 +72,6 @@ class HierarchicalTransformer(nnx.Module):
         layer_scale: value that the factors of each branch start with; None for none.
         conv_init: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
         norm_epsilon: of the norms in the blocks and after the last one.
-        embed_epsilon: of the norms in the embeddings.
         family: whose name tables `torch_names` gives; None for none.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
@@ -165,9 +86,16 @@ class HierarchicalTransformer(nnx.Module):
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
+    Attributes:
+        classifier: path of the layer that depends on the classes.
+
     Raises:
-        ValueError: an option out of its range; all of them in one message.
+        ValueError: no position left in a stage, a mixer that takes no tokens with pool='cls'.
+            `models.create_model` checks the options before, all in one message.
     """
+
+    classifier: ClassVar[str] = "head/fc"
+    option_problems = staticmethod(option_problems)
 
     def __init__(
         self,
@@ -187,7 +115,6 @@ class HierarchicalTransformer(nnx.Module):
         layer_scale: float | None = None,
         conv_init: str = "fan_in",
         norm_epsilon: float = 1e-5,
-        embed_epsilon: float = 1e-5,
         family: str | None = None,
         num_classes: int = 1000,
         in_channels: int = 3,
@@ -199,7 +126,6 @@ class HierarchicalTransformer(nnx.Module):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        check_options({k: v for k, v in locals().items() if k not in ("self", "rngs", "__class__")})
         rngs = InitKeys(rngs.params())
         inserted = place_context(context, blocks)
         self.in_channels, self.num_classes, self.pool, self.family = (
@@ -211,17 +137,12 @@ class HierarchicalTransformer(nnx.Module):
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
 
-        def positions(count, width):
-            return trunc_normal(0.02)(rngs.params(), (count, width), stored)
-
         dim, size, stride, done, stages, info = in_channels, image_size, 1, 0, [], []
         for number, (count, width, heads, ratio) in enumerate(
             zip(blocks, widths, num_heads, mlp_ratios, strict=True)
         ):
             spec = stem if number == 0 else downsample
-            embed = create_embed(
-                spec, dim, width, conv_init=conv_init, epsilon=embed_epsilon, **options
-            )
+            embed = create_embed(spec, dim, width, conv_init=conv_init, **options)
             dim, stride, size = width, stride * embed.stride, embed.out_size(*size)
             if min(size) < 1:
                 raise ValueError(
@@ -262,14 +183,15 @@ class HierarchicalTransformer(nnx.Module):
                     embed,
                     made,
                     norm=layer_norm(width, epsilon=norm_epsilon, **options) if stage_norm else None,
-                    position_embedding=positions(size[0] * size[1], width)
-                    if position_embedding
-                    else None,
+                    tables=stage_tables(
+                        size,
+                        width,
+                        positions=position_embedding,
+                        token=with_token,
+                        param_dtype=stored,
+                        rngs=rngs,
+                    ),
                     grid=size,
-                    class_token=positions(1, width) if with_token else None,
-                    class_position=positions(1, width)
-                    if with_token and position_embedding
-                    else None,
                     remat=remat == "block",
                 )
             )
@@ -279,7 +201,12 @@ class HierarchicalTransformer(nnx.Module):
         last = {**options, "dtype": jnp.dtype(jnp.float32)}
         self.norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
         self.head = Classifier(
-            dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs
+            dim,
+            num_classes,
+            dropout_rate=dropout_rate,
+            kernel_init=trunc_normal(0.02),
+            param_dtype=stored,
+            rngs=rngs,
         )
 
     def features(
@@ -314,10 +241,7 @@ class HierarchicalTransformer(nnx.Module):
         return self.head(pooled, rngs=rngs)
 
     def _run(self, x: jax.Array, rngs: nnx.Rngs | None, *, with_token: bool) -> list[jax.Array]:
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(
-                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
-            )
+        check_images(x, self.in_channels)
         x, maps = x.astype(self.dtype), []
         for number, stage in enumerate(self.stages):
             x = stage(x, with_token=with_token and number == len(self.stages) - 1, rngs=rngs)
@@ -363,29 +287,14 @@ class HierarchicalTransformer(nnx.Module):
         for number, stage in enumerate(self.stages):
             with_token = self.pool == "cls" and number == len(self.stages) - 1
             lines = stage.rows(h, w, with_token=with_token)
-            rows += [
-                dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m)
-                for n, t, s, m in lines
-            ]
+            rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in lines]
             h, w = stage.embed.out_size(h, w)
         dim = self.stage_info[-1][0]
         if self.norm is not None:
-            rows.append(
-                dict(
-                    path="norm",
-                    type="layer_norm",
-                    output_shape=(dim,) if self.pool == "cls" else (h, w, dim),
-                    macs=0,
-                )
-            )
-        rows.append(
-            dict(
-                path="head/fc",
-                type="linear",
-                output_shape=(self.num_classes,),
-                macs=dim * self.num_classes,
-            )
-        )
+            shape = (dim,) if self.pool == "cls" else (h, w, dim)
+            rows.append(summary_row("norm", "layer_norm", shape))
+        macs = dim * self.num_classes
+        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:
@@ -393,10 +302,6 @@ class HierarchicalTransformer(nnx.Module):
         for one [h, w] image.
         """
         return sum(row["macs"] for row in self.summary_rows(h, w))
-
-
-def _run_block(block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    return block(x, rngs=rngs)
 
 
 def _require_tokens(layer: nnx.Module, count: int, dim: int) -> None:

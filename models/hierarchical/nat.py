@@ -13,6 +13,7 @@ and 0.5; of the Slide forms none is reported, they have that of their baseline.
 from __future__ import annotations
 
 from ..registration import registry
+from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
 
 _TABLE = (
@@ -45,22 +46,11 @@ for _size, _blocks, _width, _heads, _ratio, _scale, _rate in _TABLE:
             **_COMMON,
         )
 
-# For 8x8 grey digits: two stages, 8x8 and 4x4, which windows of 3x3 do not cover.
+# Windows of 3x3, which do not cover the maps of 8x8 and 4x4.
 _SMALL = dict(name="neighborhood", kernel_size=3)
-for _name, _attention in (
-    ("nat_digits", (_SMALL, _SMALL)),
-    ("slide_nat_digits", ("slide", _SMALL)),
-):
-    registry.register(
-        _name,
-        HierarchicalTransformer,
-        blocks=(2, 2),
-        widths=(32, 64),
-        num_heads=(2, 4),
-        mlp_ratios=(3, 3),
-        attention=_attention,
-        in_channels=1,
-        image_size=(8, 8),
-        num_classes=10,
-        **{**_COMMON, "stem": dict(name="double_conv", stride=1)},
-    )
+register_digits(
+    {"nat_digits": (_SMALL, _SMALL), "slide_nat_digits": ("slide", _SMALL)},
+    _COMMON,
+    mlp_ratio=3,
+    stem=dict(name="double_conv", stride=1),
+)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..registration import registry
+from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
 
 REDUCTIONS = (8, 4, 2, 1)
@@ -66,21 +67,6 @@ for _size, _blocks, _rate in _TABLE:
             **_COMMON,
         )
 
-# For 8x8 grey digits: two stages, 8x8 and 4x4.
-for _name, _attention in (
-    ("pvt_digits", reductions(2, 1)),
-    ("slide_pvt_digits", ("slide", *reductions(1))),
-):
-    registry.register(
-        _name,
-        HierarchicalTransformer,
-        blocks=(2, 2),
-        widths=(32, 64),
-        num_heads=(2, 4),
-        mlp_ratios=(4, 4),
-        attention=_attention,
-        in_channels=1,
-        image_size=(8, 8),
-        num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
-    )
+register_digits(
+    {"pvt_digits": reductions(2, 1), "slide_pvt_digits": ("slide", *reductions(1))}, _COMMON
+)

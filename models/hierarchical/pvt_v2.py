@@ -16,6 +16,7 @@ B2 and 0.3 above; of the Slide forms none is reported, they have that of their b
 from __future__ import annotations
 
 from ..registration import registry
+from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
 from .pvt import REDUCTIONS, reductions
 
@@ -63,19 +64,7 @@ for _size, *_shape in _TABLE:
         _linear = dict(name="spatial_reduction", linear=True, conv_init=_CONV_INIT)
         _register("pvt_v2_b2_li", *_shape, _linear, mlp="depthwise_linear")
 
-# For 8x8 grey digits: two stages, 8x8 and 4x4.
 _SMALL = reductions(2, 1, conv_init=_CONV_INIT)
-for _name, _attention in (("pvt_v2_digits", _SMALL), ("slide_pvt_v2_digits", ("slide", _SMALL[1]))):
-    registry.register(
-        _name,
-        HierarchicalTransformer,
-        blocks=(2, 2),
-        widths=(32, 64),
-        num_heads=(2, 4),
-        mlp_ratios=(3, 3),
-        attention=_attention,
-        in_channels=1,
-        image_size=(8, 8),
-        num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
-    )
+register_digits(
+    {"pvt_v2_digits": _SMALL, "slide_pvt_v2_digits": ("slide", _SMALL[1])}, _COMMON, mlp_ratio=3
+)

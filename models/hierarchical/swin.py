@@ -16,6 +16,7 @@ Tiny, Small and Base, in both papers.
 from __future__ import annotations
 
 from ..registration import registry
+from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
 
 _TABLE = (
@@ -55,21 +56,7 @@ for _size, _blocks, _width, _heads, _rate in _TABLE:
             **_COMMON,
         )
 
-# For 8x8 grey digits: two stages, 8x8 (four windows of 4x4) and 4x4 (one).
-for _name, _attention in (
-    ("swin_digits", (windows(4), windows(4))),
-    ("slide_swin_digits", ("slide", windows(4))),
-):
-    registry.register(
-        _name,
-        HierarchicalTransformer,
-        blocks=(2, 2),
-        widths=(32, 64),
-        num_heads=(2, 4),
-        mlp_ratios=(4, 4),
-        attention=_attention,
-        in_channels=1,
-        image_size=(8, 8),
-        num_classes=10,
-        **{**_COMMON, "stem": dict(name="conv", kernel_size=3, stride=1, padding=1)},
-    )
+# Four windows of 4x4 on the first map, one on the second.
+register_digits(
+    {"swin_digits": (windows(4), windows(4)), "slide_swin_digits": ("slide", windows(4))}, _COMMON
+)

@@ -14,7 +14,7 @@ million parameters, 79.2, 82.6 and 83.1 % top-1.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,15 +28,19 @@ from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
 from lambdanet.layers import InitKeys, trunc_normal
 
+from ..backbone import Classifier, check_images, summary_row
 from ..context import Context, place_context
-from ..hierarchical.blocks import Classifier, TransformerBlock
+from ..hierarchical.blocks import TransformerBlock
 from ..hierarchical.embeddings import ConvEmbed, layer_norm
-from ..registration import registry
-from .options import check_options, per_stage, stage_specs
-from .stage import AttentionBlock, LavitStage
+from ..hierarchical.stage import stage_tables
+from ..registration import DIGITS, registry
+from .options import option_problems, per_stage, stage_specs
+from .stage import LavitStage
 
 AttentionSpec = str | Mapping[str, Any]
-Grid = tuple[int, int]
+
+EPSILON = 1e-6
+"""Of all norms, as in PVT's blocks."""
 
 
 class LaViT(nnx.Module):
@@ -87,7 +91,6 @@ class LaViT(nnx.Module):
         center_rows: transforms see logits less their mean over the keys.
         resize: what less-attention does at another map size than that of `image_size`: 'refuse' |
             'interpolate' | 'reuse'; None means 'refuse' for 'full' and 'interpolate' for 'kron'.
-        la_mlp: less-attention blocks have an MLP, as the others.
         residual_kernel: 'full' | 'separable', see `AttentionResidual`.
         residual_mode: 'square' between stages without reduced keys | 'query_only' between stages
             with as many keys.
@@ -104,10 +107,6 @@ class LaViT(nnx.Module):
             only 'post'.
         pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
             stage carries along; `features` leaves it out.
-        conv_init: of the embeddings: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 /
-            fan_out).
-        norm_epsilon: of the norms in the blocks and after the last one.
-        embed_epsilon: of the norms in the embeddings.
         num_classes: outputs of the classifier.
         in_channels: channels of the image.
         image_size: (height, width) of the images.
@@ -125,10 +124,15 @@ class LaViT(nnx.Module):
     Attributes:
         auxiliary_losses: names of the terms that `return_auxiliary` gives; () without
             less-attention.
+        classifier: path of the layer that depends on the classes.
 
     Raises:
-        ValueError: an option out of its range; all of them in one message.
+        ValueError: no position left in a stage. `models.create_model` checks the options before,
+            all in one message.
     """
+
+    classifier: ClassVar[str] = "head/fc"
+    option_problems = staticmethod(option_problems)
 
     def __init__(
         self,
@@ -147,7 +151,6 @@ class LaViT(nnx.Module):
         transform_bias: bool | None = None,
         center_rows: bool = False,
         resize: str | None = None,
-        la_mlp: bool = True,
         residual_kernel: str = "full",
         residual_mode: str = "square",
         residual_norm: str = "batch",
@@ -158,9 +161,6 @@ class LaViT(nnx.Module):
         position_embedding: bool = True,
         context: Context = None,
         pool: str = "mean",
-        conv_init: str = "fan_in",
-        norm_epsilon: float = 1e-6,
-        embed_epsilon: float = 1e-6,
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -173,7 +173,6 @@ class LaViT(nnx.Module):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        check_options({k: v for k, v in locals().items() if k not in ("self", "rngs", "__class__")})
         rngs, depth = InitKeys(rngs.params()), len(blocks)
         inserted, specs = place_context(context, blocks), stage_specs(attention, depth)
         self.in_channels, self.num_classes = in_channels, num_classes
@@ -182,23 +181,12 @@ class LaViT(nnx.Module):
         options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
         transforms = per_stage(transform, depth)
 
-        def positions(count, width):
-            return trunc_normal(0.02)(rngs.params(), (count, width), stored)
-
-        dim, size, stride, done, stages, info, any_less = (
-            in_channels,
-            image_size,
-            1,
-            0,
-            [],
-            [],
-            False,
-        )
+        dim, size, stride, done, stages, info = in_channels, image_size, 1, 0, [], []
+        any_less = False
         for number, (count, width, heads) in enumerate(zip(blocks, widths, num_heads, strict=True)):
-            window = dict(
-                kernel_size=patch_sizes[number], conv_init=conv_init, epsilon=embed_epsilon
+            embed = ConvEmbed(
+                dim, width, kernel_size=patch_sizes[number], epsilon=EPSILON, **options
             )
-            embed = ConvEmbed(dim, width, **window, **options)
             dim, stride, size = width, stride * embed.stride, embed.out_size(*size)
             if min(size) < 1:
                 raise ValueError(
@@ -232,23 +220,20 @@ class LaViT(nnx.Module):
                     mixer = VanillaAttention(width, sr_ratio=sr_ratios[number], **carrying)
                 else:
                     mixer = LessAttention(width, **less)
-                around = dict(
-                    context=[
-                        create_attention(s, width, size=size, **options)
-                        for _, s in inserted.get((number, index), ())
-                    ],
-                    drop_path_rate=drop_path_rate * done / max(sum(blocks) - 1, 1),
-                    epsilon=norm_epsilon,
-                    **options,
-                )
-                if isinstance(mixer, LessAttention) and not la_mlp:
-                    made.append(AttentionBlock(width, mixer, **around))
-                else:
-                    made.append(
-                        TransformerBlock(
-                            width, mixer, hidden=int(width * mlp_ratios[number]), **around
-                        )
+                made.append(
+                    TransformerBlock(
+                        width,
+                        mixer,
+                        hidden=int(width * mlp_ratios[number]),
+                        context=[
+                            create_attention(s, width, size=size, **options)
+                            for _, s in inserted.get((number, index), ())
+                        ],
+                        drop_path_rate=drop_path_rate * done / max(sum(blocks) - 1, 1),
+                        epsilon=EPSILON,
+                        **options,
                     )
+                )
                 done += 1
             residual = None
             if attention_residual[number]:
@@ -270,14 +255,15 @@ class LaViT(nnx.Module):
                     made,
                     carries=carries,
                     attention_residual=residual,
-                    position_embedding=positions(size[0] * size[1], width)
-                    if position_embedding
-                    else None,
+                    tables=stage_tables(
+                        size,
+                        width,
+                        positions=position_embedding,
+                        token=with_token,
+                        param_dtype=stored,
+                        rngs=rngs,
+                    ),
                     grid=size,
-                    class_token=positions(1, width) if with_token else None,
-                    class_position=positions(1, width)
-                    if with_token and position_embedding
-                    else None,
                     remat=remat == "block",
                 )
             )
@@ -286,10 +272,15 @@ class LaViT(nnx.Module):
         self.stage_info, self.pool = tuple(info), pool
         self.auxiliary_losses = ("symmetry", "diagonality") if any_less else ()
         self.norm = layer_norm(
-            dim, epsilon=norm_epsilon, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
+            dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
         )
         self.head = Classifier(
-            dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs
+            dim,
+            num_classes,
+            dropout_rate=dropout_rate,
+            kernel_init=trunc_normal(0.02),
+            param_dtype=stored,
+            rngs=rngs,
         )
 
     def features(
@@ -353,10 +344,7 @@ class LaViT(nnx.Module):
         """Returns the stages' maps, the last stage's output with its class token, and what each
         stage handed on.
         """
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(
-                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
-            )
+        check_images(x, self.in_channels)
         x, logits, maps, handed = x.astype(self.dtype), None, [], []
         for stage in self.stages:
             grid = stage.embed.out_size(*x.shape[1:3])
@@ -386,22 +374,13 @@ class LaViT(nnx.Module):
         """
         rows = []
         for number, stage in enumerate(self.stages):
-            rows += [
-                dict(path=f"stages/{number}/{n}", type=t, output_shape=s, macs=m)
-                for n, t, s, m in stage.rows(h, w)
-            ]
+            rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in stage.rows(h, w)]
             h, w = stage.embed.out_size(h, w)
         dim = self.stage_info[-1][0]
         shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
-        rows.append(dict(path="norm", type="layer_norm", output_shape=shape, macs=0))
-        rows.append(
-            dict(
-                path="head/fc",
-                type="linear",
-                output_shape=(self.num_classes,),
-                macs=dim * self.num_classes,
-            )
-        )
+        rows.append(summary_row("norm", "layer_norm", shape))
+        macs = dim * self.num_classes
+        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:
@@ -454,7 +433,5 @@ registry.register(
     vanilla_blocks=(1, 1),
     attention_residual=(False, True),
     patch_sizes=(1, 2),
-    in_channels=1,
-    image_size=(8, 8),
-    num_classes=10,
+    **DIGITS,
 )

@@ -8,12 +8,17 @@ from typing import Any
 from lambdanet.attention.attention_residual import KERNELS, MODES, NORMS
 from lambdanet.attention.diagonality_loss import MATRICES, VARIANTS
 from lambdanet.attention.less_attention import RESIZE_POLICIES, TRANSFORMS
+from lambdanet.registry import is_number
 
-from ..context import PLACEMENTS, context_problems, place_context
-from ..hierarchical.embeddings import CONV_INITS
-from ..hierarchical.options import cycles
-from ..option_checks import DTYPES, basic_problems, is_number, positives
-from ..resnet.options import mixer_problems
+from ..context import place_context
+from ..hierarchical.options import (
+    cycle_problems,
+    cycles,
+    head_problems,
+    post_context_problems,
+    size_problems,
+)
+from ..option_checks import DTYPES, basic_problems
 
 CHOICES = {
     "residual_kernel": KERNELS,
@@ -22,7 +27,6 @@ CHOICES = {
     "loss_variant": VARIANTS,
     "loss_on": MATRICES,
     "pool": ("mean", "cls"),
-    "conv_init": CONV_INITS,
     "remat": ("none", "block"),
     "dtype": DTYPES,
     "param_dtype": DTYPES,
@@ -41,23 +45,19 @@ def stage_specs(attention: Any, depth: int) -> tuple[tuple[Any, ...] | None, ...
     return tuple(None if entry == (None,) else entry for entry in cycles(attention, depth))
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Checks types, ranges, lengths, names, and what the parts demand of each other.
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with types, ranges, lengths and names of options of `LaViT`, and with
+    what its parts demand of each other, one text per problem.
 
     Args:
-        options: every option of `LaViT` by name.
-
-    Raises:
-        ValueError: one message with every problem: the value, what is allowed, and the nearest name
-            where there is one.
+        options: every option by name.
     """
     problems = basic_problems(
         options,
         choices=CHOICES,
         counts=("num_classes", "in_channels"),
         rates=("dropout_rate", "attention_dropout_rate", "drop_path_rate", "norm_momentum"),
-        positive=("norm_epsilon", "embed_epsilon"),
-        flags=("position_embedding", "center_rows", "la_mlp"),
+        flags=("position_embedding", "center_rows"),
     )
     if options["transform_bias"] not in (None, True, False):
         problems.append(
@@ -65,30 +65,13 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
     if not is_number(options["residual_scale"]):
         problems.append(f"residual_scale is {options['residual_scale']!r}; allowed: a number")
-    if not problems:
-        problems = _stage_problems(options, len(options["blocks"]))
-    if problems:
-        raise ValueError("; ".join(problems))
+    return problems or _stage_problems(options, len(options["blocks"]))
 
 
 def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
-    lengths = f"a tuple of {depth} positive %s, as many as blocks has entries"
-    problems = [
-        f"{name} is {options[name]!r}; allowed: {lengths % 'integers'}"
-        for name in ("widths", "num_heads", "sr_ratios", "vanilla_blocks", "patch_sizes")
-        if not positives(options[name], depth)
-    ]
-    ratios, residuals, transform = (
-        options["mlp_ratios"],
-        options["attention_residual"],
-        options["transform"],
-    )
-    if (
-        not isinstance(ratios, tuple)
-        or len(ratios) != depth
-        or not all(is_number(r) and r > 0 for r in ratios)
-    ):
-        problems.append(f"mlp_ratios is {ratios!r}; allowed: {lengths % 'numbers'}")
+    counts = ("widths", "num_heads", "sr_ratios", "vanilla_blocks", "patch_sizes")
+    problems = size_problems(options, counts, depth)
+    residuals, transform = options["attention_residual"], options["transform"]
     if (
         not isinstance(residuals, tuple)
         or len(residuals) != depth
@@ -105,34 +88,13 @@ def _stage_problems(options: Mapping[str, Any], depth: int) -> list[str]:
             f"transform is {transform!r}; allowed: {', '.join(TRANSFORMS)}, or a tuple with "
             f"{depth} of these"
         )
-    attention = options["attention"]
-    if isinstance(attention, tuple) and len(attention) != depth:
-        problems.append(
-            f"attention has {len(attention)} entries; allowed: None, one spec, or {depth}, as many "
-            "as blocks has"
-        )
-        return problems
-    for stage, specs in enumerate(stage_specs(attention, depth)):
-        if specs == ():
-            problems.append(
-                f"attention[{stage}] is (); allowed: None, a spec, or a tuple of specs that the "
-                "blocks take in turn"
-            )
-        for spec in specs or ():
-            problems += [problem for problem in mixer_problems(spec) if problem not in problems]
-    problems += context_problems(options["context"], options["blocks"])
+    problems += cycle_problems(options["attention"], depth, own=True)
+    problems += post_context_problems(options["context"], options["blocks"])
     return problems or _constraint_problems(options, depth)
 
 
 def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
     """What the parts demand of each other."""
-    problems = [
-        f"num_heads[{stage}] is {heads}; allowed: divisors of widths[{stage}]={width}"
-        for stage, (heads, width) in enumerate(
-            zip(options["num_heads"], options["widths"], strict=True)
-        )
-        if width % heads
-    ]
     ratios, mode, specs = (
         options["sr_ratios"],
         options["residual_mode"],
@@ -144,6 +106,7 @@ def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
             specs, options["blocks"], options["vanilla_blocks"], strict=True
         )
     ]
+    problems = head_problems(options)
     problems += [
         f"sr_ratios[{stage}] is {ratios[stage]}; allowed: 1 in a stage with less-attention, whose "
         "maps of logits are square "
@@ -170,13 +133,6 @@ def _constraint_problems(options: Mapping[str, Any], depth: int) -> list[str]:
             problems += _residual_problems(options, stage, ratios, mode, specs)
     last = depth - 1
     placed = place_context(options["context"], options["blocks"])
-    for placement in {placement for entries in placed.values() for placement, _ in entries} - {
-        PLACEMENTS[0]
-    }:
-        problems.append(
-            f"context has the placement {placement!r}; allowed in a Transformer: {PLACEMENTS[0]}, "
-            "after the block"
-        )
     if options["pool"] == "cls":
         if any(stage == last for stage, _ in placed):
             problems.append(

@@ -9,87 +9,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.less_attention import LessAttention
-from lambdanet.layers import DropPath, resize_macs
 
+from ..backbone import Row
 from ..hierarchical.blocks import TransformerBlock
-from ..hierarchical.embeddings import ConvEmbed, Row, layer_norm, resize_positions
-
-Grid = tuple[int, int]
-
-
-class AttentionBlock(nnx.Module):
-    """x = x + drop_path(attention(norm1(x))): a block without MLP, for the attention layers of
-    which it is the whole.
-
-    Args:
-        dim: channels.
-        attention: called by the stage, which goes on with `finish`.
-        context: context blocks that stand after the block in this order.
-        drop_path_rate: probability of dropping the branch.
-        epsilon: of the norm.
-        dtype: activation dtype.
-        param_dtype: dtype of stored parameters.
-        rngs: initialisation source.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        attention: nnx.Module,
-        *,
-        context: Iterable[nnx.Module],
-        drop_path_rate: float,
-        epsilon: float,
-        dtype: Any,
-        param_dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        self.dim, self.attention, self.drop_path = dim, attention, DropPath(drop_path_rate)
-        self.norm1 = layer_norm(
-            dim, epsilon=epsilon, dtype=dtype, param_dtype=param_dtype, rngs=rngs
-        )
-        self.context = nnx.List(context)
-
-    def finish(
-        self,
-        x: Float[Array, "b *s c"],
-        mixed: Float[Array, "b *s c"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b *s c"]:
-        """Adds what the attention made of `norm1(x)`; then the context blocks."""
-        x = x + self.drop_path(mixed, rngs=rngs)
-        for block in self.context:
-            x = block(x, rngs=rngs)
-        return x
-
-    def rows(self, h: int, w: int, *, tokens: int = 0) -> list[Row]:
-        """Returns the summary for one [h, w] map, read as a list when `tokens` more are put before
-        it.
-        """
-        shape = (h * w + tokens, self.dim) if tokens else (h, w, self.dim)
-        macs = self.attention.macs(*shape[:-1])
-        rows = [
-            ("norm1", "layer_norm", shape, 0),
-            ("attention", type(self.attention).__name__, shape, macs),
-        ]
-        return rows + [
-            (f"context/{i}", type(c).__name__, shape, c.macs(h, w))
-            for i, c in enumerate(self.context)
-        ]
+from ..hierarchical.embeddings import ConvEmbed
+from ..hierarchical.stage import Grid, Stage
 
 
-class LavitStage(nnx.Module):
-    """An embedding and the blocks on its grid, with the logits that pass from block to block.
+class LavitStage(Stage):
+    """A stage with the logits that pass from block to block.
 
     Args:
         embed: maps the previous stage's map to this one's.
@@ -97,34 +32,24 @@ class LavitStage(nnx.Module):
         carries: whether the blocks take and return logits.
         attention_residual: makes the addition to the first block's logits from the previous
             stage's, or None.
-        position_embedding: [positions, channels], added after the embedding, or None.
-        grid: height and width that these positions stand for.
-        class_token: [1, channels], or None.
-        class_position: [1, channels], its position embedding, or None.
+        tables: as in `Stage`.
+        grid: height and width that the positions stand for.
         remat: recompute each block's inner activations in the backward pass.
     """
 
     def __init__(
         self,
         embed: ConvEmbed,
-        blocks: Iterable[TransformerBlock | AttentionBlock],
+        blocks: Iterable[TransformerBlock],
         *,
         carries: bool,
         attention_residual: AttentionResidual | None,
-        position_embedding: jax.Array | None,
+        tables: dict[str, jax.Array | None],
         grid: Grid,
-        class_token: jax.Array | None,
-        class_position: jax.Array | None,
         remat: bool,
     ):
-        def stored(array):
-            return None if array is None else nnx.Param(array)
-
-        self.embed, self.blocks = embed, nnx.List(blocks)
-        self.attention_residual = attention_residual
-        self.position_embedding, self.grid = stored(position_embedding), grid
-        self.class_token, self.class_position = stored(class_token), stored(class_position)
-        self.carries, self.remat = carries, remat
+        super().__init__(embed, blocks, tables=tables, grid=grid, remat=remat)
+        self.attention_residual, self.carries = attention_residual, carries
 
     def __call__(
         self,
@@ -146,23 +71,11 @@ class LavitStage(nnx.Module):
             without.
         """
         before = x.shape[1:3]
-        x = self.embed(x)
-        grid = x.shape[1:3]
-        if self.position_embedding is not None:
-            x = x + resize_positions(self.position_embedding[...], self.grid, grid).astype(x.dtype)
-        if self.class_token is not None:
-            token = self.class_token[...] + (
-                0 if self.class_position is None else self.class_position[...]
-            )
-            token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape))
-            x = jnp.concatenate([token, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
-        keep = nnx.remat if self.remat else lambda function: function
+        grid = self.embed.out_size(*before)
+        x = self.enter(x, with_token=self.class_token is not None)
         if not self.carries:
-            run = keep(_run_block)
-            for block in self.blocks:
-                x = run(block, x, rngs)
-            return x, []
-        run, handed = keep(functools.partial(_run_carrying, grid)), []
+            return self.run_blocks(x, rngs), []
+        run, handed = self.recomputed(functools.partial(_run_carrying, grid)), []
         addition = (
             None if self.attention_residual is None else self.attention_residual(logits, before)
         )
@@ -175,36 +88,21 @@ class LavitStage(nnx.Module):
 
     def rows(self, h: int, w: int) -> list[Row]:
         """Returns the summary for one [h, w] input map."""
-        rows = [(f"embed/{name}", *rest) for name, *rest in self.embed.rows(h, w)]
-        before, (h, w, dim) = (h, w), rows[-1][2]
-        tokens = 0 if self.class_token is None else 1
-        if self.position_embedding is not None:
-            macs = resize_macs(self.grid, (h, w), dim)
-            rows.append(
-                ("position_embedding", "embedding", tuple(self.position_embedding.shape), macs)
-            )
-        for name in ("class_token", "class_position"):
-            if getattr(self, name) is not None:
-                rows.append((name, "embedding", (1, dim), 0))
-        if self.attention_residual is not None:
-            kh, kw = self.blocks[0].attention.key_grid(h, w)
-            shape = (self.attention_residual.heads_out, h * w, kh * kw)
-            macs = self.attention_residual.macs(*before, keys=kh * kw)
-            rows.append(("attention_residual", "AttentionResidual", shape, macs))
-        for index, block in enumerate(self.blocks):
-            rows += [
-                (f"blocks/{index}/{name}", *rest) for name, *rest in block.rows(h, w, tokens=tokens)
-            ]
+        rows = super().rows(h, w, with_token=self.class_token is not None)
+        if self.attention_residual is None:
+            return rows
+        grid = self.embed.out_size(h, w)
+        kh, kw = self.blocks[0].attention.key_grid(*grid)
+        shape = (self.attention_residual.heads_out, grid[0] * grid[1], kh * kw)
+        macs = self.attention_residual.macs(h, w, keys=kh * kw)
+        first = next(i for i, row in enumerate(rows) if row[0].startswith("blocks/"))
+        rows.insert(first, ("attention_residual", "AttentionResidual", shape, macs))
         return rows
-
-
-def _run_block(block: TransformerBlock, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-    return block(x, rngs=rngs)
 
 
 def _run_carrying(
     grid: Grid,
-    block: TransformerBlock | AttentionBlock,
+    block: TransformerBlock,
     x: jax.Array,
     carried: jax.Array | None,
     rngs: nnx.Rngs | None,

@@ -14,10 +14,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention import create_attention
 from lambdanet.layers import ACTIVATIONS, ConvNormAct, DropPath, avg_pool, batch_norm, max_pool
 
-Row = tuple[str, str, tuple[int, ...], int]
-"""One line of a summary: name below the module, type, output shape without the batch,
-multiply-accumulates.
-"""
+from ..backbone import Row
 
 EXPANSION = {"bottleneck": 4, "basic": 1}
 """Output channels of a block as a multiple of its width."""

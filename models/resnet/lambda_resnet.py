@@ -84,16 +84,10 @@ registry.register(
     **_TIMM,
 )
 
-# For 8x8 grey digits; scope 15 reaches every position of the first stage's map. The control is
-# resnet_digits.
+# Scope 15 reaches every position of the first stage's map of 8x8. The control is resnet_digits.
 registry.register(
     "lambda_resnet_digits",
     ResNet,
-    blocks=(2, 2),
-    widths=(16, 32),
-    stem="cifar",
-    in_channels=1,
-    image_size=(8, 8),
-    num_classes=10,
+    **registry.lookup("resnet_digits")[1],
     attention=dict(name="lambda", key_depth=8, num_heads=4, scope=15),
 )

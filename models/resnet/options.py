@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
-from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.layers import ACTIVATIONS
 
 from ..context import context_problems
-from ..option_checks import DTYPES, basic_problems, positives
+from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
 from .blocks import EXPANSION, POOL_WINDOWS, STEMS
 
 CHOICES = {
@@ -25,21 +24,19 @@ CHOICES = {
 }
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Checks types, ranges, lengths and names.
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with types, ranges, lengths and names of options of `ResNet`, one text
+    per problem.
 
     Args:
-        options: every option of `ResNet` by name.
-
-    Raises:
-        ValueError: one message with every problem: the value, what is allowed, and the nearest name
-            where there is one.
+        options: every option by name.
     """
     problems = basic_problems(
         options,
         choices=CHOICES,
         counts=("num_classes", "in_channels"),
         rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
+        flags=("share_embeddings", "post_norm_act"),
     )
 
     def require(name: str, good: Any, allowed: str) -> None:
@@ -53,7 +50,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             options["post_norm_act"],
             "True with block='basic', whose norm after the attention layer is its last",
         )
-    if positives(options["blocks"]):
+    if positives(options["blocks"]) and sum(options["blocks"]) <= MOST_BLOCKS:
         blocks = options["blocks"]
         if positives(options["widths"]):
             require(
@@ -64,8 +61,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         problems += _attention_problems(options, blocks) + context_problems(
             options["context"], blocks
         )
-    if problems:
-        raise ValueError("; ".join(problems))
+    return problems
 
 
 def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
@@ -84,9 +80,8 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
 
     where = options["attention_blocks"]
     form = (
-        "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block "
-        "numbers, "
-        "() for none"
+        "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block numbers, () "
+        "for none"
     )
     if where == "all":
         return problems
@@ -105,30 +100,6 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
                 f"from 1 to {count}"
             )
     return problems
-
-
-def mixer_problems(spec: Any) -> list[str]:
-    """Returns what is wrong with the spec of a layer that mixes positions, one text per problem."""
-    if not isinstance(spec, (str, Mapping)) or (isinstance(spec, Mapping) and "name" not in spec):
-        return [f"attention is {spec!r}; allowed: a name, or a mapping with 'name' and options"]
-    name = spec if isinstance(spec, str) else spec["name"]
-    given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
-    try:
-        attention_registry.check_options(name, given)
-    except ValueError as error:
-        return [str(error)]
-    allowed = f"allowed as attention: {', '.join(list_attention(kind='mixer'))}"
-    if kind(name) == "context":
-        return [
-            f"attention '{name}' is a context block, which is inserted beside the layers: "
-            f"context=dict(name='{name}', after='stage*.*'); {allowed}"
-        ]
-    if kind(name) == "carried":
-        return [
-            f"attention '{name}' hands state from layer to layer, as the models lavit_* do; "
-            f"{allowed}"
-        ]
-    return []
 
 
 def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,16 +17,17 @@ from lambdanet.attention import create_attention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
+from ..backbone import Classifier, Recompute, Row, check_images, summary_row
 from ..context import Context, place_context
-from ..registration import registry
+from ..registration import DIGITS, registry
 from . import names
-from .blocks import ResidualBlock, Row, Stem, mixer_size, stem_stride, strided_size
-from .options import check_options
+from .blocks import ResidualBlock, Stem, mixer_size, stem_stride, strided_size
+from .options import option_problems
 
 AttentionSpec = str | Mapping[str, Any] | None
 
 
-class Stage(nnx.Module):
+class Stage(Recompute):
     """Residual blocks on one map size; the first may stride.
 
     Args:
@@ -65,39 +66,7 @@ class Stage(nnx.Module):
         return x
 
 
-class Head(nnx.Module):
-    """Global average pooling, dropout and the classifier, all in float32.
-
-    Args:
-        dim: input channels.
-        num_classes: outputs.
-        dropout_rate: dropout on the pooled features.
-        param_dtype: dtype of stored parameters.
-        rngs: initialisation source; the kernel starts normal with standard deviation 0.01, the bias
-            at zero.
-    """
-
-    def __init__(
-        self, dim: int, num_classes: int, *, dropout_rate: float, param_dtype: Any, rngs: nnx.Rngs
-    ):
-        self.dropout = nnx.Dropout(dropout_rate)
-        self.fc = nnx.Linear(
-            dim,
-            num_classes,
-            kernel_init=nnx.initializers.normal(0.01),
-            dtype=jnp.float32,
-            param_dtype=param_dtype,
-            rngs=rngs,
-        )
-
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b classes"]:
-        """Maps [b, h, w, dim] to float32 logits [b, num_classes]."""
-        return self.fc(self.dropout(jnp.mean(x, axis=(1, 2), dtype=jnp.float32), rngs=rngs))
-
-
-class ResNet(nnx.Module):
+class ResNet(Recompute):
     """Residual network of any number of stages, with attention layers and context blocks in any of
     its blocks.
 
@@ -149,9 +118,16 @@ class ResNet(nnx.Module):
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
         rngs: initialisation source.
 
+    Attributes:
+        classifier: path of the layer that depends on the classes.
+
     Raises:
-        ValueError: an option out of its range; all of them in one message.
+        ValueError: `share_embeddings` with a layer that has none. `models.create_model` checks the
+            options before, all in one message.
     """
+
+    classifier: ClassVar[str] = "head/fc"
+    option_problems = staticmethod(option_problems)
 
     def __init__(
         self,
@@ -179,17 +155,13 @@ class ResNet(nnx.Module):
         param_dtype: str = "float32",
         rngs: nnx.Rngs,
     ):
-        check_options({k: v for k, v in locals().items() if k not in ("self", "rngs", "__class__")})
         rngs = InitKeys(rngs.params())
         depth = len(blocks)
         specs = attention if isinstance(attention, tuple) else (attention,) * depth
         placed = (attention_blocks,) * depth if attention_blocks == "all" else attention_blocks
         inserted = place_context(context, blocks)
-        self.in_channels, self.num_classes, self.remat_stages = (
-            in_channels,
-            num_classes,
-            remat == "stage",
-        )
+        self.in_channels, self.num_classes = in_channels, num_classes
+        self.remat = remat == "stage"  # the whole stages; "block" is the stages' own
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = dict(
             activation=activation,
@@ -253,7 +225,14 @@ class ResNet(nnx.Module):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
-        self.head = Head(dim, num_classes, dropout_rate=dropout_rate, param_dtype=stored, rngs=rngs)
+        self.head = Classifier(
+            dim,
+            num_classes,
+            dropout_rate=dropout_rate,
+            kernel_init=nnx.initializers.normal(0.01),
+            param_dtype=stored,
+            rngs=rngs,
+        )
         self.grammar = (stem, shortcut)
 
     def features(
@@ -269,12 +248,9 @@ class ResNet(nnx.Module):
         Raises:
             ValueError: wrong number of axes or channels.
         """
-        if x.ndim != 4 or x.shape[-1] != self.in_channels:
-            raise ValueError(
-                f"images have shape {x.shape}; expected [batch, height, width, {self.in_channels}]"
-            )
+        check_images(x, self.in_channels)
         x = self.stem(x.astype(self.dtype))
-        run = nnx.remat(_run_stage) if self.remat_stages else _run_stage
+        run = nnx.remat(_run_stage) if self.remat else _run_stage
         maps = []
         for stage in self.stages:
             x = run(stage, x, rngs)
@@ -287,7 +263,8 @@ class ResNet(nnx.Module):
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
         as in `features`.
         """
-        return self.head(self.features(x, rngs=rngs)[-1], rngs=rngs)
+        last = self.features(x, rngs=rngs)[-1]
+        return self.head(jnp.mean(last, axis=(1, 2), dtype=jnp.float32), rngs=rngs)
 
     @property
     def feature_info(self) -> list[dict[str, int]]:
@@ -323,27 +300,18 @@ class ResNet(nnx.Module):
 
         def add(prefix: str, lines: list[Row]) -> tuple[int, int]:
             for name, kind, shape, macs in lines:
-                rows.append(dict(path=f"{prefix}/{name}", type=kind, output_shape=shape, macs=macs))
+                rows.append(summary_row(f"{prefix}/{name}", kind, shape, macs))
             return rows[-1]["output_shape"][:2]
 
         h, w = add("stem", self.stem.rows(h, w))
         for number, stage in enumerate(self.stages):
             if stage.embedding is not None:
                 shape = tuple(stage.embedding.shape)
-                rows.append(
-                    dict(
-                        path=f"stages/{number}/embedding",
-                        type="embedding",
-                        output_shape=shape,
-                        macs=0,
-                    )
-                )
+                rows.append(summary_row(f"stages/{number}/embedding", "embedding", shape))
             for index, block in enumerate(stage.blocks):
                 h, w = add(f"stages/{number}/blocks/{index}", block.rows(h, w))
         fc_macs = self.stage_info[-1][0] * self.num_classes
-        rows.append(
-            dict(path="head/fc", type="linear", output_shape=(self.num_classes,), macs=fc_macs)
-        )
+        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:
@@ -400,13 +368,4 @@ for _name, _block, _blocks in (
     registry.register(_name, ResNet, block=_block, blocks=_blocks)
 
 # For 8x8 grey digits: two stages, 8x8 and 4x4.
-registry.register(
-    "resnet_digits",
-    ResNet,
-    blocks=(2, 2),
-    widths=(16, 32),
-    stem="cifar",
-    in_channels=1,
-    image_size=(8, 8),
-    num_classes=10,
-)
+registry.register("resnet_digits", ResNet, blocks=(2, 2), widths=(16, 32), stem="cifar", **DIGITS)

@@ -3,14 +3,13 @@
 import dataclasses
 
 import numpy as np
-from PIL import Image
 
 from configs import base
 from lambdanet.data import decode, geometry
 
 
 def grey(rows):
-    return Image.fromarray(np.array(rows, np.uint8))
+    return decode.open_image(np.array(rows, np.uint8)[..., None])
 
 
 def pixels(image):
@@ -33,7 +32,7 @@ def test_shift_moves_zeros_in():
     # one column leaves on the left, a row comes in on top
     moved = geometry.warp_image(image, plain(shift=(-1, 1)), 1)
     assert pixels(moved).tolist() == [[0, 0, 0], [2, 3, 0], [5, 6, 0]]
-    assert pixels(geometry.warp_image(image, plain(), 1)).tolist() == pixels(image).tolist()
+    assert pixels(geometry.warp_image(image, plain(), 1)).tolist() == pixels(image.load()).tolist()
 
 
 def test_flip_comes_last():
@@ -58,7 +57,8 @@ def test_what_is_off_draws_nothing():
 
 
 def test_random_interpolation_is_one_of_the_two_and_bicubic_in_evaluation():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8)
+    picture = decode.open_image(noise)
 
     def trained(name, seed):
         data = settings(image_size=(16, 16), channels=3, interpolation=name)

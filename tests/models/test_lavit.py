@@ -124,7 +124,7 @@ def test_every_preset_is_counted_and_the_one_for_digits_is_small():
     )
 
 
-@pytest.mark.parametrize("options", [{}, dict(pool="cls", transform="kron", la_mlp=False)])
+@pytest.mark.parametrize("options", [{}, dict(pool="cls", transform="kron")])
 def test_summary_is_the_program(options):
     model = tiny(**options)
     rows = summarise(model, 32, 32)
@@ -350,13 +350,10 @@ def test_other_mixers_and_reduced_keys_in_single_stages():
     model = tiny(**{**options, "attention_residual": (False, True, True)})
     assert model.stages[2].attention_residual.downsample_kernel.shape == (2, 2, 2)
     assert model.macs(32, 32) == jaxpr_macs(model, images(32, 32, batch=1))
-    # Context blocks stand after a block, with or without an MLP.
-    entry = dict(name="se", after=("stage2.1", "stage2.2"))
-    inserted = tiny(context=entry, la_mlp=False)
+    # Context blocks stand after a block, of either kind.
+    inserted = tiny(context=dict(name="se", after=("stage2.1", "stage2.2")))
     assert (
-        inserted.macs(32, 32)
-        == jaxpr_macs(inserted, images(32, 32, batch=1))
-        > tiny(la_mlp=False).macs(32, 32)
+        inserted.macs(32, 32) == jaxpr_macs(inserted, images(32, 32, batch=1)) > tiny().macs(32, 32)
     )
 
 
@@ -389,12 +386,12 @@ def test_problems_stand_in_one_message():
             abstract(**{**TINY, **options})
         return str(caught.value)
 
-    text = problem(remat="all", loss_variant="hinge", drop_path_rate=1.0, la_mlp=2)
+    text = problem(remat="all", loss_variant="hinge", drop_path_rate=1.0, center_rows=2)
     for part in (
         "remat is 'all'; allowed: none, block",
         "loss_variant is 'hinge'",
         "drop_path_rate is 1.0",
-        "la_mlp is 2",
+        "center_rows is 2",
     ):
         assert part in text
     text = problem(

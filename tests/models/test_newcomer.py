@@ -25,7 +25,8 @@ from configs import attention_zoo, base
 from lambdanet.analysis.attention_maps import capture_maps
 from lambdanet.attention import describe, list_attention
 from lambdanet.training.state import make_init, views
-from step_helpers import make_train_step
+from lambdanet.tasks import classification
+from lambdanet.training.step import make_train_step
 from models import create_from_config, create_model
 
 name, kind = sys.argv[1:]
@@ -41,9 +42,11 @@ config = base.get_config()
 images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
 batch = {"image": images, "label": np.array([0, 1, 0, 1])}
 tx = optax.sgd(0.05)
-step = make_train_step(views(build)[0], tx, config)
+task = dict(loss=classification.loss, mix=classification.mix, seed=0)
+step = make_train_step(views(build)[0], tx, config, **task)
 program = jax.jit(lambda: jax.lax.scan(lambda state, _: step(state, batch), make_init(build, tx, ema=False)(), length=2))
-losses = program()[1]["loss"]
+losses, counted = program()[1]["loss"]
+losses = losses / counted
 assert np.isfinite(losses).all() and losses[1] < losses[0], losses
 
 model = nnx.view(build(), deterministic=True, use_running_average=True)

@@ -1,8 +1,8 @@
 """Imports weights into a model and writes them as a safetensors file in our layout, saying what
 went where.
 
-    python -m lambdanet.interop.import_weights swin_tiny_patch4_window7_224.pth --model swin_tiny
-    --out swin_tiny.safetensors
+    python -m models.import_weights swin_tiny_patch4_window7_224.pth --model swin_tiny
+    --out swin_tiny.safetensors   # installed: python -m lambdanet.models.import_weights
 
 SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours. Nothing is
 converted unless it is asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`,
@@ -28,21 +28,21 @@ from flax import nnx
 from lambdanet.analysis.weight_import import Imported, import_weights
 from lambdanet.interop import files
 
+from . import create_model, registry
 
-def main(arguments: Sequence[str], models: Any) -> str | None:
+
+def main(arguments: Sequence[str]) -> str | None:
     """Runs the program.
 
     Args:
         arguments: the command line.
-        models: the package of that name: `create_model` and `registry`, which this package does not
-            import.
 
     Returns:
         What went wrong, or None.
     """
     options = _parser().parse_args(arguments)
     try:
-        _run(options, models)
+        _run(options)
     except (ValueError, OSError) as error:
         return f"import_weights: {error}"
     return None
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str], models: Any) -> str | None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m lambdanet.interop.import_weights", description=__doc__.split("\n\n")[0]
+        prog="python -m models.import_weights", description=__doc__.split("\n\n")[0]
     )
     parser.add_argument(
         "source",
@@ -83,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         "keeps its initial value",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these initial values (default: 0)")
+    parser.add_argument(
+        "--live",
+        action="store_true",
+        help="take the live weights of a checkpoint that has averaged ones (EMA) as well",
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--merge-slide",
@@ -97,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace, models: Any) -> None:
+def _run(options: argparse.Namespace) -> None:
     out = Path(options.out)
     if out.suffix != ".safetensors":
         raise ValueError(f"--out is {options.out}; allowed: a name that ends in .safetensors")
@@ -110,16 +115,18 @@ def _run(options: argparse.Namespace, models: Any) -> None:
     chosen = dict(_option(text) for text in options.option)
 
     def build() -> nnx.Module:
-        return models.create_model(options.model, rngs=nnx.Rngs(options.seed), **chosen)
+        return create_model(options.model, rngs=nnx.Rngs(options.seed), **chosen)
 
     flags = {
         name: getattr(options, name)
         for name in ("resize_tables", "warm_start_slide", "merge_slide", "split_slide")
     }
-    imported = import_weights(options.source, build, **flags)
-    stored = {"name": options.model, **chosen}
+    imported = import_weights(options.source, build, prefer_ema=not options.live, **flags)
+    # The shape of the maps that its position tables stand for.
+    _, preset = registry.lookup(options.model)
+    default = preset.get("image_size", registry.parameters(options.model)["image_size"].default)
+    stored = {"name": options.model, "image_size": default, **chosen}
     if options.merge_slide:
-        _, preset = models.registry.lookup(options.model)
         stored["attention"] = _merged_spec(stored.get("attention", preset.get("attention")))
     files.save_safetensors(out, imported.arrays, files.export_metadata(stored))
     print(report(imported, options.model))
@@ -183,12 +190,4 @@ def report(imported: Imported, model: str) -> str:
 
 
 if __name__ == "__main__":
-    # Models stand above this package, which therefore cannot import them; a program is run from
-    # above. They are a part of the installed package, and a package beside it in a checkout.
-    try:
-        import lambdanet.models as models
-    except ModuleNotFoundError as error:
-        if error.name != "lambdanet.models":
-            raise
-        import models
-    sys.exit(main(sys.argv[1:], models))
+    sys.exit(main(sys.argv[1:]))
