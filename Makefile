@@ -6,7 +6,7 @@ VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
 
-.PHONY: train test quick lint chaos compare clean
+.PHONY: train test quick optimised lint chaos compare clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -20,6 +20,10 @@ test: $(VENV)/installed-test-$(VERSION)
 # The part of the suite for every edit: under three minutes.
 quick: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow' tests
+
+# Every block, backbone and head as users compile it; the suite compiles without optimisation. Minutes.
+optimised: $(VENV)/installed-test-$(VERSION)
+	XLA_FLAGS= $(RUN) -m pytest -n auto --maxprocesses=4 tests/optimised
 
 lint: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m ruff check .
