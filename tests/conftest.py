@@ -34,8 +34,8 @@ collect_ignore = ["optimised"] if "optimization_level" in os.environ["XLA_FLAGS"
 sys.path.append(str(HERE))
 
 
-# Files whose tests train, start programs or build full-size models; `make quick` leaves them out, and
-# single tests elsewhere that are marked `slow`.
+# Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
+# and single tests elsewhere that are marked `slow`.
 SLOW_FILES = {
     *("test_benchmark_models.py", "test_benchmarks.py", "test_compare.py", "test_every_block.py"),
     *("test_golden.py", "test_hierarchical_counts.py", "test_matrix.py", "test_memory_growth.py"),
