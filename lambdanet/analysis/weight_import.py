@@ -101,8 +101,8 @@ def import_weights(
             "--merge-slide: the model is merged already; give it as it is before, the flag makes "
             "the merged form"
         )
-    state, ours = files.read_state(path, prefer_ema=prefer_ema)
-    made_for = files.image_size_of(files.read_metadata(path)) if ours else None
+    state, ours, metadata = files.read_state(path, prefer_ema=prefer_ema)
+    made_for = files.image_size_of(metadata) if ours else None
     state = {key: np.asarray(array, np.float32) for key, array in state.items()}
     shapes = {name: tuple(leaf.shape) for name, leaf in _flat(model).items()}
     tables = {"lambdanet": files.OWN_NAMES} if ours else model.torch_names
