@@ -18,6 +18,7 @@ import safetensors.numpy
 
 import lambdanet
 from lambdanet.atomic import write_file
+from lambdanet.interop import grids as grids_lib
 from lambdanet.interop.names import Rule, choose_table, convert
 from lambdanet.interop.reading import (
     WeightsFileError,
@@ -32,6 +33,7 @@ __all__ = [
     "OWN_NAMES",
     "WeightsFileError",
     "export_metadata",
+    "known_grids",
     "load_npz",
     "load_safetensors",
     "load_torch",
@@ -49,16 +51,19 @@ _NPZ_METADATA = "__metadata__"
 OWN_NAMES = (Rule(r".+", r"\g<0>"),)
 
 
-def export_metadata(model: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of a file with our layout: the model's name and options as JSON, the layout, and who
-    wrote it.
+def export_metadata(
+    model: Mapping[str, Any], grids: Mapping[str, grids_lib.Grid] | None = None
+) -> dict[str, str]:
+    """Metadata of a file with our layout: the model's name and options as JSON, the maps and
+    windows that its tables of positions are for (`grids.grids_of`), the layout, and who wrote it.
     """
-    return {
+    metadata = {
         "layout": LAYOUT,
         "layout_version": LAYOUT_VERSION,
         "version": lambdanet.__version__,
         "model": json.dumps(dict(model), sort_keys=True),
     }
+    return metadata | ({"grids": grids_lib.to_metadata(grids)} if grids else {})
 
 
 def model_of(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -66,27 +71,10 @@ def model_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     return _mapping(metadata.get("model", "{}"), "the file's metadata 'model'")
 
 
-def image_size_of(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """(height, width) of the images that a file of ours was made for, if it says so."""
-    size = model_of(metadata).get("image_size")
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
-        return None
-    return tuple(size) if all(type(n) is int and n > 0 for n in size) else None
-
-
-def grid_of(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (rows, columns) with `count` positions whose shape is nearest to the images'.
-
-    Positions are stored as a list; 64 of them are 8 x 8 of a square image and 4 x 16 of one four
-    times as wide as high.
-
-    Args:
-        count: positions, at least 1.
-        image_size: (height, width).
-    """
-    wanted = math.log(image_size[0] / image_size[1])
-    pairs = [(n, count // n) for n in range(1, count + 1) if count % n == 0]
-    return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1]) - wanted))
+def known_grids(metadata: Mapping[str, str]) -> grids_lib.Known:
+    """What the metadata of a file of ours say of the sizes of its tables of positions."""
+    sizes = _mapping(metadata.get("grids", "{}"), "the file's metadata 'grids'")
+    return grids_lib.from_metadata(sizes, model_of(metadata))
 
 
 def save_safetensors(
@@ -210,6 +198,7 @@ def load_weights_file(
     tables: Callable[[], Mapping[str, Sequence[Rule]]],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
+    grids: Mapping[str, grids_lib.Grid] | None = None,
     allow_head_mismatch: str | None = None,
     prefer_ema: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -220,6 +209,8 @@ def load_weights_file(
       tables: gives the model's name tables by grammar, for files with PyTorch names, see
           `names.choose_table`; called only for such a file, once it has been read.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
+      grids: of the model's tables of positions, see `grids.grids_of`; tables that are for another
+        map or window are refused, also where they have as many rows.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
@@ -233,12 +224,15 @@ def load_weights_file(
       names.NameMappingError: the weights do not fit the model; all problems at once.
     """
     numbers = sum(map(math.prod, target_shapes.values()))
-    state, ours, _ = read_state(path, prefer_ema=prefer_ema, numbers=numbers)
+    state, ours, metadata = read_state(path, prefer_ema=prefer_ema, numbers=numbers)
     known = {} if ours else tables()
     grammar = None if ours else choose_table(known, state, target_shapes)
     rules = OWN_NAMES if ours else known[grammar]
+    check = grids_lib.checker(known_grids(metadata) if ours else grids_lib.Known(), grids or {})
     try:
-        arrays = convert(state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch)
+        arrays = convert(
+            state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=check
+        )
     except ValueError as error:
         raise type(error)(
             f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"

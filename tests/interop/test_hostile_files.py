@@ -140,7 +140,7 @@ def torch_with_a_set_that_is_hashed_without_end(path):
 
 
 def torch_with_a_reference_that_is_printed_without_end(path):
-    checkpoint(path, b"\x80\x02" + DOUBLED + b"Q.")
+    checkpoint(path, b"\x80\x02(" + DOUBLED + b"K\0" * 4 + b"tQ.")
 
 
 def torch_with_a_key_deeper_than_the_stack(path):
@@ -149,7 +149,7 @@ def torch_with_a_key_deeper_than_the_stack(path):
 
 def torch_with_mappings_that_are_searched_without_end(path):
     layer = b"q\0}(" + b"".join(b"X%c\0\0\0%bh\0" % (len(k), k) for k in KEYS) + b"u"
-    checkpoint(path, b"\x80\x02}" + layer * 40 + b".")
+    checkpoint(path, b"\x80\x02}" + layer * 40 + b"q\0}X\x05\0\0\0modelh\0s.")
 
 
 KEYS = [f"k{i}".encode() for i in range(150)]
