@@ -199,6 +199,16 @@ def test_what_cannot_be_done_is_said(run, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.parametrize(("flags", "prefer_ema"), [((), True), (("--live",), False)])
+def test_live_or_averaged_weights(run, monkeypatch, flags, prefer_ema):
+    def read_state(path, **options):
+        raise files.WeightsFileError(str(options))
+
+    monkeypatch.setattr(files, "read_state", read_state)
+    error, _, _ = run(official_swin(), "swin_tiny", SWIN, *flags)
+    assert f"'prefer_ema': {prefer_ema}" in error
+
+
 # --------------------------------------------------------------------------------------------------
 # Grammars
 # --------------------------------------------------------------------------------------------------
