@@ -88,9 +88,8 @@ def model_problems(config: ConfigDict, model: Any, limit: int | None = None) -> 
     copies = 3 + (config.train.ema_decay > 0)
     if over := _exceeds(copies * stored, limit, device_memory):
         path = max(sizes, key=sizes.get)
-        options = ", ".join(
-            f"model.{k} = {show(v, 80)}" for k, v in config.model.items() if k != "name"
-        )
+        given = {k: v for k, v in config.model.to_dict().items() if k != "name"}
+        options = ", ".join(f"model.{k} = {show(v, 80)}" for k, v in given.items())
         problems.append(
             f"model.name = {name!r}{', ' if options else ''}{options}: {sum(sizes.values()):,} "
             f"parameters, with which weights, gradient and momenta would take {over}; the largest "

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -81,16 +83,21 @@ def build_problems(
         failed: keys that are wrong already.
         training: whether it is going to be trained.
     """
+    given = ", ".join(f"model.{k} = {show(v, 80)}" for k, v in options.items() if k != "name")
+    given = f" with {given}" if given else ""
     try:
         model = build()
     # Numbers too large for a shape, deep nests, wrong types inside specs: every library says it in
     # a way of its own.
     except Exception as error:
-        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-        given = ", ".join(f"model.{k} = {show(v, 80)}" for k, v in options.items() if k != "name")
-        given = f" with {given}" if given else ""
-        return [f"model '{options['name']}' cannot be built{given}: {kind}{error}"], error
+        return [f"model '{options['name']}' cannot be built{given}: {_said(error)}"], error
     problems: list[str] = []
+    if isinstance(model, nnx.Module) and any(map(_has_mapping, options.values())):
+        # options of blocks are free enough to make a block that does not fit its place
+        try:
+            _run(model, (*config.data.image_size, config.data.channels))
+        except Exception as error:
+            return [f"model '{options['name']}' cannot run{given}: {_said(error)}"], error
     if training:
         if "train.auxiliary_losses" not in failed:
             problems += auxiliary_problems(config.train.auxiliary_losses, model)
@@ -103,6 +110,25 @@ def build_problems(
         if isinstance(model, nnx.Module) and not sections & {"optim", "train", "data"}:
             problems += config_memory.model_problems(config, model)
     return problems, None
+
+
+def _run(model: nnx.Module, shape: tuple[int, int, int]) -> None:
+    """Evaluates the model abstractly on one image [h, w, c]; raises what it raises."""
+    view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graphdef, weights = nnx.split(view)
+    image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+    jax.eval_shape(lambda w, x: nnx.merge(graphdef, w)(x), weights, image)
+
+
+def _has_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping) or (
+        isinstance(value, tuple) and any(map(_has_mapping, value))
+    )
+
+
+def _said(error: Exception) -> str:
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+    return f"{kind}{str(error)[:2000]}"
 
 
 def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:

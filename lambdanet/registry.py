@@ -8,7 +8,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 LARGEST = 2**31 - 1  # of an integer among the options: sizes and counts are 32-bit in compiled code
@@ -58,13 +58,13 @@ def fits(value: Any, annotation: Any) -> bool:
     if annotation is bool or annotation is str:
         return isinstance(value, annotation)
     if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= LARGEST
+        return isinstance(value, int) and not isinstance(value, bool)
     if annotation is float:
         return is_number(value)
-    if annotation is tuple or origin is tuple:
+    if annotation is tuple or origin in (tuple, Sequence):
         if not isinstance(value, (tuple, list)):
             return False
-        if len(args) == 2 and args[1] is Ellipsis:
+        if origin is Sequence or (len(args) == 2 and args[1] is Ellipsis):
             return all(fits(v, args[0]) for v in value)
         return not args or (
             len(args) == len(value) and all(fits(v, a) for v, a in zip(value, args, strict=True))
@@ -72,6 +72,15 @@ def fits(value: Any, annotation: Any) -> bool:
     if isinstance(origin or annotation, type) and issubclass(origin or annotation, Mapping):
         return isinstance(value, Mapping)
     return True
+
+
+def _numbers(value: Any, whole: bool) -> Iterator[float]:
+    """Yields the numbers in a value, however deep; only the integers with `whole`."""
+    if isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _numbers(entry, whole)
+    elif isinstance(value, int if whole else (int, float)) and not isinstance(value, bool):
+        yield value
 
 
 def _annotation_text(annotation: Any) -> str:
@@ -99,10 +108,18 @@ class Registry:
 
     Args:
         kind: what the entries are, for error messages ('attention', 'model').
+        bounds: option -> least and greatest value of the numbers in it, for `option_problems`.
+        largest: of integers of other options.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        *,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        largest: int = LARGEST,
+    ):
+        self.kind, self.bounds, self.largest = kind, dict(bounds or {}), largest
         self._entries: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
 
     def register(self, name: str, factory: Callable[..., Any] | None = None, **preset: Any):
@@ -143,7 +160,8 @@ class Registry:
         self, name: str, options: Mapping[str, Any], also: tuple[str, ...] = ()
     ) -> dict[str, str]:
         """Returns what is wrong with options, by option: those that the factory does not declare,
-        with the nearest one that it does, and values that its annotations rule out.
+        with the nearest one that it does, values that its annotations rule out, and numbers that no
+        memory or time suffices for.
 
         Args:
             name: the entry.
@@ -162,10 +180,18 @@ class Registry:
                 )
                 continue
             annotation = declared[option].annotation
+            low, high = self.bounds.get(option, (-self.largest, self.largest))
+            whole = option not in self.bounds  # other floats are the factory's business
+            outside = [n for n in _numbers(value, whole) if not low <= n <= high]
             if annotation is not inspect.Parameter.empty and not fits(value, annotation):
                 problems[option] = (
                     f"option {option!r} of {self.kind} '{name}' must be "
                     f"{_annotation_text(annotation)}, not {show(value)}"
+                )
+            elif outside:
+                problems[option] = (
+                    f"option {option!r} of {self.kind} '{name}' must be from {low:,} to {high:,}, "
+                    f"not {show(outside[0])}"
                 )
         return problems
 

@@ -192,6 +192,7 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
         *("{'name': 'lambda', 'key_depth': 100000000000}", "{'name': 'lambda', 'heads': -1}"),
         *("('lambda', 'lambda', 'lambda')", "{'name': 'mhsa', 'num_heads': 0}", "{1: 2}"),
         *("{'name': 'window', 'window_size': -1}", "{'name': 'slide', 'kernel_size': 4000000000}"),
+        *("{'name': 'lambda', 'dim_out': 7}", "{'name': 'lambda', 'norm_momentum': 1e300}"),
         *("{'name': 'linformer', 'k': 'x'}", "{'a.b': 1, 'name': 'lambda'}", "{(1, 2): 3}"),
     ),
     "model.attention.name.x": ("1",),
@@ -201,6 +202,8 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
         *("{'name': 'lambda', 'after': 'stage1.1'}", "{'name': 'cgnl', 'after': 'stage[1'}"),
         *("{'name': 'se', 'after': 'stage1.1', 'ratio': -1}", "7", "({'name': 'se'},)"),
         *("{'name': 'se', 'after': 'stage1.1', 'bla': 1}", "{'name': 5, 'after': 'stage1.1'}"),
+        *("{'name': 'rcca', 'after': 'stage1.1', 'recurrence': 100000}",),
+        *("{'name': 'object_context', 'after': 'stage1.1', 'num_qk_convs': 100000}",),
         *("{'name': 'se', 'after': 5}", "{'name': 'se', 'after': 'stage1.1', 'placement': 'in'}"),
     ),
 }
@@ -342,7 +345,7 @@ def _schedule(draw: random.Random) -> Case:
 
 def _two_at_once(draw: random.Random) -> Case:
     one, two = _of_key(draw), _misspelt(draw)
-    return Case(one.recipe, {**one.overrides, **two.overrides}, two.names)
+    return Case(one.recipe, {**one.overrides, **two.overrides}, one.names + two.names)
 
 
 def verdict(case: Case, workdir, data_dir: str, monkeypatch) -> str:
