@@ -164,7 +164,7 @@ def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str
     ]
 
 
-def _entries(context: Context) -> tuple[ContextEntry, ...]:
+def _entries(context: Any) -> tuple[Any, ...]:
     return () if context is None else (context,) if isinstance(context, Mapping) else context
 
 

@@ -315,7 +315,7 @@ def _resize(path: str, array: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
     return np.asarray(resize_bilinear(cells, new.size)).reshape(-1, array.shape[-1])
 
 
-def _merge(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _merge(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     graphdef, *trees = split_model(model)
     flat = [
         {name: jax.numpy.asarray(arrays[name]) for name in flatten_names(tree)} for tree in trees

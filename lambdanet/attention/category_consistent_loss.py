@@ -28,9 +28,9 @@ def category_consistent_loss(
     ignore_label: int = 255,
     variance_margin: float = 0.5,
     distance_margin: float = 1.5,
-    variance_weight: float = 1.0,
-    distance_weight: float = 1.0,
-    regularisation_weight: float = 0.001,
+    variance_weight: float | Float[Array, ""] = 1.0,
+    distance_weight: float | Float[Array, ""] = 1.0,
+    regularisation_weight: float | Float[Array, ""] = 0.001,
 ) -> CategoryConsistentLoss:
     r"""Returns the loss that is added to the segmentation loss on the features of an `RCCAHead`.
 

@@ -325,7 +325,7 @@ class NonLocal(Captures, nnx.Module):
             else (n + m) * 2 * self.inner < n * m
         )
 
-    def _chunk(self, batch: int, n: int, m: int) -> int:
+    def _chunk(self, batch: Any, n: int, m: int) -> int:
         """Queries per step."""
         if self.query_chunk != "auto":
             return self.query_chunk or n

@@ -37,9 +37,9 @@ class BatchNorm(nnx.BatchNorm):
         x: Float[Array, "*b c"],
         use_running_average: bool | None = None,
         *,
-        mask: Bool[Array, "*b 1"] | None = None,
+        mask: Bool[Array, "..."] | None = None,
     ) -> Float[Array, "*b c"]:
-        """Normalises [..., features]; see `nnx.BatchNorm`."""
+        """Normalises [..., features]; see `nnx.BatchNorm`. A mask is broadcast to the shape of `x`."""
         running = self.use_running_average if use_running_average is None else use_running_average
         if running or mask is not None or jax.default_backend() != "cpu":
             return super().__call__(x, use_running_average, mask=mask)

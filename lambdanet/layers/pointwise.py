@@ -58,7 +58,7 @@ class PointwiseNormAct(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "*b 1"] | None = None
+        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "..."] | None = None
     ) -> Float[Array, "*b d"]:
         """Maps [..., dim] to [..., dim_out].
 

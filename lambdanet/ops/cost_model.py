@@ -24,6 +24,7 @@ import functools
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lambdanet.ops import spectral_lambda
 
@@ -53,7 +54,7 @@ class Geometry:
     context: int | None = None
 
 
-def static_batch(size: int) -> int:
+def static_batch(size: Any) -> int:
     """Returns the batch size to estimate with: 1 for a symbolic one (`jax.export`), whose value is
     not known.
     """

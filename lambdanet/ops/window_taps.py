@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 Pair = tuple[int, int]
 
@@ -40,7 +40,7 @@ def tap_views(
 
 
 def gather_back(
-    maps: Sequence[Float[Array, "*b oh ow c"]],
+    maps: Sequence[Shaped[Array, "*b oh ow c"]],
     size: Pair,
     sides: Pair,
     stride: Pair,

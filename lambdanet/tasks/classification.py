@@ -246,7 +246,10 @@ def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
 
 
 def finish(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, float | jax.Array],
+    rows: Mapping[str, jax.Array],
+    info: DataInfo,
+    config: Any,
 ) -> dict[str, float]:
     """Returns accuracy and top5 in [0, 1] and the mean loss."""
     count = float(sums["count"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 from matplotlib.axes import Axes
-from matplotlib.figure import SubFigure
+from matplotlib.figure import FigureBase, SubFigure
 from ml_collections import ConfigDict
 
 from lambdanet.analysis.figure_text import figure_text, has_glyphs
@@ -120,7 +120,7 @@ def draw_confusion(
 
 
 def draw_samples(
-    figure: SubFigure,
+    figure: FigureBase,
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     names: Sequence[str],

@@ -57,7 +57,7 @@ class LavitStage(Stage):
         logits: Float[Array, "b heads n m"] | None,
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b heads n m"]]]]:
+    ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b _ _ _"]]]]:
         """Applies the stage.
 
         Args:
