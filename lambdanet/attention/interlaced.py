@@ -246,7 +246,7 @@ class InterlacedUnit(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "*b n c"],
-        inside: Bool[np.ndarray, "*b n"] | None = None,
+        inside: Bool[np.ndarray, "..."] | None = None,
         *,
         return_weights: bool = False,
     ) -> tuple[Float[Array, "*b n d"], Float[Array, "*b n n"] | None]:

@@ -39,7 +39,7 @@ class BatchNorm(nnx.BatchNorm):
         *,
         mask: Bool[Array, "..."] | None = None,
     ) -> Float[Array, "*b c"]:
-        """Normalises [..., features]; see `nnx.BatchNorm`. A mask is broadcast to the shape of `x`."""
+        """Normalises [..., features]; see `nnx.BatchNorm`. A mask is broadcast to `x`."""
         running = self.use_running_average if use_running_average is None else use_running_average
         if running or mask is not None or jax.default_backend() != "cpu":
             return super().__call__(x, use_running_average, mask=mask)

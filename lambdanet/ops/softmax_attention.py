@@ -31,8 +31,8 @@ def softmax_attention(
     value: Float[Array, "*k v"],
     *,
     scale: float,
-    bias: Float[Array, "*_ n m"] | None = None,
-    mask: Bool[Array, "*_ n m"] | None = None,
+    bias: Float[Array, "..."] | None = None,
+    mask: Bool[Array, "..."] | None = None,
     heads: bool = False,
     return_weights: bool = False,
 ) -> tuple[Float[Array, "*q v"], Float[Array, "*b n m"] | None]:

@@ -12,6 +12,7 @@ from step_helpers import make_eval_step, make_train_step
 
 from configs import base
 from lambdanet.ops.images import normalise
+from lambdanet.data.record import DataInfo
 from lambdanet.tasks import classification
 from lambdanet.training import evaluate, optimizer, schedule, state, step
 
@@ -255,7 +256,9 @@ def test_evaluation_counts_unmasked_rows_only():
     pair = (start.params, start.stats)
     found = evaluate.evaluate(eval_step, {"": pair, "ema_": pair}, Split(batches))
     assert (found.count, found.skipped) == (14, 2)
-    result = found.metrics(lambda sums, rows: classification.finish(sums, rows, None, config))
+    result = found.metrics(
+        lambda sums, rows: classification.finish(sums, rows, DataInfo({}, ()), config)
+    )
     assert {f"ema_{k}": result[k] for k in classification.METRICS}.items() <= result.items()
     image = np.concatenate([b["image"] for b in batches])[:14]
     label = np.concatenate([b["label"] for b in batches])[:14]
