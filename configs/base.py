@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the base config; `arg` is '' or 'smoke' (10 tiny CPU steps, see `apply_smoke`)."""
     config = ConfigDict()
+    # what is learnt: a module of lambdanet/tasks; its own keys are in the section of its name
+    config.task = "classification"
     config.seed = 0  # seeds initialisation, data order, augmentation and dropout
 
     # Model: `name` from models.list_models(); every further key is an option of that model (`python
@@ -36,6 +38,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.channels = 1  # 1 (grey) or 3 (RGB)
     data.mean = (0.5,)  # per channel, of images scaled to [0, 1]; one value serves all channels
     data.std = (0.5,)  # per channel, likewise
+    # turn photos as their camera says they were taken; False: pixels as they lie in the file
+    data.exif_orientation = True
     # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
     data.on_error = "raise"
     data.num_workers = 0  # reader processes; 0 = threads of this process only
@@ -118,23 +122,29 @@ def get_config(arg: str = "") -> ConfigDict:
     # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
     train.init_head = "load"
     train.accumulate = 1  # micro-batches per step, scanned inside the step
-    train.label_smoothing = 0.1
     # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some
     train.auxiliary_losses = ()
-    train.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
-    train.cutmix_alpha = 0.0  # with both on, each batch takes one of the two, by a fair coin
     train.ema_decay = 0.0  # exponential moving average of the weights; 0 = off
     train.ema_warmup = True  # decay at step t is min(ema_decay, (1 + t) / (10 + t))
     train.eval_every = 1.0  # epochs between evaluations on eval_split; 0 = only after the last step
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    # metric of eval_split: 'accuracy' | 'loss' | 'ema_accuracy' | '' (keep no best one)
+    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification), or one of the
+    # averaged weights ('ema_accuracy', ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
     train.report = True  # write report.png and report.md after the last step
     train.cache_dir = ".cache/jax"  # persistent compilation cache; '' = off
+    # the newest checkpoint is damaged: 'refuse' (says what to do) | 'fall_back' to the one before
+    train.damaged = "refuse"
+
+    # Task 'classification'.
+    config.classification = classification = ConfigDict()
+    classification.label_smoothing = 0.1
+    classification.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
+    classification.cutmix_alpha = 0.0  # with both on, a fair coin picks one for each batch
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()

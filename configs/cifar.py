@@ -50,7 +50,7 @@ def get_config(arg: str = "lambda") -> ConfigDict:
 
     config.train.batch_size = 128
     config.train.epochs = 200.0
-    config.train.label_smoothing = 0.1
+    config.classification.label_smoothing = 0.1
     config.train.eval_every = config.train.save_every = 5.0
     config.train.log_every = 100
     return base.apply_smoke(config) if smoke else config

@@ -41,7 +41,7 @@ def get_config(arg: str = "nonlocal") -> ConfigDict:
 
     config.train.batch_size = 32
     config.train.steps = 2000
-    config.train.label_smoothing = 0.0
+    config.classification.label_smoothing = 0.0
     config.train.eval_every = config.train.save_every = 2.0
     config.train.eval_batch_size = 250
     config.train.log_every = 50

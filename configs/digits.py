@@ -43,7 +43,7 @@ def get_config(arg: str = "lambda") -> ConfigDict:
 
     config.train.batch_size = 64
     config.train.epochs = 40.0
-    config.train.label_smoothing = 0.1
+    config.classification.label_smoothing = 0.1
     if name in TRANSFORMERS:
         # They start slowly (kernels of deviation 0.02) and diverge at the rate of the ResNets.
         config.optim.lr, config.optim.warmup_epochs, config.optim.clip_norm = 2e-3, 5.0, 1.0

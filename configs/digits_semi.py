@@ -49,5 +49,5 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     long_epochs = role == "student"
     config.optim.warmup_epochs = 2.0 if long_epochs else 20.0
     config.train.eval_every = config.train.save_every = 2.0 if long_epochs else 20.0
-    config.train.label_smoothing = 0.1
+    config.classification.label_smoothing = 0.1
     return base.apply_smoke(config) if smoke else config

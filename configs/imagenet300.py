@@ -140,11 +140,8 @@ def get_config(arg: str = "slide_swin_tiny") -> ConfigDict:
         "",
     )
     config.train.keep_best = ""
-    config.train.label_smoothing, config.train.mixup_alpha, config.train.cutmix_alpha = (
-        0.1,
-        0.8,
-        1.0,
-    )
+    config.classification.label_smoothing = 0.1
+    config.classification.mixup_alpha, config.classification.cutmix_alpha = 0.8, 1.0
     set_recipe(config, **{**RECIPES[MODELS[name]], **SIZE_RECIPES.get(name, {})})
     if smoke:
         config = base.apply_smoke(config)

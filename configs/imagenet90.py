@@ -60,7 +60,7 @@ def set_imagenet(config: ConfigDict, *, size: int, epochs: float) -> None:
 
     train.batch_size, train.epochs = 4096, epochs
     optim.lr = 0.1 * train.batch_size / 256
-    train.label_smoothing = 0.1
+    config.classification.label_smoothing = 0.1
     train.ema_decay = 0.9999
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 def write_file(path: str | os.PathLike, content: str | bytes | Callable[[str], None]) -> Path:
     """Writes a file so that a reader, or a kill at any moment, never meets half of it.
 
-    The content goes to a temporary file beside `path` (same file system, name starting with a dot), is
-    flushed to the disk and takes the place of `path` in one exchange. A failure leaves what was there
-    before, and no temporary file.
+    The content goes to a temporary file beside `path` (same file system, name starting with a dot),
+    is flushed to the disk and takes the place of `path` in one exchange. A failure leaves what was
+    there before, and no temporary file.
 
     Args:
         path: the file; its directory must exist.

@@ -303,7 +303,7 @@ def _markdown(
         for key, value in facts.items()
     ]
     options = ", ".join(f"{k}={v!r}" for k, v in to_plain(config.model).items() if k != "name")
-    data, optim, train = config.data, config.optim, config.train
+    data, optim, train, own = config.data, config.optim, config.train, config.classification
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     settings = [
         ("model", config.model.name + (f" ({options})" if options else "")),
@@ -318,7 +318,7 @@ def _markdown(
         ),
         (
             "training",
-            f"batch {train.batch_size}, {length}, label smoothing {train.label_smoothing:g}, seed "
+            f"batch {train.batch_size}, {length}, label smoothing {own.label_smoothing:g}, seed "
             f"{config.seed}",
         ),
     ]
@@ -332,7 +332,7 @@ def _markdown(
     lines += ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in settings), ""]
     if result is not None:
         lines += _common_confusions(result, class_names)
-    if train.label_smoothing or train.mixup_alpha or train.cutmix_alpha or train.auxiliary_losses:
+    if own.label_smoothing or own.mixup_alpha or own.cutmix_alpha or train.auxiliary_losses:
         lines.append(
             "The training loss includes label smoothing, mixing and auxiliary losses, the other "
             "losses do not.\n"

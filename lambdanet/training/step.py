@@ -126,16 +126,16 @@ def make_train_step(
     Raises:
         ValueError: when traced, an auxiliary loss that the model does not have.
     """
-    train, accumulate = config.train, config.train.accumulate
-    mixing = bool(train.mixup_alpha or train.cutmix_alpha)
+    train, own, accumulate = config.train, config.classification, config.train.accumulate
+    mixing = bool(own.mixup_alpha or own.cutmix_alpha)
 
     def loss_and_aux(params, stats, batch, weights, key):
         image = normalise(batch["image"], config.data.mean, config.data.std)
-        target = soft_targets(batch["label"], num_classes, train.label_smoothing)
+        target = soft_targets(batch["label"], num_classes, own.label_smoothing)
         if mixing:
             partner = normalise(batch["partner_image"], config.data.mean, config.data.std)
             image = partner + weights[:, :, None] * (image - partner)
-            other = soft_targets(batch["partner_label"], num_classes, train.label_smoothing)
+            other = soft_targets(batch["partner_label"], num_classes, own.label_smoothing)
             target = other + weights.mean() * (target - other)
         # Frozen parameters: no backward pass through them, and no part in the gradient norm.
         frozen = match_mask(config.optim.frozen, params)
@@ -200,11 +200,7 @@ def make_train_step(
         if mixing:
             height, width = batch["image"].shape[1:3]
             weights = mix_weights(
-                mix_key,
-                height,
-                width,
-                mixup_alpha=train.mixup_alpha,
-                cutmix_alpha=train.cutmix_alpha,
+                mix_key, height, width, mixup_alpha=own.mixup_alpha, cutmix_alpha=own.cutmix_alpha
             )
             # The partner is the neighbour in the shuffled batch; taken as uint8 and before
             # splitting, so that accumulation gives the same pairs.

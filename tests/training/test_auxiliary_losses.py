@@ -45,7 +45,8 @@ def run(pairs, accumulate=1):
     and the metrics.
     """
     config = base.get_config()
-    config.train.update(dict(auxiliary_losses=pairs, accumulate=accumulate, label_smoothing=0.0))
+    config.classification.label_smoothing = 0.0
+    config.train.update(dict(auxiliary_losses=pairs, accumulate=accumulate))
     draw = np.random.default_rng(0)
     batch = {
         "image": draw.integers(0, 256, (4, 2, 2, 3)).astype(np.uint8),

@@ -115,7 +115,7 @@ def test_the_papers_numbers():
         )
         assert (
             config.optim.warmup_epochs,
-            config.train.label_smoothing,
+            config.classification.label_smoothing,
             config.train.ema_decay,
         ) == (5.0, 0.1, 0.9999)
     assert long.data.rand_augment == (2, 15.0) and long.data.image_size == (224, 224)

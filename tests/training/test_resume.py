@@ -38,7 +38,7 @@ def make_config(data_dir):
     # steps move the weights.
     config.optim.schedule, config.optim.warmup_epochs, config.optim.lr = "constant", 0.0, 0.02
     config.train.steps, config.train.batch_size, config.train.log_every = STEPS, 32, 1
-    config.train.mixup_alpha, config.train.ema_decay = 0.2, 0.99
+    config.classification.mixup_alpha, config.train.ema_decay = 0.2, 0.99
     config.train.eval_every, config.train.save_every = 0.0, HALF * 32 / 1077
     config.train.keep_last, config.train.report = 3, False
     config.train.cache_dir = ""  # the suite has its own

@@ -48,9 +48,10 @@ def make_batch(size=12, seed=0):
     }
 
 
-def set_up(train=None, optim=None, **net):
+def set_up(train=None, optim=None, own=None, **net):
     config = base.get_config()
-    config.train.label_smoothing = 0.0
+    config.classification.label_smoothing = 0.0
+    config.classification.update(own or {})
     config.train.update(train or {})
     config.optim.update(
         dict(
@@ -92,7 +93,7 @@ def test_normalise():
 
 
 def test_step_is_one_sgd_step_on_the_smoothed_loss():
-    config, start, train_step, _ = set_up(train=dict(label_smoothing=0.2), norm=False)
+    config, start, train_step, _ = set_up(own=dict(label_smoothing=0.2), norm=False)
     batch = make_batch()
 
     def loss(params):
@@ -114,10 +115,10 @@ def test_step_is_one_sgd_step_on_the_smoothed_loss():
 
 @pytest.mark.parametrize("mixing", [False, True])
 def test_accumulation_equals_the_full_batch_without_batch_norm(mixing):
-    train = dict(mixup_alpha=0.8, cutmix_alpha=1.0) if mixing else {}
+    own = dict(mixup_alpha=0.8, cutmix_alpha=1.0) if mixing else {}
     batch = make_batch()
-    _, start, whole, _ = set_up(train=train, norm=False)
-    _, _, split, _ = set_up(train=train | dict(accumulate=3), norm=False)
+    _, start, whole, _ = set_up(own=own, norm=False)
+    _, _, split, _ = set_up(own=own, train=dict(accumulate=3), norm=False)
     one, metrics = whole(start, batch)
     other, metrics_split = split(start, batch)
     close(one.params, other.params)
@@ -165,7 +166,7 @@ def test_frozen_parameters_stay_and_leave_the_gradient_norm():
 
 
 def test_steps_depend_on_seed_and_step_only():
-    _, start, train_step, _ = set_up(train=dict(mixup_alpha=0.2), dropout=0.5)
+    _, start, train_step, _ = set_up(own=dict(mixup_alpha=0.2), dropout=0.5)
     batch = make_batch()
     first, again, later = (
         train_step(start, batch),
@@ -220,7 +221,7 @@ def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monke
         jnp.zeros((8, 8)).at[:3, 2:].set(1.0).at[3:, :4].set(0.25)
     )  # not a map that either method draws: any will do
     monkeypatch.setattr(step, "mix_weights", lambda *_, **__: weights)
-    _, start, train_step, _ = set_up(train=dict(cutmix_alpha=1.0, label_smoothing=0.1), norm=False)
+    _, start, train_step, _ = set_up(own=dict(cutmix_alpha=1.0, label_smoothing=0.1), norm=False)
     batch = make_batch(size=4)
     _, metrics = train_step(start, batch)
     image, label = np.asarray(batch["image"]) / 127.5 - 1.0, np.asarray(batch["label"])
