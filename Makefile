@@ -6,7 +6,7 @@ VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
 
-.PHONY: train test quick lint chaos compare clean
+.PHONY: train test quick lint optimised chaos compare clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -24,6 +24,14 @@ quick: $(VENV)/installed-test-$(VERSION)
 lint: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+# Every block and backbone as users compile it, in float32 and bfloat16; CI runs it after the suite.
+optimised: $(VENV)/installed-test-$(VERSION)
+	XLA_FLAGS= $(RUN) -m pytest -n auto --maxprocesses=4 tests/optimised
+
+# Runs killed, interrupted and damaged at random, and a thousand wrong configs: about half an hour.
+chaos: $(VENV)/installed-test-$(VERSION)
+	$(RUN) -m pytest -s tests/chaos/chaos_*.py
 
 # Every attention block under one recipe; continues where it was interrupted. Writes docs/comparison.md.
 compare: $(VENV)/installed-run-$(VERSION)

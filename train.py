@@ -4,16 +4,19 @@ The same command continues an interrupted run from its last checkpoint, and on a
 repeats evaluation and report. SIGTERM or Ctrl-C saves, says how to go on, and exits with 0. Any key
 of the config can be overridden: `--config.optim.lr=1e-3`. On several hosts, start it on each with
 --distributed (on clusters that JAX does not recognise also --coordinator_address, --num_processes
-and --process_id); the workdir must be shared.
+and --process_id); the workdir must be shared. From Python: `train.run(config, workdir)`.
 """
 
 from __future__ import annotations
 
-import collections
+from lambdanet import interrupt
+
+if __name__ == "__main__":
+    interrupt.leave_quietly()  # the imports below take seconds
+
+import functools
 import json
-import math
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,27 +25,20 @@ from typing import Any, TextIO
 import jax
 from absl import app, flags, logging
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
 from configs import base
 from lambdanet import config as config_lib
-from lambdanet import data
+from lambdanet import data, tasks
 from lambdanet.config_flag import ConfigFlag
-from lambdanet.training import (
-    checkpoint,
-    evaluate,
-    mesh,
-    metrics,
-    optimizer,
-    schedule,
-    signals,
-    start_up,
-    state,
-    step,
-    weights,
-)
+from lambdanet.training import checkpoint as checkpoint_lib
+from lambdanet.training import evaluate, mesh, metrics, optimizer, run_lock, schedule, signals
+from lambdanet.training import state as state_lib
+from lambdanet.training import step as step_lib
+from lambdanet.training import weights as weights_lib
+from lambdanet.training.continuing import check_continues
+from lambdanet.training.start_up import leave, prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -52,325 +48,233 @@ def run(
     devices: Sequence[jax.Device] | None = None,
     stream: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Trains, evaluates and reports.
+    """Trains, evaluates and reports; continues what is in the workdir.
+
+    One run at a time works in a workdir. A signal lets the step in work end, saves, and returns; a
+    second one raises KeyboardInterrupt.
 
     Args:
         config: see configs/base.py.
-        workdir: made if needed; holds config.json, metrics.jsonl, checkpoints/, report.png and
-            report.md.
+        workdir: made if needed; gets config.json, metrics.jsonl, checkpoints/, report.png and .md.
         devices: None = all.
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (of the loop, over all calls that made up the
-        run), parameters, bytes_per_device (of the state); if not interrupted also accuracy, top5,
-        loss and count on the test split (without one, the eval split), with the prefix 'ema_' too
-        if averages are kept, and report, its path; skipped_records if damaged ones were replaced.
+        step, total_steps, interrupted, train_seconds (over all calls that made up the run),
+        parameters, bytes_per_device (of the state); if not interrupted also the metrics and count
+        on the test split (without one, the eval split), with the prefix 'ema_' too if averages are
+        kept, and report, its path; skipped_records and test_skipped_records if there were any.
 
     Raises:
-        ConfigError, CheckpointError, ValueError: what is wrong and what is allowed, before any
-            training.
+        ConfigError, CheckpointError, WorkdirBusyError, ValueError: before any training.
         FloatingPointError: a metric became infinite or NaN.
     """
 
-    # ----------------------------------------------------------------------------------------------
-    # Config and workdir
-    # ----------------------------------------------------------------------------------------------
-    def build(num_classes: int) -> nnx.Module:
-        return models.create_from_config(
-            config, num_classes=num_classes, rngs=nnx.Rngs(config.seed)
-        )
+    def build(data_options: dict[str, Any]) -> nnx.Module:
+        return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
 
-    shapes = lambda: nnx.eval_shape(lambda: build(10))  # noqa: E731
-    config_lib.validate(config, base.get_config(), models.registry, build=shapes, workdir=workdir)
-    workdir, train, plain = Path(workdir).absolute(), config.train, config_lib.to_plain(config)
-    start_up.use_compilation_cache(train.cache_dir)
+    def shapes() -> nnx.Module:
+        return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
 
-    # ----------------------------------------------------------------------------------------------
-    # Mesh
-    # ----------------------------------------------------------------------------------------------
+    with signals.Received() as received:
+        resumes = checkpoint_lib.newest_step(workdir) > 0
+        checks = dict(build=shapes, workdir=workdir, resumes=resumes)
+        config_lib.validate(config, base.get_config(), models.registry, **checks)
+        use_compilation_cache(config.train.cache_dir)
+        with run_lock.hold(workdir):
+            return _run(config, Path(workdir).absolute(), build, received, devices, stream)
+
+
+def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
+    """The run itself, from the mesh to the report, with a checked config."""
+    task, train, plain = tasks.get(config.task), config.train, config_lib.to_plain(config)
+
+    # ---- Mesh ------------------------------------------------------------------------------------
     device_mesh = mesh.make_mesh(config.mesh.data, config.mesh.fsdp, devices=devices)
     eval_batch_size = train.eval_batch_size or train.batch_size
     mesh.check_batch("train.batch_size", train.batch_size, device_mesh, train.accumulate)
     mesh.check_batch("train.eval_batch_size", eval_batch_size, device_mesh)
-    rows, replicated = mesh.batch_sharding(device_mesh), NamedSharding(device_mesh, PartitionSpec())
+    rows, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
-    main_process = jax.process_index() == 0
 
-    # ----------------------------------------------------------------------------------------------
-    # Data
-    # ----------------------------------------------------------------------------------------------
-    info = data.describe(config.data)
-    num_classes = config.model.get("num_classes") or info.num_classes
-    if num_classes < info.num_classes:
-        raise ValueError(
-            f"model.num_classes={num_classes}, but the data has {info.num_classes} classes"
-        )
-    steps_per_epoch = info.train_records / train.batch_size
+    # ---- Data ------------------------------------------------------------------------------------
+    data.prepare_embedded(config.data)
+    info = task.read(data.open_builder(config.data))
+    finish, make_example = tasks.finisher(config, info), tasks.example_maker(config, info)
+    parts = data.training_parts(config.data, info.features)
+    steps_per_epoch = sum(map(len, parts)) / train.batch_size
     total_steps = train.steps or max(round(train.epochs * steps_per_epoch), 1)
+    length = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    config_lib.check_lengths(config, **length)
+    evaluated = {
+        split: tasks.eval_batches(config, info, split, batch_size=eval_batch_size, **process)
+        for split in {config.data.eval_split, config.data.test_split} - {""}
+    }
 
-    def eval_batches(split: str) -> data.EvalBatches:
-        return data.eval_batches(
-            config.data, split, batch_size=eval_batch_size, num_classes=num_classes, **process
-        )
-
-    # ----------------------------------------------------------------------------------------------
-    # Model, optimiser, steps
-    # ----------------------------------------------------------------------------------------------
-    abstract_model = nnx.eval_shape(lambda: build(num_classes))
-    graphdef_train, graphdef_eval = state.views(lambda: build(num_classes))
-    lr = schedule.make_schedule(
-        config.optim, total_steps=total_steps, steps_per_epoch=steps_per_epoch
-    )
-    tx = optimizer.make_optimizer(config.optim, lr, state.split_model(abstract_model)[1])
-    init = state.make_init(lambda: build(num_classes), tx, ema=train.ema_decay > 0)
+    # ---- Model, optimiser, steps -----------------------------------------------------------------
+    build_model = functools.partial(build, task.model_options(info, config))
+    abstract_model = nnx.eval_shape(build_model)
+    graphdef_train, graphdef_eval = state_lib.views(build_model, config.optim.frozen)
+    lr = schedule.make_schedule(config.optim, **length)
+    tx = optimizer.make_optimizer(config.optim, lr, *state_lib.split_model(abstract_model)[1:])
+    init = state_lib.make_init(build_model, tx, ema=train.ema_decay > 0)
     abstract = jax.eval_shape(init)
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
-    options = dict(num_classes=num_classes, seed=config.seed, schedule=lr, mesh=device_mesh)
-    train_step = step.make_train_step(graphdef_train, tx, config, **options)
+    options = dict(loss=task.loss, mix=task.mix, seed=config.seed, schedule=lr, mesh=device_mesh)
+    train_step = step_lib.make_train_step(graphdef_train, tx, config, **options)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
-    eval_step = step.make_eval_step(graphdef_eval, config, num_classes)
+    eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
+    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
 
-    # ----------------------------------------------------------------------------------------------
-    # State: restored or new
-    # ----------------------------------------------------------------------------------------------
-    checkpoints = checkpoint.Checkpoints(workdir, train.keep_last, train.keep_best)
-    start = checkpoints.latest_step() or 0
-    saved = checkpoints.meta(start) if start else None
+    # ---- State: restored or new ------------------------------------------------------------------
+    mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
+    checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best, mode=mode)
+    known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
+    check = functools.partial(check_continues, *known, config_lib.modernise)
+    target = state_lib.with_shardings(abstract, shardings)
+    saved = checkpoints.resume(target, check, damaged=train.damaged)
+    start, position, progress = 0, 0, checkpoint_lib.NO_PROGRESS
     if saved:
-        defaults = config_lib.to_plain(base.get_config())
-        checkpoint.check_continues(workdir, start, total_steps, saved["config"], plain, defaults)
-    batches = data.train_batches(
-        config.data,
-        batch_size=train.batch_size,
-        num_classes=num_classes,
-        seed=config.seed,
-        start=saved["data"]["batches"] if saved else 0,
-        **process,
-    )
+        start, position, progress = saved.step, saved.meta["data"], saved.meta["progress"]
+    reading = dict(batch_size=train.batch_size, seed=config.seed, start=start, **process)
+    batches = data.train_batches(parts, make_example, config.data, **reading)
     if saved:
-        data.check_resume(saved["data"], batches.state())
-        now, *_ = checkpoints.restore(state.with_shardings(abstract, shardings), start)
+        data.check_resume(position, batches.state())
+        state = saved.state
+        del saved  # or its buffers, which the first step donates, would be kept
     else:
-        now = state.initialise(init, shardings)
+        state = state_lib.initialise(init, shardings)
         if train.init_weights:
-            now = weights.start_from(
-                now,
-                train.init_weights,
-                abstract_model,
-                shardings,
-                new_head=train.init_head == "new",
-            )
-    outcome: dict[str, Any] = {
-        "total_steps": total_steps,
-        "parameters": sum(p.size for p in jax.tree.leaves(now.params)),
-        "bytes_per_device": mesh.bytes_per_device(now),
-    }
+            source, new_head = train.init_weights, train.init_head == "new"
+            where = (abstract_model, shardings)
+            state = weights_lib.start_from(state, source, *where, new_head=new_head)
+    parameters = sum(p.size for p in jax.tree.leaves(state.params))
+    memory = mesh.bytes_per_device(state)
+    outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)
+
+    def due(step: int, every: float) -> bool:
+        period = max(round(every * steps_per_epoch), 1)
+        return step == total_steps or (every > 0 and step % period == 0)
+
+    # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
+    # A signal may have come between a step and the evaluation due after it: that one is owed.
+    owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
+    main_process, headline = jax.process_index() == 0, next(iter(task.METRICS))
     if main_process:
         config_lib.save(config, workdir)
-
-    # ----------------------------------------------------------------------------------------------
-    # Loop: evaluate, save, next batch, step, log
-    # ----------------------------------------------------------------------------------------------
-    log = metrics.MetricLog(
-        workdir,
-        total_steps=total_steps,
-        steps_per_epoch=steps_per_epoch,
-        batch_size=train.batch_size,
-        start_step=start,
-        tensorboard=train.tensorboard,
-        write=main_process,
-        stream=stream,
-    )
-    pending: collections.deque = collections.deque()  # (step, metrics) still on the device
-    window: list[dict[str, float]] = []  # metrics since the last record
-    skipped = 0
-
-    def fetch(most: int) -> None:
-        """Fetches metrics until at most `most` steps are outstanding, so that the device always has
-        work queued.
-        """
-        while len(pending) > most:
-            number, values = pending.popleft()
-            values = {k: float(v) for k, v in jax.device_get(values).items()}
-            bad = [f"{k}={v}" for k, v in values.items() if not math.isfinite(v)]
-            if bad:
-                checkpoints.wait()
-                raise FloatingPointError(
-                    f"step {number} gave {', '.join(bad)}; nothing of it was saved. Good "
-                    "checkpoints in "
-                    f"{checkpoints.directory}: {checkpoints.steps() or 'none'}. Lower optim.lr "
-                    f"(now {config.optim.lr:g}), "
-                    "lengthen optim.warmup_epochs or set optim.clip_norm, and start in a new "
-                    "workdir."
-                )
-            window.append(values)
-            if number % train.log_every == 0 or number == total_steps:
-                means = {k: sum(w[k] for w in window) / len(window) for k in values} | {
-                    "lr": values["lr"]
-                }
-                log.train(number, means | ({"skipped_records": skipped} if skipped else {}))
-                window.clear()
-
-    def evaluate_split(split: str) -> dict[str, Any]:
-        """Evaluates the live weights and, with the prefix 'ema_', the averaged ones."""
-        result = evaluate.evaluate(
-            eval_step, now.params, now.stats, eval_batches(split), sharding=rows
-        )
-        if now.ema:
-            ema = evaluate.evaluate(
-                eval_step, now.ema["params"], now.ema["stats"], eval_batches(split), sharding=rows
-            )
-            result |= {f"ema_{k}": ema[k] for k in ("accuracy", "top5", "loss")}
-        return result
-
-    def scalars(result: dict[str, Any]) -> dict[str, float | int]:
-        return {k: v for k, v in result.items() if isinstance(v, (int, float))}
-
-    def due(every: float) -> bool:
-        return at == total_steps or (every > 0 and at % max(round(every * steps_per_epoch), 1) == 0)
-
-    def spent() -> float:
-        """Seconds in this loop, over all calls that made up this run."""
-        return (saved["data"]["seconds"] if saved else 0.0) + time.perf_counter() - began
-
-    received: list[str] = []
-    undo_signals = signals.catch(received)
-    at, began = start, time.perf_counter()
+    writing = dict(write=main_process, stream=stream)
+    shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
+    log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
+    window = metrics.Window(train.log_every, total_steps, progress["window"])
+    step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     try:
-        kind, most = jax.devices()[0].device_kind, max(outcome["bytes_per_device"].values())
-        what = (
-            f"{config.model.name}, {outcome['parameters']:,} parameters, {device_mesh.size} x "
-            f"{kind}, {most:,} bytes each"
-        )
-        how = (
-            f"continuing from step {start}"
-            if start < total_steps
-            else "finished before, only evaluated and reported again"
-        )
-        log.message(f"{what}, {total_steps} steps" + (f": {how}" if start else ""))
+        what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
+        log.message(metrics.opening(*what))
         while True:
-            # Several processes agree on a signal every log_every steps, since asking takes a round
-            # trip.
-            asked = process["process_count"] == 1 or at % train.log_every == 0
+            # Several processes agree on a signal every log_every steps, as it takes a round trip.
+            asked = process["process_count"] == 1 or step % train.log_every == 0
             stop = asked and signals.any_process(bool(received))
-            if at > start and (stop or due(train.eval_every) or due(train.save_every)):
-                fetch(0)  # raises before anything that is not finite could be saved
+            saves = step > start and (stop or due(step, train.save_every))
+            evaluates = owed or (step > start and due(step, train.eval_every))
+            evaluates = evaluates and bool(config.data.eval_split) and not stop
+            if evaluates or saves:
+                for at, means in window.fetch(0):  # raises before anything not finite is saved
+                    log.train(at, means, step)
                 log.pause_clock()
                 score = None
-                if config.data.eval_split and due(train.eval_every) and not stop:
-                    score = scalars(evaluate_split(config.data.eval_split))
-                    log.evaluation(at, "eval", score)
-                if stop or due(train.save_every):
-                    checkpoints.save(at, now, batches.state() | {"seconds": spent()}, plain, score)
+                if evaluates:
+                    found = run_eval(evaluate.weights_of(state), evaluated[config.data.eval_split])
+                    score = found.metrics(finish) | {"count": found.count}
+                    log.evaluation(step, "eval", score)
+                if saves:
+                    now = {"seconds": time.perf_counter() - began, "window": window.sums()}
+                    checkpoints.save(step, state, batches.state(), plain, score, progress=now)
+                elif owed:
+                    checkpoints.add_score(step, score)
+                owed = False
                 log.resume_clock()
-            if stop or at == total_steps:
+            if stop or step == total_steps:
                 break
-            # Drawn after the save, so that in every checkpoint the data position and the step
-            # agree.
+            # Drawn after the save, so that in every checkpoint data position and step agree.
             batch = next(batches)
-            skipped += int(batch.get("skipped", 0))
-            now, values = train_step(
-                now, mesh.put_batch({k: batch[k] for k in ("image", "label")}, rows)
-            )
-            at += 1
-            pending.append((at, values))
-            fetch(2 if at > start + 1 else 0)
-            if at == start + 1:
-                log.start_clock(at)  # the first step compiles
+            skipped += int(batch.pop("skipped", 0))
+            del batch["id"]
+            state, terms = train_step(state, mesh.put_batch(batch, rows))
+            step += 1
+            window.add(step, terms)
+            for at, means in window.fetch(2 if step > start + 1 else 0):
+                log.train(at, means | ({"skipped_records": skipped} if skipped else {}), step)
+            if step == start + 1:
+                log.start_clock(step)  # the first step compiles
         checkpoints.wait()
-        outcome |= {"step": at, "interrupted": stop, "train_seconds": spent()}
+        spent = time.perf_counter() - began
+        outcome |= dict(step=step, interrupted=stop, train_seconds=spent)
         if skipped:
             outcome["skipped_records"] = skipped
-            log.message(
-                f"{skipped} damaged records were replaced by their neighbours "
-                "(data.on_error='skip')"
-            )
+            log.message(f"{skipped} damaged records were replaced (data.on_error='skip')")
         if stop:
-            kept = f"step {at} of {total_steps} is saved" if at else "no step was done yet"
-            log.message(
-                f"{received[0] if received else 'signal to another process'}: {kept}; the same "
-                "command continues"
-            )
+            kept = f"step {step} of {total_steps} is saved" if step else "no step was done yet"
+            who = received[0] if received else "signal to another process"
+            log.message(f"{who}: {kept}; the same command continues")
             return outcome
 
-        # ------------------------------------------------------------------------------------------
-        # Final evaluation and report
-        # ------------------------------------------------------------------------------------------
-        undo_signals()  # everything is saved: from here on a signal may simply end the process
-        split = config.data.test_split or config.data.eval_split
-        result = evaluate_split(split) if split else None
-        if result:
-            outcome |= scalars(result)
+        # ---- Final evaluation and report ---------------------------------------------------------
+        received.release()  # everything is saved: from here on a signal may end the process
+        split, result, panels = config.data.test_split or config.data.eval_split, None, None
+        if split:
+            found = run_eval(evaluate.weights_of(state), evaluated[split])
+            result = found.metrics(finish) | {"count": found.count}
+            outcome |= result | ({"test_skipped_records": found.skipped} if found.skipped else {})
             if config.data.test_split:
-                log.evaluation(at, "test", scalars(result))
+                log.evaluation(step, "test", result)
+            shown = dict(rows=found.rows[""], examples=found.examples, info=info, config=config)
+            panels = functools.partial(task.panels, **shown)
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
-            facts = {
-                "parameters": outcome["parameters"],
-                "MACs per image": abstract_model.macs(*config.data.image_size),
-            }
-            facts["seconds of training"] = round(outcome["train_seconds"], 1)
-            shown = dict(split=split, result=result, batches=eval_batches(split)) if split else {}
-            png, text = write_report(
-                workdir, config=config, class_names=info.class_names, facts=facts, **shown
-            )
-            outcome["report"] = str(text)
-            log.message(f"report: {text}\n        {png}")
+            macs = abstract_model.macs(*config.data.image_size)
+            facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
+            shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
+            written = write_report(workdir, config=config, panels=panels, **shown)
+            outcome["report"] = str(written.markdown)
+            log.message(written.message)
         return outcome
+    except metrics.NonFiniteError as error:
+        checkpoints.wait()
+        kept = f"{checkpoints.directory}: {checkpoints.steps() or 'none'}"
+        raise FloatingPointError(error.advice(kept, config.optim.lr)) from error
     finally:
-        undo_signals()
         log.close()
         batches.close()
         checkpoints.close()
 
 
-# --------------------------------------------------------------------------------------------------
-# Flags
-# --------------------------------------------------------------------------------------------------
-if __name__ == "__main__":
-    CONFIG = ConfigFlag("configs/digits.py")
-    flags.DEFINE_string(
-        "workdir", None, "directory of the run; an existing run there is continued", required=True
-    )
-    flags.DEFINE_bool(
-        "distributed", False, "join the other processes by jax.distributed before anything else"
-    )
-    flags.DEFINE_string(
-        "coordinator_address", None, "host:port of process 0; none = found from the cluster"
-    )
-    flags.DEFINE_integer(
-        "num_processes", None, "number of processes; none = found from the cluster"
-    )
-    flags.DEFINE_integer(
-        "process_id", None, "number of this process; none = found from the cluster"
-    )
-
-
 def main(_: list[str]) -> None:
-    """Reads the flags, runs, prints the outcome as one line of JSON; wrong input gives its message
-    and exit code 1.
-    """
+    """Reads the flags, runs, prints the outcome as JSON; wrong input: its message, exit code 1."""
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
-    start_up.use_eigen_convolutions()
-    start_up.keep_freed_memory()
+    prepare_cpu()
     try:
         config = CONFIG.value
         if given.distributed:
-            jax.distributed.initialize(
-                given.coordinator_address, given.num_processes, given.process_id
-            )
+            cluster = (given.coordinator_address, given.num_processes, given.process_id)
+            jax.distributed.initialize(*cluster)
         outcome = run(config, given.workdir)
-    except (ValueError, FloatingPointError) as error:
+    except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if given.verbosity > 0:
             raise
-        sys.exit(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
+        leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
     print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
 
 
 if __name__ == "__main__":
+    CONFIG = ConfigFlag("configs/digits.py")
+    flags.declare_key_flag("config")
+    flags.DEFINE_string("workdir", None, "the run's directory; a run there goes on", required=True)
+    flags.DEFINE_bool("distributed", False, "join the other processes before anything else")
+    flags.DEFINE_string("coordinator_address", None, "process 0, host:port; none = by the cluster")
+    flags.DEFINE_integer("num_processes", None, "number of processes; none = by the cluster")
+    flags.DEFINE_integer("process_id", None, "number of this process; none = by the cluster")
     app.run(main)

@@ -25,6 +25,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks import harness
+from lambdanet.analysis.text import console
 from lambdanet.training import start_up
 
 SUITES = {
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     with contextlib.ExitStack() as stack:
         out = stack.enter_context(open(args.json, "a")) if args.json else None
         records = harness.run_cases(chosen, rounds=args.rounds, out=out)
-    print(harness.table(records))
+    console(250).print(harness.table(records))
     return int(any("wrong result" in record.get("error", "") for record in records))
 
 

@@ -44,7 +44,8 @@ import models
 from benchmarks import compare_report, harness, memory_suite, model_suite
 from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all
 from configs import attention_zoo, digits
-from lambdanet import data
+from lambdanet import data, tasks
+from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
 from lambdanet.training import start_up, state
 
@@ -169,10 +170,8 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
             for seed in seeds
             for name in plan.names(task)
         ]
-        for run in of_task[:1]:
-            data.describe(
-                run.config.data
-            )  # prepares the data once, before several processes want it
+        for run in of_task[:1]:  # once, before several processes want it
+            data.prepare_embedded(run.config.data)
         runs += of_task
     failures = train_all(runs, jobs)
     records = [accuracy_record(run, failures.get(run.name)) for run in runs]
@@ -180,7 +179,7 @@ def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
     records += measured_steps(list(firsts.values())[::-1], plan.rounds, files.runs / "steps.json")
     blocks = [name for name in attention_zoo.variants() if any(name == run.variant for run in runs)]
     records += measured_memory(blocks, plan.sides, plan.channels, files.runs / "memory.json")
-    files.records.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_file(files.records, "".join(json.dumps(record) + "\n" for record in records))
     compare_report.write(records, files.document, files.images, files.records)
     return failures
 
@@ -213,27 +212,29 @@ def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[st
         {"suite": "environment", **harness.environment()},
         *harness.run_cases(cases, rounds=rounds),
     ]
-    kept.write_text(json.dumps({"of": wanted, "records": records}))
+    write_file(kept, json.dumps({"of": wanted, "records": records}))
     return records
 
 
 def prepare_step(run: Run) -> harness.Prepared:
     """Compiles the training step that train.py runs."""
-    config, num_classes = run.config, data.describe(run.config.data).num_classes
+    config = run.config
+    info = tasks.get(config.task).read(data.open_builder(config.data))
 
     def build():
-        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+        options = tasks.get(config.task).model_options(info, config)
+        return models.create_from_config(config, options, rngs=nnx.Rngs(0))
 
     batch_size = config.train.batch_size
     make, train_step, batch = model_suite.training_step(
-        config, num_classes=num_classes, batch_size=batch_size
+        config, num_classes=len(info.classes), batch_size=batch_size
     )
     current = [make()]
     compiled = train_step.lower(current[0], batch).compile()
 
     def once():
-        current[0], metrics = compiled(current[0], batch)
-        jax.block_until_ready((current[0], metrics))
+        current[0], terms = compiled(current[0], batch)
+        jax.block_until_ready((current[0], terms))
 
     params, _ = state.abstract_weights(build)
     facts = {
@@ -269,7 +270,7 @@ def measured_memory(
     for done, (name, group) in enumerate(cases.items(), 1):
         print(f"memory: [{done}/{len(cases)}] {name}", flush=True)
         found[name] = {"of": wanted[name], "records": harness.run_cases(group, rounds=1)}
-        kept.write_text(json.dumps(found))
+        write_file(kept, json.dumps(found))
     return [record for name in wanted for record in found[name]["records"]]
 
 

@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from benchmarks.compare_report import Record, accuracies, kinds, memory, numbers, steps, tasks
+from benchmarks.compare_records import Record, accuracies, kinds, memory, numbers, steps, tasks
+from lambdanet.atomic import write_file
 
 COLORS = {
     "convolutions": "#24292f",
@@ -86,7 +87,7 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
     figure.draw_without_rendering()  # fixes the layout that the labels are placed in
     for axes, points in drawn:
         _label(axes, points)
-    figure.savefig(path, dpi=110)
+    write_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))
 
 
 def draw_memory(records: Sequence[Record], path: Path) -> None:
@@ -152,7 +153,7 @@ def draw_memory(records: Sequence[Record], path: Path) -> None:
                 for name, (x, y) in curves.items()
             },
         )
-    figure.savefig(path, dpi=100)
+    write_file(path, lambda file: figure.savefig(file, dpi=100, format="png"))
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:

@@ -7,13 +7,23 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("convolutions", "mixer", "context", "backbone")
-BASES = {"digits": "none", "cued": "none", "backbones": "resnet_digits", "lavit": "vanilla"}
-"""What the step times of a task are compared with."""
+from benchmarks import compare_plots
+from benchmarks.compare_records import (
+    BASES,
+    Record,
+    accuracies,
+    kinds,
+    memory,
+    numbers,
+    steps,
+    tasks,
+)
+from lambdanet.analysis.text import markdown_table
+from lambdanet.atomic import write_file
 
 BEGIN, END = (
     "<!-- reading: written by hand, kept by `make compare` -->",
@@ -35,20 +45,16 @@ INTRODUCTIONS = {
     "stages as well (the preset), and the diagonality-preserving loss as well.",
 }
 
-Record = Mapping[str, Any]
-
 
 def write(records: Sequence[Record], document: Path, images: Path, results: Path) -> None:
     """Writes the document, keeping its reading, and its two plots; `results` is the file of the
     records, for the link.
     """
-    from benchmarks import compare_plots  # imports matplotlib
-
     reading = read_reading(document)
     compare_plots.draw_accuracy(records, images / "comparison_accuracy.png")
     compare_plots.draw_memory(records, images / "comparison_memory.png")
     links = (Path(os.path.relpath(path, document.parent)).as_posix() for path in (images, results))
-    document.write_text(markdown(records, reading, *links))
+    write_file(document, markdown(records, reading, *links))
 
 
 def read_reading(document: Path) -> str:
@@ -61,52 +67,6 @@ def read_reading(document: Path) -> str:
             f"{document}: the hand-written part must stand once between {BEGIN!r} and {END!r}"
         )
     return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
-
-
-# --------------------------------------------------------------------------------------------------
-# What the records say
-# --------------------------------------------------------------------------------------------------
-def kinds(records: Sequence[Record]) -> dict[str, str]:
-    """Returns the kind of every variant, one of `KINDS`."""
-    return {r["variant"]: r["kind"] for r in records if r["suite"] == "accuracy"}
-
-
-def tasks(records: Sequence[Record]) -> list[str]:
-    """Returns the tasks in the order of `BASES`."""
-    return [
-        task
-        for task in BASES
-        if any(r["suite"] == "accuracy" and r["task"] == task for r in records)
-    ]
-
-
-def numbers(records: Sequence[Record]) -> dict[str, int]:
-    """Returns the number of every variant in tables and plots: convolutions, mixers, context
-    blocks, backbones, by name each.
-    """
-    found = kinds(records)
-    order = sorted(found, key=lambda name: (KINDS.index(found[name]), name))
-    return {name: number for number, name in enumerate(order)}
-
-
-def accuracies(records: Sequence[Record], task: str, variant: str) -> list[float]:
-    """Returns the test accuracies in percent of all finished seeds."""
-    runs = [
-        r
-        for r in records
-        if r["suite"] == "accuracy" and (r["task"], r["variant"]) == (task, variant)
-    ]
-    return [100 * r["accuracy"] for r in runs if "accuracy" in r]
-
-
-def steps(records: Sequence[Record], task: str) -> dict[str, Record]:
-    """Returns the step record of every variant."""
-    return {r["impl"]: r for r in records if r["suite"] == "step" and r["case"] == task}
-
-
-def memory(records: Sequence[Record], direction: str) -> dict[str, Record]:
-    """Returns the memory record of every variant for one direction."""
-    return {r["case"]: r for r in records if r["suite"] == "memory" and r["direction"] == direction}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -176,7 +136,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
                 f"{ms:.2f}" if ms else step.get("error", ""),
                 f"{ms / base:.2f}" if ms and base else "",
                 accuracy,
-                ", ".join(f"{value:.2f}" for value in values) if len(seeds) > 1 else None,
+                *([", ".join(f"{value:.2f}" for value in values)] if len(seeds) > 1 else []),
             ]
         )
     head = [
@@ -189,7 +149,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
         f"x {BASES[task]}",
         "test accuracy %",
     ]
-    head += [f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else None]
+    head += [f"seeds {', '.join(map(str, seeds))}"] if len(seeds) > 1 else []
     lengths = sorted({r["total_steps"] for r in finished})
     counts = sorted({r["count"] for r in finished})
     batch = sorted({r["batch_size"] for r in timed.values() if "batch_size" in r})
@@ -204,7 +164,7 @@ def _task_section(records: Sequence[Record], task: str) -> list[str]:
         "Step: forward, backward and update on all cores, median of rounds in which all variants "
         "take turns.",
         "",
-        *table(head, rows, left=(1, 2)),
+        *markdown_table(head, rows, left=(1, 2)),
         "",
     ]
 
@@ -253,7 +213,7 @@ def _memory_section(records: Sequence[Record], images: str) -> list[str]:
         "",
         f"![memory against positions]({images}/comparison_memory.png)",
         "",
-        *table(head, rows, left=(1, len(head) - 2)),
+        *markdown_table(head, rows, left=(1, len(head) - 2)),
         "",
     ]
 
@@ -268,21 +228,6 @@ def mib(count: int) -> str:
         if value >= 0.01
         else "<0.01"
     )
-
-
-def table(
-    head: Sequence[str | None], rows: Sequence[Sequence[str | None]], left: Sequence[int] = ()
-) -> list[str]:
-    """Returns a Markdown table; columns whose head is None are left out, those numbered in `left`
-    are left-aligned.
-    """
-    kept = [i for i, cell in enumerate(head) if cell is not None]
-    rule = "|".join("---" if i in left else "---:" for i in kept)
-    return [
-        f"| {' | '.join(head[i] for i in kept)} |",
-        f"|{rule}|",
-        *(f"| {' | '.join(row[i] for i in kept)} |" for row in rows),
-    ]
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -21,9 +21,10 @@ from ml_collections import ConfigDict
 
 from configs import attention_zoo, base, digits
 from lambdanet import attention
-from lambdanet.config import to_plain
+from lambdanet.atomic import write_file
+from lambdanet.config import modernise, to_plain
 from lambdanet.config_flag import apply_overrides, load_recipe
-from lambdanet.training.checkpoint import changed_keys
+from lambdanet.training.continuing import changed_keys
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -143,7 +144,7 @@ def drop_outdated(runs: Iterable[Run]) -> None:
         path = run.workdir / "config.json"
         if not path.is_file():
             continue
-        saved, now = json.loads(path.read_text()), to_plain(run.config)
+        saved, now = modernise(json.loads(path.read_text())), to_plain(run.config)
         changed = changed_keys(saved, now, to_plain(base.get_config()))
         for key in (
             "epochs",
@@ -194,9 +195,7 @@ def finish(run: Run, status: int, seconds: float) -> dict[str, Any]:
             f"{run.name}: train.py ended with status {status}: {' / '.join(lines[-2:])} ({log})"
         )
     result = {**outcome, "wall_seconds": round(seconds, 1)}
-    partial = run.workdir / "result.tmp"
-    partial.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(partial, run.workdir / "result.json")
+    write_file(run.workdir / "result.json", json.dumps(result, indent=1) + "\n")
     return result
 
 

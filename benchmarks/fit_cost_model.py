@@ -23,6 +23,8 @@ import math
 import numpy as np
 
 from benchmarks import micro_lambda
+from lambdanet.analysis.text import console, console_table
+from lambdanet.atomic import write_file
 from lambdanet.ops import cost_model
 
 # No rate below what two cores and their memory can do, so that a term that the shapes do not show
@@ -188,17 +190,15 @@ def main(argv: list[str] | None = None) -> None:
                 print(f'    "{name}": ({", ".join(f"{value:.3g}" for value in values)}),')
             print("},")
     table = losses(times, theirs, names, device)
-    for row in table:
-        beside = " ".join(
-            f"{row[key]:6.2f}" for key in ("torch_ratio", "torch_conv_rr1_ratio") if key in row
-        )
-        print(
-            f"{row['case']:34} {row['direction']:6} {row['chosen']:12} {row['fastest']:12} "
-            f"{row['ratio']:.2f} {beside}"
-        )
+    ratios = ("ratio", "torch_ratio", "torch_conv_rr1_ratio")
+    columns = ("case", "direction", "chosen", "fastest", *ratios)
+    rows = [
+        [f"{row[c]:.2f}" if c in ratios and c in row else row.get(c, "") for c in columns]
+        for row in table
+    ]
+    console(130).print(console_table(columns, rows, right=range(4, 7)))
     if args.json:
-        with open(args.json, "w") as out:
-            out.writelines(json.dumps(row) + "\n" for row in table)
+        write_file(args.json, "".join(json.dumps(row) + "\n" for row in table))
 
 
 if __name__ == "__main__":

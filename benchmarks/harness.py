@@ -14,6 +14,10 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TextIO
 
+from rich.table import Table
+
+from lambdanet.analysis.text import console_table
+
 SLOWEST_CALL = (
     3.0  # seconds; a candidate whose call takes longer is dropped, it would eat everybody's time
 )
@@ -238,14 +242,12 @@ COLUMNS = (
 )
 
 
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """Returns the records as an aligned text table; columns that no record has are left out."""
+def table(records: Sequence[dict[str, Any]]) -> Table:
+    """Returns the records as a table; columns that no record has are left out."""
     columns = [(key, form) for key, form in COLUMNS if any(key in record for record in records)]
-    rows = [[key for key, _ in columns]]
-    for record in records:
-        rows.append([form.format(record[key]) if key in record else "" for key, form in columns])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    rows = [
+        [form.format(record[key]) if key in record else "" for key, form in columns]
+        for record in records
+    ]
+    numbers = [i for i, (_, form) in enumerate(columns) if form != "{}"]
+    return console_table([key for key, _ in columns], rows, right=numbers)

@@ -18,8 +18,8 @@ from sklearn.datasets import load_sample_image
 
 from benchmarks.harness import Case, Prepared
 from configs import base
-from lambdanet import data
-from lambdanet.data import decode, image_folder, records
+from lambdanet import data, tasks
+from lambdanet.data import decode, image_folder
 
 FILES, SIZE, OUTPUT = 24, (500, 375), (224, 224)
 
@@ -46,12 +46,21 @@ def jpegs() -> list[bytes]:
 
 
 def train_config(**changes: Any) -> Any:
-    """Returns the config section `data` of ImageNet training: random crops to 224, flips."""
-    config = base.get_config().data
-    config.image_size, config.channels = OUTPUT, 3
-    config.crop, config.flip = "random_resized", 0.5
-    config.update(changes)
+    """Returns the config of ImageNet training: random crops to 224, flips.
+
+    Args:
+        changes: of keys of the section `data`.
+    """
+    config = base.get_config()
+    config.data.image_size, config.data.channels = OUTPUT, 3
+    config.data.crop, config.data.flip = "random_resized", 0.5
+    config.data.update(changes)
     return config
+
+
+def stored(files: list[bytes]) -> list[data.Record]:
+    """Returns the files as records of one class, as a source hands them to the task."""
+    return [data.Record({"image": file, "label": 0}, i, f"{i}") for i, file in enumerate(files)]
 
 
 def cases() -> list[Case]:
@@ -93,62 +102,58 @@ def prepare_transform(config: Any) -> Prepared:
     """Decode, random resized crop, flip and what else `config` asks for, of all files, in this
     thread.
     """
-    transform = records.transform_from_config(records.TrainTransform, config)
-    files = jpegs()
+    make = tasks.example_maker(config, data.DataInfo({}, ("any",)))
+    records = stored(jpegs())
 
     def run():
         rng = np.random.default_rng(0)
-        for file in files:
-            transform(decode.open_image(file), rng)
+        for record in records:
+            make(record, rng)
 
     def check():
-        for i, file in enumerate(files):
-            array = transform(decode.open_image(file), np.random.default_rng(i))
-            again = transform(decode.open_image(file), np.random.default_rng(i))
-            assert (
-                array.shape == (*OUTPUT, 3)
-                and array.dtype == np.uint8
-                and np.array_equal(array, again)
-            )
-            if transform.rand_augment[0] == 0:
-                expected = reference(file, transform, np.random.default_rng(i))
+        for i, record in enumerate(records):
+            array, again = (make(record, np.random.default_rng(i))["image"] for _ in range(2))
+            assert array.shape == (*OUTPUT, 3) and array.dtype == np.uint8
+            assert np.array_equal(array, again)
+            if config.data.rand_augment[0] == 0:
+                rng = np.random.default_rng(i)
+                expected = reference(record.fields["image"], config.data, rng)
                 assert np.abs(array.astype(float) - expected).mean() < 2.0
 
     return Prepared(run, check, items=FILES)
 
 
-def reference(
-    file: bytes, transform: records.TrainTransform, rng: np.random.Generator
-) -> np.ndarray:
+def reference(file: bytes, section: Any, rng: np.random.Generator) -> np.ndarray:
     """The same crop resampled by JAX, antialiased, from the fully decoded image."""
     import jax
 
     array = np.array(Image.open(io.BytesIO(file)), np.float32)
     box = decode.random_resized_box(
-        *SIZE, scale=transform.crop_scale, ratio=transform.crop_ratio, rng=rng
+        *SIZE, scale=section.crop_scale, ratio=section.crop_ratio, rng=rng
     )
     left, top, right, bottom = box
-    method = {"bilinear": "linear", "bicubic": "cubic"}[transform.interpolation]
+    method = {"bilinear": "linear", "bicubic": "cubic"}[section.interpolation]
     resized = jax.image.resize(array[top:bottom, left:right], (*OUTPUT, 3), method, antialias=True)
     resized = np.clip(np.array(resized), 0, 255)
-    return resized[:, ::-1] if rng.random() < transform.flip else resized
+    return resized[:, ::-1] if rng.random() < section.flip else resized
 
 
 def prepare_eval(config: Any) -> Prepared:
     """Decode, resize to 256 and centre crop of all files, in this thread."""
-    config.eval_crop = 0.875
-    transform = records.transform_from_config(records.EvalTransform, config)
-    files = jpegs()
+    config.data.eval_crop = 0.875
+    make = tasks.example_maker(config, data.DataInfo({}, ("any",)))
+    records = stored(jpegs())
 
     def run():
-        for file in files:
-            transform(decode.open_image(file))
+        for record in records:
+            make(record, None)
 
     def check():
-        for file in files:
-            image = Image.open(io.BytesIO(file)).resize((341, 256), Image.Resampling.BILINEAR)
+        for record in records:
+            image = Image.open(io.BytesIO(record.fields["image"]))
+            image = image.resize((341, 256), Image.Resampling.BILINEAR)
             expected = np.array(image.crop((58, 16, 282, 240)), float)
-            difference = transform(decode.open_image(file)) - expected
+            difference = make(record, None)["image"] - expected
             # 8x8 means: the usual two steps round 341.3 pixels to 341, which shifts edges by a
             # fraction of a pixel
             assert np.abs(difference.reshape(28, 8, 28, 8, 3).mean((1, 3))).mean() < 3.0
@@ -170,14 +175,23 @@ def prepare_pipeline(threads: int, batch_size: int = 32, batches_per_call: int =
         path.write_bytes(file)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress
         image_folder.prepare(str(root / "source"), str(root / "prepared"), val_fraction=0.0)
-    source = dict(source="image_folder", data_dir=str(root / "prepared"))
-    options = dict(batch_size=batch_size, num_classes=2, seed=0)
-    batches = data.train_batches(
-        train_config(**source, num_threads=threads, prefetch=threads), **options
-    )
+
+    def open_batches(threads: int) -> data.TrainBatches:
+        config = train_config(
+            source="image_folder",
+            data_dir=str(root / "prepared"),
+            num_threads=threads,
+            prefetch=threads,
+        )
+        info = tasks.get(config.task).read(data.open_builder(config.data))
+        parts = data.training_parts(config.data, info.features)
+        make = tasks.example_maker(config, info)
+        return data.train_batches(parts, make, config.data, batch_size=batch_size, seed=0)
+
+    batches = open_batches(threads)
 
     def check():
-        again = data.train_batches(train_config(**source, num_threads=0, prefetch=0), **options)
+        again = open_batches(0)
         first, second = next(batches), next(again)
         assert all(np.array_equal(first[key], second[key]) for key in second), (
             "batches depend on the threads"

@@ -21,6 +21,7 @@ import models
 from benchmarks import model_networks
 from benchmarks.harness import Case, Prepared
 from configs import base
+from lambdanet import tasks
 from lambdanet.training import mesh, optimizer, schedule, state, step
 
 MODELS = ("lambda_resnet50", "resnet50")
@@ -53,9 +54,9 @@ def prepare_dispatch(name: str) -> Prepared:
         samples = []
         for _ in range(STEPS):
             wall, cpu = time.perf_counter(), time.thread_time()
-            current[0], metrics = train_step(current[0], batch)
+            current[0], terms = train_step(current[0], batch)
             samples.append((time.perf_counter() - wall, time.thread_time() - cpu))
-            jax.block_until_ready((current[0], metrics))
+            jax.block_until_ready((current[0], terms))
         wall, cpu = zip(*samples, strict=True)
         return statistics.median(wall), statistics.median(cpu)
 
@@ -69,7 +70,7 @@ def training_step(
 
     Args:
         config: a whole config.
-        num_classes: of the labels.
+        num_classes: of the labels; the task is classification.
         batch_size: images per step.
 
     Returns:
@@ -79,25 +80,19 @@ def training_step(
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(config.train.cache_dir))
 
     def build():
-        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, {"num_classes": num_classes}, rngs=nnx.Rngs(0))
 
     lr = schedule.make_schedule(config.optim, total_steps=1000, steps_per_epoch=100)
-    tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(build)[0])
+    tx = optimizer.make_optimizer(config.optim, lr, *state.abstract_weights(build))
     init = state.make_init(build, tx, ema=config.train.ema_decay > 0)
     device_mesh = mesh.make_mesh(1, 1, devices=jax.devices()[:1])
     shardings = mesh.state_shardings(jax.eval_shape(init), device_mesh, config.mesh.fsdp_min_size)
-    graphdef, _ = state.views(build)
-    train_step = jax.jit(
-        step.make_train_step(
-            graphdef, tx, config, num_classes=num_classes, seed=0, schedule=lr, mesh=device_mesh
-        ),
-        donate_argnums=0,
-        out_shardings=(shardings, None),
-    )
-    rng, shape = (
-        np.random.default_rng(0),
-        (batch_size, *config.data.image_size, config.data.channels),
-    )
+    graphdef, _ = state.views(build, config.optim.frozen)
+    task, options = tasks.get(config.task), dict(seed=0, schedule=lr, mesh=device_mesh)
+    train_step = step.make_train_step(graphdef, tx, config, loss=task.loss, mix=task.mix, **options)
+    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *config.data.image_size, config.data.channels)
     batch = {
         "image": rng.integers(0, 256, shape, np.uint8),
         "label": rng.integers(0, num_classes, batch_size, np.int32),
@@ -117,8 +112,9 @@ def check_step(
     first, second = make(), make()
     before = jax.tree.map(np.array, first.params)
     outcomes = [train_step(start, batch) for start in (first, second)]
-    (after, metrics), (again, _) = outcomes
-    assert int(after.step) == 1 and np.isfinite(float(metrics["loss"])), "the loss is not finite"
+    (after, terms), (again, _) = outcomes
+    loss, _ = terms["loss"]  # the sum over the batch, and its weight
+    assert int(after.step) == 1 and np.isfinite(float(loss)), "the loss is not finite"
     assert all(
         jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), after.params, again.params))
     )

@@ -17,6 +17,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from lambdanet.analysis.text import markdown_table
+from lambdanet.atomic import write_file
+
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
@@ -53,8 +56,7 @@ def groups(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
 def markdown(rows: Sequence[Sequence[str]]) -> str:
     """Returns a table; the first row is its head, the first column is aligned left."""
     head, *body = rows
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join(markdown_table(head, body, left=(0,)))
 
 
 def side_by_side(records: Sequence[Record]) -> str:
@@ -244,7 +246,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.tick_params(axis="y", length=0)
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130, format="png")
+    write_file(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 
 def main() -> int:
@@ -261,7 +263,7 @@ def main() -> int:
     except (ValueError, FileNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    DOCUMENT.write_text(text)
+    write_file(DOCUMENT, text)
     draw(
         [
             r

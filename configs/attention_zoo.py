@@ -21,7 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base, cued_digits, digits
-from lambdanet.attention import attention, kind
+from lambdanet.attention import kind, registry
 from lambdanet.registry import suggest
 
 TASKS = {"digits": (digits, "conv", 2), "cued": (cued_digits, "none", 1)}
@@ -62,8 +62,8 @@ def variants() -> dict[str, dict[str, Any] | None]:
     """
     blocks = [
         name
-        for name in attention.names()
-        if not attention.lookup(name)[1] and kind(name) != "carried"
+        for name in registry.names()
+        if not registry.lookup(name)[1] and kind(name) != "carried"
     ]
     plain = {name: {"name": name} for name in blocks}
     return {

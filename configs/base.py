@@ -109,7 +109,9 @@ def get_config(arg: str = "") -> ConfigDict:
     optim.no_decay = (
         r".*(bias|scale|embedding|gamma)$",
     )  # regexes on 'a/b/c' parameter paths (full match): no weight decay
-    optim.frozen = ()  # regexes: parameters that are never updated
+    # regexes: parameters that are never updated, and batch norms (paths 'a/b/mean' and 'a/b/var')
+    # that use their stored statistics and keep them; r'stem/.*' stops both
+    optim.frozen = ()
     optim.lr_multipliers = ()  # pairs (regex, factor); the first match counts
 
     # Training.
@@ -130,8 +132,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification), or one of the
-    # averaged weights ('ema_accuracy', ...); '' = keep no best one
+    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification), or one of
+    # the averaged weights ('ema_accuracy', ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files

@@ -16,7 +16,7 @@ read off a figure).
     swin    tiny 81.3 / 82.3    small 83.0 / 83.7    base 83.5 / 84.2
     cswin   tiny 82.7 / 83.2 (p)    small 83.6 / 84.0    base 84.2 / 84.7
     nat     mini 81.8 / 82.4 (p)    tiny 83.2 / 83.6    small 83.7 / 84.3    base 84.3 / -
-    lavit   tiny 79.2    small 82.6    base 83.1 (for the paper's own sizes, which are not public; models/lavit.py has ours)
+    lavit   tiny 79.2    small 82.6    base 83.1 (for the paper's own sizes, which are not public; models/lavit/lavit.py has ours)
 
 These are the papers' numbers; no whole run was made here. The tests run ten smoke steps of one row
 and check the others.

@@ -1,32 +1,33 @@
-"""Configuration: the `--config` flag, the check of every value before any device work, and
-config.json in the workdir.
+"""Configuration: the check of every value before any device work, and config.json in the workdir.
 
 The schema is `configs/base.py`: its keys are the only ones allowed, its values fix the types. The
 section `model` is open: its keys are options of the model named there and are checked against that
-model's signature.
+model's signature; what they say about blocks inside it, the model checks when it is built.
 """
 
 from __future__ import annotations
 
 import difflib
-import inspect
 import json
 import os
 import tempfile
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lambdanet.attention import attention as attention_registry
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS, PATH_CHECKS, auxiliary_problems, is_number
-from lambdanet.registry import Registry, suggest
+from lambdanet import config_memory, config_model
+from lambdanet.atomic import write_file
+from lambdanet.config_checks import CHECKS, CROSS_CHECKS, DATA_PATHS, START_PATHS
+from lambdanet.registry import LARGEST, Registry, is_number, show, suggest
+from lambdanet.training import schedule
 
 FILE_NAME = "config.json"
 OPEN_SECTION = "model"
+MOVED = {"label_smoothing", "mixup_alpha", "cutmix_alpha"}
+"""Keys that older configs have in `train`, now in `classification`."""
+_MOST_BYTES = 2**22  # of a config.json; ours have a few thousand
 
 
 class ConfigError(ValueError):
@@ -54,6 +55,8 @@ def validate(
     build: Callable[[], Any] | None = None,
     workdir: str | os.PathLike | None = None,
     check_paths: bool = True,
+    training: bool = True,
+    resumes: bool = False,
 ) -> None:
     """Checks a config before any device work and reports every problem at once.
 
@@ -62,12 +65,15 @@ def validate(
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
         build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called only when
-            everything else about the model is right, so that its own complaints (heads that do not
-            divide) join the report. What it returns is asked for the names of its auxiliary losses.
+            models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0)))`; called when
+            everything that it reads is right, so that its own complaints (heads that do not divide)
+            join the report.
         workdir: also check that this directory can be written to.
-        check_paths: data directories and label files must exist; False where no data is read (model
-            summary, export).
+        check_paths: data directories and label files must exist, and batches must fit into this
+            machine's memory; False where no data is read (model summary, export).
+        training: with `build`, also check what training asks of the model: its auxiliary losses,
+            something left to train, and memory.
+        resumes: the run goes on from a checkpoint; files that only a start reads are not looked at.
 
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
@@ -77,13 +83,15 @@ def validate(
 
     def add(key: str, text: str) -> None:
         problems.append(text)
-        failed.add(key)
+        # a section in place of a value fails the value's key, too
+        failed.update(key.rsplit(".", n)[0] for n in range(key.count(".") + 1))
 
-    values = dict(_leaves(config))
-    allowed = dict(_leaves(schema))
+    values = dict(leaves(config))
+    allowed = dict(leaves(schema))
     for key, value in values.items():
         if key not in allowed:
-            add(key, f"{key} = {value!r}: no such key.{_suggest_key(key, list(allowed))}")
+            nearest = _suggest_key(key, list(allowed))
+            add(key, f"{key[:200]} = {show(value)}: no such key.{nearest}")
     for key, default in allowed.items():
         if key not in values:
             if any(v.startswith(key + ".") for v in values):
@@ -91,9 +99,8 @@ def validate(
             add(key, f"{key}: missing; the default is {default!r}")
             continue
         value = values[key]
-        expected = _expected_type(value, default)
-        if expected:
-            add(key, f"{key} = {value!r}: must be {expected}, not {type(value).__name__}")
+        if text := _type_problem(value, default):
+            add(key, f"{key} = {show(value)}: must be {text}")
         elif key in CHECKS and not CHECKS[key][0](value):
             names = CHECKS[key][1]
             text = (
@@ -101,26 +108,66 @@ def validate(
                 if isinstance(names, str)
                 else f"one of {', '.join(map(repr, names))}.{suggest(value, names)}"
             )
-            add(key, f"{key} = {value!r}: must be {text}")
-    for keys, holds, text in CROSS_CHECKS + (PATH_CHECKS if check_paths else ()):
+            add(key, f"{key} = {show(value)}: must be {text}")
+    cause: Exception | None = None
+    conditions = CROSS_CHECKS + (DATA_PATHS if check_paths else ())
+    for keys, holds, text in conditions + (START_PATHS if check_paths and not resumes else ()):
         if not failed.intersection(keys) and not holds(config):
-            problems.append(f"{', '.join(f'{k} = {values[k]!r}' for k in keys)}: {text}")
+            problems.append(f"{', '.join(f'{k} = {show(values[k])}' for k in keys)}: {text}")
+    sections = {key.partition(".")[0] for key in failed}
+    if check_paths and not sections & {"data", "train"}:
+        problems += config_memory.batch_problems(config, training=training)
 
-    model_problems = _check_model(config, model_registry)
-    data_failed = failed & {"data.channels", "data.image_size"}
-    if build is not None and not model_problems and not data_failed:
-        try:
-            model = build()
-            if "train.auxiliary_losses" not in failed:
-                problems += auxiliary_problems(config.train.auxiliary_losses, model)
-        except (ValueError, TypeError) as error:
-            model_problems.append(f"model '{config.model.name}' cannot be built: {error}")
-    problems += model_problems
+    if isinstance(config.get(OPEN_SECTION), (ConfigDict, dict)):
+        options = to_plain(config[OPEN_SECTION])
+        found = config_model.option_problems(options, model_registry, values, failed)
+        if build is not None and not found and not failed & config_model.BUILT_FROM:
+            found, cause = config_model.build_problems(config, options, build, failed, training)
+        problems += found
+    else:
+        given = show(config.get(OPEN_SECTION))
+        problems.append(f"{OPEN_SECTION} = {given}: must be a section with the key 'name'")
     if workdir is not None:
         try:
             check_workdir(workdir)
         except ConfigError as error:
             problems += error.problems
+    if problems:
+        raise ConfigError(problems) from cause
+
+
+def check_lengths(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> None:
+    """Checks what the number of records decides: the length of the run, and whether the schedule
+    fits into it.
+
+    A run cut short by an explicit `train.steps` may end inside its warm-up; one of `train.epochs`
+    may not.
+
+    Args:
+        config: that `validate` has passed.
+        total_steps: of the run.
+        steps_per_epoch: records of an epoch over `train.batch_size`.
+
+    Raises:
+        ConfigError: with one line per problem.
+    """
+    train = config.train
+    length = f"train.steps = {train.steps}" if train.steps else f"train.epochs = {train.epochs:g}"
+    problems = []
+    if total_steps > LARGEST:
+        problems.append(
+            f"{length}: is {total_steps:,} steps; allowed: at most {LARGEST:,}, the largest number "
+            "of the step counter"
+        )
+    problems += [
+        f"{text} ({length}, {total_steps:,} steps)"
+        for text in schedule.length_problems(
+            config.optim,
+            total_steps=total_steps,
+            steps_per_epoch=steps_per_epoch,
+            cut_short=bool(train.steps),
+        )
+    ]
     if problems:
         raise ConfigError(problems)
 
@@ -133,61 +180,57 @@ def check_workdir(workdir: str | os.PathLike) -> None:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(
-            [
-                f"workdir = {str(workdir)!r}: cannot be written to ({reason}); name another with "
-                "--workdir=DIR"
-            ],
-            "workdir",
-        ) from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        shown = f"workdir = {show(str(workdir))}: cannot be written to ({reason})"
+        raise ConfigError([f"{shown}; name another with --workdir=DIR"], "workdir") from error
 
 
-def _expected_type(value: Any, default: Any) -> str:
-    """Returns '' if `value` has the type of `default`, otherwise the type in words."""
+def _type_problem(value: Any, default: Any) -> str:
+    """Returns '' if `value` has the type of `default`, otherwise what it must be and what it is."""
+    kind = type(value).__name__
     if isinstance(default, bool):
-        return "" if isinstance(value, bool) else "true or false"
+        return "" if isinstance(value, bool) else f"true or false, not {kind}"
     if isinstance(default, int):
-        return "" if isinstance(value, int) and not isinstance(value, bool) else "an integer"
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return "" if whole else f"an integer, not {kind}"
     if isinstance(default, float):
-        return "" if is_number(value) else "a finite number"
+        return "" if is_number(value) else f"a finite number, not {kind}"
     if isinstance(default, str):
-        return "" if isinstance(value, str) else "text"
+        return "" if isinstance(value, str) else f"text, not {kind}"
     if not isinstance(value, tuple):
-        return f"a tuple such as {default!r}"
+        return f"a tuple such as {default!r}, not {kind}"
     if not default:
         return ""  # nothing to compare with: CHECKS has the rule
     whole = all(isinstance(x, int) for x in default)
-    wrong = [
-        x
-        for x in value
-        if _expected_type(x, default[0] if whole or isinstance(default[0], str) else 0.0)
-    ]
-    return f"a tuple such as {default!r}; {wrong[0]!r} does not belong there" if wrong else ""
+    like = default[0] if whole or isinstance(default[0], str) else 0.0
+    wrong = [x for x in value if _type_problem(x, like)]
+    return f"a tuple such as {default!r}; {show(wrong[0])} does not belong there" if wrong else ""
 
 
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields ('a.b', value) of every key outside the open section."""
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields ('a.b', value) of every key outside the open section; an empty section is a value."""
     for key, value in config.items():
-        if prefix + key == OPEN_SECTION and isinstance(value, (ConfigDict, dict)):
+        if prefix + key == OPEN_SECTION:
             continue
-        if isinstance(value, (ConfigDict, dict)):
-            yield from _leaves(value, f"{prefix}{key}.")
+        if isinstance(value, (ConfigDict, dict)) and value:
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
 def _suggest_key(key: str, known: list[str]) -> str:
-    """The nearest key: a similar one in the same section, the same last part anywhere, then a
+    """The nearest key: the same last part anywhere, a similar one in the same section, then a
     similar path.
     """
+    key = key[:200]
     section, _, last = key.rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == section}
     initials = "".join(word[:1] for word in last.split("_"))  # learning_rate: lr
-    close = [siblings[initials]] if initials in siblings else []
+    close = [k for k in known if k.rpartition(".")[2] == last]
+    close += [siblings[initials]] if initials in siblings else []
     close += [siblings[c] for c in difflib.get_close_matches(last, siblings, n=1, cutoff=0.5)]
-    close += [k for k in known if k.rpartition(".")[2] == last]
+    close += [section] if section in known else []
     close += difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     return (
         f" Did you mean '{close[0]}'?"
@@ -196,97 +239,6 @@ def _suggest_key(key: str, known: list[str]) -> str:
         if siblings
         else ""
     )
-
-
-def _check_model(config: ConfigDict, registry: Registry) -> list[str]:
-    if not isinstance(config.get(OPEN_SECTION), (ConfigDict, dict)):
-        return [f"model = {config.get(OPEN_SECTION)!r}: must be a section with the key 'name'"]
-    options = to_plain(config[OPEN_SECTION])
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        return [f"model.name = {name!r}: must be one of {', '.join(registry.names())}"]
-    try:
-        _, preset = registry.lookup(name)
-    except ValueError as error:
-        return [f"model.name = {name!r}: {error}"]
-    problems = _check_options("model", registry, name, options)
-    specs = options.get("attention")
-    for spec in specs if isinstance(specs, tuple) else (specs,):
-        if isinstance(spec, dict) and "name" not in spec:
-            own = preset.get("attention")
-            whole = {
-                "name": own if isinstance(own, str) else "...",
-                **(own if isinstance(own, dict) else {}),
-                **spec,
-            }
-            problems.append(
-                f"model.attention = {spec!r}: has no 'name' "
-                f"({', '.join(attention_registry.names())}); an option is "
-                f'changed by giving the whole: --config.model.attention="{whole}"'
-            )
-        elif isinstance(spec, (str, dict)):
-            block = dict(spec) if isinstance(spec, dict) else {"name": spec}
-            block_name = block.pop("name")
-            try:
-                attention_registry.lookup(block_name)
-            except ValueError as error:
-                problems.append(f"model.attention = {block_name!r}: {error}")
-            else:
-                problems += _check_options("model.attention", attention_registry, block_name, block)
-    return problems
-
-
-def _check_options(where: str, registry: Registry, name: str, options: dict[str, Any]) -> list[str]:
-    """Unknown options of a registered factory, and values that its annotations rule out."""
-    problems = []
-    declared = registry.parameters(name)
-    for option, value in options.items():
-        try:
-            registry.check_options(name, {option: value})
-        except ValueError as error:
-            problems.append(f"{where}.{option} = {value!r}: {error}")
-            continue
-        annotation = declared[option].annotation
-        if annotation is not inspect.Parameter.empty and not _fits(value, annotation):
-            text = (
-                annotation.__name__
-                if isinstance(annotation, type)
-                else str(annotation).replace("typing.", "")
-            )
-            problems.append(
-                f"{where}.{option} = {value!r} ({type(value).__name__}): must be {text}"
-            )
-    return problems
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a plain config value can be what an annotation says; annotations of other kinds
-    accept anything.
-    """
-    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in args)
-    if origin is typing.Literal:
-        return value in args
-    if annotation in (None, types.NoneType):
-        return value is None
-    if annotation is bool or annotation is str:
-        return isinstance(value, annotation)
-    if annotation is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation is float:
-        return is_number(value)
-    if annotation is tuple or origin is tuple:
-        if not isinstance(value, (tuple, list)):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(v, args[0]) for v in value)
-        return not args or (
-            len(args) == len(value) and all(_fits(v, a) for v, a in zip(value, args, strict=True))
-        )
-    if annotation in (dict, Mapping) or origin in (dict, Mapping):
-        return isinstance(value, (dict, ConfigDict))
-    return True
 
 
 # --------------------------------------------------------------------------------------------------
@@ -306,50 +258,109 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(to_plain(config), indent=2) + "\n"
 
 
+def modernise(plain: Any) -> Any:
+    """Returns the config of an older run with the names and meanings of today; today's as it is.
+
+    Args:
+        plain: plain values, as `to_plain` or JSON gives them; what is no config is left alone.
+    """
+    if not isinstance(plain, Mapping):
+        return plain
+    train, data = plain.get("train"), plain.get("data")
+    if isinstance(train, Mapping) and MOVED & set(train):
+        own = plain.get("classification", {})
+        moved = {key: train[key] for key in train if key in MOVED}
+        plain = {
+            **plain,
+            "train": {key: value for key, value in train.items() if key not in MOVED},
+            "classification": moved | own if isinstance(own, Mapping) else own,
+        }
+    if isinstance(data, Mapping) and "source" in data and "exif_orientation" not in data:
+        # before the key came, photos were read as they lie in the file
+        plain = {**plain, "data": {**data, "exif_orientation": False}}
+    return plain
+
+
 def from_json(text: str, schema: ConfigDict) -> ConfigDict:
-    """Returns the config that `to_json` wrote.
+    """Returns the config that `to_json` wrote, now or in an older version.
 
     Every list is a tuple again (configs hold no lists); keys that the schema has gained since get
-    their default.
+    their default. Values are not checked: `validate` does that.
+
+    Raises:
+        ConfigError: not JSON, or JSON that is no config.
     """
+    try:
+        plain = to_plain(modernise(json.loads(text)))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError([f"is not valid JSON ({error})"], FILE_NAME) from error
+    if not isinstance(plain, dict):
+        text = f"is JSON, but no config: a {type(plain).__name__} in place of an object"
+        raise ConfigError([text], FILE_NAME)
+    sections = [key for key, value in schema.items() if isinstance(value, ConfigDict)]
+    problems = [
+        f"{key} = {show(plain[key])}: must be a section (an object)"
+        for key in sections
+        if not isinstance(plain.get(key, {}), dict)
+    ]
+    if problems:
+        raise ConfigError(problems, FILE_NAME)
 
-    def merge(into: ConfigDict, values: dict) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict) and isinstance(into.get(key), ConfigDict):
-                merge(into[key], value)
-            else:
-                into[key] = (
-                    float(value) if type(value) is int and type(into.get(key)) is float else value
-                )
+    config = to_plain(schema)
+    config[OPEN_SECTION] = {}
+    for key, value in plain.items():
+        if key in sections:
+            config[key] |= {k: _as_in(config[key].get(k), v) for k, v in value.items()}
+        else:
+            config[key] = value
+    return from_plain(config)
 
-    config = schema.copy_and_resolve_references()
-    config.unlock()
-    with config.ignore_type():
-        config[OPEN_SECTION] = ConfigDict()
-        merge(config, to_plain(json.loads(text)))
-    return config
+
+def _as_in(default: Any, value: Any) -> Any:
+    """JSON has one kind of number: an integer where the schema has a float was one."""
+    return (
+        float(value)
+        if type(default) is float and type(value) is int and is_number(value)
+        else value
+    )
+
+
+def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config of plain values; raises ConfigError for keys that no config can have."""
+    problems = list(_key_problems(plain))
+    if problems:
+        raise ConfigError(problems)
+    return ConfigDict(dict(plain))
+
+
+def _key_problems(plain: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in plain.items():
+        if not isinstance(key, str) or "." in key or hasattr(ConfigDict, key):
+            yield f"{prefix}{key if isinstance(key, str) else show(key)}: no key can have this name"
+        elif isinstance(value, Mapping):
+            yield from _key_problems(value, f"{prefix}{key}.")
 
 
 def save(config: ConfigDict, workdir: str | os.PathLike) -> Path:
-    """Writes <workdir>/config.json in one step (a reader never sees half a file) and returns its
-    path.
-    """
-    path = Path(workdir) / FILE_NAME
-    partial = path.with_suffix(f".{os.getpid()}.tmp")
-    partial.write_text(to_json(config))
-    os.replace(partial, path)
-    return path
+    """Writes <workdir>/config.json and returns its path."""
+    return write_file(Path(workdir) / FILE_NAME, to_json(config))
 
 
 def load(workdir: str | os.PathLike, schema: ConfigDict) -> ConfigDict:
-    """Reads <workdir>/config.json; raises ConfigError if there is none or it is not JSON."""
+    """Reads <workdir>/config.json; raises ConfigError if there is none or it is no config."""
     path = Path(workdir) / FILE_NAME
-    if not path.is_file():
-        text = (
-            f"{path}: no such file; name a directory that train.py has written with --workdir=DIR"
-        )
-        raise ConfigError([text], "workdir")
     try:
+        size = path.stat().st_size
+        if size > _MOST_BYTES:
+            problem = f"has {size:,} bytes; a config has a few thousand, at most {_MOST_BYTES:,}"
+            raise ConfigError([problem], "workdir")
         return from_json(path.read_text(), schema)
-    except json.JSONDecodeError as error:
-        raise ConfigError([f"{path}: is not valid JSON ({error})"], "workdir") from error
+    except FileNotFoundError as error:
+        fix = "name a directory that train.py has written with --workdir=DIR"
+        raise ConfigError([f"{path}: no such file; {fix}"], "workdir") from error
+    except ConfigError as error:
+        raise ConfigError(
+            [f"{path}: {problem}" for problem in error.problems], "workdir"
+        ) from error
+    except (OSError, ValueError) as error:  # a directory, no text, a name that cannot be
+        raise ConfigError([f"{show(str(path))}: cannot be read ({error})"], "workdir") from error

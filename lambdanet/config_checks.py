@@ -1,39 +1,61 @@
 """What each configuration key may hold, beyond its type: the tables behind
 `lambdanet.config.validate`.
 
-A new key of `configs/base.py` gets a line here when some values of its type cannot work.
+A new key of `configs/base.py` gets a line here when some values of its type cannot work. Every
+integer has an upper bound. Names to choose from come from where they are implemented.
 """
 
 from __future__ import annotations
 
-import math
+import os
 import re
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from lambdanet.registry import suggest
+from lambdanet import tasks
+from lambdanet.data import decode, geometry, sources
+from lambdanet.registry import is_number
+from lambdanet.training import optimizer, schedule
+
+Check = tuple[Callable[[Any], bool], str | Collection[str]]
+Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite int or float (True and False are neither)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _one_of(*names: str):
+def _one_of(*names: str) -> Check:
     return (lambda v: v in names), names
 
 
-def _tuple_of(length: int, inner: Callable[[Any], bool] = lambda v: True):
-    return lambda v: len(v) == length and all(inner(x) for x in v)
+def _integer(low: int, high: int) -> Check:
+    return (lambda v: low <= v <= high), f"an integer from {low:,} to {high:,}"
+
+
+def _number(low: float, high: float) -> Check:
+    return (lambda v: low <= v <= high), f"a number from {low:g} to {high:g}"
+
+
+def _off_or(low: float, high: float) -> Check:
+    return (lambda v: v == 0 or low <= v <= high), f"0 (off) or a number from {low:g} to {high:g}"
+
+
+def _pair(low: float, high: float) -> Check:
+    return (
+        (lambda v: len(v) == 2 and low <= v[0] <= v[1] <= high),
+        f"(low, high) with {low:g} <= low <= high <= {high:g}",
+    )
+
+
+def _all_between(low: float, high: float) -> Callable[[Iterable[float]], bool]:
+    return lambda v: all(low <= x <= high for x in v)
 
 
 def _is_regex(text: Any) -> bool:
     try:
         re.compile(text)
-    except (re.error, TypeError):
+    except (re.error, TypeError, OverflowError, RecursionError):
         return False
     return True
 
@@ -44,7 +66,7 @@ def _is_multiplier(pair: Any) -> bool:
         and len(pair) == 2
         and _is_regex(pair[0])
         and is_number(pair[1])
-        and pair[1] >= 0
+        and 0 <= pair[1] <= 1e6
     )
 
 
@@ -53,126 +75,183 @@ def _are_weights(pairs: tuple[Any, ...]) -> bool:
         isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
     ):
         return False
-    return all(is_number(weight) and weight >= 0 for _, weight in pairs) and len(
+    return all(is_number(weight) and 0 <= weight <= 1e6 for _, weight in pairs) and len(
         dict(pairs)
     ) == len(pairs)
 
 
-def auxiliary_problems(pairs: tuple[tuple[str, float], ...], model: Any) -> list[str]:
-    """Returns what is wrong with `train.auxiliary_losses` for a model: terms that it does not
-    declare, one text each.
+_BOUND = r"-?[\d_]+(?:\.[\d_]+)?(%|shard)?"
+_SPLIT = re.compile(rf"\s*[\w-]+(?:\[(?:({_BOUND})?:({_BOUND})?|-?\d+shard)\])?\s*")
 
-    A model with such terms has an attribute `auxiliary_losses`, their names.
+
+def is_split(text: str) -> bool:
+    """Whether a text is a split or a sum of them, as TFDS writes them, none of which is empty
+    whatever the data: 'train', 'train[:90%]', 'train+validation', and not 'train[5:2]'.
     """
-    known = getattr(model, "auxiliary_losses", ())
-    has = f"it has {', '.join(known)}" if known else "it has none"
-    return [
-        f"train.auxiliary_losses: {type(model).__name__} has no auxiliary loss {name!r}; "
-        f"{has}.{suggest(name, known)}"
-        for name, _ in pairs
-        if name not in known
-    ]
+    for part in text.split("+"):
+        match = _SPLIT.fullmatch(part)
+        if match is None:
+            return False
+        low, low_unit, high, high_unit = match.groups()
+        if low and high:
+            first, last = (float(re.sub("[^0-9.-]", "", b)) for b in (low, high))
+            same_end = (first < 0) == (last < 0)
+            if (low_unit or high_unit) and low_unit != high_unit:
+                return False
+            if same_end and first >= last:
+                return False
+        elif high and float(re.sub("[^0-9.-]", "", high)) == 0:
+            return False
+    return True
 
 
-_POSITIVE = (lambda v: v > 0), "a number > 0"
-_NOT_NEGATIVE = (lambda v: v >= 0), "a number >= 0"
-_AT_LEAST_1 = (lambda v: v >= 1), "an integer >= 1"
+def _exists(path: str, kind: str = "file") -> bool:
+    """Whether there is such a file or directory; no for a name that the system refuses, such as one
+    too long.
+    """
+    try:
+        return Path(path).is_dir() if kind == "dir" else Path(path).is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def best_metrics(task: str) -> tuple[str, ...]:
+    """Returns the values that `train.keep_best` may have: the task's metrics, of the live and of
+    the averaged weights, and '' for none.
+    """
+    metrics = tasks.get(task).METRICS
+    return (*metrics, *(f"ema_{name}" for name in metrics), "")
+
+
+def _is_free(path: str) -> bool:
+    """Whether `path` is a directory, or one could be made there as far as its name goes."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISDIR(mode)
+
+
 _PROBABILITY = (lambda v: 0 <= v <= 1), "a probability in [0, 1]"
 _BELOW_1 = (lambda v: 0 <= v < 1), "a number in [0, 1)"
-_RANGE = (lambda v: len(v) == 2 and 0 < v[0] <= v[1]), "(low, high) with 0 < low <= high"
+# float32 knows no number between this and 1
+_DECAY = (lambda v: 0 <= v <= 0.9999999), "a number from 0 to 0.9999999"
+_EPOCHS = _number(0, 1e6)
+_SPLITS = "a split such as 'train', a slice of it that is not empty ('train[:90%]'), or a sum of "
+_SPLITS += "such ('train+validation')"
 _REGEXES = (
     (lambda v: all(_is_regex(x) for x in v)),
     "regular expressions that compile, for example r'.*bias$'",
 )
-_NAME = (lambda v: bool(v)), "a non-empty text"
 
 # Key -> (predicate of a value whose type is right, what is allowed: words, or the names to choose
 # from).
-CHECKS: dict[str, tuple[Callable[[Any], bool], str | tuple[str, ...]]] = {
-    "seed": _NOT_NEGATIVE,
-    "data.source": _one_of("digits", "cued_digits", "tfds", "image_folder", "synthetic"),
-    "data.train_split": _NAME,
-    "data.image_size": (_tuple_of(2, lambda x: x >= 1), "(height, width), both integers >= 1"),
-    "data.channels": ((lambda v: v in (1, 3)), "1 (grey) or 3 (RGB)"),
-    "data.std": ((lambda v: all(x > 0 for x in v)), "numbers > 0"),
-    "data.on_error": _one_of("raise", "skip"),
-    "data.num_workers": _NOT_NEGATIVE,
-    "data.num_threads": _AT_LEAST_1,
-    "data.prefetch": _AT_LEAST_1,
-    "data.synthetic_records": _AT_LEAST_1,
-    "data.synthetic_classes": _AT_LEAST_1,
-    "data.crop": _one_of("none", "shift", "random_resized"),
-    "data.shift": _NOT_NEGATIVE,
-    "data.crop_scale": (
-        (lambda v: len(v) == 2 and 0 < v[0] <= v[1] <= 1),
-        "(low, high) with 0 < low <= high <= 1",
+CHECKS: dict[str, Check] = {
+    "task": ((lambda v: v in tasks.TASKS), tasks.TASKS),
+    "seed": _integer(0, 2**63 - 1),
+    "data.source": _one_of(*sources.SOURCES),
+    "data.train_split": (is_split, _SPLITS),
+    "data.eval_split": ((lambda v: not v or is_split(v)), f"'' (none) or {_SPLITS}"),
+    "data.test_split": ((lambda v: not v or is_split(v)), f"'' (none) or {_SPLITS}"),
+    "data.image_size": (
+        (lambda v: len(v) == 2 and all(1 <= x <= 16384 for x in v)),
+        "(height, width), both integers from 1 to 16,384",
     ),
-    "data.crop_ratio": _RANGE,
+    "data.channels": ((lambda v: v in (1, 3)), "1 (grey) or 3 (RGB)"),
+    "data.mean": (
+        _all_between(0, 1),
+        "numbers from 0 to 1, of images scaled to [0, 1]; divide means of 0..255 by 255",
+    ),
+    "data.std": (
+        _all_between(0.001, 1),
+        "numbers from 0.001 to 1, of images scaled to [0, 1]; divide deviations of 0..255 by 255",
+    ),
+    "data.on_error": _one_of("raise", "skip"),
+    "data.num_workers": _integer(0, 512),
+    "data.num_threads": _integer(1, 512),
+    "data.prefetch": _integer(1, 100_000),
+    "data.synthetic_records": _integer(1, 10**8),
+    "data.synthetic_classes": _integer(1, 10**6),
+    "data.crop": _one_of(*geometry.CROPS),
+    "data.shift": _integer(0, 16384),
+    "data.crop_scale": _pair(1e-4, 1),
+    "data.crop_ratio": _pair(0.01, 100),
     "data.flip": _PROBABILITY,
     "data.rand_augment": (
-        (lambda v: len(v) == 2 and v[0] >= 0 and float(v[0]).is_integer() and 0 <= v[1] <= 30),
-        "(operations, magnitude): an integer >= 0 and a number in [0, 30]",
+        (lambda v: len(v) == 2 and v[0] in range(33) and 0 <= v[1] <= 30),
+        "(operations, magnitude): an integer from 0 to 32 and a number in [0, 30]",
     ),
     "data.color_jitter": (
-        _tuple_of(3, lambda x: x >= 0),
-        "(brightness, contrast, saturation), each >= 0",
+        (lambda v: len(v) == 3 and all(0 <= x <= 10 for x in v)),
+        "(brightness, contrast, saturation), each from 0 to 10",
     ),
     "data.random_erasing": _PROBABILITY,
-    "data.eval_crop": ((lambda v: 0 < v <= 1), "a fraction in (0, 1]"),
-    "data.interpolation": _one_of("bilinear", "bicubic", "random"),
-    "data.pseudo_fraction": ((lambda v: 0 < v < 1), "a fraction in (0, 1)"),
-    "optim.name": _one_of("sgd", "adamw", "lamb", "rmsprop"),
-    "optim.lr": _POSITIVE,
-    "optim.weight_decay": _NOT_NEGATIVE,
-    "optim.momentum": _BELOW_1,
-    "optim.betas": (_tuple_of(2, lambda x: 0 <= x < 1), "two numbers in [0, 1)"),
-    "optim.eps": _POSITIVE,
-    "optim.clip_norm": _NOT_NEGATIVE,
-    "optim.schedule": _one_of("constant", "cosine", "step", "poly", "exponential"),
-    "optim.warmup_epochs": _NOT_NEGATIVE,
+    "data.eval_crop": _number(0.01, 1),
+    "data.interpolation": _one_of(*decode.FILTERS, "random"),
+    "data.pseudo_split": (is_split, _SPLITS),
+    "data.pseudo_fraction": _number(0.001, 0.999),
+    "optim.name": _one_of(*optimizer.OPTIMIZERS),
+    # what is merely too much is said by the run, which knows at which step
+    "optim.lr": _number(1e-12, 1e38),
+    "optim.weight_decay": _number(0, 100),
+    "optim.momentum": _DECAY,
+    "optim.betas": (
+        (lambda v: len(v) == 2 and all(0 <= x <= 0.9999999 for x in v)),
+        "two numbers from 0 to 0.9999999",
+    ),
+    "optim.eps": _number(1e-30, 1),
+    "optim.clip_norm": _off_or(1e-6, 1e9),
+    "optim.schedule": _one_of(*schedule.SCHEDULES),
+    "optim.warmup_epochs": _EPOCHS,
     "optim.warmup_start": _PROBABILITY,
-    "optim.cooldown_epochs": _NOT_NEGATIVE,
+    "optim.cooldown_epochs": _EPOCHS,
     "optim.final_lr": _PROBABILITY,
     "optim.step_epochs": (
-        (lambda v: all(x > 0 for x in v) and list(v) == sorted(set(v))),
-        "epochs > 0 in rising order",
+        (lambda v: all(0 < x <= 1e6 for x in v) and list(v) == sorted(set(v))),
+        "epochs > 0, at most 1,000,000, in rising order",
     ),
-    "optim.decay_rate": ((lambda v: 0 < v <= 1), "a factor in (0, 1]"),
-    "optim.decay_epochs": _POSITIVE,
-    "optim.poly_power": _POSITIVE,
+    "optim.decay_rate": _number(1e-6, 1),
+    "optim.decay_epochs": _number(1e-6, 1e6),
+    "optim.poly_power": _number(1e-3, 100),
     "optim.no_decay": _REGEXES,
     "optim.frozen": _REGEXES,
     "optim.lr_multipliers": (
         (lambda v: all(_is_multiplier(p) for p in v)),
-        "pairs (regular expression, factor >= 0), for example ((r'head/.*', 0.1),)",
+        "pairs (regular expression, factor from 0 to 1e6), for example ((r'head/.*', 0.1),)",
     ),
-    "train.batch_size": _AT_LEAST_1,
-    "train.epochs": _POSITIVE,
-    "train.steps": _NOT_NEGATIVE,
-    "train.accumulate": _AT_LEAST_1,
-    "classification.label_smoothing": _BELOW_1,
+    "train.batch_size": _integer(1, 2**20),
+    "train.epochs": ((lambda v: 0 < v <= 1e6), "a number > 0, at most 1,000,000"),
+    "train.steps": _integer(0, 2**31 - 1),
+    "train.accumulate": _integer(1, 2**20),
     "train.auxiliary_losses": (
         _are_weights,
-        "pairs (name, weight >= 0), each name once, for example (('symmetry', 0.1),)",
+        "pairs (name, weight >= 0), each name once, weights up to 1e6, for example "
+        "(('symmetry', 0.1),)",
     ),
-    "classification.mixup_alpha": _NOT_NEGATIVE,
-    "classification.cutmix_alpha": _NOT_NEGATIVE,
-    "train.ema_decay": _BELOW_1,
-    "train.eval_every": _NOT_NEGATIVE,
+    "train.ema_decay": _DECAY,
+    "train.eval_every": _EPOCHS,
     "train.init_head": _one_of("load", "new"),
-    "train.eval_batch_size": _NOT_NEGATIVE,
-    "train.save_every": _NOT_NEGATIVE,
-    "train.keep_last": _AT_LEAST_1,
-    "train.keep_best": _one_of("accuracy", "loss", "ema_accuracy", ""),
-    "train.log_every": _AT_LEAST_1,
-    "mesh.data": ((lambda v: v == -1 or v >= 1), "-1 (all remaining devices) or an integer >= 1"),
-    "mesh.fsdp": _AT_LEAST_1,
-    "mesh.fsdp_min_size": _NOT_NEGATIVE,
+    "train.eval_batch_size": _integer(0, 2**20),
+    "train.save_every": _EPOCHS,
+    "train.keep_last": _integer(1, 10**6),
+    "train.log_every": _integer(1, 10**9),
+    "train.damaged": _one_of("refuse", "fall_back"),
+    "classification.label_smoothing": _BELOW_1,
+    "classification.mixup_alpha": _off_or(0.01, 100),
+    "classification.cutmix_alpha": _off_or(0.01, 100),
+    "mesh.data": (
+        (lambda v: v == -1 or 1 <= v <= 2**20),
+        "-1 (all remaining devices) or an integer from 1 to 1,048,576",
+    ),
+    "mesh.fsdp": _integer(1, 2**20),
+    "mesh.fsdp_min_size": _integer(0, 2**40),
 }
 
 # Conditions over several keys: (keys, predicate of the config, what must hold); tried when none of
 # the keys failed.
-CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
+CROSS_CHECKS: tuple[Condition, ...] = (
     (
         ("train.batch_size", "train.accumulate"),
         lambda c: c.train.batch_size % c.train.accumulate == 0,
@@ -209,9 +288,15 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
         "crop 'shift' needs a shift of at least 1 and smaller than the image",
     ),
     (
+        ("train.keep_best", "task"),
+        lambda c: c.train.keep_best in best_metrics(c.task),
+        "keep_best must be a metric of the task, 'ema_' and one (of the averaged weights), or ''; "
+        + "; ".join(f"metrics of '{n}': {', '.join(t.METRICS)}" for n, t in tasks.TASKS.items()),
+    ),
+    (
         ("train.keep_best", "train.ema_decay"),
-        lambda c: c.train.keep_best != "ema_accuracy" or c.train.ema_decay > 0,
-        "keep_best 'ema_accuracy' needs ema_decay > 0",
+        lambda c: not c.train.keep_best.startswith("ema_") or c.train.ema_decay > 0,
+        "a metric of the averaged weights needs ema_decay > 0",
     ),
     (
         ("train.keep_best", "data.eval_split"),
@@ -226,23 +311,36 @@ CROSS_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], .
 )
 
 # Conditions on files, of the same form; only where the data is going to be read.
-PATH_CHECKS: tuple[tuple[tuple[str, ...], Callable[[ConfigDict], bool], str], ...] = (
+DATA_PATHS: tuple[Condition, ...] = (
     (
         ("data.source", "data.data_dir"),
-        lambda c: c.data.source not in ("tfds", "image_folder") or Path(c.data.data_dir).is_dir(),
+        lambda c: c.data.source not in ("tfds", "image_folder") or _exists(c.data.data_dir, "dir"),
         "data_dir must be an existing, prepared directory for this source (class folders become "
-        "one with "
-        "`python -m lambdanet.data.prepare`)",
+        "one with `python -m lambdanet.data.prepare`)",
     ),
     (
-        ("train.init_weights",),
-        lambda c: not c.train.init_weights or Path(c.train.init_weights).is_file(),
-        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as "
-        "well",
+        ("data.source", "data.data_dir"),
+        lambda c: c.data.source not in ("digits", "cued_digits") or _is_free(c.data.data_dir),
+        "data_dir must be a directory, or one must be possible there: the data is prepared in it",
+    ),
+    (
+        ("train.cache_dir",),
+        lambda c: not c.train.cache_dir or _is_free(c.train.cache_dir),
+        "must be a directory, or one must be possible there; '' keeps no compiled programs",
     ),
     (
         ("data.pseudo_labels",),
-        lambda c: not c.data.pseudo_labels or Path(c.data.pseudo_labels).is_file(),
+        lambda c: not c.data.pseudo_labels or _exists(c.data.pseudo_labels),
         "no such file; `python eval.py --mode=pseudo_label` writes it",
+    ),
+)
+
+# Likewise, read by the start of a run and not by its continuation.
+START_PATHS: tuple[Condition, ...] = (
+    (
+        ("train.init_weights",),
+        lambda c: not c.train.init_weights or _exists(c.train.init_weights),
+        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as "
+        "well",
     ),
 )

@@ -13,8 +13,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from lambdanet.config import ConfigError
-from lambdanet.registry import suggest
+from lambdanet.config import ConfigError, from_plain, to_plain
+from lambdanet.registry import is_number, show, suggest
 
 
 class ConfigFlag:
@@ -64,16 +64,25 @@ class ConfigFlag:
 def load_recipe(path: str) -> ConfigDict:
     """Returns `get_config(arg)` of a recipe file given as 'FILE.py' or 'FILE.py:arg'."""
     name, colon, argument = path.partition(":")
-    file = Path(name)
-    if not file.is_file():
+    file, shown = Path(name), f"config = {show(path)}"
+    try:
+        found = file.is_file()
+    except (OSError, ValueError) as error:  # too long, say
+        raise ConfigError([f"{shown}: {error}"], "flags") from error
+    if not found:
         near = sorted(str(p) for p in file.parent.glob("*.py") if p.stem != "__init__")
         there = f"{suggest(str(file), near)} Files there: {', '.join(near) or 'none'}"
-        raise ConfigError([f"config = {path!r}: no such file.{there}"], "flags")
+        raise ConfigError([f"{shown}: no such file.{there}"], "flags")
     try:
         get_config = runpy.run_path(str(file))["get_config"]
-        return get_config(argument) if colon else get_config()
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError([f"config = {path!r}: {error}"], "flags") from error
+        config = get_config(argument) if colon else get_config()
+    except Exception as error:  # a recipe is any Python
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ConfigError([f"{shown}: {kind}{error}"], "flags") from error
+    if not isinstance(config, ConfigDict):
+        what = f"get_config() gives {show(config)}; allowed: a ConfigDict, from configs.base"
+        raise ConfigError([f"{shown}: {what}"], "flags")
+    return config
 
 
 def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigDict:
@@ -85,22 +94,17 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
     for a tuple key becomes a tuple of one. Nothing is checked: `validate` reports unknown keys and
     wrong types.
     """
-    config = config.copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
-        for path, text in overrides.items():
-            *sections, key = path.split(".")
-            holder = config
-            for section in sections:
-                inner = holder.get(section)
-                if not isinstance(
-                    inner, ConfigDict
-                ):  # unknown section, or a block given by its name alone
-                    holder[section] = ConfigDict(
-                        {"name": inner} if isinstance(inner, str) else {}, type_safe=False
-                    )
-                holder = holder[section]
-            holder[key] = _parse_value(text, holder.get(key))
-    return config
+    plain = to_plain(config)
+    for path, text in overrides.items():
+        *sections, key = path.split(".")
+        holder = plain
+        for section in sections:
+            inner = holder.get(section)
+            if not isinstance(inner, dict):  # unknown, or a block given by its name alone
+                inner = holder[section] = {"name": inner} if isinstance(inner, str) else {}
+            holder = inner
+        holder[key] = _parse_value(text, holder.get(key))
+    return from_plain(plain)
 
 
 def _parse_value(text: str, current: Any) -> Any:
@@ -108,9 +112,9 @@ def _parse_value(text: str, current: Any) -> Any:
         return text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal
         value = text
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+    if isinstance(current, float) and type(value) is int and is_number(value):
         return float(value)
     if isinstance(current, tuple) and not isinstance(value, tuple):
         return tuple(value) if isinstance(value, list) else (value,)

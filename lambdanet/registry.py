@@ -5,14 +5,87 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+LARGEST = 2**31 - 1  # of an integer among the options: sizes and counts are 32-bit in compiled code
+HANDED_IN = ("dim", "rngs")  # parameters that the host gives, which are no options
 
 
 def suggest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Returns ` Did you mean 'x'?` for the nearest known name, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
+    # a text of a thousand letters is no misspelt name, and comparing it takes seconds
+    close = difflib.get_close_matches(str(name)[:100], [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def show(value: Any, most: int = 200) -> str:
+    """Returns a value as text for an error message: its repr, cut to `most` letters.
+
+    Python itself refuses to write integers of thousands of digits and very deep nests.
+    """
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"an unprintable {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite int or float (True and False are neither) that a float holds."""
+    try:
+        return (
+            isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        )
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether a plain value (of a config, say) can be what an annotation says; annotations of other
+    kinds accept anything.
+    """
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in args)
+    if origin is typing.Literal:
+        return value in args
+    if annotation in (None, types.NoneType):
+        return value is None
+    if annotation is bool or annotation is str:
+        return isinstance(value, annotation)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation is float:
+        return is_number(value)
+    if annotation is tuple or origin in (tuple, Sequence):
+        if not isinstance(value, (tuple, list)):
+            return False
+        if origin is Sequence or (len(args) == 2 and args[1] is Ellipsis):
+            return all(fits(v, args[0]) for v in value)
+        return not args or (
+            len(args) == len(value) and all(fits(v, a) for v, a in zip(value, args, strict=True))
+        )
+    if isinstance(origin or annotation, type) and issubclass(origin or annotation, Mapping):
+        return isinstance(value, Mapping)
+    return True
+
+
+def _numbers(value: Any, whole: bool) -> Iterator[float]:
+    """Yields the numbers in a value, however deep; only the integers with `whole`."""
+    if isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _numbers(entry, whole)
+    elif isinstance(value, int if whole else (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+def _annotation_text(annotation: Any) -> str:
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    return text.replace("typing.", "").replace("collections.abc.", "")
 
 
 def signature(factory: Callable[..., Any]) -> inspect.Signature:
@@ -35,10 +108,18 @@ class Registry:
 
     Args:
         kind: what the entries are, for error messages ('attention', 'model').
+        bounds: option -> least and greatest value of the numbers in it, for `option_problems`.
+        largest: of integers of other options.
     """
 
-    def __init__(self, kind: str):
-        self.kind = kind
+    def __init__(
+        self,
+        kind: str,
+        *,
+        bounds: Mapping[str, tuple[float, float]] | None = None,
+        largest: int = LARGEST,
+    ):
+        self.kind, self.bounds, self.largest = kind, dict(bounds or {}), largest
         self._entries: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
 
     def register(self, name: str, factory: Callable[..., Any] | None = None, **preset: Any):
@@ -63,9 +144,9 @@ class Registry:
 
     def lookup(self, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
         """Returns (factory, preset options); raises ValueError with the nearest name if unknown."""
-        if name not in self._entries:
+        if not isinstance(name, str) or name not in self._entries:
             raise ValueError(
-                f"unknown {self.kind} {name!r}.{suggest(name, list(self._entries))} Known: "
+                f"unknown {self.kind} {show(name)}.{suggest(name, list(self._entries))} Known: "
                 f"{', '.join(self.names())}"
             )
         factory, preset = self._entries[name]
@@ -75,18 +156,53 @@ class Registry:
         """Returns the factory's parameters by name, as its signature declares them."""
         return signature(self.lookup(name)[0]).parameters
 
-    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
-        """Raises ValueError naming every option the factory does not declare and the nearest one it
-        does.
+    def option_problems(
+        self, name: str, options: Mapping[str, Any], also: tuple[str, ...] = ()
+    ) -> dict[str, str]:
+        """Returns what is wrong with options, by option: those that the factory does not declare,
+        with the nearest one that it does, values that its annotations rule out, and numbers that no
+        memory or time suffices for.
+
+        Args:
+            name: the entry.
+            options: values by name.
+            also: keys that stand beside the options, for suggestions.
         """
-        known = [p for p in self.parameters(name) if p not in ("dim", "rngs")]
-        bad = [o for o in options if o not in known]
-        if bad:
-            lines = [f"{o!r}.{suggest(o, known)}" for o in bad]
-            raise ValueError(
-                f"{self.kind} '{name}' has no option {' and no option '.join(lines)} Options: "
-                f"{', '.join(known)}"
-            )
+        declared = self.parameters(name)
+        known = [p for p in declared if p not in HANDED_IN]
+        problems = {}
+        for option, value in options.items():
+            if option not in known:
+                nearest = suggest(option, [*known, *also])
+                problems[option] = (
+                    f"{self.kind} '{name}' has no option {option!r}.{nearest} "
+                    f"Options: {', '.join(known)}"
+                )
+                continue
+            annotation = declared[option].annotation
+            low, high = self.bounds.get(option, (-self.largest, self.largest))
+            whole = option not in self.bounds  # other floats are the factory's business
+            outside = [n for n in _numbers(value, whole) if not low <= n <= high]
+            if annotation is not inspect.Parameter.empty and not fits(value, annotation):
+                problems[option] = (
+                    f"option {option!r} of {self.kind} '{name}' must be "
+                    f"{_annotation_text(annotation)}, not {show(value)}"
+                )
+            elif outside:
+                problems[option] = (
+                    f"option {option!r} of {self.kind} '{name}' must be from {low:,} to {high:,}, "
+                    f"not {show(outside[0])}"
+                )
+        return problems
+
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raises ValueError naming every option that the factory does not declare; values are the
+        factory's own business.
+        """
+        declared = self.parameters(name)
+        unknown = {o: v for o, v in options.items() if o not in declared or o in HANDED_IN}
+        if problems := self.option_problems(name, unknown):
+            raise ValueError("; ".join(problems.values()))
 
     def describe(self, name: str) -> str:
         """Returns the name, its signature, its preset options and its docstring as text."""

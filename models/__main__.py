@@ -1,13 +1,19 @@
-"""The table of models: `python -m models [pattern] [image side]` prints name, parameters and MACs
-as Markdown.
+"""The table of models: `python -m models [pattern] [image side]` prints name, parameters and MACs,
+as Markdown where it does not go to a terminal.
 """
 
+import signal
 import sys
+from collections.abc import Iterator
 
 import jax
 from flax import nnx
+from rich.console import Console
+from rich.table import Table
 
 from . import create_model, list_models, registry
+
+COLUMNS = ("model", "parameters", "GMACs", "image")
 
 
 def main(pattern: str = "*", side: str = "") -> None:
@@ -17,7 +23,21 @@ def main(pattern: str = "*", side: str = "") -> None:
         sys.exit(f"no model matches {pattern!r}; known: {', '.join(list_models())}")
     if side and not side.isdigit():
         sys.exit(f"image side {side!r}; allowed: a number of pixels")
-    print("| model | parameters | GMACs | image |\n|---|---:|---:|---|")
+    if sys.stdout.isatty():
+        table = Table()
+        for column in COLUMNS:
+            table.add_column(column, justify="right" if column in COLUMNS[1:3] else "left")
+        for row in rows(names, side):
+            table.add_row(*row)
+        Console().print(table)
+        return
+    print(f"| {' | '.join(COLUMNS)} |\n|---|---:|---:|---|")
+    for row in rows(names, side):
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def rows(names: list[str], side: str) -> Iterator[tuple[str, str, str, str]]:
+    """Yields the cells of `COLUMNS` for every model, none of which is allocated."""
     for name in names:
         default = registry.lookup(name)[1].get(
             "image_size", registry.parameters(name)["image_size"].default
@@ -27,8 +47,10 @@ def main(pattern: str = "*", side: str = "") -> None:
             lambda name=name, size=size: create_model(name, image_size=size, rngs=nnx.Rngs(0))
         )
         count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
-        print(f"| {name} | {count:,} | {model.macs(*size) / 1e9:.3f} | {size[0]}x{size[1]} |")
+        yield name, f"{count:,}", f"{model.macs(*size) / 1e9:.3f}", f"{size[0]}x{size[1]}"
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # `| head` ends this as it ends every other program
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main(*sys.argv[1:])

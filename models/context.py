@@ -14,12 +14,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lambdanet.attention import attention as attention_registry
 from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
 from lambdanet.registry import suggest
 
 ContextEntry = Mapping[str, Any]
-Context = ContextEntry | tuple[ContextEntry, ...] | None
+Context = ContextEntry | tuple[ContextEntry | None, ...] | None
+"""None as the first entry of a tuple: what follows stands alone, see `replace_context`."""
 
 PLACEMENTS = ("post", "pre", "standard", "identity")
 """Where in a residual block a context block may stand; the first is the default."""
@@ -74,6 +75,36 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
     return fitted[0] if isinstance(context, Mapping) else fitted
 
 
+def replace_context(name: str, preset: Context, given: Any) -> Any:
+    """Returns the context that a caller asks for in place of a preset's.
+
+    Args:
+        name: the model.
+        preset: its own entries.
+        given: those of the caller. None is no context at all; a tuple whose first entry is None
+            stands alone, without what the preset has.
+
+    Returns:
+        `given` without that None.
+
+    Raises:
+        ValueError: a block of the preset that `given` does not name would be dropped unsaid.
+    """
+    if isinstance(given, tuple) and given[:1] == (None,):
+        return given[1:]
+    if not isinstance(given, (Mapping, tuple)):
+        return given
+    named = [entry.get("name") for entry in _entries(given) if isinstance(entry, Mapping)]
+    dropped = tuple(entry for entry in _entries(preset) if entry["name"] not in named)
+    if dropped:
+        own = tuple(_entries(given))
+        raise ValueError(
+            f"context is {given!r}, which would drop what '{name}' has, {dropped!r}; allowed: "
+            f"both, context={dropped + own!r}, or yours alone, context={(None, *own)!r}"
+        )
+    return given
+
+
 def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
     """Returns what is wrong with the option `context` of a network with these blocks per stage, one
     text per problem.
@@ -108,15 +139,9 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
         if of_kind == "mixer":
             what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
-    known = [
-        option for option in attention_registry.parameters(name) if option not in ("dim", "rngs")
-    ]
-    unknown = [key for key in entry if key not in (*_OWN_KEYS, *known)]
-    return [
-        f"{label}: '{name}' has no option {key!r}.{suggest(key, (*known, 'placement'))} Options: "
-        f"{', '.join(known)}"
-        for key in unknown
-    ]
+    own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
+    problems = attention_registry.option_problems(name, own, also=("placement",))
+    return [f"{label}: {problem}" for problem in problems.values()]
 
 
 def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str]:

@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lambdanet.registry import suggest
+from lambdanet.attention import kind, list_attention
+from lambdanet.attention import registry as attention_registry
+from lambdanet.registry import is_number, show, suggest
 
 DTYPES = ("float32", "bfloat16")
+
+MOST_BLOCKS = 1000
+"""Of all stages together: a thousand are built in seconds, a million in hours."""
+
+LARGEST = {
+    "num_classes": 10**7,
+    "in_channels": 10**4,
+    "image_size": 2**16,
+    "widths": 2**16,
+    "mlp_ratios": 2**10,
+    "patch_sizes": 2**10,
+    "sr_ratios": 2**10,
+}
+"""Upper bounds of numbers, beyond what any network needs, so that a slip of the hand ends here and
+not in the memory."""
 
 
 def basic_problems(
@@ -30,7 +47,7 @@ def basic_problems(
         positive: options that are positive numbers.
         flags: options that are True or False.
 
-    `image_size` and `blocks`, which every family has, are checked, too.
+    `image_size` and `blocks`, which every family has, are checked, too, and upper bounds.
     """
     checks = [
         (
@@ -56,16 +73,48 @@ def basic_problems(
     checks.append(
         ("blocks", positives(options["blocks"]), "a tuple of positive integers, one per stage")
     )
-    return [
-        f"{name} is {options[name]!r}; allowed: {allowed}"
+    problems = [
+        f"{name} is {show(options[name])}; allowed: {allowed}"
         for name, good, allowed in checks
         if not good
     ]
+    if positives(options["blocks"]) and sum(options["blocks"]) > MOST_BLOCKS:
+        problems.append(
+            f"blocks is {show(options['blocks'])}; allowed: {MOST_BLOCKS} in all, or less"
+        )
+    for name, most in LARGEST.items():
+        given = options.get(name)
+        if any(
+            is_number(n) and n > most for n in (given if isinstance(given, tuple) else (given,))
+        ):
+            problems.append(f"{name} is {show(given)}; allowed: {most} or less")
+    return problems
 
 
-def is_number(value: Any) -> bool:
-    """Whether `value` is an int or a float, and not a bool."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def mixer_problems(spec: Any) -> list[str]:
+    """Returns what is wrong with the spec of a layer that mixes positions, one text per problem."""
+    if not isinstance(spec, (str, Mapping)) or (isinstance(spec, Mapping) and "name" not in spec):
+        return [f"attention is {spec!r}; allowed: a name, or a mapping with 'name' and options"]
+    name = spec if isinstance(spec, str) else spec["name"]
+    given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
+    try:
+        problems = list(attention_registry.option_problems(name, given).values())
+    except ValueError as error:
+        return [f"attention is {spec!r}: {error}"]
+    if problems:
+        return problems
+    allowed = f"allowed as attention: {', '.join(list_attention(kind='mixer'))}"
+    if kind(name) == "context":
+        return [
+            f"attention '{name}' is a context block, which is inserted beside the layers: "
+            f"context=dict(name='{name}', after='stage*.*'); {allowed}"
+        ]
+    if kind(name) == "carried":
+        return [
+            f"attention '{name}' hands state from layer to layer, as the models lavit_* do; "
+            f"{allowed}"
+        ]
+    return []
 
 
 def positives(value: Any, length: int | None = None) -> bool:

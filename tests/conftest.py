@@ -26,6 +26,9 @@ if "XLA_FLAGS" not in os.environ:
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
+# tests/optimised needs XLA's default level, so it is a suite of its own: `make optimised`.
+collect_ignore = ["optimised"] if "optimization_level" in os.environ["XLA_FLAGS"] else []
+
 # Test files are imported by path (--import-mode=importlib); what they share is found here. Last, so
 # that it hides no package.
 sys.path.append(str(HERE))

@@ -5,6 +5,9 @@ import io
 import numpy as np
 from PIL import Image
 
+from configs import base
+from lambdanet import data, tasks
+
 
 def jpeg(colour, size=(12, 10), quality=95):
     """Bytes of a JPEG of one colour."""
@@ -27,3 +30,40 @@ def take(batches, count):
         return [next(batches) for _ in range(count)]
     finally:
         batches.close()
+
+
+def whole(section):
+    """The whole config with this section `data`."""
+    config = base.get_config()
+    with config.ignore_type():
+        config.data = section
+    return config
+
+
+def describe(section, num_classes=None):
+    """What classification finds in the data, cut to some classes if a number is given."""
+    info = tasks.get("classification").read(data.open_builder(section))
+    return info if num_classes is None else data.DataInfo(info.features, info.classes[:num_classes])
+
+
+def sizes(section):
+    """Records of every stored split."""
+    builder = data.open_builder(section)
+    return {name: split.num_examples for name, split in builder.info.splits.items()}
+
+
+def train_batches(section, *, num_classes=None, **options):
+    """Training batches of classification."""
+    info = describe(section, num_classes)
+    make = tasks.example_maker(whole(section), info)
+    return data.train_batches(data.training_parts(section, info.features), make, section, **options)
+
+
+def eval_batches(section, split, *, num_classes=None, **options):
+    """Evaluation batches of classification."""
+    return tasks.eval_batches(whole(section), describe(section, num_classes), split, **options)
+
+
+def open_source(section, split):
+    """A split with the fields that classification reads."""
+    return data.open_source(section, split, describe(section).features)

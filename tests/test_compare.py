@@ -2,6 +2,7 @@
 happens at each restart.
 """
 
+import ast
 import json
 import re
 import subprocess
@@ -15,7 +16,7 @@ from flax import nnx
 import models
 from benchmarks import compare, compare_plots, compare_report, compare_runs, memory_suite
 from configs import attention_zoo, base
-from lambdanet.attention import attention, create_attention
+from lambdanet.attention import create_attention, registry
 from lambdanet.config import to_json, validate
 from lambdanet.training import state
 from lambdanet.training.optimizer import check_rules
@@ -49,7 +50,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)
@@ -57,7 +58,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
         if spec is None:
             plain = types
         else:
-            assert attention.lookup(spec["name"])[0] in types - plain, name
+            assert registry.lookup(spec["name"])[0] in types - plain, name
         steps.add(
             (config.train.steps, config.train.epochs, config.train.batch_size, config.optim.lr)
         )
@@ -65,7 +66,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
 
 
 def test_a_newly_registered_block_is_a_variant_by_itself():
-    attention.register("doubled", Doubled)
+    registry.register("doubled", Doubled)
     try:
         assert attention_zoo.variants()["doubled"] == {"name": "doubled"}
         assert {case.name for case in memory_suite.cases()} >= {"doubled"}
@@ -81,7 +82,7 @@ def test_a_newly_registered_block_is_a_variant_by_itself():
             "digits"
         )
     finally:
-        attention._entries.pop("doubled")
+        registry._entries.pop("doubled")
     assert "nonlocal_paper" not in attention_zoo.variants()  # a preset of a block that is there
 
 
@@ -219,7 +220,7 @@ def test_every_network_for_the_digits_is_a_valid_run(task, tmp_path):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)
@@ -367,3 +368,17 @@ def test_plots_take_a_whole_set_of_variants(tmp_path):
     compare_plots.draw_accuracy(machine, tmp_path / "a.png")
     compare_plots.draw_memory(machine, tmp_path / "m.png")
     assert min((tmp_path / name).stat().st_size for name in ("a.png", "m.png")) > 10_000
+
+
+def test_no_circle_of_imports():
+    """Also not by imports within functions, which hide one."""
+    left: dict[str, set[str]] = {}
+    for path in (compare.ROOT / "benchmarks").glob("*.py"):
+        froms = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        left[path.stem] = {a.name for n in froms if n.module == "benchmarks" for a in n.names}
+        left[path.stem] |= {n.module.split(".")[1] for n in froms if "benchmarks." in n.module}
+    assert "compare_plots" in left["compare_report"]
+    while free := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in free:
+            del left[name]
+    assert not left

@@ -1,17 +1,22 @@
 """The config: what is refused and how it is said, overrides from the command line, config.json."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from flax import nnx
 from ml_collections import ConfigDict
 
+import models
 from configs import base
 from lambdanet import config as configs
-from lambdanet import config_flag
+from lambdanet import config_flag, config_memory, tasks
 from lambdanet.config_checks import CHECKS, CROSS_CHECKS
+from lambdanet.data import decode, geometry, sources
 from lambdanet.registry import Registry
+from lambdanet.training import optimizer, schedule
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -114,10 +119,33 @@ WRONG = {
         {"model.num_heads": "5"},
         ["'tiny_net' cannot be built", "5 does not divide 16"],
     ),
-    "unknown attention": ({"model.attention": "lamda"}, ["'lamda'", "Did you mean 'lambda'?"]),
-    "unknown attention option": (
-        {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
-        ["model.attention.scop = 7", "Did you mean 'scope'?"],
+    "old name": (
+        {"train.label_smoothing": "0.1"},
+        ["no such key", "Did you mean 'classification.label_smoothing'?"],
+    ),
+    "true for a number": ({"optim.lr": "true"}, ["optim.lr = True", "a finite number, not bool"]),
+    "None for a number": ({"seed": "None"}, ["seed = None: must be an integer, not NoneType"]),
+    "seed beyond 63 bits": ({"seed": str(2**63)}, ["seed", "9,223,372,036,854,775,807"]),
+    "thousands of digits": ({"seed": "9" * 6000}, ["seed = ", "an integer, not str"]),
+    "mean of 0..255": ({"data.mean": "(128,)"}, ["data.mean = (128,)", "divide means of 0..255"]),
+    "std of 0..255": ({"data.std": "(58,)"}, ["data.std = (58,)", "by 255"]),
+    "mean for no channel": ({"data.mean": "()"}, ["data.mean = ()", "one per channel"]),
+    "empty slice": ({"data.train_split": "train[5:2]"}, ["data.train_split", "not empty"]),
+    "epsilon that float32 lacks": ({"optim.eps": "1e-60"}, ["optim.eps = 1e-60", "1e-30 to 1"]),
+    "mixup that is none": ({"classification.mixup_alpha": "1e-300"}, ["mixup_alpha", "0 (off) or"]),
+    "no metric": ({"train.keep_best": "acuracy"}, ["train.keep_best", "accuracy, top5, loss"]),
+    "averages that are not kept": ({"train.keep_best": "ema_top5"}, ["needs ema_decay > 0"]),
+    "no task": ({"task": "clasification"}, ["task", "Did you mean 'classification'?"]),
+    "name too long": ({"train.init_weights": "x" * 5000}, ["train.init_weights", "no such file"]),
+    "cache in a file": ({"train.cache_dir": "train.py"}, ["train.cache_dir", "a directory"]),
+    "nest too deep": ({"seed": "(" * 5000}, ["seed = ", "an integer, not str"]),
+    "option beyond all shapes": (
+        {"model.num_heads": str(2**31)},
+        ["model.num_heads", "2,147,483,647"],
+    ),
+    "batches beyond the memory": (
+        {"train.batch_size": "1048576", "data.image_size": "(4096, 4096)"},
+        ["train.batch_size = 1048576", "data.image_size = (4096, 4096)", "GiB"],
     ),
     "attention without a name": (
         {"model.attention.scope": "7"},
@@ -154,7 +182,7 @@ def test_all_problems_at_once(config, registry, tmp_path):
 
 def test_every_check_has_a_key():
     config = base.get_config()
-    leaves = dict(configs._leaves(config))
+    leaves = dict(configs.leaves(config))
     assert not set(CHECKS) - set(leaves)
     assert not {k for keys, _, _ in CROSS_CHECKS for k in keys} - set(leaves)
 
@@ -204,14 +232,210 @@ def test_json_round_trip(config, tmp_path):
 def test_json_errors(tmp_path):
     with pytest.raises(configs.ConfigError, match="no such file; name a directory"):
         configs.load(tmp_path, base.get_config())
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(configs.ConfigError, match="not valid JSON"):
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(configs.ConfigError, match="cannot be read"):
         configs.load(tmp_path, base.get_config())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not valid JSON"),
+        (b"", "not valid JSON"),
+        (b"[]", "a tuple in place of an object"),
+        (b"null", "a NoneType in place of an object"),
+        (b"3", "a int in place of an object"),
+        (b'{"data": null}', "data = None: must be a section"),
+        (b'{"optim": [1], "model": "x"}', r"2 problems(.|\n)*optim = \(1,\)"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b'{"seed": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b'{"a.b": 1}', "a.b: no key can have this name"),
+        (b'{"data": {"items": 1}}', "data.items: no key can have this name"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (b" " * 2**23, "has 8,388,608 bytes"),
+    ],
+    ids=range(13),
+)
+def test_json_that_is_no_config(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(configs.ConfigError, match=message) as caught:
+        configs.load(tmp_path, base.get_config())
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_json_of_older_runs(config):
+    plain = configs.to_plain(config)
+    old = json.loads(json.dumps(plain))
+    for key in ("task", "classification"):
+        del old[key]
+    del old["data"]["exif_orientation"], old["train"]["damaged"]
+    moved = {"label_smoothing": 0.2, "mixup_alpha": 0, "cutmix_alpha": 1.0}
+    old["train"] |= moved
+    loaded = configs.from_json(json.dumps(old), base.get_config())
+    assert loaded.classification.to_dict() == moved and "label_smoothing" not in loaded.train
+    assert loaded.task == "classification" and loaded.train.damaged == "refuse"
+    assert loaded.data.exif_orientation is False, "photos were read as they lie in the file"
+    assert configs.modernise(plain) == plain
+    once = configs.modernise(old)
+    assert configs.modernise(once) == once
+    assert configs.modernise(None) is None and configs.modernise({"train": 3}) == {"train": 3}
 
 
 def test_missing_recipe():
     with pytest.raises(configs.ConfigError, match=r"Did you mean '.*configs/base.py'"):
         config_flag.load_recipe(str(ROOT / "configs" / "bass.py") + ":smoke")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import no_such_module", "ModuleNotFoundError"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("x = 1", "get_config"),
+        ("get_config = dict", "gives {}; allowed: a ConfigDict"),
+        ("def get_config(): return 1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_recipes_that_fail(tmp_path, text, message):
+    (tmp_path / "recipe.py").write_text(text)
+    with pytest.raises(configs.ConfigError, match=message):
+        config_flag.load_recipe(str(tmp_path / "recipe.py"))
+    with pytest.raises(configs.ConfigError, match="config = 'xxx"):
+        config_flag.load_recipe("x" * 5000)
+
+
+def test_every_number_has_bounds(registry):
+    """Whatever its type allows, no key takes a number that no machine can work with."""
+    for key, default in configs.leaves(base.get_config()):
+        huge = {int: "9" * 25, float: "1e300"}.get(type(default))
+        if huge:
+            config = base.get_config()
+            config.model.name = "tiny_net"
+            assert any(key in p for p in problems_of(config, registry, {key: huge})), key
+
+
+def test_names_are_those_that_are_implemented():
+    for key, names in {
+        "optim.name": optimizer.OPTIMIZERS,
+        "optim.schedule": schedule.SCHEDULES,
+        "data.source": sources.SOURCES,
+        "data.crop": geometry.CROPS,
+        "task": tuple(tasks.TASKS),
+        "data.interpolation": (*decode.FILTERS, "random"),
+    }.items():
+        assert tuple(CHECKS[key][1]) == tuple(names)
+
+
+# With a real model: overrides -> parts of the one message.
+WRONG_MODELS = {
+    "unknown attention": ({"model.attention": "lamda"}, ["'lamda'", "Did you mean 'lambda'?"]),
+    "unknown option": (
+        {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
+        ["attention 'lambda' has no option 'scop'. Did you mean 'scope'?"],
+    ),
+    "type of an option": (
+        {"model.attention": "{'name': 'lambda', 'key_depth': 'x'}"},
+        ["option 'key_depth' of attention 'lambda' must be", "not 'x'"],
+    ),
+    "name that is a section": ({"model.attention.name.x": "1"}, ["unknown attention {'x': 1}"]),
+    "no time": (
+        {"model.context": "{'name': 'rcca', 'after': 'stage1.1', 'recurrence': 100000}"},
+        ["option 'recurrence' of attention 'rcca' must be from 1 to 64"],
+    ),
+    "no memory": (
+        {"model.attention": "{'name': 'lambda', 'key_depth': 1000000}"},
+        ["model.attention = {", "parameters", "GiB", "the largest parameter is stages/"],
+    ),
+    "block that does not fit": (
+        {"model.attention": "{'name': 'lambda', 'dim_out': 8}"},
+        ["cannot run with model.attention"],
+    ),
+    "too many classes": ({"model.num_classes": "9999999999"}, ["model.num_classes = 9999999999"]),
+    "another size": (
+        {"model.image_size": "(9, 9)"},
+        ["model.image_size = (9, 9), data.image_size = (8, 8): must be equal"],
+    ),
+    "other channels": ({"model.in_channels": "3"}, ["model.in_channels = 3, data.channels = 1"]),
+    "all frozen": ({"optim.frozen": "('.*',)"}, ["optim.frozen = ('.*',)", "something to learn"]),
+    "all at factor 0": ({"optim.lr_multipliers": "(('.*', 0),)"}, ["optim.lr_multipliers = (("]),
+    "rule for nothing": ({"optim.frozen": "('hed/.*',)"}, ["optim.frozen: 'hed/.*' matches no"]),
+    "activations": (
+        {"train.batch_size": "100000", "data.image_size": "(512, 512)", "data.prefetch": "1"},
+        ["train.batch_size = 100000", "GiB"],
+    ),
+}
+
+
+def check_model(overrides):
+    config = config_flag.apply_overrides(base.get_config(), overrides)
+
+    def build():
+        return nnx.eval_shape(
+            lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+        )
+
+    configs.validate(config, base.get_config(), models.registry, build=build)
+
+
+@pytest.mark.parametrize("case", WRONG_MODELS)
+def test_wrong_models(case, monkeypatch):
+    monkeypatch.setattr(config_memory, "host_memory", lambda: 8 * 2**30)
+    overrides, parts = WRONG_MODELS[case]
+    with pytest.raises(configs.ConfigError) as caught:
+        check_model(overrides)
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_right_models():
+    check_model({"model.attention": "{'name': 'lambda', 'scope': 7}", "model.blocks": "(1, 1)"})
+    check_model({"optim.frozen": "('stem/.*',)", "optim.lr_multipliers": "(('head/.*', 0),)"})
+
+
+# ---- What the number of records decides ----------------------------------------------------------
+
+# 1077 records in batches of 64, 40 epochs: 673 steps. Overrides -> part of the message, '' if fine.
+LENGTHS = {
+    "default": ({}, ""),
+    "cool-down beyond": ({"optim.cooldown_epochs": "1000"}, "optim.cooldown_epochs = 1000"),
+    "warm-up beyond": ({"optim.warmup_epochs": "1000"}, "the warm-up of 16,828 steps is longer"),
+    "both together": (
+        {"optim.warmup_epochs": "30", "optim.cooldown_epochs": "10"},
+        "leave no step of the run between them",
+    ),
+    "warm-up as long as the run": ({"optim.warmup_epochs": "40"}, ""),
+    "both with a rest": ({"optim.warmup_epochs": "20", "optim.cooldown_epochs": "10"}, ""),
+    "cut short in the warm-up": ({"optim.warmup_epochs": "1000", "train.steps": "5"}, ""),
+    "cut short, no decay": (
+        {"optim.cooldown_epochs": "50", "train.steps": "100"},
+        "leaves no step of the run",
+    ),
+    "no milestone": ({"optim.schedule": "step", "optim.step_epochs": "(40,)"}, "step_epochs"),
+    "a milestone": ({"optim.schedule": "step", "optim.step_epochs": "(30, 60)"}, ""),
+    "no decay": ({"optim.schedule": "exponential", "optim.decay_epochs": "40"}, "decay_epochs"),
+    "all decay": (
+        {"optim.schedule": "exponential", "optim.decay_epochs": "0.1"},
+        "of the learning rate half-way",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LENGTHS)
+def test_schedules_that_cannot_work(case):
+    overrides, message = LENGTHS[case]
+    config = config_flag.apply_overrides(base.get_config(), overrides)
+    length = dict(total_steps=config.train.steps or 673, steps_per_epoch=1077 / 64)
+    if not message:
+        configs.check_lengths(config, **length)
+        return
+    with pytest.raises(configs.ConfigError, match="1 problem") as caught:
+        configs.check_lengths(config, **length)
+    assert message in str(caught.value) and "673 steps" in str(caught.value) or config.train.steps
+
+
+def test_more_steps_than_the_counter_holds():
+    with pytest.raises(configs.ConfigError, match="2,147,483,647"):
+        configs.check_lengths(base.get_config(), total_steps=2**31, steps_per_epoch=1e6)
 
 
 def test_flags_in_a_process():

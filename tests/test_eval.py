@@ -1,14 +1,17 @@
 """eval.py: every mode on one tiny run, and what it says when it cannot."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import optax
 import pytest
-from absl import flags
-from absl.testing import flagsaver
 from flax import nnx
+from ml_collections import ConfigDict
 from PIL import Image
 
 import eval as program
@@ -16,10 +19,12 @@ import models
 from configs import base
 from lambdanet import config as configs
 from lambdanet.analysis import export
+from lambdanet.config_flag import load_recipe
 from lambdanet.data import pseudo_labels
 from lambdanet.training.checkpoint import Checkpoints
 from lambdanet.training.state import make_init
 
+ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = dict(blocks=(1, 1), widths=(8, 16))
 
 
@@ -38,7 +43,7 @@ def make_run(workdir, name: str, **options):
     config.model = {"name": name, **OPTIONS, **options}
 
     def build():
-        return models.create_from_config(config, num_classes=3, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, {"num_classes": 3}, rngs=nnx.Rngs(0))
 
     workdir.mkdir()
     configs.save(config, workdir)
@@ -62,20 +67,25 @@ def plain_workdir(tmp_path_factory):
     )
 
 
-def run(mode: str, output, **given) -> dict:
+FLAGS = dict(
+    workdir=None, weights=None, step="latest", average="live", split=None, batch_size=0,
+    batch_sizes=[1, 8, 64], repeats=20, images=3, threshold=0.9, name="*",
+)  # fmt: skip
+
+
+def run(mode: str, output, *, config=None, overrides=None, **given) -> dict:
     """Runs a mode as the command line would and returns what it wrote to its JSON file."""
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
-    with flagsaver.flagsaver(
-        mode=mode, output=str(output), **{k: str(v) for k, v in given.items()}
-    ):
-        program.main(["eval.py"])
+    assert set(given) <= set(FLAGS)
+    recipe = SimpleNamespace(path=config, overrides=overrides or {})
+    if config:
+        recipe.value = config if isinstance(config, ConfigDict) else load_recipe(str(config))
+    program.run(mode, SimpleNamespace(**FLAGS | given, output=str(output)), recipe)
     path = output / f"{mode}.json"
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def error_of(mode: str, output, **given) -> str:
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises((ValueError, OSError)) as stop:
         run(mode, output, **given)
     return str(stop.value)
 
@@ -124,14 +134,12 @@ def test_summary_of_a_recipe_without_its_data(tmp_path, capsys):
 
 
 def test_speed(workdir, tmp_path):
-    with flagsaver.flagsaver(batch_sizes=[2], repeats=2):
-        result = run("speed", tmp_path, workdir=workdir)
+    result = run("speed", tmp_path, workdir=workdir, batch_sizes=[2], repeats=2)
     assert [r["batch_size"] for r in result["results"]] == [2]
 
 
 def test_attention_pictures(workdir, tmp_path):
-    with flagsaver.flagsaver(images=2):
-        pictures = run("attention", tmp_path, workdir=workdir)["pictures"]
+    pictures = run("attention", tmp_path, workdir=workdir, images=2)["pictures"]
     assert len(pictures) == 2, "one lambda layer in each of the two stages"
     for path in pictures.values():
         with Image.open(path) as picture:
@@ -161,10 +169,10 @@ def test_exported_weights_are_a_weights_file(workdir, tmp_path):
 
 
 def test_pseudo_labels_can_be_trained_on(workdir, tmp_path):
-    with flagsaver.flagsaver(threshold=0.1):
-        run("pseudo_label", tmp_path, workdir=workdir)
-    labels = pseudo_labels.read(tmp_path / "pseudo_labels.json")
-    assert labels and set(labels) <= set(range(22)) and set(labels.values()) <= {0, 1, 2}
+    run("pseudo_label", tmp_path, workdir=workdir, threshold=0.1)
+    split, ids, fields = pseudo_labels.read_fields(tmp_path / "pseudo_labels.json")
+    assert split == "validation" and len(ids) and set(ids.tolist()) <= set(range(22))
+    assert set(fields["label"].tolist()) <= {0, 1, 2}
 
 
 def test_describe(tmp_path, capsys):
@@ -178,13 +186,16 @@ def test_describe(tmp_path, capsys):
 ERRORS = {
     "nothing given": (dict(mode="accuracy"), "give --workdir=DIR"),
     "no run there": (dict(mode="accuracy", workdir="nowhere"), "config.json: no such file"),
-    "no weights": (dict(mode="export", config="configs/base.py"), "--mode=export needs weights"),
+    "no weights": (
+        dict(mode="export", config="configs/base.py"),
+        "weights are needed: give --workdir",
+    ),
     "no such step": (dict(mode="accuracy", step="7"), "no checkpoint of step 7"),
     "bad step": (dict(mode="accuracy", step="last"), "allowed: best, latest"),
     "no such split": (dict(mode="accuracy", split="tests"), "'tests'"),
     "missing weights file": (dict(mode="accuracy", weights="none.pth"), "none.pth"),
     "confidence not reached": (
-        dict(mode="pseudo_label", threshold="1.0"),
+        dict(mode="pseudo_label", threshold=1.0),
         "no record reaches confidence 1.0",
     ),
 }
@@ -196,22 +207,47 @@ def test_errors(case, workdir, tmp_path):
     if case not in ("nothing given", "no weights", "no run there"):
         given = {"workdir": workdir} | given
     given = dict(given)
-    threshold = float(given.pop("threshold", 0.9))
-    with flagsaver.flagsaver(threshold=threshold):
-        assert text in error_of(given.pop("mode"), tmp_path, **given)
+    assert text in error_of(given.pop("mode"), tmp_path, **given)
 
 
-def test_weights_of_another_model(workdir, tmp_path, monkeypatch):
+def test_weights_of_another_model(workdir, tmp_path):
     other = base.get_config()
     other.data.source, other.data.synthetic_classes = "synthetic", 4
-    monkeypatch.setattr(type(program.CONFIG), "value", property(lambda self: other))
-    text = error_of("accuracy", tmp_path, workdir=workdir, config="other")
+    text = error_of("accuracy", tmp_path, workdir=workdir, config=other)
     assert "belongs to another model" in text and "head/fc/kernel" in text
 
 
-def test_too_few_classes(workdir, tmp_path, monkeypatch):
+def test_too_few_classes(workdir, tmp_path):
     overrides = {"model.num_classes": "2"}
-    monkeypatch.setattr(type(program.CONFIG), "overrides", property(lambda self: overrides))
-    assert "model.num_classes=2, but the data has 3" in error_of(
-        "accuracy", tmp_path, workdir=workdir
+    text = error_of("accuracy", tmp_path, workdir=workdir, overrides=overrides)
+    assert "model.num_classes=2, but the data has 3" in text
+
+
+def test_nothing_is_prepared_where_only_a_config_of_a_run_points(workdir, tmp_path):
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    config = configs.load(workdir, base.get_config())
+    config.data.source, config.data.data_dir = "digits", str(tmp_path / "elsewhere")
+    configs.save(config, foreign)
+    assert "does not exist" in error_of("accuracy", tmp_path, workdir=foreign)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_from_python(workdir):
+    subject = program.load_subject(workdir=workdir)
+    result = program.accuracy(subject, split="validation", batch_size=4)
+    assert result["live"]["count"] == 22
+    assert program.summarise(subject)["parameters"] > 0
+    assert program.measure_speed(subject, batch_sizes=(1,), repeats=1)["results"]
+
+
+def test_the_command_line(workdir, tmp_path):
+    command = [sys.executable, str(ROOT / "eval.py"), "--mode=accuracy", "--split=validation"]
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}", f"--output={tmp_path}"], capture_output=True, text=True
     )
+    assert done.returncode == 0, done.stderr
+    assert "lambda_resnet_digits on validation" in done.stdout
+    wrong = subprocess.run([*command, "--workdir=nowhere"], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "eval.py --mode=accuracy:" in wrong.stderr
+    assert "Traceback" not in wrong.stderr

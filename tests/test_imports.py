@@ -30,19 +30,23 @@ FORBIDDEN = {
         "lambdanet.analysis",
     ],
     "lambdanet/data": [
+        "lambdanet.tasks",
         "lambdanet.attention",
         "lambdanet.training",
         "lambdanet.analysis",
         "lambdanet.layers",
         "lambdanet.ops",
     ],
+    "lambdanet/tasks": ["lambdanet.attention", "lambdanet.training", "lambdanet.interop"],
     "lambdanet/training": [
+        "lambdanet.tasks",
         "lambdanet.attention",
         "lambdanet.analysis",
         "lambdanet.layers",
         "lambdanet.ops",
     ],
     "lambdanet/interop": [
+        "lambdanet.tasks",
         "lambdanet.attention",
         "lambdanet.training",
         "lambdanet.analysis",
@@ -52,26 +56,11 @@ FORBIDDEN = {
     "models": ["models", "configs", "train", "eval", "benchmarks", "lambdanet.models"],
 }
 
-# `python -m lambdanet.interop.import_weights` has its name from what it is about, but it is a
-# program: like train.py and eval.py it stands above everything, and nothing imports it. What it
-# imports as a module is one file of lambdanet.analysis, which reads the weights; models are
-# imported when it is run, and a caller of its `main` hands them in.
-PROGRAM = "lambdanet/interop/import_weights.py"
 
-
-def imported_modules(path: Path, *, when_run: bool = True) -> set[str]:
-    """Returns the absolute names of all modules that a file imports, wherever the statement stands.
-
-    With `when_run=False`, without those below `if __name__ == "__main__"`.
-    """
-    names, tree = set(), ast.parse(path.read_text())
-    if not when_run:
-        tree.body = [
-            node
-            for node in tree.body
-            if not ast.unparse(node).startswith("if __name__ == '__main__':")
-        ]
-    for node in ast.walk(tree):
+def imported_modules(path: Path) -> set[str]:
+    """Returns the absolute names of all modules that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -86,28 +75,11 @@ def test_direction(package):
     wrong = [
         f"{path.relative_to(ROOT)} imports {name}"
         for path in files
-        for name in imported_modules(path, when_run=path != ROOT / PROGRAM)
+        for name in imported_modules(path)
         for forbidden in FORBIDDEN[package]
         if name == forbidden or name.startswith(forbidden + ".")
-        if path != ROOT / PROGRAM or not name.startswith("lambdanet.analysis.weight_import")
     ]
     assert not wrong, "\n".join(wrong)
-
-
-def test_nothing_stands_above_the_program_in_interop():
-    assert {"models", "lambdanet.models"} <= imported_modules(ROOT / PROGRAM) - imported_modules(
-        ROOT / PROGRAM, when_run=False
-    )
-    for path in [
-        *ROOT.glob("*.py"),
-        *(ROOT / "lambdanet").rglob("*.py"),
-        *(ROOT / "models").rglob("*.py"),
-    ]:
-        assert not {
-            name
-            for name in imported_modules(path)
-            if name.startswith("lambdanet.interop.import_weights")
-        }, path
 
 
 def test_no_tensorflow_and_no_torch_at_import():

@@ -13,11 +13,14 @@ def test_every_package_is_listed():
     listed = set(
         tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     )
-    found = {
-        ".".join(p.parent.relative_to(ROOT).parts)
-        for p in (ROOT / "lambdanet").rglob("__init__.py")
-    }
-    assert listed == found | {"lambdanet.models"}
+    library, models = (
+        {
+            ".".join(file.parent.relative_to(ROOT).parts)
+            for file in (ROOT / folder).rglob("__init__.py")
+        }
+        for folder in ("lambdanet", "models")
+    )
+    assert listed == library | {f"lambdanet.{name}" for name in models}
 
 
 def test_wheel_works_from_an_empty_folder(tmp_path):

@@ -50,13 +50,17 @@ def capture_maps(
         ValueError: no layer of the model can show its attention.
     """  # noqa: E501
     try:
-        graphdef, weights = nnx.split(nnx.view(model, capture=True))
+        model = nnx.view(model, capture=True)
     except ValueError as error:  # no module has the attribute
         raise ValueError(
             f"{type(model).__name__}: no layer of this model can show its attention; every block "
-            "of "
-            "lambdanet.attention can (model options attention= and context=)"
+            "of lambdanet.attention can (model options attention= and context=)"
         ) from error
+
+    # What is sown below a list of layers does not come out of a recomputed region (flax gives the
+    # list, whose keys are numbers, a key of text), and without a gradient nothing is recomputed.
+    model = nnx.view(model, remat=False, raise_if_not_found=False)
+    graphdef, weights = nnx.split(model)
 
     def run(weights, images):
         return nnx.to_pure_dict(

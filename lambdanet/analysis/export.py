@@ -3,8 +3,7 @@
 Loading it needs jax alone:
 
     exported = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
-    logits = exported.call(images)  # uint8 [any batch, height, width, channels] -> float32 [batch,
-    classes]
+    logits = exported.call(images)  # uint8 [b, height, width, channels] -> float32 [b, classes]
 
 The weights and the normalisation of the images are inside, so one file is the whole model; the
 batch size is symbolic. The weights alone, to be read by other programs, are what
@@ -22,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export as jax_export
 from jaxtyping import Array, Float, UInt8
+
+from lambdanet.atomic import write_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -49,10 +50,7 @@ def export_model(
     exported = jax_export.export(jax.jit(forward), platforms=tuple(platforms))(images)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(exported.serialize())
-    os.replace(partial, path)
-    return path
+    return write_file(path, bytes(exported.serialize()))
 
 
 def load_exported(

@@ -24,6 +24,9 @@ def predict(
 
     Returns:
         (ids [n], softmax probabilities float32 [n, classes]).
+
+    Raises:
+        ValueError: there is no batch.
     """
     probabilities = jax.jit(lambda weights, images: jax.nn.softmax(forward(weights, images)))
     ids, rows = [], []
@@ -31,4 +34,6 @@ def predict(
         keep = np.asarray(batch["mask"]) > 0
         ids.append(np.asarray(batch["id"])[keep])
         rows.append(np.asarray(probabilities(weights, batch["image"]))[keep])
+    if not ids:
+        raise ValueError("no batches to predict: the split has no records")
     return np.concatenate(ids), np.concatenate(rows)

@@ -1,92 +1,117 @@
-"""The report of a training run: report.png (curves, confusion matrix, sample predictions) and
-report.md (numbers).
+"""The report of a training run: report.png (curves, and the task's own pictures) and report.md
+(numbers).
 """
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from ml_collections import ConfigDict
 
+from lambdanet.analysis.figure_text import figure_text, literal_text
+from lambdanet.analysis.text import markdown_table, markdown_text
+from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
 from lambdanet.training.metrics import read_records
 
 COLORS = {"train": "#8c96a3", "eval": "#1f6feb", "test": "#d1242f"}
-RIGHT, WRONG = "#1a7f37", "#d1242f"
-NUMBERED_CLASSES = (
-    20  # a confusion matrix of more classes is drawn for the ones with the most errors
-)
-# sample predictions are chosen among so many records, so that no second pass over a large split is
-# needed
-SAMPLE_POOL = 512
-SAMPLE_GRID = (4, 12)  # rows, columns
-METRICS = {
-    "accuracy": "accuracy",
-    "top5": "top-5 accuracy",
-    "loss": "loss",
-    "ema_accuracy": "accuracy of averaged weights",
-    "ema_loss": "loss of averaged weights",
-}
+AVERAGED = "ema_"  # prefix of the averaged weights' values
+
+Panels = Callable[[SubFigure, SubFigure], list[str]]
+
+
+class Report(NamedTuple):
+    """What `write_report` wrote.
+
+    Attributes:
+        png: the picture; None = it could not be written.
+        markdown: the text; None likewise.
+        problem: what is missing and why, for the run's log; '' = nothing.
+    """
+
+    png: Path | None
+    markdown: Path | None
+    problem: str
+
+    @property
+    def message(self) -> str:
+        """Where it is, and what is missing, for the console."""
+        missing = f"\nthe report is not whole: {self.problem}" if self.problem else ""
+        return f"report: {self.markdown}\n        {self.png}{missing}"
 
 
 def write_report(
     workdir: str | os.PathLike,
     *,
     config: ConfigDict,
-    class_names: Sequence[str] = (),
+    metrics: Mapping[str, str],
     split: str = "",
     result: Mapping[str, Any] | None = None,
-    batches: Iterable[Mapping[str, Any]] = (),
     facts: Mapping[str, Any] | None = None,
-) -> tuple[Path, Path]:
+    panels: Panels | None = None,
+) -> Report:
     """Writes report.png and report.md into the workdir.
+
+    It comes after the last step of a run, which it must not turn into a failed one: it never
+    raises, but leaves out what fails, and says so in the text and in what it returns.
 
     Args:
         workdir: a training run's directory; its metrics.jsonl gives the curves.
         config: the run's config.
-        class_names: name of each class; empty = their numbers.
+        metrics: name of each metric -> 'max' (better when higher; in [0, 1], shown in percent) or
+            'min' (shown as a number). The first is the headline: title and second curve.
         split: the split that `result` belongs to.
-        result: what `evaluate` returned for it: accuracy, top5, loss, count, and per record
-            predictions, labels, ids and confidences; None = only the curves are drawn.
-        batches: evaluation batches of that split (image uint8 [b, h, w, c], id, mask), for the
-            sample predictions; only as many as needed are read.
+        result: those metrics, as far as they were measured, each also with the prefix 'ema_' if
+            averaged weights were kept, and `count`; None = no evaluation.
         facts: further rows of the table, such as parameters, MACs, seconds.
+        panels: draws the task's pictures into two figures, beside the curves and below them, and
+            returns lines of Markdown; None = only the curves are drawn.
 
     Returns:
-        The two paths (png, md).
+        The two paths, and what went wrong.
     """
-    workdir = Path(workdir)
-    records = read_curves(workdir)
-    figure = Figure(figsize=(17, 10.5), layout="constrained", facecolor="white")
-    model = config.model.name
-    title = f"{model} on {config.data.source}"
-    if result is not None:
-        title += (
-            f": {split} accuracy {100 * result['accuracy']:.2f} % ({int(result['count'])} images)"
-        )
-    figure.suptitle(title, fontsize=17, fontweight="bold")
-    if result is None:
-        left, right = figure.subplots(1, 2)
-        draw_curves(left, records, "loss")
-        draw_curves(right, records, "accuracy")
-    else:
-        top, bottom = figure.subfigures(2, 1, height_ratios=(1.0, 1.12))
-        loss, accuracy, confusion = top.subplots(1, 3, width_ratios=(1, 1, 1.05))
-        draw_curves(loss, records, "loss")
-        draw_curves(accuracy, records, "accuracy")
-        draw_confusion(confusion, result["labels"], result["predictions"], class_names, split)
-        draw_samples(bottom, result, batches, class_names)
+    workdir, problems, records, lines = Path(workdir), [], {}, []
     png, markdown = workdir / "report.png", workdir / "report.md"
-    figure.savefig(png, dpi=110)
-    markdown.write_text(_markdown(config, records, split, result, class_names, facts or {}))
-    return png, markdown
+    try:
+        records = read_curves(workdir)
+    except Exception as error:  # damaged by hand or by a full disk; the numbers are still known
+        problems.append(f"no curves: {_say(error)}")
+    headline = next(iter(metrics))
+    title = f"{config.model.name} on {config.data.source}"
+    if result is not None and headline in result:
+        value = _value(metrics, headline, result[headline])
+        title += f": {split} {_label(headline)} {value} ({int(result['count']):,} images)"
+    for drawn in (panels, None) if panels else (None,):
+        try:
+            with literal_text():
+                figure, lines = _draw(records, metrics, title, drawn)
+                # Laid out and written by matplotlib at once: an error in it is the panels' too.
+                write_file(png, lambda path, figure=figure: figure.savefig(path, format="png"))
+            break
+        except Exception as error:
+            problems.append(f"no {'pictures of the task' if drawn else 'picture'}: {_say(error)}")
+    else:
+        png = None
+    try:
+        text = _markdown(config, metrics, records, split, result, facts or {}, png, lines, problems)
+        write_file(markdown, text)
+    except Exception as error:
+        markdown = None
+        problems.append(f"no text: {_say(error)}")
+    return Report(png, markdown, "; ".join(problems))
+
+
+def _say(error: Exception) -> str:
+    """Returns an error in a line; where it was raised is shown by train.py --verbosity=1."""
+    logging.getLogger(__name__).debug("in the report", exc_info=error)
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def read_curves(workdir: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
@@ -99,21 +124,33 @@ def read_curves(workdir: str | os.PathLike) -> dict[str, list[dict[str, Any]]]:
     return {split: [steps[s] for s in sorted(steps)] for split, steps in by_step.items()}
 
 
-def confusion_matrix(
-    labels: Int[np.ndarray, " n"], predictions: Int[np.ndarray, " n"], num_classes: int
-) -> np.ndarray:
-    """Returns counts [true class, predicted class]."""
-    flat = np.asarray(labels, np.int64) * num_classes + np.asarray(predictions, np.int64)
-    return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+def _draw(
+    records: Mapping[str, list[dict]], metrics: Mapping[str, str], title: str, panels: Panels | None
+) -> tuple[Figure, list[str]]:
+    """Returns the picture, and the Markdown lines of the panels."""
+    size = (17, 10.5) if panels else (17, 6)
+    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    figure.suptitle(figure_text(title, 1150, size=17, weight="bold"), fontsize=17, weight="bold")
+    curves, lines = figure, []
+    if panels:
+        top, below = figure.subfigures(2, 1, height_ratios=(1.0, 1.12))
+        curves, side = top.subfigures(1, 2, width_ratios=(2.0, 1.05))
+        lines = panels(side, below)
+    shown = list(dict.fromkeys(("loss", next(iter(metrics)))))
+    for axes, metric in zip(curves.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        draw_curves(axes, records, metric, percent=metrics.get(metric) == "max")
+    return figure, lines
 
 
-def draw_curves(axes: Axes, records: Mapping[str, list[dict]], metric: str) -> None:
-    """Draws a metric over training steps: training, evaluation (live and EMA weights) and the final
-    test value.
+def draw_curves(
+    axes: Axes, records: Mapping[str, list[dict]], metric: str, *, percent: bool
+) -> None:
+    """Draws a metric over training steps: training, evaluation (live and averaged weights) and the
+    final test value.
     """
-    scale = 100.0 if metric == "accuracy" else 1.0
-    for split in ("train", "eval", "test"):
-        for key, style in ((metric, "-"), (f"ema_{metric}", "--")):
+    scale = 100.0 if percent else 1.0
+    for split, color in COLORS.items():
+        for key, line, mark in ((metric, "-", "D"), (AVERAGED + metric, "--", "s")):
             points = [
                 (r["step"], scale * r[key])
                 for r in records.get(split, [])
@@ -124,27 +161,13 @@ def draw_curves(axes: Axes, records: Mapping[str, list[dict]], metric: str) -> N
             steps, values = zip(*points, strict=True)
             name = split + (" (EMA)" if key != metric else "")
             if len(points) == 1:
-                axes.plot(
-                    steps,
-                    values,
-                    "D" if key == metric else "s",
-                    color=COLORS[split],
-                    ms=7,
-                    zorder=3,
-                    label=f"{name} {values[-1]:.4g}",
-                )
+                style = dict(marker=mark, ls="", ms=7, zorder=3)
             else:
-                width = 1.0 if split == "train" else 2.0
-                axes.plot(
-                    steps,
-                    values,
-                    style,
-                    color=COLORS[split],
-                    lw=width,
-                    label=f"{name} {values[-1]:.4g}",
-                )
+                style = dict(ls=line, lw=1.0 if split == "train" else 2.0)
+            axes.plot(steps, values, color=color, label=f"{name} {values[-1]:.4g}", **style)
+    name = _label(metric)
     axes.set_title(
-        metric.capitalize() + (" (%)" if metric == "accuracy" else ""),
+        figure_text(name[0].upper() + name[1:] + (" (%)" if percent else "")),
         fontsize=13,
         fontweight="bold",
     )
@@ -155,144 +178,41 @@ def draw_curves(axes: Axes, records: Mapping[str, list[dict]], metric: str) -> N
         axes.legend(frameon=False, title="last value", alignment="left")
 
 
-def draw_confusion(
-    axes: Axes, labels: np.ndarray, predictions: np.ndarray, class_names: Sequence[str], split: str
-) -> None:
-    """Draws the confusion matrix with counts; of more than NUMBERED_CLASSES classes, those with the
-    most errors.
-    """
-    num_classes = len(class_names) or int(max(np.max(labels), np.max(predictions))) + 1
-    counts = confusion_matrix(labels, predictions, num_classes)
-    names = list(class_names) or [str(i) for i in range(num_classes)]
-    title = f"Confusion on {split}"
-    if num_classes > NUMBERED_CLASSES:
-        errors = counts.sum(0) + counts.sum(1) - 2 * np.diag(counts)
-        shown = np.sort(np.argsort(-errors, kind="stable")[:NUMBERED_CLASSES])
-        counts, names = counts[np.ix_(shown, shown)], [names[i] for i in shown]
-        title += f" ({NUMBERED_CLASSES} of {num_classes} classes, most errors)"
-    # Each row is coloured by its share, so that a few errors show beside hundreds of right answers.
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    axes.imshow(np.sqrt(share), cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    size = 10 if len(names) <= 12 else 7
-    for i, j in np.argwhere(counts):
-        color = "white" if share[i, j] > 0.3 else (WRONG if i != j else "black")
-        weight = "bold" if i != j else "normal"
-        axes.text(
-            j,
-            i,
-            str(counts[i, j]),
-            ha="center",
-            va="center",
-            fontsize=size,
-            color=color,
-            fontweight=weight,
-        )
-    rotation = 0 if max(map(len, names)) <= 3 else 60
-    axes.set_xticks(range(len(names)), [_short(n) for n in names], rotation=rotation, fontsize=size)
-    axes.set_yticks(range(len(names)), [_short(n) for n in names], fontsize=size)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(title, fontsize=13, fontweight="bold")
+def _label(metric: str) -> str:
+    """Returns the name of a metric in words: 'ema_top5' is 'top-5 of averaged weights'."""
+    name = metric.removeprefix(AVERAGED).replace("top5", "top-5 accuracy").replace("_", " ")
+    return name + (" of averaged weights" if metric.startswith(AVERAGED) else "")
 
 
-def draw_samples(
-    figure: Any,
-    result: Mapping[str, Any],
-    batches: Iterable[Mapping[str, Any]],
-    class_names: Sequence[str],
-) -> None:
-    """Draws a grid of images with true class, predicted class and confidence: wrong ones first,
-    then right ones.
-    """
-    rows, columns = SAMPLE_GRID
-    labels, predictions = np.asarray(result["labels"]), np.asarray(result["predictions"])
-    confidences, ids = np.asarray(result["confidences"]), np.asarray(result["ids"])
-    images = _first_images(batches, SAMPLE_POOL)
-    known = np.array([i for i, record in enumerate(ids) if int(record) in images], np.int64)
-    wrong = known[labels[known] != predictions[known]]
-    right = known[labels[known] == predictions[known]]
-    wrong = wrong[np.argsort(-confidences[wrong], kind="stable")][: rows * columns]
-    right = right[
-        np.linspace(0, max(len(right) - 1, 0), min(len(right), rows * columns - len(wrong))).astype(
-            int
-        )
-    ]
-    chosen = np.concatenate([wrong, right])
-    figure.suptitle(
-        f"Predictions: the wrong ones first ({int((labels != predictions).sum())} of {len(labels)} "
-        "are wrong)",
-        fontsize=13,
-        fontweight="bold",
-    )
-    grid = np.atleast_2d(figure.subplots(rows, columns))
-    for axes in grid.flat:
-        axes.axis("off")
-    names = list(class_names) or [
-        str(i) for i in range(int(max(labels.max(), predictions.max())) + 1)
-    ]
-    for axes, i in zip(grid.flat, chosen, strict=False):
-        image = images[int(ids[i])]
-        ok = labels[i] == predictions[i]
-        axes.imshow(
-            image.squeeze(-1) if image.shape[-1] == 1 else image,
-            cmap="gray",
-            interpolation="nearest",
-        )
-        said, true = _short(names[predictions[i]]), _short(names[labels[i]])
-        text = (
-            f"{said}  {100 * confidences[i]:.0f} %"
-            if ok
-            else f"{said}  {100 * confidences[i]:.0f} %  (is {true})"
-        )
-        axes.set_title(
-            text,
-            fontsize=10,
-            color=RIGHT if ok else WRONG,
-            fontweight="normal" if ok else "bold",
-            pad=3,
-        )
+def _value(metrics: Mapping[str, str], metric: str, value: float) -> str:
+    percent = metrics.get(metric.removeprefix(AVERAGED)) == "max"
+    return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
 
 
-def _first_images(
-    batches: Iterable[Mapping[str, Any]], count: int
-) -> dict[int, UInt8[np.ndarray, "h w c"]]:
-    images: dict[int, np.ndarray] = {}
-    for batch in batches:
-        for image, record, mask in zip(batch["image"], batch["id"], batch["mask"], strict=True):
-            if mask:
-                images[int(record)] = np.asarray(image)
-        if len(images) >= count:
-            break
-    return images
-
-
-def _short(name: str, length: int = 12) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
+# --------------------------------------------------------------------------------------------------
+# Text
+# --------------------------------------------------------------------------------------------------
 def _markdown(
     config: ConfigDict,
+    metrics: Mapping[str, str],
     records: Mapping[str, list[dict]],
     split: str,
     result: Mapping[str, Any] | None,
-    class_names: Sequence[str],
     facts: Mapping[str, Any],
+    png: Path | None,
+    lines: list[str],
+    problems: list[str],
 ) -> str:
-    rows: list[tuple[str, str]] = []
-    sources = [
-        (split, result or {}),
-        *((f"last {name}", (records.get(name) or [{}])[-1]) for name in ("eval", "train")),
+    names = list(dict.fromkeys([*metrics, "loss"]))
+    names += [AVERAGED + name for name in names]
+    sources = {split: result or {}}
+    sources |= {f"last {part}": (records.get(part) or [{}])[-1] for part in ("eval", "train")}
+    rows = [
+        (f"{source} {_label(name)}", _value(metrics, name, values[name]))
+        for source, values in sources.items()
+        for name in names
+        if values.get(name) is not None
     ]
-    for source, values in sources:
-        for key, label in METRICS.items():
-            if values.get(key) is not None and ("top5" not in key or len(class_names) > 5):
-                value = values[key]
-                rows.append(
-                    (
-                        f"{source} {label}",
-                        f"{value:.4f}" if key.endswith("loss") else f"{100 * value:.2f} %",
-                    )
-                )
     if result is not None:
         rows.append((f"{split} images", f"{int(result['count']):,}"))
     speeds = [r["images_per_second"] for r in records.get("train", []) if "images_per_second" in r]
@@ -302,63 +222,31 @@ def _markdown(
         (key, f"{value:,}" if isinstance(value, int) else str(value))
         for key, value in facts.items()
     ]
-    options = ", ".join(f"{k}={v!r}" for k, v in to_plain(config.model).items() if k != "name")
-    data, optim, train, own = config.data, config.optim, config.train, config.classification
+    model, data, optim, train = config.model, config.data, config.optim, config.train
+    options, of_task = (
+        ", ".join(f"{k}={v!r}" for k, v in to_plain(section).items() if k != "name")
+        for section in (model, config.get(config.task, {}))
+    )
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    size = "x".join(map(str, (*data.image_size, data.channels)))
     settings = [
-        ("model", config.model.name + (f" ({options})" if options else "")),
-        (
-            "data",
-            f"{data.source}, trained on {data.train_split}, "
-            f"{data.image_size[0]}x{data.image_size[1]}x{data.channels}",
-        ),
+        ("model", model.name + (f" ({options})" if options else "")),
+        ("data", f"{data.source}, trained on {data.train_split}, {size}"),
         (
             "optimiser",
             f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
         ),
-        (
-            "training",
-            f"batch {train.batch_size}, {length}, label smoothing {own.label_smoothing:g}, seed "
-            f"{config.seed}",
-        ),
+        ("training", f"batch {train.batch_size}, {length}, seed {config.seed}"),
+        ("task", config.task + (f" ({of_task})" if of_task else "")),
     ]
-    lines = [
-        f"# {config.model.name} on {data.source}",
-        "",
-        "![curves, confusion matrix, predictions](report.png)",
-        "",
-    ]
-    lines += ["| result | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
-    lines += ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in settings), ""]
-    if result is not None:
-        lines += _common_confusions(result, class_names)
-    if own.label_smoothing or own.mixup_alpha or own.cutmix_alpha or train.auxiliary_losses:
-        lines.append(
-            "The training loss includes label smoothing, mixing and auxiliary losses, the other "
-            "losses do not.\n"
-        )
-    lines.append("Every setting is in config.json, every logged step in metrics.jsonl.")
-    return "\n".join(lines) + "\n"
-
-
-def _common_confusions(
-    result: Mapping[str, Any], class_names: Sequence[str], most: int = 5
-) -> list[str]:
-    labels, predictions = np.asarray(result["labels"]), np.asarray(result["predictions"])
-    num_classes = len(class_names) or int(max(labels.max(), predictions.max())) + 1
-    counts = confusion_matrix(labels, predictions, num_classes)
-    np.fill_diagonal(counts, 0)
-    order = np.argsort(-counts, axis=None, kind="stable")[:most]
-    pairs = [(i // num_classes, i % num_classes) for i in order if counts.flat[i]]
-    if not pairs:
-        return []
-    names = list(class_names) or [str(i) for i in range(num_classes)]
-    rows = [f"| {names[i]} | {names[j]} | {counts[i, j]} |" for i, j in pairs]
-    return [
-        "Most frequent confusions:",
-        "",
-        "| true | predicted | images |",
-        "|---|---|---|",
-        *rows,
-        "",
-    ]
+    text = [f"# {markdown_text(f'{model.name} on {data.source}')}", ""]
+    text += [f"**Incomplete report**: {markdown_text('; '.join(problems))}", ""] if problems else []
+    text += [f"![curves and pictures]({png.name})", ""] if png else []
+    for head, table in (("result", rows), ("setting", settings)):
+        cells = [[markdown_text(cell) for cell in row] for row in table]
+        text += [*markdown_table((head, "value"), cells), ""]
+    text += lines
+    if train.auxiliary_losses:
+        text += ["The training loss includes the auxiliary losses, the other losses do not.", ""]
+    text += ["Every setting is in config.json, every logged step in metrics.jsonl."]
+    return "\n".join(text) + "\n"

@@ -1,4 +1,12 @@
-"""Timing of a forward pass: compilation, then the median over calls that are waited for."""
+"""Timing of a forward pass: compilation, then the median over calls that are waited for.
+
+build = lambda: models.create_model("resnet18", rngs=nnx.Rngs(0))
+_, graphdef = state.views(build)  # of evaluation
+forward = lambda weights, images: nnx.merge(graphdef, *weights)(images / 255)
+weights = state.split_model(build())[1:]
+results = speed.measure(forward, weights, (224, 224, 3), [1, 8, 64])
+rich.print(speed.speed_table(results))
+"""
 
 from __future__ import annotations
 
@@ -10,6 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 from rich.table import Table
+
+from lambdanet.analysis.text import console_table
 
 
 def measure(
@@ -69,12 +79,10 @@ def measure(
 
 def speed_table(results: list[dict[str, float]]) -> Table:
     """Returns the measurements as a rich table."""
-    table = Table()
-    for name in ("batch", "images/s", "median ms", "fastest ms", "slowest ms", "compile s"):
-        table.add_column(name, justify="right")
-    for r in results:
-        times = [
-            f"{r[key]:.2f}" for key in ("median_ms", "fastest_ms", "slowest_ms", "compile_seconds")
-        ]
-        table.add_row(str(r["batch_size"]), f"{r['images_per_second']:,.1f}", *times)
-    return table
+    times = ("median_ms", "fastest_ms", "slowest_ms", "compile_seconds")
+    rows = [
+        [r["batch_size"], f"{r['images_per_second']:,.1f}", *(f"{r[key]:.2f}" for key in times)]
+        for r in results
+    ]
+    columns = ("batch", "images/s", "median ms", "fastest ms", "slowest ms", "compile s")
+    return console_table(columns, rows, right=range(len(columns)))

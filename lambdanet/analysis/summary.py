@@ -1,5 +1,10 @@
 """The table of a model: path, type, output shape, parameters and multiply-adds of every layer, with
-exact totals.
+exact totals. Nothing is allocated or run.
+
+    model = nnx.eval_shape(lambda: models.create_model("lambda_resnet50", rngs=nnx.Rngs(0)))
+    rows = summary.summarise(model, 224, 224)
+    summary.totals(rows)  # {"parameters": ..., "macs": ...}
+    rich.print(summary.summary_table(rows))
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from rich.table import Table
 
+from lambdanet.analysis.text import console_table
 from lambdanet.training.state import flatten_names, split_model
 
 
@@ -79,17 +85,17 @@ def compiler_flops(
 def summary_table(rows: list[dict[str, Any]]) -> Table:
     """Returns the rows as a rich table with a line of totals."""
     total = totals(rows)
-    table = Table(show_footer=True)
-    table.add_column("path", footer="total", overflow="fold")
-    table.add_column("type", overflow="fold")
-    table.add_column("output", justify="right", no_wrap=True)
-    table.add_column("parameters", justify="right", footer=f"{total['parameters']:,}", no_wrap=True)
-    table.add_column("MACs", justify="right", footer=f"{total['macs']:,}", no_wrap=True)
-    table.add_column("% MACs", justify="right", footer="100.0", no_wrap=True)
-    for row in rows:
-        shape = "x".join(str(n) for n in row["output_shape"])
-        share = f"{100 * row['macs'] / max(total['macs'], 1):.1f}"
-        table.add_row(
-            row["path"], row["type"], shape, f"{row['parameters']:,}", f"{row['macs']:,}", share
-        )
-    return table
+    columns = ("path", "type", "output", "parameters", "MACs", "% MACs")
+    cells = [
+        [
+            row["path"],
+            row["type"],
+            "x".join(str(n) for n in row["output_shape"]),
+            f"{row['parameters']:,}",
+            f"{row['macs']:,}",
+            f"{100 * row['macs'] / max(total['macs'], 1):.1f}",
+        ]
+        for row in rows
+    ]
+    footer = ("total", "", "", f"{total['parameters']:,}", f"{total['macs']:,}", "100.0")
+    return console_table(columns, cells, right=(2, 3, 4, 5), footer=footer)

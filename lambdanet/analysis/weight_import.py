@@ -63,6 +63,7 @@ def import_weights(
     warm_start_slide: bool = False,
     merge_slide: bool = False,
     split_slide: bool = False,
+    prefer_ema: bool = True,
 ) -> Imported:
     """Reads a weights file for a model; strict but for the conversions asked for.
 
@@ -71,13 +72,15 @@ def import_weights(
         build: makes the model; it runs only where initial values are needed, else it is traced for
             its shapes.
         resize_tables: where shapes differ, resize tables of relative biases in windows
-            (bicubically, per head) and learned positions (bilinearly). The file's are taken to be
-            of square windows and square maps.
+            (bicubically, per head) and learned positions (bilinearly). Windows are taken to be
+            square; maps have the shape of the images that a file of ours was made for, and are
+            taken to be square in other files.
         warm_start_slide: slide attention starts from the projections of another attention,
             reordered; what is new in it keeps its initial value.
         merge_slide: store the sums of fixed and learned kernels, the inference form of slide
             attention.
         split_slide: the file holds such sums; take the fixed kernels off again.
+        prefer_ema: of a checkpoint with live and averaged weights take the averaged ones.
 
     Raises:
         FileNotFoundError, WeightsFileError: no such file, or one that cannot be read.
@@ -98,7 +101,8 @@ def import_weights(
             "--merge-slide: the model is merged already; give it as it is before, the flag makes "
             "the merged form"
         )
-    state, ours = files.read_state(path)
+    state, ours = files.read_state(path, prefer_ema=prefer_ema)
+    made_for = files.image_size_of(files.read_metadata(path)) if ours else None
     state = {key: np.asarray(array, np.float32) for key, array in state.items()}
     shapes = {name: tuple(leaf.shape) for name, leaf in _flat(model).items()}
     tables = {"lambdanet": files.OWN_NAMES} if ours else model.torch_names
@@ -133,16 +137,16 @@ def import_weights(
     resized = {}
 
     def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        if array.shape == shape and (ours or not _of_other_map(model, name, array)):
+        if array.shape == shape and not _of_other_map(model, name, array, made_for):
             return array
-        fitted = _resize(model, name, array, shape)
+        fitted = _resize(model, name, array, shape, made_for)
         if fitted is None:
             return array
         if array.shape == shape and not resize_tables:
+            theirs = "x".join(map(str, _map_of(array, made_for)))
             raise ValueError(
-                f"its {len(array)} rows, taken for a square map, are as many as the model's, whose "
-                "map has another shape; "
-                "convert them with --resize-tables"
+                f"its {len(array)} rows, of a map of {theirs}, are as many as the model's, whose "
+                "map has another shape; convert them with --resize-tables"
             )
         resized[name] = f"resized from {array.shape}"
         return fitted if resize_tables else array
@@ -312,19 +316,35 @@ def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
     return owner, name
 
 
-def _of_other_map(model: nnx.Module, path: str, array: np.ndarray) -> bool:
-    """Whether an array holds positions of a square map, where the model's map has as many of them
-    and is not square.
+def _map_of(array: np.ndarray, made_for: tuple[int, int] | None) -> tuple[int, int]:
+    """The (rows, columns) that a list of positions stands for.
+
+    Args:
+        array: [positions, channels].
+        made_for: (height, width) of the file's images; None = a foreign file, taken for a square
+            map where it can be one.
     """
+    return files.grid_of(len(array), made_for or (1, 1))
+
+
+def _of_other_map(
+    model: nnx.Module, path: str, array: np.ndarray, made_for: tuple[int, int] | None
+) -> bool:
+    """Whether an array holds as many positions as the model's map, but of another shape."""
     if not path.endswith("position_embedding"):
         return False
     owner, _ = _owner(model, path)
-    side = math.isqrt(len(array))
-    return side**2 == len(array) and tuple(owner.grid) != (side, side)
+    theirs = _map_of(array, made_for)
+    known = made_for is not None or theirs[0] == theirs[1]
+    return known and tuple(owner.grid) != theirs
 
 
 def _resize(
-    model: nnx.Module, path: str, array: np.ndarray, shape: tuple[int, ...]
+    model: nnx.Module,
+    path: str,
+    array: np.ndarray,
+    shape: tuple[int, ...],
+    made_for: tuple[int, int] | None,
 ) -> np.ndarray | None:
     """Returns a table in the model's size; None where the array is none, or differs in more than
     that.
@@ -334,20 +354,23 @@ def _resize(
     if not (table or name == "position_embedding") or array.ndim != 2 or array.shape[1] != shape[1]:
         return None
     side = math.isqrt(len(array))
-    if side**2 != len(array) or (table and side % 2 == 0):
+    square = side**2 == len(array)
+    if (table and (not square or side % 2 == 0)) or (not square and made_for is None):
         raise ValueError(
-            f"its {len(array)} rows are of no square {'window' if table else 'map'}, so it cannot "
-            "be resized"
+            f"its {len(array)} rows are of no square {'window' if table else 'map'}, and the file "
+            "does not say of which other, so it cannot be resized"
         )
     if table:
         return resize_table(array, ((side + 1) // 2,) * 2, owner.window_size)
-    cells = array.reshape(side, side, -1).astype(np.float64)
+    sides = _map_of(array, made_for)
+    cells = array.reshape(*sides, -1).astype(np.float64)
     for axis, length in enumerate(
         owner.grid
     ):  # bilinear, the outer borders on each other, as the model does at run time
-        at = (np.arange(length) + 0.5) * side / length - 0.5
+        before = sides[axis]
+        at = (np.arange(length) + 0.5) * before / length - 0.5
         cells = np.apply_along_axis(
-            lambda values, at=at: np.interp(at, np.arange(side), values), axis, cells
+            lambda values, at=at, n=before: np.interp(at, np.arange(n), values), axis, cells
         )
     return cells.reshape(shape).astype(array.dtype)
 

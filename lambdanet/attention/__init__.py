@@ -29,9 +29,9 @@ from lambdanet.attention import se as _se  # noqa: F401
 from lambdanet.attention import slide as _slide  # noqa: F401
 from lambdanet.attention import spatial_reduction as _spatial_reduction  # noqa: F401
 from lambdanet.attention import window as _window  # noqa: F401
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 
-__all__ = ["KINDS", "attention", "create_attention", "describe", "kind", "list_attention"]
+__all__ = ["KINDS", "create_attention", "describe", "kind", "list_attention", "registry"]
 
 KINDS = ("mixer", "context", "carried")
 """What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is
@@ -75,13 +75,13 @@ def create_attention(
     options = {"name": spec} if isinstance(spec, str) else dict(spec)
     if "name" not in options:
         raise ValueError(
-            f"attention spec {options!r} has no 'name'; allowed: {', '.join(attention.names())}"
+            f"attention spec {options!r} has no 'name'; allowed: {', '.join(registry.names())}"
         )
     name = options.pop("name")
-    factory, preset = attention.lookup(name)
+    factory, preset = registry.lookup(name)
     options = {**preset, **options}
-    attention.check_options(name, options)
-    declared = attention.parameters(name)
+    registry.check_options(name, options)
+    declared = registry.parameters(name)
     host = dict(
         size=size,
         num_heads=num_heads,
@@ -99,7 +99,7 @@ def kind(name: str) -> str:
     """Returns the kind of a registered block, one of `KINDS`; raises ValueError for an unknown
     name.
     """
-    return attention.lookup(name)[0].kind
+    return registry.lookup(name)[0].kind
 
 
 def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:
@@ -109,10 +109,10 @@ def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:
     if kind not in (None, *KINDS):
         raise ValueError(f"kind is {kind!r}; allowed: None, {', '.join(KINDS)}")
     return [
-        name for name in attention.names(pattern) if kind in (None, attention.lookup(name)[0].kind)
+        name for name in registry.names(pattern) if kind in (None, registry.lookup(name)[0].kind)
     ]
 
 
 def describe(name: str) -> str:
     """Returns kind, signature, presets, formula, paper and options of a block, as text."""
-    return f"{kind(name)} {attention.describe(name)}"
+    return f"{kind(name)} {registry.describe(name)}"

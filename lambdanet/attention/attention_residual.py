@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -130,7 +131,7 @@ class AttentionResidual(nnx.Module):
             ValueError: logits that do not fit the grid, or a grid with less than one 2x2 cell.
         """
         residual = self.layer_scale(self.project(self.normalise(self.downsample(logits, grid))))
-        residual = jnp.moveaxis(residual, -1, 1)
+        residual = rearrange(residual, "b n m c -> b c n m")
         first = int(self.class_token_out)
         return jnp.pad(residual, ((0, 0), (0, 0), (first, 0), (first, 0)))
 
@@ -151,19 +152,20 @@ class AttentionResidual(nnx.Module):
         if min(grid) < 2:
             raise _error(f"the map is {h}x{w}; allowed: 2x2 or more, so that there is a cell")
         a = logits[:, :, first:, first:].astype(jnp.promote_types(logits.dtype, jnp.float32))
-        batch, heads, oh, ow = a.shape[0], a.shape[1], h // 2, w // 2
+        rows, columns = 2 * (h // 2), 2 * (w // 2)
         bias = self.downsample_bias[...].astype(a.dtype)
         if not square:
-            a = a.reshape(batch, heads, h, w, -1)[:, :, : 2 * oh, : 2 * ow]
-            cells = a.reshape(batch, heads, oh, 2, ow, 2, -1)
-            down = jnp.einsum(
-                "bcipjqm,cpq->bijmc", cells, self.downsample_kernel[...].astype(a.dtype)
-            )
-            return down.reshape(batch, oh * ow, -1, heads) + bias
-        a = a.reshape(batch, heads, h, w, h, w)[:, :, : 2 * oh, : 2 * ow, : 2 * oh, : 2 * ow]
-        cells = a.reshape(batch, heads, oh, 2, ow, 2, oh, 2, ow, 2)
+            a = rearrange(a, "b c (h w) m -> b c h w m", h=h)[:, :, :rows, :columns]
+            cells = rearrange(a, "b c (i p) (j q) m -> b c i p j q m", p=2, q=2)
+            kernel = self.downsample_kernel[...].astype(a.dtype)
+            down = jnp.einsum("bcipjqm,cpq->bijmc", cells, kernel)
+            return rearrange(down, "b i j m c -> b (i j) m c") + bias
+        a = rearrange(a, "b c (h w) (H W) -> b c h w H W", h=h, H=h)
+        a = a[:, :, :rows, :columns, :rows, :columns]
+        halves = dict(p=2, q=2, s=2, t=2)
+        cells = rearrange(a, "b c (i p) (j q) (k s) (l t) -> b c i p j q k s l t", **halves)
         down = jnp.einsum("bcipjqkslt,cpqst->bijklc", cells, self._cell_kernel().astype(a.dtype))
-        return down.reshape(batch, oh * ow, oh * ow, heads) + bias
+        return rearrange(down, "b i j k l c -> b (i j) (k l) c") + bias
 
     def normalise(self, x: Float[Array, "b n m heads_in"]) -> Float[Array, "b n m heads_in"]:
         """Applies the norm, if there is one."""

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map, trunc_normal
+from lambdanet.layers import Captures, check_map, trunc_normal
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 from lambdanet.ops.relative_table import resize_table
 
 _TABLES = ("height_embedding", "width_embedding")
 
 
-@attention.register("bottleneck_attention")
-class BottleneckAttention(nnx.Module):
+@registry.register("bottleneck_attention")
+class BottleneckAttention(Captures, nnx.Module):
     """Multi-head attention over a whole map, its logits q . k plus relative logits per row and
     column offset.
 
@@ -86,7 +86,6 @@ class BottleneckAttention(nnx.Module):
         self.dim, self.dim_out, self.num_heads, self.dtype = dim, dim_out, num_heads, dtype
         self.key_depth = dim_out // num_heads if key_depth is None else key_depth
         self.size, self.scale_relative = tuple(size), scale_relative
-        self.capture = False
 
         def linear(features):
             init = trunc_normal(dim**-0.5)
@@ -105,15 +104,6 @@ class BottleneckAttention(nnx.Module):
         )
         self.value = linear(dim_out)
         self.height_embedding, self.width_embedding = map(table, self.size)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

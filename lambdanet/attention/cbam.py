@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, prefixed
-from lambdanet.layers import ConvNormAct, check_map, max_over
+from lambdanet.layers import Captures, ConvNormAct, check_map, max_over
 
 
 def _root_of_squares(x: jax.Array) -> jax.Array:
@@ -30,8 +30,8 @@ POOLS = {
 """Poolings of the channel gate, [b, positions, c] -> [b, c]."""
 
 
-@attention.register("cbam")
-class ConvolutionalBlockAttention(nnx.Module):
+@registry.register("cbam")
+class ConvolutionalBlockAttention(Captures, nnx.Module):
     r"""y = x' * Ms(x') with x' = x * Mc(x): two gates; there is no residual and no projection.
 
         Mc = sigmoid(sum over pools of W2 relu(W1 pool(x) + b1) + b2)         per channel; one MLP for all pools
@@ -39,8 +39,8 @@ class ConvolutionalBlockAttention(nnx.Module):
 
     A context block that in a ResNet stands where squeeze-excite does, after the last norm of the
     residual branch, before the addition. It is not the identity at the start: the scale of its
-    batch norm starts at zero, so Ms = 1/2, and Mc is near 1/2. Pools, MLP, convolution and gates
-    are in float32.
+    batch norm starts at zero, so Ms = 1/2, and Mc is near 1/2. Its running statistics decay by 0.99,
+    whatever the host network's. Pools, MLP, convolution and gates are in float32.
 
     Shapes: [b, h, w, dim] to the same; with `spatial=False` any one to three spatial axes. With the
     view attribute `capture`, a call sows `gate`, the factor on x: Mc * Ms [b, h, w, dim], or Mc [b,
@@ -57,8 +57,6 @@ class ConvolutionalBlockAttention(nnx.Module):
             of the sum of exponentials).
         spatial: with the gate per position.
         kernel_size: odd side of the spatial gate's convolution.
-        gate_momentum: decay of the running statistics of the spatial gate's norm, apart from that
-            of the host network.
         dtype: dtype of the output; None keeps the input's.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source. The MLP starts as PyTorch's, U(-1/sqrt(fan_in),
@@ -79,7 +77,6 @@ class ConvolutionalBlockAttention(nnx.Module):
         pools: Sequence[str] = ("avg", "max"),
         spatial: bool = True,
         kernel_size: int = 7,
-        gate_momentum: float = 0.99,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -102,22 +99,12 @@ class ConvolutionalBlockAttention(nnx.Module):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"cbam: kernel_size is {kernel_size}; allowed: odd sides")
         self.dim, self.hidden, self.pools, self.dtype = dim, dim // reduction, tuple(pools), dtype
-        self.capture = False
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         options = dict(param_dtype=param_dtype, rngs=rngs)
         self.reduce = nnx.Linear(dim, self.hidden, kernel_init=uniform, **options)
         self.expand = nnx.Linear(self.hidden, dim, kernel_init=uniform, **options)
-        gate = dict(activation="none", zero_init=True, norm_momentum=gate_momentum)
+        gate = dict(activation="none", zero_init=True, norm_momentum=0.99)
         self.spatial = ConvNormAct(2, 1, kernel_size, **gate, **options) if spatial else None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the gate.
-
-        Args:
-          capture: True sows `gate` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -12,16 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import batch_norm, check_map
+from lambdanet.layers import Captures, batch_norm, check_map
 
 _RBF_GAMMA = 1e-4
 _ALLOWED = {"kernel": ("dot", "rbf"), "norm": ("group", "batch")}
 
 
-@attention.register("cgnl")
-class CompactGeneralizedNonLocal(nnx.Module):
+@registry.register("cgnl")
+class CompactGeneralizedNonLocal(Captures, nnx.Module):
     r"""y = x + norm(z(K(theta, phi) g)), a non-local block over channel-position pairs; the
     residual is inside.
 
@@ -110,7 +110,6 @@ class CompactGeneralizedNonLocal(nnx.Module):
         self.dim, self.inner_dim, self.groups = dim, inner, groups
         self.coefficients = (0.0, 1.0) if kernel == "dot" else rbf_coefficients(order)
         self.use_scale, self.dtype = use_scale, dtype
-        self.capture = False
         init = nnx.initializers.normal(0.01)
         options = dict(
             use_bias=False, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
@@ -140,15 +139,6 @@ class CompactGeneralizedNonLocal(nnx.Module):
                 param_dtype=param_dtype,
                 rngs=rngs,
             )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the kernel's output.
-
-        Args:
-          capture: True sows `gate` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
@@ -232,7 +222,7 @@ def _divisors(number: int) -> str:
     return ", ".join(str(n) for n in range(1, number + 1) if number % n == 0)
 
 
-attention.register("cgnlx", CompactGeneralizedNonLocal, kernel="rbf")
+registry.register("cgnlx", CompactGeneralizedNonLocal, kernel="rbf")
 
 TORCH_NAMES = (
     *prefixed(POINTWISE, r"t\.", "theta"),

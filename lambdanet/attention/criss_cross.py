@@ -15,13 +15,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
-from lambdanet.layers import ConvNormAct, check_map
+from lambdanet.layers import Captures, ConvNormAct, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 
-@attention.register("criss_cross")
-class CrissCross(nnx.Module):
+@registry.register("criss_cross")
+class CrissCross(Captures, nnx.Module):
     r"""x <- x + gamma * softmax over the cross of (q . k) applied to v, `recurrence` times.
 
     A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
@@ -82,19 +83,9 @@ class CrissCross(nnx.Module):
                 "reduction <= channels"
             )
         self.dim, self.depth, self.recurrence, self.dtype = dim, dim // reduction, recurrence, dtype
-        self.capture = False
         count = 1 if share_weights else recurrence
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.passes = nnx.List([_Pass(dim, self.depth, **options) for _ in range(count)])
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
@@ -125,7 +116,7 @@ class CrissCross(nnx.Module):
         )
 
 
-attention.register("rcca", CrissCross, recurrence=2)
+registry.register("rcca", CrissCross, recurrence=2)
 
 
 class _Pass(nnx.Module):
@@ -163,11 +154,10 @@ def criss_cross_weights(
         transposed. At least float32.
     """
     last = query.ndim - 2
-    accumulate = jnp.promote_types(query.dtype, jnp.float32)
     logits = {}
     for axis in range(1, last + 1):
         lines = (_to_lines(tensor, axis) for tensor in (query, key))
-        piece = jnp.einsum("...qc,...kc->...qk", *lines, preferred_element_type=accumulate)
+        piece = wide_einsum("...qc,...kc->...qk", *lines)
         if axis != last:  # the own position counts in the last axis alone
             piece = jnp.where(jnp.eye(piece.shape[-1], dtype=bool), -jnp.inf, piece)
         logits[axis] = piece

@@ -9,21 +9,22 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LINEAR, prefixed
-from lambdanet.layers import check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, check_map, is_count, trunc_normal
 from lambdanet.ops.depthwise import IMPLS, depthwise_conv
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 
 Stripe = tuple[int | None, int | None]
 """Height and width of a stripe; None is the whole side of the map."""
 
 
-@attention.register("cross_shaped_window")
-class CrossShapedWindowAttention(nnx.Module):
+@registry.register("cross_shaped_window")
+class CrossShapedWindowAttention(Captures, nnx.Module):
     """Multi-head attention in vertical stripes for half of the heads, in horizontal stripes for the
     other half.
 
@@ -104,7 +105,6 @@ class CrossShapedWindowAttention(nnx.Module):
         self.stripes: tuple[Stripe, ...] = (
             ((None, None),) if whole else ((None, stripe_width), (stripe_width, None))
         )
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
@@ -113,15 +113,6 @@ class CrossShapedWindowAttention(nnx.Module):
         self.position_convs = nnx.List(
             StripeAttention(width, param_dtype=param_dtype, rngs=rngs) for _ in self.stripes
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -204,26 +195,24 @@ class StripeAttention(nnx.Module):
         Returns:
             The mixed values, and the weights [b, stripes, heads, positions, positions] or None.
         """
-        (batch, *size, channels), (grid, cell) = v.shape, _cells(v.shape[1:3], stripe)
-        padding = ((0, 0), *_padding(size, stripe), (0, 0))
-        depth = channels // num_heads
-
-        def cut(a):
-            a = jnp.pad(a, padding).reshape(batch, grid[0], cell[0], grid[1], cell[1], channels)
-            return a.transpose(0, 1, 3, 2, 4, 5).reshape(-1, *cell, channels)
-
-        q, k, v = map(cut, (q, k, v))
-        tokens = (a.reshape(-1, cell[0] * cell[1], num_heads, depth) for a in (q, k, v))
-        y, weights = dot_attention(*tokens, scale=depth**-0.5, return_weights=return_weights)
-        kernel, bias = self.kernel[...].astype(v.dtype), self.bias[...].astype(v.dtype)
-        y = y.reshape(v.shape) + depthwise_conv(v, kernel, bias, impl=impl)
-        y = y.reshape(batch, *grid, *cell, channels).transpose(0, 1, 3, 2, 4, 5)
-        y = y.reshape(batch, grid[0] * cell[0], grid[1] * cell[1], channels)
-        (top, _), (left, _) = padding[1:3]
-        y = y[:, top : top + size[0], left : left + size[1]]
-        return y, None if weights is None else weights.reshape(
-            batch, grid[0] * grid[1], *weights.shape[1:]
+        (rows, columns), cell = _cells(v.shape[1:3], stripe)
+        padding = ((0, 0), *_padding(v.shape[1:3], stripe), (0, 0))
+        (top, _), (left, _), (height, width) = *padding[1:3], v.shape[1:3]
+        q, k, v = (
+            rearrange(jnp.pad(a, padding), "b (r h) (s w) c -> (b r s) h w c", r=rows, s=columns)
+            for a in (q, k, v)
         )
+        tokens = (rearrange(a, "i h w (n d) -> i (h w) n d", n=num_heads) for a in (q, k, v))
+        scale = (v.shape[-1] // num_heads) ** -0.5
+        y, weights = dot_attention(*tokens, scale=scale, return_weights=return_weights)
+        kernel, bias = self.kernel[...].astype(v.dtype), self.bias[...].astype(v.dtype)
+        y = rearrange(y, "i (h w) n d -> i h w (n d)", h=cell[0])
+        y = y + depthwise_conv(v, kernel, bias, impl=impl)
+        y = rearrange(y, "(b r s) h w c -> b (r h) (s w) c", r=rows, s=columns)
+        y = y[:, top : top + height, left : left + width]
+        if weights is not None:
+            weights = rearrange(weights, "(b g) n i j -> b g n i j", g=rows * columns)
+        return y, weights
 
 
 def _cells(size: Sequence[int], stripe: Stripe) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -241,12 +230,14 @@ def _padding(size: Sequence[int], stripe: Stripe) -> tuple[tuple[int, int], tupl
 def _full_map(weights: jax.Array, size: Sequence[int], stripe: Stripe) -> jax.Array:
     """[b, stripes, heads, i, j] -> [b, heads, *size, *size], zero between stripes."""
     (rows, columns), (height, width) = _cells(size, stripe)
-    heads = weights.shape[2]
-    weights = weights.reshape(-1, rows, columns, heads, height, width, height, width)
+    weights = rearrange(
+        weights,
+        "b (r s) n (y x) (Y X) -> b r s n y x Y X",
+        **dict(r=rows, s=columns, y=height, x=width, Y=height),
+    )
     one = (jnp.eye(count, dtype=weights.dtype) for count in (rows, columns))
-    full = jnp.einsum("brshyxYX,rR,sS->bhrysxRYSX", weights, *one)
-    padded = rows * height, columns * width
-    full = full.reshape(-1, heads, *padded, *padded)
+    full = jnp.einsum("brsnyxYX,rR,sS->bnrysxRYSX", weights, *one)
+    full = rearrange(full, "b n r y s x R Y S X -> b n (r y) (s x) (R Y) (S X)")
     inside = [
         slice(before, before + n)
         for n, (before, _) in zip(size, _padding(size, stripe), strict=True)

@@ -10,16 +10,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import Captures, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 ENERGIES = ("max_minus", "plain")
 
 
-@attention.register("position_attention")
-class PositionAttention(nnx.Module):
+@registry.register("position_attention")
+class PositionAttention(Captures, nnx.Module):
     r"""y_i = x_i + gamma * sum_j softmax_j(q_i . k_j) v_j over all pairs of positions.
 
     A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
@@ -77,21 +78,11 @@ class PositionAttention(nnx.Module):
             query_chunk,
             dtype,
         )
-        self.capture = False
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.query = nnx.Linear(dim, self.depth, **options)
         self.key = nnx.Linear(dim, self.depth, **options)
         self.value = nnx.Linear(dim, dim, **options)
         self.gamma = nnx.Param(jnp.zeros((1,), param_dtype))
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
@@ -105,7 +96,9 @@ class PositionAttention(nnx.Module):
             for project in (self.query, self.key, self.value)
         )
         if self.capture or self.query_chunk is None:
-            context, weights = softmax_attention(query, key, value, scale=1.0)
+            context, weights = softmax_attention(
+                query, key, value, scale=1.0, return_weights=self.capture
+            )
             if self.capture:
                 self.sow(
                     nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial)
@@ -127,8 +120,8 @@ class PositionAttention(nnx.Module):
         return n * self.dim * (2 * self.depth + self.dim) + n * n * (self.depth + self.dim)
 
 
-@attention.register("channel_attention")
-class ChannelAttention(nnx.Module):
+@registry.register("channel_attention")
+class ChannelAttention(Captures, nnx.Module):
     r"""y_c = x_c + gamma * sum_d a[c, d] x_d, the weights from the similarity of whole channels.
 
     A context block with its residual inside; gamma, one scalar, starts at zero, so that the block
@@ -177,17 +170,7 @@ class ChannelAttention(nnx.Module):
                 f"{', '.join(map(repr, ENERGIES))}"
             )
         self.dim, self.energy, self.dtype = dim, energy, dtype
-        self.capture = False
         self.gamma = nnx.Param(jnp.zeros((1,), param_dtype))
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `channel_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *spatial c"], *, rngs: nnx.Rngs | None = None
@@ -196,8 +179,7 @@ class ChannelAttention(nnx.Module):
         check_map("channel attention", x, self.dim)
         x = x.astype(self.dtype or x.dtype)
         flat = x.reshape(x.shape[0], -1, self.dim)
-        accumulate = jnp.promote_types(x.dtype, jnp.float32)
-        energy = jnp.einsum("bnc,bnd->bcd", flat, flat, preferred_element_type=accumulate)
+        energy = wide_einsum("bnc,bnd->bcd", flat, flat)
         # softmax subtracts the largest logit itself, so max - E and -E are the same to it.
         weights = jax.nn.softmax(-energy if self.energy == "max_minus" else energy, axis=-1)
         if self.capture:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
-from lambdanet.layers import batch_norm, check_map
+from lambdanet.layers import Captures, batch_norm, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 
-@attention.register("double_attention")
-class DoubleAttention(nnx.Module):
+@registry.register("double_attention")
+class DoubleAttention(Captures, nnx.Module):
     r"""y = x + norm(W_o Z), global descriptors G distributed to all positions; residual and
     projection are inside.
 
@@ -93,7 +94,6 @@ class DoubleAttention(nnx.Module):
             )
         self.dim, self.feature_dim, self.num_descriptors = dim, features, descriptors
         self.residual, self.dtype = residual, dtype
-        self.capture = False
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.feature = nnx.Linear(dim, features, **options)
         self.gather = nnx.Linear(dim, descriptors, **options)
@@ -107,15 +107,6 @@ class DoubleAttention(nnx.Module):
             else None
         )
 
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the attention map.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
-
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b *s o"]:
@@ -126,10 +117,7 @@ class DoubleAttention(nnx.Module):
         x = x.astype(self.dtype or x.dtype)
         gather, distribute = self.maps(x)
         features = self.feature(x).reshape(*gather.shape[:2], self.feature_dim)
-        wide = gather.dtype
-        descriptors = jnp.einsum(
-            "bpm,bpn->bmn", features, gather.astype(features.dtype), preferred_element_type=wide
-        )
+        descriptors = wide_einsum("bpm,bpn->bmn", features, gather.astype(features.dtype))
         y = jnp.einsum(
             "bpn,bmn->bpm", distribute.astype(features.dtype), descriptors.astype(features.dtype)
         )

@@ -12,15 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import Captures, check_map
+from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {"fusion": ("add", "mul", "both"), "pooling": ("attention", "average")}
 
 
-@attention.register("gc")
-class GlobalContext(nnx.Module):
+@registry.register("gc")
+class GlobalContext(Captures, nnx.Module):
     r"""y = x + t(sum_p a_p x_p), a context of the whole map added to every position; the residual
     is inside.
 
@@ -83,7 +84,6 @@ class GlobalContext(nnx.Module):
             )
         self.dim, self.dtype = dim, dtype
         self.hidden = 0 if reduction is None else max(dim // reduction, min_hidden)
-        self.capture = False
         options = dict(param_dtype=param_dtype, rngs=rngs)
         he = nnx.initializers.he_normal()
         self.mask = (
@@ -93,16 +93,6 @@ class GlobalContext(nnx.Module):
         )
         self.mul = _Transform(dim, self.hidden, **options) if fusion in ("mul", "both") else None
         self.add = _Transform(dim, self.hidden, **options) if fusion in ("add", "both") else None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of map and gate.
-
-        Args:
-          capture: True sows `attention_map`, and `gate` if there is one, at every call; None leaves
-              it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
@@ -116,9 +106,7 @@ class GlobalContext(nnx.Module):
         flat = x.reshape(batch, -1, self.dim)
         if self.mask is not None:
             weights = jax.nn.softmax(self.mask(flat)[..., 0].astype(wide), axis=1)
-            context = jnp.einsum(
-                "bp,bpc->bc", weights.astype(x.dtype), flat, preferred_element_type=wide
-            )
+            context = wide_einsum("bp,bpc->bc", weights.astype(x.dtype), flat)
         else:
             weights = jnp.full(flat.shape[:2], 1 / flat.shape[1], wide)
             context = jnp.mean(flat, axis=1, dtype=wide)

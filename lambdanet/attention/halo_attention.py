@@ -10,18 +10,19 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map, trunc_normal
+from lambdanet.layers import Captures, check_map, trunc_normal
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
 
-@attention.register("halo_attention")
-class HaloAttention(nnx.Module):
+@registry.register("halo_attention")
+class HaloAttention(Captures, nnx.Module):
     """Multi-head attention inside windows: a block of queries sees its own block and a halo of keys
     around it.
 
@@ -108,7 +109,6 @@ class HaloAttention(nnx.Module):
         self.block_size, self.halo_size, self.stride = block_size, halo_size, stride
         self.window_size = block_size + 2 * halo_size
         self.scale_relative = scale_relative
-        self.capture = False
 
         def linear(features):
             init = trunc_normal(dim**-0.5)
@@ -127,15 +127,6 @@ class HaloAttention(nnx.Module):
         # Keys and values stay in one projection: timm's channels are [k | v] head by head.
         self.key_value = linear(num_heads * self.key_depth + dim_out)
         self.height_embedding, self.width_embedding = table(), table()
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -158,7 +149,7 @@ class HaloAttention(nnx.Module):
         ):  # axis 2 becomes 3 once the rows are cut
             q = halo_windows(q, axis, count, side, side, 0)
             kv = halo_windows(kv, axis, count, self.block_size, self.window_size, self.halo_size)
-        q, kv = (jnp.swapaxes(a, 2, 3) for a in (q, kv))  # [b, block row, block column, y, x, h, d]
+        q, kv = (rearrange(a, "b i y j x n d -> b i j y x n d") for a in (q, kv))
         k, v = kv[..., : self.key_depth], kv[..., self.key_depth :]
         scale = self.key_depth**-0.5
         scales = dict(scale=scale, relative_scale=scale if self.scale_relative else 1.0)
@@ -168,7 +159,7 @@ class HaloAttention(nnx.Module):
         if self.capture:
             shown = self._scatter(weights, blocks, (height, width))
             self.sow(nnx.Intermediate, "attention_map", shown[:, :, :rows, :columns])
-        y = jnp.swapaxes(y, 2, 3).reshape(batch, blocks[0] * side, blocks[1] * side, self.dim_out)
+        y = rearrange(y, "b i j y x n v -> b (i y) (j x) (n v)")
         return y[:, :rows, :columns]
 
     def macs(self, *spatial: int) -> int:
@@ -200,9 +191,8 @@ class HaloAttention(nnx.Module):
                 - self.halo_size
             )
             places.append((key[..., None] == np.arange(length)).astype(weights.dtype))
-        shown = jnp.einsum("bijhyxuv,iuY,jvX->bhiyjxYX", weights, *places)
-        heads, block = weights.shape[3:5]
-        return shown.reshape(len(weights), heads, blocks[0] * block, blocks[1] * block, *size)
+        shown = jnp.einsum("bijnyxuv,iuY,jvX->bniyjxYX", weights, *places)
+        return rearrange(shown, "b n i y j x Y X -> b n (i y) (j x) Y X")
 
 
 def _error(text: str) -> ValueError:

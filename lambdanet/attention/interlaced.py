@@ -7,16 +7,17 @@ from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import PointwiseNormAct, check_map
+from lambdanet.layers import Captures, PointwiseNormAct, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
 
 
-@attention.register("interlaced")
+@registry.register("interlaced")
 class InterlacedSparseAttention(nnx.Module):
     """y = ReLU(BN([x, short(long(x))] W)): attention over far positions, then over near ones;
     together over all.
@@ -127,7 +128,7 @@ class InterlacedSparseAttention(nnx.Module):
         return total if self.lift is None else total + self.lift.macs(h * w)
 
 
-class InterlacedPair(nnx.Module):
+class InterlacedPair(Captures, nnx.Module):
     """short(long(x)) for one group size, padded and cropped as `InterlacedSparseAttention`
     describes.
 
@@ -155,53 +156,47 @@ class InterlacedPair(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.group_size, self.mask_padding, self.capture = group_size, mask_padding, False
+        self.group_size, self.mask_padding = group_size, mask_padding
         options = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.long_range = AttentionUnit(dim, key_dim, value_dim, dim_out, **options)
-        self.short_range = AttentionUnit(dim_out, key_dim, value_dim, dim_out, **options)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the attention weights.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
+        self.long_range = InterlacedUnit(dim, key_dim, value_dim, dim_out, **options)
+        self.short_range = InterlacedUnit(dim_out, key_dim, value_dim, dim_out, **options)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Maps [b, h, w, dim] to [b, h, w, dim_out]."""
-        (batch, h, w, _), (ph, pw) = x.shape, self.group_size
+        (h, w), (ph, pw) = x.shape[1:3], self.group_size
         qh, qw = -(-h // ph), -(-w // pw)
         top, left = (qh * ph - h) // 2, (qw * pw - w) // 2
         padding = ((top, qh * ph - h - top), (left, qw * pw - w - left))
         far = near = None
         if self.mask_padding and any(map(any, padding)):
-            inside = np.pad(np.ones((h, w), bool), padding).reshape(qh, ph, qw, pw)
-            far = inside.transpose(1, 3, 0, 2).reshape(ph, pw, qh * qw)
-            near = inside.transpose(0, 2, 1, 3).reshape(qh, qw, ph * pw)
+            inside = np.pad(np.ones((h, w), bool), padding)
+            far = rearrange(inside, "(qh ph) (qw pw) -> ph pw (qh qw)", ph=ph, pw=pw)
+            near = rearrange(inside, "(qh ph) (qw pw) -> qh qw (ph pw)", ph=ph, pw=pw)
         # The channels are moved three times in all; everything between is done in the order the
         # groups need.
-        y = jnp.pad(x, ((0, 0), *padding, (0, 0))).reshape(batch, qh, ph, qw, pw, -1)
-        y = y.transpose(0, 2, 4, 1, 3, 5).reshape(batch, ph, pw, qh * qw, -1)
-        y, long_weights = self.long_range(y, far)
-        y = y.reshape(batch, ph, pw, qh, qw, -1).transpose(0, 3, 4, 1, 2, 5)
-        y, short_weights = self.short_range(y.reshape(batch, qh, qw, ph * pw, -1), near)
-        y = (
-            y.reshape(batch, qh, qw, ph, pw, -1)
-            .transpose(0, 1, 3, 2, 4, 5)
-            .reshape(batch, qh * ph, qw * pw, -1)
-        )
+        y = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        y = rearrange(y, "b (qh ph) (qw pw) c -> b ph pw (qh qw) c", ph=ph, pw=pw)
+        y, long_weights = self.long_range(y, far, return_weights=self.capture)
+        y = rearrange(y, "b ph pw (qh qw) c -> b qh qw (ph pw) c", qh=qh, qw=qw)
+        y, short_weights = self.short_range(y, near, return_weights=self.capture)
+        y = rearrange(y, "b qh qw (ph pw) c -> b (qh ph) (qw pw) c", ph=ph, pw=pw)
         if self.capture:
-            short_weights = short_weights.reshape(batch, qh, qw, ph, pw, ph, pw)
+            short_weights = rearrange(
+                short_weights, "b x y (i j) (I J) -> b x y i j I J", i=ph, j=pw, I=ph
+            )
             short_map = jnp.einsum(
                 "bxyijIJ,xX,yY->bxiyjXIYJ", short_weights, jnp.eye(qh), jnp.eye(qw)
             )
-            long_weights = long_weights.reshape(batch, ph, pw, qh, qw, qh, qw)
+            long_weights = rearrange(
+                long_weights, "b i j (x y) (X Y) -> b i j x y X Y", x=qh, y=qw, X=qh
+            )
             long_map = jnp.einsum(
                 "bijxyXY,iI,jJ->bxiyjXIYJ", long_weights, jnp.eye(ph), jnp.eye(pw)
             )
-            maps = jnp.stack([long_map, short_map], 1).reshape(batch, 2, *(2 * (qh * ph, qw * pw)))
+            maps = rearrange(
+                jnp.stack([long_map, short_map], 1),
+                "b two x i y j X I Y J -> b two (x i) (y j) (X I) (Y J)",
+            )
             rows, columns = slice(top, top + h), slice(left, left + w)
             self.sow(nnx.Intermediate, "attention_map", maps[:, :, rows, columns, rows, columns])
         return y[:, top : top + h, left : left + w]
@@ -216,7 +211,7 @@ class InterlacedPair(nnx.Module):
         return self.long_range.macs(positions, qh * qw) + self.short_range.macs(positions, ph * pw)
 
 
-class AttentionUnit(nnx.Module):
+class InterlacedUnit(nnx.Module):
     """ReLU(BN(softmax(q k^T / sqrt(key_dim)) v W)) inside every group.
 
     Args:
@@ -249,17 +244,22 @@ class AttentionUnit(nnx.Module):
         self.out = PointwiseNormAct(value_dim, dim_out, **norms)
 
     def __call__(
-        self, x: Float[Array, "*b n c"], inside: Bool[np.ndarray, "*b n"] | None = None
-    ) -> tuple[Float[Array, "*b n d"], Float[Array, "*b n n"]]:
+        self,
+        x: Float[Array, "*b n c"],
+        inside: Bool[np.ndarray, "*b n"] | None = None,
+        *,
+        return_weights: bool = False,
+    ) -> tuple[Float[Array, "*b n d"], Float[Array, "*b n n"] | None]:
         """Attends along the next-to-last axis.
 
         Args:
             x: the groups.
             inside: broadcasts to the groups; positions where it is False are left out of softmax
                 and batch statistics.
+            return_weights: also return the softmax.
 
         Returns:
-            The outputs and the weights.
+            The outputs, and the weights or None.
         """
         mask = None if inside is None else jnp.asarray(inside[..., None])
         query, key = x, x
@@ -267,7 +267,12 @@ class AttentionUnit(nnx.Module):
             query, key = of_query(query, mask=mask), of_key(key, mask=mask)
         seen = None if inside is None else jnp.asarray(inside[..., None, :])
         y, weights = softmax_attention(
-            query, key, self.value(x), scale=self.key_dim**-0.5, mask=seen
+            query,
+            key,
+            self.value(x),
+            scale=self.key_dim**-0.5,
+            mask=seen,
+            return_weights=return_weights,
         )
         return self.out(y, mask=mask), weights
 

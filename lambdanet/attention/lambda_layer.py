@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import batch_norm
+from lambdanet.layers import Captures, batch_norm
 from lambdanet.ops import content_lambda, lambda_mix, position_lambda, relative_table
 
 _ALLOWED = {
@@ -28,8 +28,8 @@ _ALLOWED = {
 }
 
 
-@attention.register("lambda")
-class LambdaLayer(nnx.Module):
+@registry.register("lambda")
+class LambdaLayer(Captures, nnx.Module):
     r"""Every query gets a linear function, its lambda, made from the context; the output is lambda
     applied to query.
 
@@ -170,7 +170,6 @@ class LambdaLayer(nnx.Module):
         self.key_norm, self.query_norm = key_norm, query_norm
         self.causal, self.causal_key_norm = causal, causal_key_norm
         self.impl, self.chunk_rows = impl, chunk_rows
-        self.capture = False
         self.dilation = _per_axis("dilation", dilation, spatial_dims)
         self.size, self.scope = None, None
         if position and scope is not None:
@@ -231,16 +230,6 @@ class LambdaLayer(nnx.Module):
         )
         self.embedding = None if table is None else nnx.Param(table)
         self.pos_bias = nnx.Param(jnp.zeros((key_depth,), param_dtype)) if pos_bias else None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` and `lambda_norm` at every call; None leaves it as it
-              is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

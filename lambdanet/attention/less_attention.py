@@ -5,29 +5,27 @@ not from queries and keys.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
-from lambdanet.attention.vanilla_attention import (
-    as_map,
-    check_heads,
-    check_tokens,
-    linears,
-    mix_values,
-)
+from lambdanet.attention.registration import registry
+from lambdanet.attention.vanilla_attention import as_map, check_heads, check_tokens, linears
 from lambdanet.interop.names import LINEAR, prefixed
+from lambdanet.layers import Captures
+from lambdanet.ops.softmax_attention import mix_values
 
 TRANSFORMS = ("full", "kron", "reuse")
 RESIZE_POLICIES = ("refuse", "interpolate", "reuse")
 
 
-@attention.register("less_attention")
-class LessAttention(nnx.Module):
+@registry.register("less_attention")
+class LessAttention(Captures, nnx.Module):
     """Attention whose logits are a linear map of the logits that the layer before it handed on.
 
         A' = (Psi (Theta A)^T)^T = W_psi A W_theta^T + (W_psi 1) b_theta^T + b_psi 1^T     per sample and head
@@ -74,8 +72,6 @@ class LessAttention(nnx.Module):
             that size. None: the default; the only one with transform 'reuse'.
         class_token: x is a list of tokens, one class token before the map's positions. 'full' has N
             + 1 for N then; the other two leave the class token's logits to itself.
-        value_bias: bias of W_v.
-        output_bias: bias of W_o.
         dropout_rate: dropout on the softmax; the logits handed on have none.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -99,8 +95,6 @@ class LessAttention(nnx.Module):
         center_rows: bool = False,
         resize: str | None = None,
         class_token: bool = False,
-        value_bias: bool = True,
-        output_bias: bool = True,
         dropout_rate: float = 0.0,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -136,7 +130,7 @@ class LessAttention(nnx.Module):
             center_rows,
         )
         self.resize = resize or ("refuse" if transform == "full" else "interpolate")
-        self.class_token, self.capture = class_token, False
+        self.class_token = class_token
         biased = transform == "full" if transform_bias is None else transform_bias
 
         def square(n, bias=None):
@@ -153,17 +147,8 @@ class LessAttention(nnx.Module):
                 self.psi_height, self.psi_width = square(h), square(w)
         self.biased = biased and tied
         linear = linears(dtype, param_dtype, rngs)
-        self.value, self.output = linear(dim, dim, value_bias), linear(dim, dim, output_bias)
+        self.value, self.output = linear(dim, dim), linear(dim, dim)
         self.dropout = nnx.Dropout(dropout_rate)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,
@@ -196,10 +181,9 @@ class LessAttention(nnx.Module):
                 f"the logits have shape {logits.shape}; expected {expected}, a square map per head"
             )
         logits = self.transform_logits(logits, grid)
-        v = self.value(x.astype(self.dtype or x.dtype)).reshape(
-            x.shape[0], tokens, self.num_heads, self.head_dim
-        )
-        y, weights = mix_values(logits, v, self.dropout, rngs)
+        v = self.value(x.astype(self.dtype or x.dtype)).reshape(x.shape[0], tokens, self.dim)
+        v = rearrange(v, "b n (h d) -> b n h d", h=self.num_heads)
+        y, weights = mix_values(logits, v, dropout=partial(self.dropout, rngs=rngs), heads=True)
         if self.capture:
             self.sow(
                 nnx.Intermediate, "attention_map", as_map(weights, grid, grid, self.class_token)

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import Captures, check_map
 from lambdanet.layers.token_compression import (
     PROJECTIONS,
     TokenCompression,
     default_slots,
     used_slots,
 )
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.ops.softmax_attention import dot_attention
 
 _ALLOWED = {
     "sharing": ("none", "headwise", "key_value", "layerwise"),
@@ -31,8 +31,8 @@ _ALLOWED = {
 }
 
 
-@attention.register("linformer")
-class Linformer(nnx.Module):
+@registry.register("linformer")
+class Linformer(Captures, nnx.Module):
     """Multi-head attention whose keys and values are k learned mixtures of all n tokens: linear in
     n.
 
@@ -41,7 +41,8 @@ class Linformer(nnx.Module):
 
     E and F are k x n (`compress_key`, `compress_value`). A mixer: no residual, no norm; with the
     output projection. Maps of one to three spatial axes are read as row-major lists of tokens.
-    Logits and softmax are computed in float32, O(n k) time and memory.
+    Logits and softmax are computed in float32, O(n k) time and memory. There is no causal form:
+    a slot mixes all tokens, so no mask on the weights keeps a query from seeing its future.
 
     n is fixed. With `size` the map must have that size. With `max_length` it may be any shape of n'
     <= n tokens, which use the first n' columns of E and F. With `context` all of this is about the
@@ -81,8 +82,6 @@ class Linformer(nnx.Module):
         share_kv: no W_v; values are the projected keys (compressed by F, which is E with
             `sharing='key_value'`).
         context_dim: channels of `context`; None means `dim`.
-        causal: refused: a slot mixes all tokens, so no mask on the weights keeps a query from
-            seeing the future.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
@@ -111,7 +110,6 @@ class Linformer(nnx.Module):
         one_kv_head: bool = False,
         share_kv: bool = False,
         context_dim: int | None = None,
-        causal: bool = False,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -121,12 +119,6 @@ class Linformer(nnx.Module):
                 raise _error(
                     f"{name} is {value!r}; allowed: {', '.join(map(repr, _ALLOWED[name]))}"
                 )
-        if causal:
-            raise _error(
-                "causal is True; allowed: False. Every slot mixes tokens of the whole sequence, so "
-                "that masking the "
-                "weights of the slots would still show a query its future"
-            )
         if num_heads < 1 or (head_dim is None and dim % num_heads):
             raise _error(
                 f"num_heads is {num_heads}; allowed: divisors of dim={dim}, or set head_dim"
@@ -171,7 +163,6 @@ class Linformer(nnx.Module):
         self.compress_features = (
             self.head_dim if order == "project_then_compress" else self.context_dim
         )
-        self.capture = False
 
         def linear(features_in, features, bias):
             init = nnx.initializers.xavier_uniform()
@@ -197,15 +188,6 @@ class Linformer(nnx.Module):
         self.compress_key = None if sharing == "layerwise" else compression()
         self.compress_value = compression() if sharing in ("none", "headwise") else None
         self.output = linear(inner, dim, output_bias)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

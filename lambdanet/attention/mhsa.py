@@ -9,14 +9,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import check_map
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.layers import Captures, check_map
+from lambdanet.ops.softmax_attention import dot_attention
 
 
-@attention.register("mhsa")
-class MultiHeadSelfAttention(nnx.Module):
+@registry.register("mhsa")
+class MultiHeadSelfAttention(Captures, nnx.Module):
     """softmax(q k^T / sqrt(d)) v per head over all pairs of positions, then an output projection;
     no positions inside.
 
@@ -24,8 +24,7 @@ class MultiHeadSelfAttention(nnx.Module):
         sqrt(d)) v) W_o
 
     A mixer: no residual, no norm. Maps of one to three spatial axes are read as a list of
-    positions. Time and, unless the lowering is a fused one, memory are quadratic in the number of
-    positions; the attention itself is `jax.nn.dot_product_attention`. Logits and softmax are
+    positions. Time and memory are quadratic in the number of positions. Logits and softmax are
     computed in float32.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions,
@@ -72,7 +71,6 @@ class MultiHeadSelfAttention(nnx.Module):
             raise ValueError(f"mhsa: head_dim is {head_dim}; allowed: 1 or more, or None")
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.head_dim = dim // num_heads if head_dim is None else head_dim
-        self.capture = False
         inner = num_heads * self.head_dim
 
         def linear(features_in, features, bias):
@@ -82,15 +80,6 @@ class MultiHeadSelfAttention(nnx.Module):
 
         self.query, self.key, self.value = (linear(dim, inner, qkv_bias) for _ in range(3))
         self.output = linear(inner, dim, output_bias) if output_projection else None
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,

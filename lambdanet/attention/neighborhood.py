@@ -10,16 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
 
-SMALL_MAPS = ("pad", "clamp", "raise")
 
-
-@attention.register("neighborhood")
-class NeighborhoodAttention(nnx.Module):
+@registry.register("neighborhood")
+class NeighborhoodAttention(Captures, nnx.Module):
     """Multi-head attention of every position to its own k x k window, with a relative bias.
 
         q, k, v = x W_qkv                                          (columns [q | k | v], each head by head)
@@ -44,16 +42,11 @@ class NeighborhoodAttention(nnx.Module):
     With a dilation D the rule holds inside each residue class i mod D
     (lambdanet/ops/neighborhood.py).
 
-    Where L < k D, 'neighborhood' has no such window (`small_map`; the other policies need none of
-    this):
-
-    - 'pad': the input is padded with zeros on the right and below up to k D before the projection,
-      and the output is cropped. Padded positions are keys like others, their projections the
-      biases. What the reference's networks do on the small maps of their last stage, so that public
-      weights give the same numbers; therefore the default.
-    - 'clamp': windows shrink to the map: a query sees every position of its class, the bias is read
-      at the same offsets.
-    - 'raise': ValueError.
+    Where L < k D, 'neighborhood' has no such window: the input is padded with zeros on the right and
+    below up to k D before the projection, and the output is cropped. Padded positions are keys like
+    others, their projections the biases. It is what the reference's networks do on the small maps
+    of their last stage, so that public weights give the same numbers. The other borders need none
+    of this.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero
     outside the windows; its weights sum to less than one where keys outside the map have a share.
@@ -72,15 +65,13 @@ class NeighborhoodAttention(nnx.Module):
         relative_bias: with the table B [heads, 2k - 1, 2k - 1]; centred windows read its middle k x
             k entries.
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
-        small_map: maps smaller than the window, as above.
         impl: lowering, 'shift', 'block', or 'auto' ('block'; a call that captures takes 'shift').
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
 
     Raises:
-        ValueError: impossible options; in a call, a map smaller than the window with
-            small_map='raise'.
+        ValueError: impossible options.
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
@@ -96,7 +87,6 @@ class NeighborhoodAttention(nnx.Module):
         qkv_bias: bool = True,
         relative_bias: bool = True,
         scale: float | None = None,
-        small_map: str = "pad",
         impl: str = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -116,20 +106,15 @@ class NeighborhoodAttention(nnx.Module):
             raise ValueError(
                 f"neighborhood: dilation is {dilation}; allowed: an integer >= 1, or a pair of them"
             )
-        choices = (
-            ("border", border, ops.BORDERS),
-            ("small_map", small_map, SMALL_MAPS),
-            ("impl", impl, ops.LOWERINGS),
-        )
+        choices = (("border", border, ops.BORDERS), ("impl", impl, ops.LOWERINGS))
         for name, given, allowed in choices:
             if given not in allowed:
                 raise ValueError(
                     f"neighborhood: {name} is {given!r}; allowed: {', '.join(allowed)}"
                 )
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
-        self.border, self.small_map, self.impl = border, small_map, impl
+        self.border, self.impl = border, impl
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
@@ -138,15 +123,6 @@ class NeighborhoodAttention(nnx.Module):
         self.relative_bias = (
             nnx.Param(init(rngs.params(), shape, param_dtype)) if relative_bias else None
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -187,19 +163,11 @@ class NeighborhoodAttention(nnx.Module):
         return math.prod(spatial) * self.dim * (4 * self.dim + 2 * math.prod(self.kernel_size))
 
     def _pad(self, x: Array) -> Array:
-        """The map, zeros below and on the right up to one window if that is how small maps are
-        treated.
-        """
+        """The map, with zeros below and on the right up to one window of the border's rule."""
         reach = [k * d for k, d in zip(self.kernel_size, self.dilation, strict=True)]
         missing = [max(r - s, 0) for r, s in zip(reach, x.shape[1:3], strict=True)]
-        if self.border != "neighborhood" or self.small_map == "clamp" or not any(missing):
+        if self.border != "neighborhood" or not any(missing):
             return x
-        if self.small_map == "raise":
-            raise ValueError(
-                f"neighborhood: the map is {x.shape[1]} x {x.shape[2]}; allowed sizes: {reach[0]} "
-                f"x {reach[1]} (kernel_size "
-                "times dilation) and larger, or small_map 'pad' or 'clamp'"
-            )
         return jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
 
 

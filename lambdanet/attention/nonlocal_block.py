@@ -11,13 +11,16 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import batch_norm, check_map, max_pool_cells
+from lambdanet.layers import Captures, batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
+from lambdanet.ops.softmax_attention import attention_logits, softmax_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {
     "mode": ("embedded_gaussian", "gaussian", "dot_product", "concatenation"),
@@ -35,8 +38,8 @@ _CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**30
 
 
-@attention.register("nonlocal")
-class NonLocal(nnx.Module):
+@registry.register("nonlocal")
+class NonLocal(Captures, nnx.Module):
     r"""Every position gets a weighted sum of a projection of all positions; the residual is inside.
 
         theta = x W_t,  phi = s W_p,  g = s W_g          s: x, or x after max pooling (M positions)
@@ -199,7 +202,6 @@ class NonLocal(nnx.Module):
             else 1.0
         )
         self.order, self.query_chunk = order, query_chunk
-        self.capture = False
 
         def linear(features_in: int, features: int, bias: bool, zero: bool = False) -> nnx.Linear:
             kernel_init, bias_init = (
@@ -243,15 +245,6 @@ class NonLocal(nnx.Module):
         else:
             self.norm = None
 
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the block attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
-
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b *s c"]:
@@ -272,15 +265,10 @@ class NonLocal(nnx.Module):
         key = _flat(max_pool_cells(source if self.key is None else self.key(source), pool_after))
         value = _flat(max_pool_cells(self.value(source), pool_after))
         n, m = query.shape[1], key.shape[1]
-        accumulate = jnp.promote_types(query.dtype, jnp.float32)
         if self.pair is not None:
             kernel = self.pair.kernel[...].astype(query.dtype)[:, 0]
-            query = jnp.einsum(
-                "bnd,d->bn", query, kernel[: self.inner], preferred_element_type=accumulate
-            )
-            key = jnp.einsum(
-                "bmd,d->bm", key, kernel[self.inner :], preferred_element_type=accumulate
-            )
+            query = wide_einsum("bnd,d->bn", query, kernel[: self.inner])
+            key = wide_einsum("bmd,d->bm", key, kernel[self.inner :])
         if self._linear(n, m) and not self.capture:
             y = (_linear_dot if self.pair is None else _linear_concatenation)(query, key, value)
         else:
@@ -347,16 +335,15 @@ class NonLocal(nnx.Module):
 
     def _attend(self, query: jax.Array, *, key: jax.Array, value: jax.Array):
         """The direct order for some of the queries; with `capture` also the weights."""
+        if self.mode in _SOFTMAX:
+            y, weights = softmax_attention(
+                query, key, value, scale=self.scale, return_weights=self.capture
+            )
+            return (y, weights) if self.capture else y
         if self.pair is not None:
             weights = jax.nn.relu(query[:, :, None] + key[:, None, :]) / key.shape[1]
         else:
-            accumulate = jnp.promote_types(query.dtype, jnp.float32)
-            logits = jnp.einsum("bnd,bmd->bnm", query, key, preferred_element_type=accumulate)
-            weights = (
-                logits / key.shape[1]
-                if self.mode == "dot_product"
-                else jax.nn.softmax(self.scale * logits, axis=-1)
-            )
+            weights = attention_logits(query, key, scale=1.0) / key.shape[1]
         y = jnp.einsum("bnm,bmd->bnd", weights.astype(value.dtype), value)
         return (y, weights) if self.capture else y
 
@@ -366,19 +353,16 @@ def _in_chunks(attend: Callable[[jax.Array], jax.Array], query: jax.Array, chunk
     recomputed for its gradient.
     """
     attend = jax.checkpoint(attend)
-    batch, n = query.shape[:2]
+    n = query.shape[1]
     whole = n // chunk * chunk
-    chunks = jnp.moveaxis(
-        query[:, :whole].reshape(batch, whole // chunk, chunk, *query.shape[2:]), 1, 0
-    )
-    y = jnp.moveaxis(jax.lax.map(attend, chunks), 0, 1).reshape(batch, whole, -1)
+    chunks = rearrange(query[:, :whole], "b (i n) ... -> i b n ...", n=chunk)
+    y = rearrange(jax.lax.map(attend, chunks), "i b n d -> b (i n) d")
     return y if whole == n else jnp.concatenate([y, attend(query[:, whole:])], axis=1)
 
 
 def _linear_dot(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """theta (phi^T g) / M: the products of dot_product in the other order."""
-    accumulate = jnp.promote_types(value.dtype, jnp.float32)
-    mixed = jnp.einsum("bmd,bme->bde", key, value, preferred_element_type=accumulate) / key.shape[1]
+    mixed = wide_einsum("bmd,bme->bde", key, value) / key.shape[1]
     return jnp.einsum("bnd,bde->bne", query, mixed.astype(query.dtype))
 
 
@@ -430,13 +414,13 @@ def _error(text: str) -> ValueError:
     return ValueError(f"non-local: {text}")
 
 
-attention.register("nonlocal_fair", NonLocal, scale="inner", pool_first=True, init="normal")
-attention.register("nonlocal_paper", NonLocal, scale="none", pool_first=False, init="he")
-attention.register("nonlocal_alexhex7", NonLocal, scale="none", pool_first=False, init="torch")
-attention.register(
+registry.register("nonlocal_fair", NonLocal, scale="inner", pool_first=True, init="normal")
+registry.register("nonlocal_paper", NonLocal, scale="none", pool_first=False, init="he")
+registry.register("nonlocal_alexhex7", NonLocal, scale="none", pool_first=False, init="torch")
+registry.register(
     "nonlocal_cgnl_repo", NonLocal, scale="inner", sub_sample=False, use_bias=False, init="normal"
 )
-attention.register(
+registry.register(
     "nonlocal_mmcv",
     NonLocal,
     scale="inner",
@@ -446,7 +430,7 @@ attention.register(
     init="normal",
     pool_first=False,
 )
-attention.register(
+registry.register(
     "nonlocal_timm", NonLocal, scale="input", inner_dim="eighth", sub_sample=False, init="he"
 )
 

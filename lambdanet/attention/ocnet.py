@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.ocnet_unit import AttentionUnit
-from lambdanet.attention.registration import attention
+from lambdanet.attention.ocnet_unit import ObjectContextUnit
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
 from lambdanet.layers import ConvNormAct, PointwiseNormAct, check_map
 
 
-@attention.register("object_context")
+@registry.register("object_context")
 class ObjectContext(nnx.Module):
     """Base-OC: y = act(BN([sum_s unit_s(x), x] W + b)), the unit self-attention over all positions.
 
@@ -104,7 +104,7 @@ class ObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.units = nnx.List(
-            AttentionUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes
+            ObjectContextUnit(dim, key_dim, value_dim, dim, pool=pool, **attends) for pool in sizes
         )
         self.fuse = PointwiseNormAct(2 * dim, dim_out, bias=True, **options)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
@@ -128,7 +128,7 @@ class ObjectContext(nnx.Module):
         return sum(unit.macs(h, w) for unit in self.units) + self.fuse.macs(h * w)
 
 
-@attention.register("pyramid_object_context")
+@registry.register("pyramid_object_context")
 class PyramidObjectContext(nnx.Module):
     """Pyramid-OC: y = act(BN([lift(x), unit_1(x), ..., unit_n(x)] W + b)), unit i attending inside
     the cells of a grid.
@@ -212,7 +212,8 @@ class PyramidObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.units = nnx.List(
-            AttentionUnit(dim, key_dim, value_dim, dim, cells=cells, **attends) for cells in sizes
+            ObjectContextUnit(dim, key_dim, value_dim, dim, cells=cells, **attends)
+            for cells in sizes
         )
         self.lift = PointwiseNormAct(dim, len(sizes) * dim, bias=True, **options)
         self.fuse = PointwiseNormAct(2 * len(sizes) * dim, dim_out, bias=True, **options)
@@ -238,15 +239,15 @@ class PyramidObjectContext(nnx.Module):
         )
 
 
-@attention.register("asp_object_context")
+@registry.register("asp_object_context")
 class AspObjectContext(nnx.Module):
     """ASP-OC: y = act(BN([context, 1x1, 3x3 at each dilation] W)), every branch `width` channels,
     norm and activation.
 
-    The context branch is a 3x3, the unit of `ObjectContext` on the map max-pooled by `pool`, and a
-    1x1; the other branches are those of atrous spatial pyramid pooling. A context block without
-    residual or gate. The output projection of the attention starts at zero, so the context branch
-    is constant over the map at first.
+    The context branch is a 3x3, the unit of `ObjectContext` on the map max-pooled by 2, and a 1x1;
+    the other branches are those of atrous spatial pyramid pooling. A context block without residual
+    or gate. The output projection of the attention starts at zero, so the context branch is
+    constant over the map at first.
 
     With the view attribute `capture`, the unit sows `attention_map` [b, 1, *s, *pooled s].
 
@@ -260,7 +261,6 @@ class AspObjectContext(nnx.Module):
         dim: channels.
         width: channels of every branch; None means dim // 2.
         dilations: dilations of the 3x3 convolutions.
-        pool: pooling in front of the attention.
         key_dim: channels of queries and keys; None means width // 2.
         value_dim: channels of values; None means `width`.
         dim_out: channels of the output; None means `dim`.
@@ -286,7 +286,6 @@ class AspObjectContext(nnx.Module):
         *,
         width: int | None = None,
         dilations: tuple[int, ...] = (12, 24, 36),
-        pool: int = 2,
         key_dim: int | None = None,
         value_dim: int | None = None,
         dim_out: int | None = None,
@@ -307,7 +306,7 @@ class AspObjectContext(nnx.Module):
         )
         dim_out = dim if dim_out is None else dim_out
         widths = dict(width=width, key_dim=key_dim, value_dim=value_dim, dim_out=dim_out)
-        _check(name, dropout, pool=pool, num_qk_convs=num_qk_convs, **widths)
+        _check(name, dropout, num_qk_convs=num_qk_convs, **widths)
         options = dict(
             activation=activation,
             norm_momentum=norm_momentum,
@@ -318,7 +317,7 @@ class AspObjectContext(nnx.Module):
         attends = dict(share_qk=share_qk, num_qk_convs=num_qk_convs, **options)
         self.dim, self.dtype = dim, dtype
         self.context_in = ConvNormAct(dim, width, 3, bias=True, **options)
-        self.unit = AttentionUnit(width, key_dim, value_dim, width, pool=pool, **attends)
+        self.unit = ObjectContextUnit(width, key_dim, value_dim, width, pool=2, **attends)
         self.context_out = PointwiseNormAct(width, width, bias=True, **options)
         self.point = PointwiseNormAct(dim, width, **options)
         self.dilated = nnx.List(

@@ -7,11 +7,17 @@ from typing import Any
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import PointwiseNormAct, max_pool_cells, resize_bilinear, resize_macs
+from lambdanet.layers import (
+    Captures,
+    PointwiseNormAct,
+    max_pool_cells,
+    resize_bilinear,
+    resize_macs,
+)
 from lambdanet.ops.cell_attention import cell_attention, cell_runs, full_map
 
 
-class AttentionUnit(nnx.Module):
+class ObjectContextUnit(Captures, nnx.Module):
     """softmax(q k^T / sqrt(key_dim)) v W_o + b_o on the pooled map, inside cells, resized to the
     map; W_o and b_o start at 0.
 
@@ -44,7 +50,7 @@ class AttentionUnit(nnx.Module):
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        self.key_dim, self.pool, self.cells, self.capture = key_dim, pool, cells, False
+        self.key_dim, self.pool, self.cells = key_dim, pool, cells
         linear = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         norm = dict(bias=True, activation=activation, norm_momentum=norm_momentum, **linear)
         widths = (dim, *[key_dim] * (num_qk_convs - 1))
@@ -59,15 +65,6 @@ class AttentionUnit(nnx.Module):
             value_dim, dim_out, kernel_init=nnx.initializers.zeros_init(), **linear
         )
 
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the attention weights.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
-
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Maps [b, h, w, dim] to [b, h, w, dim_out]."""
         batch, *size, _ = x.shape
@@ -81,7 +78,12 @@ class AttentionUnit(nnx.Module):
             for layer in self.query:
                 query = layer(query)
         context, weights = cell_attention(
-            query, key, self.value(x), cells=self.cells, scale=self.key_dim**-0.5
+            query,
+            key,
+            self.value(x),
+            cells=self.cells,
+            scale=self.key_dim**-0.5,
+            return_weights=self.capture,
         )
         if self.capture:  # resizing is linear, so it applies to the queries' axes of the map
             full = full_map(weights, (h, w), self.cells).reshape(batch, h, w, -1)

@@ -9,13 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
-from lambdanet.layers import check_map
+from lambdanet.layers import Captures, check_map
 
 
-@attention.register("se")
-class SqueezeExcite(nnx.Module):
+@registry.register("se")
+class SqueezeExcite(Captures, nnx.Module):
     """y = x * sigmoid(W2 relu(W1 mean(x))), the mean over all positions.
 
     A context block with its gate inside: the output is `x` scaled per channel; there is no
@@ -61,21 +61,11 @@ class SqueezeExcite(nnx.Module):
                 "channels"
             )
         self.dim, self.hidden, self.dtype = dim, dim // ratio, dtype
-        self.capture = False
         options = dict(
             use_bias=bias, kernel_init=nnx.initializers.he_normal(), param_dtype=param_dtype
         )
         self.reduce = nnx.Linear(dim, self.hidden, **options, rngs=rngs)
         self.expand = nnx.Linear(self.hidden, dim, **options, rngs=rngs)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of the gate.
-
-        Args:
-          capture: True sows `gate` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

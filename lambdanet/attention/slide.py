@@ -12,17 +12,17 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, check_map, is_count, trunc_normal
 from lambdanet.ops.slide_mix import IMPLS, shift_weight, slide_mix
 
 POSITION_BIASES = ("key", "logit", "none")
 PATHS = ("deformed", "fixed", "learned")
 
 
-@attention.register("slide")
-class SlideAttention(nnx.Module):
+@registry.register("slide")
+class SlideAttention(Captures, nnx.Module):
     """Softmax over the k x k window around a position, whose slots are learned mixtures of the
     window.
 
@@ -137,7 +137,7 @@ class SlideAttention(nnx.Module):
             impl,
             param_dtype,
         )
-        self.slots, self.capture = kernel_size**2, False
+        self.slots = kernel_size**2
 
         def linear(features_in, features, bias):
             init = trunc_normal(0.02)
@@ -165,16 +165,6 @@ class SlideAttention(nnx.Module):
         self.deformed_value_bias = uniform(channels) if separate else None
         if merged:
             _merge(self)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` and `slot_weights` at every call; None leaves it as it
-              is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

@@ -9,22 +9,24 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
-from lambdanet.layers import adaptive_avg_pool, check_map, is_count, trunc_normal
-from lambdanet.ops.dot_attention import dot_attention
+from lambdanet.layers import Captures, adaptive_avg_pool, check_map, is_count, trunc_normal
 from lambdanet.ops.gelu import gelu
+from lambdanet.ops.softmax_attention import dot_attention
+from lambdanet.ops.wide_einsum import wide_einsum
 
 CONV_INITS = ("fan_in", "fan_out")
 POOLED = 7
 """Side of the map that the linear form takes its keys from."""
 
 
-@attention.register("spatial_reduction")
-class SpatialReductionAttention(nnx.Module):
+@registry.register("spatial_reduction")
+class SpatialReductionAttention(Captures, nnx.Module):
     """Multi-head attention of every position to the positions of a map that is `sr_ratio` times
     smaller per axis.
 
@@ -99,7 +101,6 @@ class SpatialReductionAttention(nnx.Module):
             raise _error(f"conv_init is {conv_init!r}; allowed: {', '.join(CONV_INITS)}")
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.linear, self.sr_ratio = linear, 1 if linear else 2 if sr_ratio is None else sr_ratio
-        self.capture = False
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         init = trunc_normal(0.02)
         self.query = nnx.Linear(dim, dim, use_bias=qkv_bias, kernel_init=init, **stored)
@@ -116,15 +117,6 @@ class SpatialReductionAttention(nnx.Module):
         self.norm = (
             nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored) if reduced else None
         )
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None
@@ -179,13 +171,12 @@ class SpatialReductionAttention(nnx.Module):
         x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))[
             :, : rows * r, : columns * r
         ]
-        windows = x.reshape(-1, rows, r, columns, r, self.dim)
-        precise = jnp.promote_types(x.dtype, jnp.float32)
+        windows = rearrange(x, "b (h r) (w s) c -> b h r w s c", r=r, s=r)
         kernel, bias = (
             self.reduction.kernel[...].astype(x.dtype),
             self.reduction.bias[...].astype(x.dtype),
         )
-        y = jnp.einsum("bhrwsc,rscd->bhwd", windows, kernel, preferred_element_type=precise)
+        y = wide_einsum("bhrwsc,rscd->bhwd", windows, kernel)
         y = self.norm((y + bias).astype(x.dtype))
         return gelu(y) if self.linear else y
 

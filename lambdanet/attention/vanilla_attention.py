@@ -1,21 +1,24 @@
-"""Self-attention that hands on its logits, and what it shares with less-attention: tokens, value
-product, checks.
+"""Self-attention that hands on its logits, and what it shares with less-attention: projections,
+checks, maps.
 """
 
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import trunc_normal
+from lambdanet.layers import Captures, trunc_normal
+from lambdanet.ops.softmax_attention import attention_logits, mix_values
 
 
-class VanillaAttention(nnx.Module):
+class VanillaAttention(Captures, nnx.Module):
     """Multi-head self-attention that also hands on its logits: where the logits of less-attention
     come from.
 
@@ -33,7 +36,6 @@ class VanillaAttention(nnx.Module):
         dim: channels in and out.
         num_heads: heads.
         sr_ratio: side of the cells that share one key, r; 1 for none.
-        qkv_bias: biases of the input projections.
         class_token: x is a list of tokens, one class token before the map's positions; with
             sr_ratio 1 only.
         dropout_rate: dropout on the softmax; the logits handed on have none.
@@ -51,7 +53,6 @@ class VanillaAttention(nnx.Module):
         *,
         num_heads: int = 8,
         sr_ratio: int = 1,
-        qkv_bias: bool = True,
         class_token: bool = False,
         dropout_rate: float = 0.0,
         dtype: Any = None,
@@ -70,10 +71,10 @@ class VanillaAttention(nnx.Module):
             dim // num_heads,
             dtype,
         )
-        self.sr_ratio, self.class_token, self.capture = sr_ratio, class_token, False
+        self.sr_ratio, self.class_token = sr_ratio, class_token
         linear = linears(dtype, param_dtype, rngs)
-        self.query, self.key_value = linear(dim, dim, qkv_bias), linear(dim, 2 * dim, qkv_bias)
-        self.output = linear(dim, dim, True)
+        self.query, self.key_value = linear(dim, dim), linear(dim, 2 * dim)
+        self.output = linear(dim, dim)
         if sr_ratio > 1:
             stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
             window, init = (sr_ratio, sr_ratio), trunc_normal(0.02)
@@ -82,15 +83,6 @@ class VanillaAttention(nnx.Module):
             )
             self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self,
@@ -123,21 +115,19 @@ class VanillaAttention(nnx.Module):
             context = self.norm(
                 self.reduction(tokens.reshape(x.shape[0], *grid, self.dim))
             ).reshape(x.shape[0], -1, self.dim)
-        q = self.query(tokens).reshape(*tokens.shape[:2], self.num_heads, self.head_dim)
-        kv = self.key_value(context).reshape(*context.shape[:2], 2, self.num_heads, self.head_dim)
-        wide = jnp.promote_types(q.dtype, jnp.float32)
-        logits = (
-            jnp.einsum("bihd,bjhd->bhij", q, kv[:, :, 0], preferred_element_type=wide)
-            * self.head_dim**-0.5
+        q = rearrange(self.query(tokens), "b n (h d) -> b n h d", h=self.num_heads)
+        k, v = rearrange(
+            self.key_value(context), "b m (two h d) -> two b m h d", two=2, h=self.num_heads
         )
+        logits = attention_logits(q, k, scale=self.head_dim**-0.5, heads=True)
         if addition is not None:
             if addition.shape != logits.shape:
                 raise ValueError(
                     f"vanilla attention: the addition has shape {addition.shape}; the logits have "
                     f"{logits.shape}"
                 )
-            logits = logits + addition.astype(wide)
-        y, weights = mix_values(logits, kv[:, :, 1], self.dropout, rngs)
+            logits = logits + addition.astype(logits.dtype)
+        y, weights = mix_values(logits, v, dropout=partial(self.dropout, rngs=rngs), heads=True)
         if self.capture:
             self.sow(
                 nnx.Intermediate, "attention_map", as_map(weights, grid, keys, self.class_token)
@@ -201,25 +191,10 @@ def check_tokens(
     return tuple(grid)
 
 
-def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs):
-    init = trunc_normal(0.02)
-
-    def linear(dim: int, features: int, bias: bool) -> nnx.Linear:
-        options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
-        return nnx.Linear(dim, features, **options, rngs=rngs)
-
-    return linear
-
-
-def mix_values(
-    logits: Float[Array, "b heads n m"],
-    v: Float[Array, "b m heads d"],
-    dropout: nnx.Dropout,
-    rngs: nnx.Rngs | None,
-) -> tuple[Float[Array, "b n heads d"], Float[Array, "b heads n m"]]:
-    """Returns the values mixed by the softmax of the logits, and the softmax before dropout."""
-    weights = jax.nn.softmax(logits, axis=-1)
-    return jnp.einsum("bhij,bjhd->bihd", dropout(weights, rngs=rngs).astype(v.dtype), v), weights
+def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> partial:
+    """Returns the constructor of projections, (features in, features out) -> layer with bias."""
+    options = dict(kernel_init=trunc_normal(0.02), dtype=dtype, param_dtype=param_dtype)
+    return partial(nnx.Linear, **options, rngs=rngs)
 
 
 def as_map(

@@ -9,19 +9,21 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.attention.registration import attention
+from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.relative_table import dense_embeddings
+from lambdanet.ops.softmax_attention import softmax_attention
 
 PADDINGS = ("pad_roll", "roll_pad")
 
 
-@attention.register("window")
-class WindowAttention(nnx.Module):
+@registry.register("window")
+class WindowAttention(Captures, nnx.Module):
     """Multi-head attention inside the windows of a grid, whose relative bias is added to the logits
     (W-MSA, SW-MSA).
 
@@ -123,22 +125,12 @@ class WindowAttention(nnx.Module):
         self.window_size, self.shift_size = window, shift
         self.padding, self.mask_padding = padding, mask_padding
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
-        self.capture = False
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
         self.output = nnx.Linear(dim, dim, **options)
         taps = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_bias = nnx.Param(init(rngs.params(), (taps, num_heads), param_dtype))
-
-    def set_view(self, capture: bool | None = None):
-        """Switches the recording of what the layer attends to.
-
-        Args:
-          capture: True sows `attention_map` at every call; None leaves it as it is.
-        """
-        if capture is not None:
-            self.capture = capture
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -153,26 +145,28 @@ class WindowAttention(nnx.Module):
             0 if n <= w else s
             for n, w, s in zip(size, self.window_size, self.shift_size, strict=True)
         )
-        qkv = self._windows(self.qkv(self._arrange(x, shift)))
-        precise = jnp.promote_types(x.dtype, jnp.float32)
-        logits = self.scale * jnp.einsum(
-            "bwhid,bwhjd->bwhij", qkv[0], qkv[1], preferred_element_type=precise
+        grid = self._grid(size)
+        cut = dict(r=grid[0], s=grid[1], n=self.num_heads)
+        q, k, v = rearrange(
+            self.qkv(self._arrange(x, shift)),
+            "b (r h) (s w) (three n d) -> three b (r s) n (h w) d",
+            three=3,
+            **cut,
         )
-        logits += dense_bias(self.relative_bias[...], self.window_size).astype(precise)
+        seen = None
         padded = any(n % w for n, w in zip(size, self.window_size, strict=True))
         if any(shift) or (padded and self.mask_padding):
             # Made from small constants and not kept as one: it has as many entries as the logits of
             # one head.
             regions = _regions(size, self.window_size, shift, self.padding, self.mask_padding)
-            seen = jnp.asarray(regions)[:, :, None] == regions[:, None, :]
-            logits = jnp.where(seen[:, None], logits, jnp.finfo(precise).min)
-        weights = jax.nn.softmax(logits, axis=-1)
+            seen = (jnp.asarray(regions)[:, :, None] == regions[:, None, :])[:, None]
+        bias = dense_bias(self.relative_bias[...], self.window_size)
+        y, weights = softmax_attention(
+            q, k, v, scale=self.scale, bias=bias, mask=seen, return_weights=self.capture
+        )
         if self.capture:
             self.sow(nnx.Intermediate, "attention_map", self._full_map(weights, size, shift))
-        y = jnp.einsum("bwhij,bwhjd->bwhid", weights.astype(x.dtype), qkv[2])
-        grid = self._grid(size)
-        y = y.reshape(-1, *grid, self.num_heads, *self.window_size, y.shape[-1])
-        y = y.transpose(0, 1, 4, 2, 5, 3, 6).reshape(-1, *self._padded(size), self.dim)
+        y = rearrange(y, "b (r s) n (h w) d -> b (r h) (s w) (n d)", h=self.window_size[0], **cut)
         return self.output(self._restore(y, size, shift, (1, 2)))
 
     def macs(self, *spatial: int) -> int:
@@ -218,30 +212,23 @@ class WindowAttention(nnx.Module):
             x = jax.lax.slice_in_dim(x, 0, length, axis=axis)
         return jnp.roll(x, shift, axes) if rolled and self.padding == "roll_pad" else x
 
-    def _windows(self, qkv: jax.Array) -> jax.Array:
-        """[b, H, W, 3 c] -> [3, b, windows, heads, positions of a window, d]."""
-        (rows, columns), (height, width) = self._grid(qkv.shape[1:3]), self.window_size
-        qkv = qkv.reshape(
-            -1, rows, height, columns, width, 3, self.num_heads, self.dim // self.num_heads
-        )
-        qkv = qkv.transpose(5, 0, 1, 3, 6, 2, 4, 7)
-        return qkv.reshape(
-            3, -1, rows * columns, self.num_heads, height * width, self.dim // self.num_heads
-        )
-
     def _full_map(
         self, weights: jax.Array, size: Sequence[int], shift: tuple[int, int]
     ) -> jax.Array:
         """[b, windows, heads, i, j] -> [b, heads, *size, *size], zero between windows."""
         (rows, columns), (height, width) = self._grid(size), self.window_size
-        weights = weights.reshape(-1, rows, columns, self.num_heads, height, width, height, width)
+        weights = rearrange(
+            weights,
+            "b (r s) n (y x) (Y X) -> b r s n y x Y X",
+            **dict(r=rows, y=height, x=width, Y=height),
+        )
         one = functools.partial(jnp.eye, dtype=weights.dtype)
-        full = jnp.einsum("brshyxYX,rR,sS->bhrysxRYSX", weights, one(rows), one(columns))
-        full = full.reshape(-1, self.num_heads, *self._padded(size), *self._padded(size))
+        full = jnp.einsum("brsnyxYX,rR,sS->bnrysxRYSX", weights, one(rows), one(columns))
+        full = rearrange(full, "b n r y s x R Y S X -> b n (r y) (s x) (R Y) (S X)")
         return self._restore(self._restore(full, size, shift, (2, 3)), size, shift, (4, 5))
 
 
-attention.register("shifted_window", WindowAttention, shift_size="half")
+registry.register("shifted_window", WindowAttention, shift_size="half")
 
 
 def dense_bias(table: Float[Array, "t n"], window: tuple[int, int]) -> Float[Array, "n i j"]:

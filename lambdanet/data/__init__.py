@@ -1,23 +1,31 @@
 """Images in, uint8 batches out: sources, decoding, augmentation and exactly resumable reading."""
 
-from lambdanet.data import pseudo_labels
+from lambdanet.data.examples import MakeExample, Part, attributes, training_parts
 from lambdanet.data.pipeline import (
-    DataInfo,
     EvalBatches,
     TrainBatches,
     check_resume,
-    describe,
     eval_batches,
     train_batches,
 )
+from lambdanet.data.record import CorruptRecordError, DataInfo, Record, UnusableRecordError
+from lambdanet.data.sources import open_builder, open_source, prepare_embedded
 
 __all__ = [
+    "CorruptRecordError",
     "DataInfo",
     "EvalBatches",
+    "MakeExample",
+    "Part",
+    "Record",
     "TrainBatches",
+    "UnusableRecordError",
+    "attributes",
     "check_resume",
-    "describe",
     "eval_batches",
-    "pseudo_labels",
+    "open_builder",
+    "open_source",
+    "prepare_embedded",
     "train_batches",
+    "training_parts",
 ]

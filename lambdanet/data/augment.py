@@ -8,9 +8,12 @@ generator's state.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageOps
+
+from lambdanet.data import decode
 
 FILL = 128  # what moves into the picture, as in the reference code of RandAugment
 
@@ -19,17 +22,23 @@ def _grey(image: Image.Image, value: int) -> int | tuple[int, ...]:
     return value if image.mode == "L" else (value,) * len(image.mode)
 
 
-def shift_crop(image: Image.Image, shift: int, rng: np.random.Generator) -> Image.Image:
-    """Moves the picture by up to `shift` pixels per axis, zeros moving in (zero-pad, then random
-    crop).
+def recolour(image: Image.Image, data: Any, rng: np.random.Generator) -> np.ndarray:
+    """Applies what the config turns on, in its order: RandAugment, colour jitter, random erasing.
+
+    Args:
+        image: 'L' or 'RGB', cropped.
+        data: the config's section; reads rand_augment, color_jitter and random_erasing.
+        rng: generator of the record. What is off draws nothing.
+
+    Returns:
+        uint8 [h, w, c].
     """
-    dx, dy = (int(d) for d in rng.integers(-shift, shift + 1, 2))
-    return image.crop((dx, dy, dx + image.width, dy + image.height))
-
-
-def random_flip(image: Image.Image, probability: float, rng: np.random.Generator) -> Image.Image:
-    """Mirrors left and right with the given probability."""
-    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < probability else image
+    if data.rand_augment[0] > 0:
+        image = rand_augment(image, int(data.rand_augment[0]), data.rand_augment[1], rng)
+    if any(data.color_jitter):
+        image = color_jitter(image, data.color_jitter, rng)
+    array = decode.to_array(image)
+    return random_erasing(array, data.random_erasing, rng) if data.random_erasing > 0 else array
 
 
 def color_jitter(

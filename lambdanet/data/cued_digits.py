@@ -253,6 +253,12 @@ class CuedDigits(tfds.core.GeneratorBasedBuilder):
             yield index, example | {"rows": scene.rows, "tints": scene.tints, "boxes": scene.boxes}
 
 
+def directory(data_dir: str | os.PathLike, size: tuple[int, int]) -> Path:
+    """Returns where the prepared set with that canvas (height, width) is, or would be."""
+    name = f"{size[0]}x{size[1]}"
+    return Path(data_dir) / "cued_digits" / name / str(CuedDigits.VERSION)
+
+
 def prepare(data_dir: str, size: tuple[int, int]) -> str:
     """Prepares the set with that canvas under `data_dir` unless it is there; returns the directory
     of the prepared set.
@@ -265,14 +271,12 @@ def prepare(data_dir: str, size: tuple[int, int]) -> str:
         ValueError: no such canvas, or the directory is not writable.
     """
     check_size(size)
-    directory = Path(data_dir) / "cued_digits" / f"{size[0]}x{size[1]}" / str(CuedDigits.VERSION)
+    where = directory(data_dir, size)
     try:
-        storage.prepare_atomically(
-            lambda scratch: CuedDigits(tuple(size), data_dir=scratch), directory
-        )
+        storage.prepare_atomically(lambda scratch: CuedDigits(tuple(size), data_dir=scratch), where)
     except OSError as error:
         raise ValueError(
             f"cannot prepare the cued digits under data.data_dir={os.fspath(data_dir)!r}: {error}; "
             "name a writable directory"
         ) from error
-    return str(directory)
+    return str(where)

@@ -2,21 +2,65 @@
 
 Pillow does both steps: its resampling filters widen when shrinking (antialiasing, as torchvision,
 timm and `jax.image.resize` do), it refuses truncated files, and it releases the interpreter lock,
-so reader threads scale. EXIF orientation is ignored, as in the usual ImageNet pipelines.
+so reader threads scale.
+
+Pictures are upright: the EXIF orientation that cameras store is applied, unless it is switched
+off. Pictures are opaque: transparent ones (an alpha channel, a palette with alpha, PNG's
+transparent colour) are laid on white, the paper of scans and drawings, before they are resampled.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import os
+import re
 
 import numpy as np
 from PIL import Image
 
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
+from lambdanet.data import orientation
+
+MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats that are read; others (EPS runs a program) are never handed to their decoders."""
+MAX_PIXELS = 300_000_000
+"""Largest picture, width times height: 1.2 GB when decoded. Cameras reach 200 million."""
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+WHITE = {"L": 255, "RGB": (255, 255, 255)}
 Box = tuple[
     int | float, int | float, int | float, int | float
 ]  # left, top, right, bottom, in pixels
+
+# Pillow warns above 89 and refuses above 179 million pixels, which single photographs have.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """An opened picture, whose pixels need not be decoded yet.
+
+    Attributes:
+        stored: as the file has it.
+        turn: makes it upright.
+    """
+
+    stored: Image.Image
+    turn: orientation.Turn
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the upright picture."""
+        return self.stored.size[::-1] if self.turn.sideways else self.stored.size
+
+    def load(self) -> Image.Image:
+        """Returns the whole picture, decoded and upright, in its own mode.
+
+        Raises:
+            OSError: damaged or truncated pixel data.
+        """
+        self.stored.load()
+        return orientation.upright(self.stored, self.turn)
 
 
 def why_unsupported(mode: str) -> str:
@@ -30,23 +74,95 @@ def why_unsupported(mode: str) -> str:
     )
 
 
-def open_image(data: bytes | np.ndarray) -> Image.Image:
-    """Reads the header of an encoded image; the pixels are decoded later, by `crop_and_resize`.
+def why_too_large(pixels: int) -> str:
+    """Returns '' for at most `MAX_PIXELS`, else the reason why a picture is refused, which may be a
+    few bytes that ask for all memory.
+    """
+    if pixels <= MAX_PIXELS:
+        return ""
+    return (
+        f"{pixels / 1e6:.0f} megapixels; allowed: up to {MAX_PIXELS / 1e6:.0f}; scale it down or "
+        "cut it into pieces"
+    )
+
+
+def read_header(
+    file: str | os.PathLike | io.BytesIO, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """Opens an image file with Pillow; no pixel is decoded.
 
     Args:
-        data: an image file's bytes, or decoded pixels: uint8 [h, w, 1 or 3].
+        file: name of the file, or its bytes.
+        formats: Pillow's names of those to try; all, if None.
 
     Raises:
-        ValueError: 16-bit or float pixels, which a plain conversion to 8 bits would clip.
-        OSError: not an image.
+        ValueError: the picture is too large, or has 16-bit or float pixels, which a plain
+            conversion to 8 bits would clip.
+        OSError: not an image of these formats, or unreadable.
     """
-    if isinstance(data, np.ndarray):
-        return Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
-    image = Image.open(io.BytesIO(data))
-    reason = why_unsupported(image.mode)
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:  # beyond twice the limit; it says how large
+        raise ValueError(why_too_large(int(re.search(r"\d+", str(error))[0]))) from error
+    reason = why_too_large(image.width * image.height) or why_unsupported(image.mode)
     if reason:
         raise ValueError(reason)
     return image
+
+
+def open_image(data: bytes | np.ndarray, *, exif_orientation: bool = True) -> Picture:
+    """Reads the header of an encoded image; the pixels are decoded later, by `crop_and_resize`.
+
+    A PNG may name its orientation behind the pixels, so that they are decoded here already.
+
+    Args:
+        data: an image file's bytes, or decoded pixels: uint8 [h, w, 1 or 3].
+        exif_orientation: turn the picture as its EXIF data say. TIFF files are turned in any case,
+            by Pillow.
+
+    Raises:
+        ValueError: more than `MAX_PIXELS`; 16-bit or float pixels.
+        OSError: not an image, or a damaged PNG.
+    """
+    if isinstance(data, np.ndarray):
+        image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
+        return Picture(image, orientation.TURNS[1])
+    image = read_header(io.BytesIO(data), FORMATS)
+    _scale_transparent_colour(image)
+    turn = orientation.read(image) if exif_orientation else orientation.TURNS[1]
+    return Picture(image, turn)
+
+
+def _scale_transparent_colour(image: Image.Image) -> None:
+    """Gives a PNG's transparent colour the scale of its pixels: Pillow brings samples of 2, 4 and
+    16 bits to 8, but not the colour they are compared with. Of 16 bits the upper 8 are compared.
+    """
+    colour = image.info.get("transparency")
+    if image.format != "PNG" or colour is None:
+        return
+    samples = image.tile[0].args
+    if samples in ("L;2", "L;4"):
+        image.info["transparency"] = colour * {"L;2": 85, "L;4": 17}[samples]
+    elif samples == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in colour)
+
+
+def _opaque(image: Image.Image, mode: str) -> Image.Image:
+    """Decodes and converts to 'L' or 'RGB', a transparent picture on white."""
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert(mode)
+    alpha = image if image.mode in ("LA", "PA", "RGBA") else image.convert("RGBA")
+    alpha = alpha.getchannel("A")
+    colours = image
+    if "transparency" in image.info:  # which Pillow would try to carry along, with a warning
+        colours = image.copy()
+        del colours.info["transparency"]
+    colours = colours.convert(mode)
+    if alpha.getextrema()[0] == 255:
+        return colours
+    canvas = Image.new(mode, image.size, WHITE[mode])
+    canvas.paste(colours, mask=alpha)
+    return canvas
 
 
 def random_resized_box(
@@ -102,45 +218,58 @@ def centre_box(
 
 
 def crop_and_resize(
-    image: Image.Image, box: Box, *, size: tuple[int, int], channels: int, interpolation: str
+    picture: Picture, box: Box, *, size: tuple[int, int], channels: int, interpolation: str
 ) -> Image.Image:
-    """Decodes the image and resamples `box` to `size` in one antialiased step.
+    """Decodes a picture and resamples `box` to `size` in one antialiased step; call it once.
 
     A JPEG whose crop is at least twice the output in both directions is decoded at 1/2, 1/4 or 1/8
     of its size, which its block transform gives almost for free; never below the output's
-    resolution. Pixels just outside the box enter the filter at its border.
+    resolution. Pixels just outside the box enter the filter at its border. The small result is
+    turned, not the picture.
 
     Args:
-        image: from `open_image` (or any 8-bit Pillow image).
-        box: the crop in pixels of the full-size image.
+        picture: from `open_image`.
+        box: the crop in pixels of the full-size, upright picture.
         size: (height, width) of the output.
-        channels: 1 gives mode 'L', 3 gives 'RGB'; other modes are converted.
+        channels: 1 gives mode 'L', 3 gives 'RGB'; other modes are converted, transparent ones laid
+            on white.
         interpolation: 'bilinear' or 'bicubic'.
 
     Returns:
-        A decoded image of `size`.
+        A decoded, upright image of `size`.
 
     Raises:
         OSError: damaged or truncated pixel data.
     """
     mode = "L" if channels == 1 else "RGB"
-    width, height = image.size
-    left, top, right, bottom = box
-    if image.format == "JPEG":
-        wanted = (
-            int(np.ceil(width * size[1] / (right - left))),
-            int(np.ceil(height * size[0] / (bottom - top))),
-        )
-        reduced = image.draft("L" if channels == 1 else None, wanted)
-        if reduced is not None:
-            x, y = reduced[1][2] / width, reduced[1][3] / height
-            left, top, right, bottom = left * x, top * y, right * x, bottom * y
-    if image.mode != mode:
-        image = image.convert(mode)
-    if (left, top, right, bottom) == (0, 0, *image.size) and image.size == (size[1], size[0]):
+    image, turn = picture.stored, picture.turn
+    box = orientation.stored_box(box, image.size, turn)
+    height, width = size[::-1] if turn.sideways else size
+    if image.format in ("JPEG", "MPO"):
+        box = _draft(image, box, (height, width), mode)
+    image = _opaque(image, mode)
+    if box == (0, 0, *image.size) and image.size == (width, height):
         image.load()
-        return image
-    return image.resize((size[1], size[0]), FILTERS[interpolation], box=(left, top, right, bottom))
+    else:
+        image = image.resize((width, height), FILTERS[interpolation], box=box)
+    return orientation.upright(image, turn)
+
+
+def _draft(image: Image.Image, box: Box, size: tuple[int, int], mode: str) -> Box:
+    """Sets a JPEG to be decoded at the smallest size that covers the output; returns the box in
+    it.
+    """
+    left, top, right, bottom = box
+    width, height = image.size
+    wanted = (
+        int(np.ceil(width * size[1] / (right - left))),
+        int(np.ceil(height * size[0] / (bottom - top))),
+    )
+    reduced = image.draft("L" if mode == "L" else None, wanted)
+    if reduced is None:
+        return box
+    x, y = reduced[1][2] / width, reduced[1][3] / height
+    return left * x, top * y, right * x, bottom * y
 
 
 def to_array(image: Image.Image) -> np.ndarray:

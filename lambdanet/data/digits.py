@@ -115,16 +115,24 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             )
 
 
+def directory(data_dir: str | os.PathLike) -> Path:
+    """Returns where the prepared set is, or would be."""
+    return Path(data_dir) / "digits" / str(Digits.VERSION)
+
+
 def prepare(data_dir: str) -> str:
     """Prepares the set under `data_dir` unless it is there; returns the directory of the prepared
     set.
+
+    Raises:
+        ValueError: the directory is not writable, or the disk is full.
     """
-    directory = Path(data_dir) / "digits" / str(Digits.VERSION)
+    where = directory(data_dir)
     try:
-        storage.prepare_atomically(lambda scratch: Digits(data_dir=scratch), directory)
+        storage.prepare_atomically(lambda scratch: Digits(data_dir=scratch), where)
     except OSError as error:
         raise ValueError(
             f"cannot prepare the digits under data.data_dir={os.fspath(data_dir)!r}: {error}; name "
             "a writable directory"
         ) from error
-    return str(directory)
+    return str(where)

@@ -2,159 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
-import sys
-import time
 from pathlib import Path
 
-import numpy as np
 import tensorflow_datasets as tfds
-from PIL import Image, UnidentifiedImageError
+from rich import progress
+from rich.console import Console
+from rich.text import Text
 
-from lambdanet.data import decode, digits, storage
-
-SPLIT_FOLDERS = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "test": "test",
-}
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-MAX_LISTED = 20  # problems named in one error
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-    """What a scan found: `splits` maps a split name to its (file relative to `root`, class index)
-    pairs.
-    """
-
-    root: Path
-    class_names: tuple[str, ...]
-    splits: dict[str, list[tuple[str, int]]]
-
-
-def scan(
-    source: str | os.PathLike, *, val_fraction: float = 0.1, test_fraction: float = 0.0
-) -> Folder:
-    """Lists the images of `source` and refuses whatever is not one.
-
-    Two layouts are read: `source/<split>/<class>/<file>` with a folder `train` and optionally
-    `validation` (or `val`, `valid`) and `test`; or `source/<class>/<file>`, from which stratified
-    validation and test splits are taken. Only the header of each file is read. Names that start
-    with a dot are passed over.
-
-    Args:
-        source: the folder.
-        val_fraction, test_fraction: share of the records for these splits, second layout only.
-
-    Raises:
-        ValueError: lists the empty classes, the files that are no 8-bit images in one of `FORMATS`,
-            files where a folder is expected and the other way round, and classes of other splits
-            that `train` lacks.
-    """
-    root = Path(source)
-    if not root.is_dir():
-        raise ValueError(
-            f"{root} is not a directory; expected class folders, or train/ (and validation/, "
-            "test/) of them"
-        )
-    if val_fraction < 0 or test_fraction < 0 or val_fraction + test_fraction >= 1:
-        raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
-            "< 1"
-        )
-    problems: list[str] = []
-    splits: dict[str, list[tuple[str, int]]] = {}
-    if (root / "train").is_dir():
-        folders = {}
-        for entry in _entries(root):
-            if not entry.is_dir() or entry.name not in SPLIT_FOLDERS:
-                problems.append(
-                    f"{entry.name}: beside train/ only folders named {', '.join(SPLIT_FOLDERS)} "
-                    "may stand"
-                )
-            elif SPLIT_FOLDERS[entry.name] in folders:
-                problems.append(
-                    f"{entry.name}/: a second folder for split {SPLIT_FOLDERS[entry.name]!r}"
-                )
-            else:
-                folders[SPLIT_FOLDERS[entry.name]] = entry
-        class_names = tuple(entry.name for entry in _entries(root / "train") if entry.is_dir())
-        splits = {
-            name: _list_classes(root, folders[name], class_names, problems)
-            for name in sorted(folders)
-        }
-    else:
-        class_names = tuple(entry.name for entry in _entries(root) if entry.is_dir())
-        found = _list_classes(root, root, class_names, problems)
-    if not class_names:
-        problems.append("no class folders")
-    if problems:
-        more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        listed = "\n  ".join(problems[:MAX_LISTED] + more)
-        raise ValueError(f"{root} cannot be prepared; move these away or repair them:\n  {listed}")
-    return Folder(root, class_names, splits or _split(found, val_fraction, test_fraction))
-
-
-def _split(
-    found: list[tuple[str, int]], val_fraction: float, test_fraction: float
-) -> dict[str, list[tuple[str, int]]]:
-    """Holds stratified shares of the records out; a split without records is left out."""
-    labels = np.array([label for _, label in found])
-    held_out = digits.stratified_split(
-        labels, [round(val_fraction * len(found)), round(test_fraction * len(found))]
-    )
-    rest = np.setdiff1d(np.arange(len(found)), np.concatenate(held_out))
-    parts = {"train": rest, "validation": held_out[0], "test": held_out[1]}
-    return {name: [found[i] for i in rows] for name, rows in parts.items() if len(rows)}
-
-
-def _entries(directory: Path) -> list[Path]:
-    return sorted(entry for entry in directory.iterdir() if not entry.name.startswith("."))
-
-
-def _list_classes(
-    root: Path, directory: Path, class_names: tuple[str, ...], problems: list[str]
-) -> list[tuple[str, int]]:
-    """Returns the (relative file, class) pairs under `directory`; appends what is wrong to
-    `problems`.
-    """
-    found = []
-    for entry in _entries(directory):
-        if not entry.is_dir():
-            problems.append(f"{entry.relative_to(root)}: a file where class folders are expected")
-            continue
-        if entry.name not in class_names:
-            problems.append(
-                f"{entry.relative_to(root)}/: class {entry.name!r} does not occur in train/"
-            )
-            continue
-        files = _entries(entry)
-        if not files:
-            problems.append(f"{entry.relative_to(root)}/: class without images")
-        for file in files:
-            relative = file.relative_to(root).as_posix()
-            reason = _why_no_image(file)
-            if reason:
-                problems.append(f"{relative}: {reason}")
-            else:
-                found.append((relative, class_names.index(entry.name)))
-    return found
-
-
-def _why_no_image(file: Path) -> str:
-    if file.is_dir():
-        return "a folder inside a class folder"
-    try:
-        with Image.open(file) as image:
-            if image.format not in FORMATS:
-                return f"format {image.format}; allowed: {', '.join(FORMATS)}"
-            return decode.why_unsupported(image.mode)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
-        return "not an image"
+from lambdanet.data import storage
+from lambdanet.data.class_folders import Folder, scan
 
 
 class PreparedFolder(tfds.core.GeneratorBasedBuilder):
@@ -162,8 +18,8 @@ class PreparedFolder(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, folder: Folder, *, data_dir: str):
-        self.folder = folder
+    def __init__(self, folder: Folder, bars: progress.Progress, *, data_dir: str):
+        self.folder, self.bars = folder, bars
         super().__init__(data_dir=data_dir)
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -184,29 +40,31 @@ class PreparedFolder(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, split, rows):
-        started = time.monotonic()
-        for count, (file, label) in enumerate(rows, start=1):
-            yield (
-                file,
-                {"file": file, "image": (self.folder.root / file).read_bytes(), "label": label},
-            )
-            _progress(split, count, len(rows), started)
+        for file, label in self.bars.track(rows, description=split):
+            image = (self.folder.root / file).read_bytes()
+            yield file, {"file": file, "image": image, "label": label}
 
 
-def _progress(split: str, count: int, total: int, started: float) -> None:
-    """One live line per split on a terminal, else a line per tenth."""
-    if sys.stderr.isatty():
-        if count % 50 == 0 or count == total:
-            rate = count / max(time.monotonic() - started, 1e-9)
-            end = "\n" if count == total else ""
-            print(
-                f"\r{split}: {count}/{total} images, {rate:.0f}/s ",
-                end=end,
-                file=sys.stderr,
-                flush=True,
-            )
-    elif count * 10 // total != (count - 1) * 10 // total:
-        print(f"{split}: {count}/{total} images", file=sys.stderr, flush=True)
+class Rate(progress.ProgressColumn):
+    """Files per second, over the whole time."""
+
+    def render(self, task: progress.Task) -> Text:
+        """Returns the rate as text."""
+        return Text(f"{task.completed / max(task.elapsed or 0, 1e-3):.0f}/s")
+
+
+def progress_bars() -> progress.Progress:
+    """Returns live bars on the standard error: count, rate and time left; without a terminal, one
+    line each at the end.
+    """
+    return progress.Progress(
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        Rate(),
+        progress.TimeRemainingColumn(elapsed_when_finished=True),
+        console=Console(stderr=True),
+    )
 
 
 def prepare(
@@ -216,15 +74,28 @@ def prepare(
     written.
 
     Raises:
-        ValueError: the scan found problems (all of them listed), or `directory` is in use.
+        ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
+            `source`, where it would be taken for a class.
+        OSError: a file or folder cannot be read or written.
     """
     if storage.is_prepared(directory):
         raise ValueError(
             f"{directory} is a prepared data set already; remove it to prepare it anew"
         )
-    folder = scan(source, val_fraction=val_fraction, test_fraction=test_fraction)
-    if not storage.prepare_atomically(
-        lambda scratch: PreparedFolder(folder, data_dir=scratch), directory
-    ):
+    if Path(directory).resolve().is_relative_to(Path(source).resolve()):
+        raise ValueError(f"{directory} lies in {source}; name a directory outside of it")
+    with progress_bars() as bars:
+        checking = bars.add_task("checking", total=None)
+        folder = scan(
+            source,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
+            on_file=lambda: bars.advance(checking),
+        )
+        bars.update(checking, total=bars.tasks[checking].completed)
+        written = storage.prepare_atomically(
+            lambda scratch: PreparedFolder(folder, bars, data_dir=scratch), directory
+        )
+    if not written:
         raise ValueError(f"{directory} was prepared by another process meanwhile")
     return folder

@@ -12,7 +12,6 @@ these epochs: none is short and no record is dropped.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gc
 import os
@@ -27,60 +26,9 @@ import grain
 import numpy as np
 from absl import flags
 
-from lambdanet.data import pseudo_labels, records, sources
+from lambdanet.data import examples, pseudo_labels
 
 Batch = dict[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class DataInfo:
-    """What a data set offers.
-
-    Attributes:
-        num_classes: number of classes.
-        class_names: one name per class.
-        split_sizes: records by split; holds the stored splits and the configured ones
-            ('train[:90%]').
-        channels: 1 (grey) or 3 (RGB), as stored; data.channels is what the model gets.
-        train_records: records of one training epoch: train_split, plus the pseudo-labelled ones if
-            they are mixed in.
-    """
-
-    num_classes: int
-    class_names: tuple[str, ...]
-    split_sizes: dict[str, int]
-    channels: int
-    train_records: int
-
-
-def describe(config: Any) -> DataInfo:
-    """Returns classes, split sizes and channels of the configured data set; prepares `digits` on
-    first use.
-
-    Args:
-        config: the section `data` of the config.
-
-    Raises:
-        ValueError: a configured split, or the file of pseudo-labels, cannot be opened.
-    """
-    configured = [s for s in (config.train_split, config.eval_split, config.test_split) if s]
-    sizes = {split: len(sources.open_source(config, split)) for split in configured}
-    train_records = sum(len(part) for part in records.training_parts(config))
-    if config.source == "synthetic":
-        names = tuple(str(c) for c in range(config.synthetic_classes))
-        return DataInfo(config.synthetic_classes, names, sizes, config.channels, train_records)
-    builder = sources.open_directory(config)
-    image, label = sources.find_features(builder)
-    features = builder.info.features
-    stored = {name: split.num_examples for name, split in builder.info.splits.items()}
-    channels = features[image].shape[-1] or 3
-    return DataInfo(
-        features[label].num_classes,
-        tuple(features[label].names),
-        stored | sizes,
-        channels,
-        train_records,
-    )
 
 
 class ProcessRows(grain.MapDataset):
@@ -155,10 +103,11 @@ class TrainBatches:
 
 
 def train_batches(
-    config: Any,
+    parts: list[examples.Part],
+    make: examples.MakeExample,
+    data: Any,
     *,
     batch_size: int,
-    num_classes: int,
     seed: int,
     start: int = 0,
     process_index: int = 0,
@@ -167,58 +116,48 @@ def train_batches(
     """Returns an endless iterator over this process's part of the training batches.
 
     Args:
-        config: the section `data` of the config.
+        parts: of `examples.training_parts`.
+        make: the task's `example`, a function of record and generator that pickles.
+        data: the section `data` of the config.
         batch_size: global, over all processes.
-        num_classes: labels must be below it.
         seed: of order and augmentation, >= 0.
         start: number of batches to pass over, `state()['batches']` of the run to continue.
         process_index, process_count: which rows of each global batch this process reads.
 
     Returns:
-        Iterator of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b]); with
-        on_error='skip' also skipped, a scalar int32: damaged records replaced in this batch. b =
-        batch_size / process_count.
+        Iterator of dicts with the arrays of the task's examples [b, ...] and id int64 [b]; with
+        on_error='skip' also skipped, a scalar int32: damaged records replaced in this batch.
+        b = batch_size / process_count.
 
     Raises:
-        ValueError: wrong arguments, or the data cannot be opened. Damaged records and wrong labels
-            raise when they are read.
+        ValueError: wrong arguments. Damaged records and wrong labels raise when they are read.
     """
     if start < 0 or seed < 0:
         raise ValueError(f"start is {start} and seed is {seed}; both must be >= 0")
-    parts = records.training_parts(config)
     seeds = [int(s) for s in np.random.SeedSequence(seed).generate_state(3)]
-    transform = records.transform_from_config(records.TrainTransform, config)
     first = len(parts[0])
     order = grain.MapDataset.range(first).shuffle(seed=seeds[0]).repeat()
     state = dict(
-        batches=start,
-        batch_size=batch_size,
-        seed=seed,
-        source=config.source,
-        split=config.train_split,
+        batches=start, batch_size=batch_size, seed=seed, source=data.source, split=data.train_split
     )
     state |= dict(records=first)
     if len(parts) == 2:
-        pseudo = (
-            grain.MapDataset.range(first, first + len(parts[1])).shuffle(seed=seeds[1]).repeat()
-        )
-        order = grain.MapDataset.mix(
-            [order, pseudo], [1 - config.pseudo_fraction, config.pseudo_fraction]
-        )
-        digest = pseudo_labels.digest(pseudo_labels.read(config.pseudo_labels))
+        pseudo = grain.MapDataset.range(first, first + len(parts[1])).shuffle(seed=seeds[1])
+        shares = [1 - data.pseudo_fraction, data.pseudo_fraction]
+        order = grain.MapDataset.mix([order, pseudo.repeat()], shares)
         state |= dict(
-            pseudo_labels=digest,
-            pseudo_split=config.pseudo_split,
-            pseudo_fraction=config.pseudo_fraction,
+            pseudo_labels=pseudo_labels.digest(data.pseudo_labels),
+            pseudo_split=data.pseudo_split,
+            pseudo_fraction=data.pseudo_fraction,
         )
-    examples = records.TrainExamples(parts, num_classes, transform, config.on_error)
+    numbered = examples.TrainExamples(parts, make, data.on_error)
     rows = ProcessRows(
-        order.random_map(examples, seed=seeds[2]), batch_size, process_index, process_count
+        order.random_map(numbered, seed=seeds[2]), batch_size, process_index, process_count
     )
     batches = rows.batch(rows.rows, drop_remainder=True)
-    if config.on_error == "skip":
+    if data.on_error == "skip":
         batches = batches.map(_sum_skipped)
-    return TrainBatches(batches[start:] if start else batches, config, state)
+    return TrainBatches(batches[start:] if start else batches, data, state)
 
 
 def _sum_skipped(batch: Batch) -> Batch:
@@ -289,11 +228,12 @@ class EvalBatches:
 
 
 def eval_batches(
-    config: Any,
-    split: str,
+    part: examples.Part,
+    make: examples.MakeExample,
+    blank: examples.Example,
+    data: Any,
     *,
     batch_size: int,
-    num_classes: int,
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
@@ -301,28 +241,27 @@ def eval_batches(
     fixed shape.
 
     Args:
-        config: the section `data` of the config.
-        split: split text.
+        part: the split.
+        make: the task's `example`, which is called without a generator.
+        blank: the task's blank example.
+        data: the section `data` of the config.
         batch_size: global, over all processes.
-        num_classes: labels must be below it.
         process_index, process_count: which rows of each global batch this process reads.
 
     Returns:
-        Iterable of dict(image uint8 [b, h, w, c], label int32 [b], id int64 [b], mask float32 [b]).
-        The last batch is padded; padding and, with on_error='skip', damaged records have mask 0, id
-        -1 and label 0. Every process gets the same number of batches.
+        Iterable of dicts with the arrays of the task's examples [b, ...], id int64 [b] and mask
+        float32 [b]. The last batch is padded; padding and, with on_error='skip', damaged records
+        are blank, with mask 0 and id -1. Every process gets the same number of batches.
 
     Raises:
         ValueError: as `train_batches`.
     """
-    part = records.Part(sources.open_source(config, split))
-    transform = records.transform_from_config(records.EvalTransform, config)
     padded = -(-len(part) // batch_size) * batch_size
-    examples = records.EvalExamples(part, num_classes, transform, config.on_error)
+    numbered = examples.EvalExamples(part, make, blank, data.on_error)
     rows = ProcessRows(
-        grain.MapDataset.range(padded).map(examples), batch_size, process_index, process_count
+        grain.MapDataset.range(padded).map(numbered), batch_size, process_index, process_count
     )
-    return EvalBatches(rows.batch(rows.rows, drop_remainder=True), config, len(part))
+    return EvalBatches(rows.batch(rows.rows, drop_remainder=True), data, len(part))
 
 
 def _start_readers(batches: grain.MapDataset, config: Any) -> Any:

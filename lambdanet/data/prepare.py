@@ -3,15 +3,32 @@
     python -m lambdanet.data.prepare SRC DST [--val-fraction 0.1] [--test-fraction 0.0]
 
 SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
-inside.
+inside. Afterwards it prints what was found and the options that train on it.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from collections.abc import Collection
 
 from lambdanet.data import image_folder
+
+
+def training_options(directory: str, splits: Collection[str]) -> str:
+    """Returns the options of train.py, quoted for a shell, that read a prepared folder.
+
+    Args:
+        directory: of the prepared set.
+        splits: that it has; without validation there is no best checkpoint either.
+    """
+    options = ["--config.data.source=image_folder", f"--config.data.data_dir={directory}"]
+    if "validation" not in splits:
+        options += ["--config.data.eval_split=", "--config.train.keep_best="]
+    if "test" not in splits:
+        options += ["--config.data.test_split="]
+    return shlex.join(options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,20 +60,20 @@ def main(argv: list[str] | None = None) -> int:
             val_fraction=args.val_fraction,
             test_fraction=args.test_fraction,
         )
+    except MemoryError:
+        print("error: out of memory; nothing was written", file=sys.stderr)
+        return 1
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in folder.splits.items())
     print(f"{args.destination}: {len(folder.class_names)} classes, {sizes}")
-    missing = "".join(
-        f" --config.data.{key}=''"
-        for key, name in (("eval_split", "validation"), ("test_split", "test"))
-        if name not in folder.splits
-    )
-    print(
-        "train with --config.data.source=image_folder "
-        f"--config.data.data_dir={args.destination}{missing}"
-    )
+    for note in folder.notes:
+        print(f"note: {note}")
+    print(f"train with {training_options(args.destination, folder.splits)}")
     return 0
 
 

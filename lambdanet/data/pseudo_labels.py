@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from lambdanet.atomic import write_file
+
 FORMAT = "lambdanet pseudo-labels 1"
 
 
@@ -32,7 +34,7 @@ def write(
     et al. 2019), without its repetition of records of rare classes.
 
     Args:
-        path: of the JSON file; written to a temporary file first and renamed.
+        path: of the JSON file; it appears whole or not at all.
         ids: stable record numbers, all different (the batches' `id`).
         probabilities: the teacher's, rows summing to one.
         threshold: least confidence, in [0, 1].
@@ -91,14 +93,7 @@ def write(
         labels=labels[chosen].tolist(),
         confidences=[round(float(c), 6) for c in confidence[chosen]],
     )
-    temporary = f"{os.fspath(path)}.{os.getpid()}.tmp"
-    try:
-        with open(temporary, "w") as file:
-            json.dump(content, file)
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
+    write_file(path, json.dumps(content))
     return summary
 
 
@@ -130,12 +125,17 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
-def read(path: str | os.PathLike) -> dict[int, int]:
-    """Returns the labels by record id of a file made by `write`."""
+def read_fields(
+    path: str | os.PathLike,
+) -> tuple[str, Int[np.ndarray, " n"], dict[str, np.ndarray]]:
+    """Returns (split, record ids, fields by name) of a file made by `write`."""
     content = read_file(path)
-    return dict(zip(content["ids"], content["labels"], strict=True))
+    ids, labels = (np.asarray(content[key], np.int64) for key in ("ids", "labels"))
+    return content["split"], ids, {"label": labels}
 
 
-def digest(labels: dict[int, int]) -> str:
+def digest(path: str | os.PathLike) -> str:
     """Returns a short hash of ids and labels, by which a resume notices that the file changed."""
-    return hashlib.sha256(json.dumps(sorted(labels.items())).encode()).hexdigest()[:16]
+    content = read_file(path)
+    pairs = sorted(zip(content["ids"], content["labels"], strict=True))
+    return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()[:16]

@@ -1,10 +1,14 @@
 """Where records come from: one class per kind of storage, with `len(source)` and
 `source.read(index)`.
+
+A source knows storage, a task knows meaning: a record holds the fields that the task asked for, as
+they are stored.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,28 +16,17 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import cued_digits, digits, storage
+from lambdanet.data import cued_digits, digits, prepared, storage
+from lambdanet.data.record import Record
+from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 
-SOURCES = ("digits", "cued_digits", "tfds", "image_folder", "synthetic")
-SYNTHETIC_SPLITS = ("train", "validation", "test")
-FILE_FEATURES = (
-    "file",
-    "file_name",
-    "filename",
-    "image/filename",
-)  # names TFDS sets give to the original file
-
-
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """One stored record: encoded bytes or a decoded uint8 array [h, w, c], class, stable number,
-    name for messages.
-    """
-
-    image: bytes | np.ndarray
-    label: int
-    id: int
-    name: str
+EMBEDDED = ("digits", "cued_digits")
+"""Sources that are prepared from installed packages."""
+SOURCES = (*EMBEDDED, "tfds", "image_folder", "synthetic")
+SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
+"""Keys of the config that name splits."""
+FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
+"""Names that TFDS sets give to the original file."""
 
 
 class Source(Protocol):
@@ -53,24 +46,26 @@ class PreparedSource:
     split.
 
     Args:
-        builder: from `open_directory`.
+        builder: from `open_builder`.
         split: TFDS split text: 'train', 'train[:90%]', 'train+validation'.
+        features: field -> feature to read it from, `DataInfo.features`.
     """
 
-    def __init__(self, builder: tfds.core.DatasetBuilder, split: str):
-        self.image, self.label = find_features(builder)
-        features = builder.info.features
-        self.id = "id" if "id" in features and _is_integer(features["id"]) else ""
-        self.file = next((f for f in FILE_FEATURES if f in features), "")
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, features: Mapping[str, str]):
+        stored = builder.info.features
+        self.features = dict(features)
+        self.id = "id" if "id" in stored and _is_integer(stored["id"]) else ""
+        self.file = next((f for f in FILE_FEATURES if f in stored), "")
         self.where = f"split {split!r} of {builder.data_dir}"
-        decoders = {self.image: tfds.decode.SkipDecoding()}
+        images = [f for f in features.values() if isinstance(stored[f], tfds.features.Image)]
+        decoders = {feature: tfds.decode.SkipDecoding() for feature in images}
         try:
             self.records = builder.as_data_source(split=split, decoders=decoders)
-        except (ValueError, AssertionError, KeyError) as error:
+        except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
             raise ValueError(
                 f"cannot read split {split!r} of {builder.data_dir}: {error} Splits: "
-                f"{_split_list(builder)}; also "
-                "slices as 'train[:90%]' and sums as 'train+validation'"
+                f"{_split_list(builder)}; also slices as 'train[:90%]' and sums as "
+                "'train+validation'"
             ) from error
 
     def __len__(self) -> int:
@@ -86,7 +81,7 @@ class PreparedSource:
         if self.file:
             file = example[self.file]
             name += f", file {file.decode(errors='replace') if isinstance(file, bytes) else file}"
-        return Record(bytes(example[self.image]), int(example[self.label]), number, name)
+        return Record({k: example[f] for k, f in self.features.items()}, number, name)
 
     def ids(self) -> np.ndarray:
         """Returns the ids of all records in order; reads the split if they are stored in it."""
@@ -95,124 +90,97 @@ class PreparedSource:
         return np.array([int(example[self.id]) for example in self.records], np.int64)
 
 
-class SyntheticSource:
-    """Random images with random labels, for measuring speed; nothing can be learnt from them.
-
-    Args:
-        split: one of `SYNTHETIC_SPLITS`; each has its own images.
-        records, num_classes: how many.
-        shape: (height, width, channels).
-    """
-
-    def __init__(self, split: str, *, records: int, num_classes: int, shape: tuple[int, int, int]):
-        if split not in SYNTHETIC_SPLITS:
-            raise ValueError(
-                f"data.source='synthetic' has no split {split!r}; allowed: "
-                f"{', '.join(SYNTHETIC_SPLITS)}"
-            )
-        if records < 1 or num_classes < 1:
-            raise ValueError(
-                f"data.synthetic_records={records} and data.synthetic_classes={num_classes} must "
-                "be at least 1"
-            )
-        self.split, self.records, self.num_classes, self.shape = split, records, num_classes, shape
-
-    def __len__(self) -> int:
-        return self.records
-
-    def read(self, index: int) -> Record:
-        """Returns the record; a pure function of split and index."""
-        rng = np.random.default_rng((SYNTHETIC_SPLITS.index(self.split), index))
-        label = int(rng.integers(self.num_classes))
-        image = rng.integers(0, 256, self.shape, np.uint8)
-        return Record(image, label, index, f"record {index} of the synthetic split {self.split!r}")
-
-    def ids(self) -> np.ndarray:
-        """Returns 0, 1, ... len - 1."""
-        return np.arange(len(self))
-
-
-def open_source(config: Any, split: str) -> Source:
+def open_source(data: Any, split: str, features: Mapping[str, str]) -> Source:
     """Opens one split of the configured data set.
 
     Args:
-        config: the section `data` of the config.
+        data: the section `data` of the config.
         split: as written in the config.
+        features: field -> feature, of the task's `DataInfo`.
 
     Raises:
-        ValueError: unknown source or split, directory missing or not prepared, features missing,
-            empty split.
+        ValueError: unknown source or split, directory missing or not prepared, empty split.
     """
-    if config.source == "synthetic":
-        logging.log_first_n(
-            logging.WARNING,
-            "data.source='synthetic': random images, good for measuring speed only",
-            1,
-        )
-        shape = (*config.image_size, config.channels)
-        return SyntheticSource(
-            split,
-            records=config.synthetic_records,
-            num_classes=config.synthetic_classes,
-            shape=shape,
-        )
-    return PreparedSource(open_directory(config), split)
+    builder = None if data.source == "synthetic" else open_builder(data)
+    try:
+        if builder is None:
+            shape = (*data.image_size, data.channels)
+            return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
+        return PreparedSource(builder, split, features)
+    except ValueError as error:
+        keys = [f"data.{key}" for key in SPLIT_KEYS if getattr(data, key, None) == split]
+        raise ValueError(f"{', '.join(keys) or 'split'} = {split!r}: {error}") from error
 
 
-def open_directory(config: Any) -> tfds.core.DatasetBuilder:
-    """Opens the prepared directory of the configured data set; prepares `digits` and `cued_digits`
-    on first use.
+def directory(data: Any) -> Path:
+    """Returns where the prepared set of the configured source is, or would be."""
+    if data.source not in SOURCES:
+        raise ValueError(f"unknown data.source {data.source!r}; allowed: {', '.join(SOURCES)}")
+    if data.source == "digits":
+        return digits.directory(data.data_dir)
+    if data.source == "cued_digits":
+        return cued_digits.directory(data.data_dir, tuple(data.image_size))
+    return Path(data.data_dir)
+
+
+def prepare_embedded(data: Any) -> None:
+    """Prepares an embedded set that is not there yet, and says so; other sources are left alone.
+
+    Raises:
+        ValueError: the directory cannot be written to.
     """
-    if config.source not in SOURCES:
-        raise ValueError(f"unknown data.source {config.source!r}; allowed: {', '.join(SOURCES)}")
-    if config.source == "digits":
-        directory = Path(digits.prepare(config.data_dir))
-    elif config.source == "cued_digits":
-        directory = Path(cued_digits.prepare(config.data_dir, tuple(config.image_size)))
+    if data.source not in EMBEDDED or storage.is_prepared(directory(data)):
+        return
+    logging.info("preparing the data set %s in %s", data.source, directory(data))
+    if data.source == "digits":
+        digits.prepare(data.data_dir)
     else:
-        directory = Path(config.data_dir)
-    if not storage.is_prepared(directory):
-        what = (
-            "holds no prepared data set (no dataset_info.json)"
-            if directory.is_dir()
-            else "does not exist"
-        )
-        fix = (
-            "prepare it with `python -m lambdanet.data.prepare <folder of class folders> "
-            f"{directory}`"
-            if config.source == "image_folder"
-            else "name the directory that holds dataset_info.json, such as "
-            "<data_dir>/<name>/<version>"
-        )
-        raise ValueError(f"data.data_dir={str(config.data_dir)!r} {what}; {fix}")
-    return tfds.builder_from_directory(directory)
+        cued_digits.prepare(data.data_dir, tuple(data.image_size))
 
 
-def find_features(builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
-    """Returns the names of the image and the class feature: 'image' and 'label', or the only ones
-    of their kinds.
+def open_builder(data: Any) -> tfds.core.DatasetBuilder | SyntheticBuilder:
+    """Opens the prepared directory of the configured data set; nothing is written.
 
     Raises:
-        ValueError: none or several candidates; names all features.
+        ValueError: unknown source, directory missing or not prepared.
+    """
+    if data.source == "synthetic":
+        text = "data.source='synthetic': random images, good for measuring speed only"
+        logging.log_first_n(logging.WARNING, text, 1)
+        return SyntheticBuilder(data)
+    where = directory(data)
+    if not storage.is_prepared(where):
+        what = "does not exist"
+        if where.is_dir():
+            what = "holds no prepared data set (no dataset_info.json)"
+        fixes = {
+            "image_folder": "prepare it with `python -m lambdanet.data.prepare <folder of class "
+            f"folders> {shlex.quote(str(where))}`",
+            "tfds": "name the directory that holds dataset_info.json, such as "
+            "<data_dir>/<name>/<version>",
+        }
+        fix = fixes.get(data.source, "train.py prepares it there")
+        raise ValueError(f"data.data_dir={str(data.data_dir)!r} {what}; {fix}")
+    return prepared.open_prepared(where)
+
+
+def find_feature(builder: Any, name: str, kind: type) -> str:
+    """Returns the feature `name` if it is of that kind, else the only one of the kind.
+
+    Raises:
+        ValueError: none or several candidates; lists all features.
     """
     features = builder.info.features
-    found = []
-    for name, kind in (("image", tfds.features.Image), ("label", tfds.features.ClassLabel)):
-        candidates = [key for key, feature in features.items() if isinstance(feature, kind)]
-        if name in candidates:
-            found.append(name)
-        elif len(candidates) == 1:
-            found.append(candidates[0])
-        else:
-            listed = ", ".join(
-                f"{key}: {type(feature).__name__}" for key, feature in sorted(features.items())
-            )
-            raise ValueError(
-                f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly "
-                "one of that type; "
-                f"it has {listed}"
-            )
-    return found[0], found[1]
+    candidates = [key for key, feature in features.items() if isinstance(feature, kind)]
+    if name in candidates:
+        return name
+    if len(candidates) == 1:
+        return candidates[0]
+    listed = ", ".join(f"{key}: {type(f).__name__}" for key, f in sorted(features.items()))
+    raise ValueError(
+        f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly one of "
+        f"that type; it has {listed}"
+    )
 
 
 def _is_integer(feature: Any) -> bool:
@@ -224,6 +192,4 @@ def _is_integer(feature: Any) -> bool:
 
 
 def _split_list(builder: tfds.core.DatasetBuilder) -> str:
-    return ", ".join(
-        f"{name} ({split.num_examples})" for name, split in builder.info.splits.items()
-    )
+    return ", ".join(f"{name} ({s.num_examples})" for name, s in builder.info.splits.items())

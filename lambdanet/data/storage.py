@@ -43,7 +43,7 @@ def prepare_atomically(
 
     Raises:
         ValueError: `directory` exists and holds something else.
-        OSError: the parent directory is not writable.
+        OSError: the parent directory is not writable, or the disk is full.
     """
     target = Path(directory)
     if is_prepared(target):
@@ -61,7 +61,10 @@ def prepare_atomically(
             io.StringIO()
         ):  # TFDS announces a download, of which there is none
             tfds.disable_progress_bar()
-            builder.download_and_prepare(file_format="array_record")
+            try:
+                builder.download_and_prepare(file_format="array_record")
+            except RuntimeError as error:  # so the writer of ArrayRecord names a full disk
+                raise OSError(f"cannot write {target}: {error}") from error
         try:
             os.rename(
                 builder.data_dir, target

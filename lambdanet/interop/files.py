@@ -5,17 +5,20 @@ taken as PyTorch's names and layouts and goes through a name table (`lambdanet.i
 """
 
 import json
+import math
 import os
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 import lambdanet
+from lambdanet.atomic import write_file
 from lambdanet.interop.names import Rule, choose_table, convert
 from lambdanet.interop.torch_file import WeightsFileError, check_is_file, load_torch, state_dict_of
 
@@ -54,7 +57,36 @@ def export_metadata(model: Mapping[str, Any]) -> dict[str, str]:
 
 def model_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The model's name and options that `export_metadata` stored; {} where the file has none."""
-    return json.loads(metadata.get("model", "{}"))
+    try:
+        found = json.loads(metadata.get("model", "{}"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsFileError(f"the file's metadata 'model' is no JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise WeightsFileError(f"the file's metadata 'model' is no mapping: {str(found)[:100]}")
+    return found
+
+
+def image_size_of(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """(height, width) of the images that a file of ours was made for, if it says so."""
+    size = model_of(metadata).get("image_size")
+    if not isinstance(size, (list, tuple)) or len(size) != 2:
+        return None
+    return tuple(size) if all(type(n) is int and n > 0 for n in size) else None
+
+
+def grid_of(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the (rows, columns) with `count` positions whose shape is nearest to the images'.
+
+    Positions are stored as a list; 64 of them are 8 x 8 of a square image and 4 x 16 of one four
+    times as wide as high.
+
+    Args:
+        count: positions, at least 1.
+        image_size: (height, width).
+    """
+    wanted = math.log(image_size[0] / image_size[1])
+    pairs = [(n, count // n) for n in range(1, count + 1) if count % n == 0]
+    return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1]) - wanted))
 
 
 def save_safetensors(
@@ -73,7 +105,7 @@ def save_safetensors(
         name: np.ascontiguousarray(np.asarray(array)).reshape(np.shape(array))
         for name, array in arrays.items()
     }
-    _write_whole(
+    write_file(
         path,
         lambda temporary: safetensors.numpy.save_file(
             dense, temporary, metadata=dict(metadata or {})
@@ -84,7 +116,34 @@ def save_safetensors(
 def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads all arrays of a safetensors file; raises FileNotFoundError or WeightsFileError."""
     with _safetensors(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        names = list(file.keys())
+        if not any(file.get_slice(name).get_dtype() in _EIGHT_BITS for name in names):
+            return {name: file.get_tensor(name) for name in names}
+    # NumPy has no such type, so the library does not hand these out as arrays.
+    with open(path, "rb") as file:
+        found = safetensors.deserialize(file.read())
+    return {name: _from_bytes(entry) for name, entry in found}
+
+
+_EIGHT_BITS = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+_OTHERS = {
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "BOOL": np.dtype("?"),
+    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind, size in (
+        ("F", 2), ("F", 4), ("F", 8), ("I", 1), ("I", 2), ("I", 4), ("I", 8),
+        ("U", 1), ("U", 2), ("U", 4), ("U", 8),
+    )},
+}  # fmt: skip
+
+
+def _from_bytes(entry: Mapping[str, Any]) -> np.ndarray:
+    dtype = (_EIGHT_BITS | _OTHERS).get(entry["dtype"])
+    if dtype is None:
+        raise WeightsFileError(f"arrays of the type {entry['dtype']} are not read")
+    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
 
 
 def save_npz(
@@ -105,7 +164,7 @@ def save_npz(
         with open(temporary, "wb") as file:
             np.savez(file, **dense)
 
-    _write_whole(path, write)
+    write_file(path, write)
 
 
 def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -160,7 +219,7 @@ def read_state(
 
 def load_weights_file(
     path: str | os.PathLike,
-    tables: Mapping[str, Sequence[Rule]],
+    tables: Callable[[], Mapping[str, Sequence[Rule]]],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
     allow_head_mismatch: str | None = None,
@@ -170,8 +229,8 @@ def load_weights_file(
 
     Args:
       path: the file.
-      tables: the model's name tables by grammar, for files with PyTorch names, see
-          `names.choose_table`.
+      tables: gives the model's name tables by grammar, for files with PyTorch names, see
+          `names.choose_table`; called only for such a file, once it has been read.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
@@ -186,8 +245,9 @@ def load_weights_file(
       names.NameMappingError: the weights do not fit the model; all problems at once.
     """
     state, ours = read_state(path, prefer_ema=prefer_ema)
-    grammar = None if ours else choose_table(tables, state, target_shapes)
-    rules = OWN_NAMES if ours else tables[grammar]
+    known = {} if ours else tables()
+    grammar = None if ours else choose_table(known, state, target_shapes)
+    rules = OWN_NAMES if ours else known[grammar]
     try:
         arrays = convert(state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch)
     except ValueError as error:
@@ -231,9 +291,10 @@ def _read_npz(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
     path = os.fspath(path)
     check_is_file(path)
     try:
+        _check_npz(path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise WeightsFileError(
             f"{path} is no readable npz file of plain arrays ({error})"
         ) from error
@@ -245,26 +306,40 @@ def _read_npz(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str,
             f"{', '.join(raw[:8])}; "
             "write them as float32 or as safetensors"
         )
-    return arrays, {} if metadata is None else json.loads(str(metadata))
-
-
-def _write_whole(path: str | os.PathLike, write: Callable[[str], None]) -> None:
-    path = os.fspath(path)
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"cannot write {path}: the directory {folder} does not exist")
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
-    os.close(handle)
+    if metadata is None:
+        return arrays, {}
     try:
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(
-            temporary, 0o666 & ~umask
-        )  # mkstemp makes private files; a weights file gets the usual mode
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        found = json.loads(str(metadata))
+    except (ValueError, RecursionError) as error:
+        raise WeightsFileError(f"{path}: its metadata is no JSON ({error})") from error
+    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+        raise WeightsFileError(f"{path}: its metadata is no mapping of texts")
+    return arrays, found
+
+
+_FREE = 64 * 2**20  # bytes that a compressed file may always unpack to
+_RATIO = 20  # and times its size; weights compress by less than two, unless most of them are zero
+
+
+def _check_npz(path: str) -> None:
+    """Raises ValueError where an array claims more than its entry holds, or the file unpacks to
+    many times its size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        total = sum(entry.file_size for entry in entries)
+        if total > max(_FREE, _RATIO * os.path.getsize(path)):
+            raise ValueError(f"it would unpack to {total:,} bytes, far more than weights do")
+        for entry in entries:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
+                if version not in read:
+                    raise ValueError(f"{entry.filename}: npy version {version}")
+                shape, _, dtype = getattr(np.lib.format, read[version])(file)
+            size = math.prod(shape) * dtype.itemsize
+            if dtype.hasobject or size > entry.file_size:
+                raise ValueError(
+                    f"{entry.filename} claims {shape} of {dtype}, {size:,} bytes, in "
+                    f"{entry.file_size:,}"
+                )

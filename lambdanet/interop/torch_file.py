@@ -42,9 +42,13 @@ _DTYPES = {
     "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
     "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
 }
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net")
-_EMA_WRAPPERS = ("state_dict_ema", "model_ema")
-_PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "module")
+_EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
+_DEPTH = 4  # wrappers inside wrappers
+_PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")  # DataParallel, compile, Lightning
+_COUNTERS = ("n_averaged",)  # what averaging leaves beside the weights
+WEIGHTS = ("ema", "live")
+"""Which of a checkpoint's weights are meant."""
 _LEGACY_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 _RESAVE = (
     "load it with PyTorch where you trust it and write the tensors alone: "
@@ -111,34 +115,48 @@ def state_dict_of(loaded: Any, path: str, *, prefer_ema: bool = True) -> dict[st
     """Finds the state dict inside a loaded checkpoint; see `load_torch`."""
     wrappers = _EMA_WRAPPERS + _WRAPPERS if prefer_ema else _WRAPPERS + _EMA_WRAPPERS
     state = loaded
-    if isinstance(loaded, Mapping):
-        for key in wrappers:
-            if isinstance(loaded.get(key), Mapping) and loaded[key]:
-                state = loaded[key]
-                break
+    for _ in range(_DEPTH):
+        inner = None
+        if isinstance(state, Mapping) and not _is_state_dict(state):
+            inner = next((state[k] for k in wrappers if _holds_tensors(state.get(k), _DEPTH)), None)
+        if inner is None:
+            break
+        state = inner
     if not isinstance(state, Mapping) or not state:
         raise WeightsFileError(f"{path} holds {_outline(loaded)}, not a state dict; {_RESAVE}")
+    state = {key: value for key, value in state.items() if key not in _COUNTERS}
     strangers = [
         str(key)
         for key, value in state.items()
         if not (isinstance(key, str) and isinstance(value, np.ndarray))
     ]
-    if strangers:
+    if strangers or not state:
         raise WeightsFileError(
             f"{path}: no state dict found at the top level or under {', '.join(wrappers)}; the "
-            "file holds "
-            f"{_outline(loaded)}, and these are not tensors: {', '.join(strangers[:8])}"
+            f"file holds {_outline(loaded)}, and these are not tensors: {', '.join(strangers[:8])}"
         )
-    state = dict(state)
-    while prefix := next(
-        (prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in state)), None
-    ):
+    while prefix := next((p for p in _PREFIXES if all(key.startswith(p) for key in state)), None):
         state = {key[len(prefix) :]: value for key, value in state.items()}
     return state
 
 
+def _is_state_dict(value: Mapping) -> bool:
+    """Whether everything in a mapping is a tensor with a name."""
+    named = all(isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
+    return bool(value) and named
+
+
+def _holds_tensors(value: Any, depth: int) -> bool:
+    """Whether there is a tensor in a mapping, or in one inside it."""
+    if not isinstance(value, Mapping) or depth == 0:
+        return False
+    return any(isinstance(v, np.ndarray) or _holds_tensors(v, depth - 1) for v in value.values())
+
+
 def check_is_file(path: str) -> None:
     """Raises FileNotFoundError with what stands beside the missing file."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise WeightsFileError(f"{path} is a pipe or a device; give a weights file")
     if os.path.isdir(path):
         raise WeightsFileError(
             f"{path} is a directory; give a weights file (.safetensors, .pth, .pt, .npz)"
@@ -196,10 +214,6 @@ def _load_archive(archive: zipfile.ZipFile, path: str) -> Any:
     root = pickles[0][: -len("data.pkl")]
     if f"{root}constants.pkl" in names:
         raise WeightsFileError(f"{path} is a TorchScript archive, not a checkpoint; {_RESAVE}")
-    if f"{root}byteorder" in names and archive.read(f"{root}byteorder").strip() != b"little":
-        raise WeightsFileError(
-            f"{path} was written on a big-endian machine, which is not read; {_RESAVE}"
-        )
 
     def read(name: str) -> bytes:
         info = names.get(name)
@@ -214,6 +228,10 @@ def _load_archive(archive: zipfile.ZipFile, path: str) -> Any:
             )
         return archive.read(name)
 
+    if f"{root}byteorder" in names and read(f"{root}byteorder").strip() != b"little":
+        raise WeightsFileError(
+            f"{path} was written on a big-endian machine, which is not read; {_RESAVE}"
+        )
     unpickler = _Unpickler(
         io.BytesIO(read(pickles[0])), path, lambda key: read(f"{root}data/{key}")
     )
@@ -228,8 +246,47 @@ def _load_archive(archive: zipfile.ZipFile, path: str) -> Any:
         raise WeightsFileError(f"{path} is damaged: its pickle cannot be read ({what})") from error
 
 
-class _Unpickler(pickle.Unpickler):
-    """Admits a fixed list of names and nothing else."""
+class _Inert:
+    """Stands for a settings object beside the weights: takes everything, keeps nothing."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, _state):
+        pass
+
+    def __setitem__(self, _key, _value):
+        pass
+
+    def append(self, _value):
+        """Drops it."""
+
+
+# Settings that training programs save beside their weights; what stands for them runs no code.
+_SETTINGS = (
+    ("argparse", "Namespace"),
+    ("types", "SimpleNamespace"),
+    ("pathlib", "Path"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+    ("easydict", "EasyDict"),
+    ("addict.addict", "Dict"),
+    ("yacs.config", "CfgNode"),
+    ("ml_collections.config_dict.config_dict", "ConfigDict"),
+    ("omegaconf.dictconfig", "DictConfig"),
+    ("omegaconf.listconfig", "ListConfig"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+)
+
+
+class _Unpickler(pickle._Unpickler):
+    """Admits a fixed list of names and nothing else.
+
+    Python's own form of the unpickler: the one in C makes room for the largest memo index that a
+    pickle names, 4 GB for a file of 222 bytes.
+    """
 
     def __init__(self, file: io.BytesIO, path: str, read_storage):
         super().__init__(file, encoding="utf-8")
@@ -258,6 +315,7 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_parameter_with_state"): parameter,
             ("torch.storage", "UntypedStorage"): "UntypedStorage",
         }
+        self._known |= dict.fromkeys(_SETTINGS, _Inert)
         self._known |= {("torch", name): name for name in _STORAGES}
         self._known |= {("torch", name): dtype for name, dtype in _DTYPES.items()}
 

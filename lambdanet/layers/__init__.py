@@ -1,5 +1,6 @@
 """Building blocks with two or more users."""
 
+from lambdanet.layers.captures import Captures
 from lambdanet.layers.check import as_pair, check_map, is_count
 from lambdanet.layers.conv import ACTIVATIONS, Conv2d, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
@@ -13,6 +14,7 @@ from lambdanet.layers.resize import resize_bilinear, resize_macs
 
 __all__ = [
     "ACTIVATIONS",
+    "Captures",
     "Conv2d",
     "ConvNormAct",
     "DropPath",

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lambdanet.ops.wide_einsum import wide_einsum
+
 PROJECTIONS = ("linear", "convolution", "fixed")
 
 
@@ -93,10 +95,7 @@ class TokenCompression(nnx.Module):
             equation, operands = f"bkwhd,{own}wde->bkhe", (windows, self.window_kernel[...])
         else:
             equation, operands = f"bmhd,{own}mk->bkhd", (tokens, self.kernel[...][..., :m, :])
-        accumulate = jnp.promote_types(tokens.dtype, jnp.float32)
-        out = jnp.einsum(
-            equation, *(a.astype(tokens.dtype) for a in operands), preferred_element_type=accumulate
-        )
+        out = wide_einsum(equation, *(a.astype(tokens.dtype) for a in operands))
         if self.bias is not None:
             bias = (
                 self.bias[...] if self.heads else self.bias[...][None]

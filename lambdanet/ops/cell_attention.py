@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from lambdanet.ops.softmax_attention import softmax_attention
@@ -36,7 +37,8 @@ def cell_attention(
     *,
     cells: int,
     scale: float,
-) -> tuple[Float[Array, "b h w v"], list[Float[Array, "b r s p p"]]]:
+    return_weights: bool = False,
+) -> tuple[Float[Array, "b h w v"], list[Float[Array, "b r s p p"]] | None]:
     """Positions attend to the positions of their own cell; at most four batched attentions,
     whatever the number of cells.
 
@@ -46,27 +48,26 @@ def cell_attention(
         value: values.
         cells: cells per axis, as `cell_runs` cuts them.
         scale: factor of the logits.
+        return_weights: also return the softmax.
 
     Returns:
         The outputs, and the weights [b, rows of cells, cells in a row, positions, positions] of
-        each rectangle of equal cells, in the order of `full_map`.
+        each rectangle of equal cells, in the order of `full_map`, or None.
     """
-    batch, h, w, _ = query.shape
+    h, w = query.shape[1:3]
     lines, weights = [], []
     for rows in cell_runs(h, cells):
         line = []
         for columns in cell_runs(w, cells):
             y, part = softmax_attention(
-                *(_cut(a, rows, columns) for a in (query, key, value)), scale=scale
+                *(_cut(a, rows, columns) for a in (query, key, value)),
+                scale=scale,
+                return_weights=return_weights,
             )
-            (_, row_cells, height), (_, column_cells, width) = rows, columns
-            y = y.reshape(batch, row_cells, column_cells, height, width, -1).transpose(
-                0, 1, 3, 2, 4, 5
-            )
-            line.append(y.reshape(batch, row_cells * height, column_cells * width, -1))
+            line.append(rearrange(y, "b r s (h w) v -> b (r h) (s w) v", h=rows[2], w=columns[2]))
             weights.append(part)
         lines.append(jnp.concatenate(line, axis=2))
-    return jnp.concatenate(lines, axis=1), weights
+    return jnp.concatenate(lines, axis=1), weights if return_weights else None
 
 
 def _cut(a: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> jax.Array:
@@ -75,8 +76,7 @@ def _cut(a: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, int]
     """
     (top, row_cells, height), (left, column_cells, width) = rows, columns
     a = a[:, top : top + row_cells * height, left : left + column_cells * width]
-    a = a.reshape(len(a), row_cells, height, column_cells, width, -1).transpose(0, 1, 3, 2, 4, 5)
-    return a.reshape(len(a), row_cells, column_cells, height * width, -1)
+    return rearrange(a, "b (r h) (s w) c -> b r s (h w) c", r=row_cells, s=column_cells)
 
 
 def full_map(
@@ -86,17 +86,16 @@ def full_map(
     pictures and tests.
     """
     (h, w), rest = size, iter(weights)
-    full = jnp.zeros((len(weights[0]), h, w, h, w), weights[0].dtype)
+    full = jnp.zeros((weights[0].shape[0], h, w, h, w), weights[0].dtype)
     for top, row_cells, rows in cell_runs(h, cells):
         for left, column_cells, columns in cell_runs(w, cells):
-            part = next(rest)
-            part = part.reshape(*part.shape[:3], rows, columns, rows, columns)
+            part = rearrange(
+                next(rest), "b r s (h w) (H W) -> b r s h w H W", h=rows, w=columns, H=rows
+            )
             part = jnp.einsum(
-                "bxyijIJ,xX,yY->bxiyjXIYJ", part, jnp.eye(row_cells), jnp.eye(column_cells)
+                "brshwHW,rR,sS->brhswRHSW", part, jnp.eye(row_cells), jnp.eye(column_cells)
             )
-            height, width = row_cells * rows, column_cells * columns
-            where = (slice(top, top + height), slice(left, left + width))
-            full = full.at[:, *where, *where].set(
-                part.reshape(-1, height, width, height, width).astype(full.dtype)
-            )
+            part = rearrange(part, "b r h s w R H S W -> b (r h) (s w) (R H) (S W)")
+            where = (slice(top, top + row_cells * rows), slice(left, left + column_cells * columns))
+            full = full.at[:, *where, *where].set(part.astype(full.dtype))
     return full

@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from lambdanet.ops.depthwise import depthwise_conv
+from lambdanet.ops.wide_einsum import wide_einsum
 
 IMPLS = ("auto", "conv", "product", "blocks", "shift")
 Pair = tuple[int, int]
@@ -166,8 +167,7 @@ def _product(
             for u, v in np.ndindex(sides)
         ]
         x = jnp.concatenate(views, -1)
-    precise = jnp.promote_types(x.dtype, jnp.float32)
-    y = jnp.matmul(x.reshape(-1, matrix.shape[0]), matrix, preferred_element_type=precise)
+    y = wide_einsum("nc,cd->nd", x.reshape(-1, matrix.shape[0]), matrix)
     return y.reshape(-1, rows, columns, kernel.shape[3]).astype(x.dtype)
 
 

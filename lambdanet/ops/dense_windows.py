@@ -9,9 +9,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_table import skew
+from lambdanet.ops.wide_einsum import wide_einsum
 
 BLOCK = (4, 8)
 """Queries per block and axis; half the window where that is more. Smaller blocks copy more keys,
@@ -120,8 +122,7 @@ def by_blocks(
     queries, for which XLA's CPU backend has vector code, while a sum within a row is one scalar
     addition after the other.
     """
-    precise = jnp.promote_types(query.dtype, jnp.float32)
-    batch, height, width, heads, depth = query.shape
+    height, width = query.shape[1:3]
     plans = [_Plan.of(axis, least) for axis, least in zip(axes, BLOCK, strict=True)]
     for axis, plan in zip((1, 3), plans, strict=True):
         query = halo_windows(query, axis, plan.count, plan.side, plan.side, 0)
@@ -130,25 +131,21 @@ def by_blocks(
             for a in (key, value)
         )
     query, key, value = (
-        a.transpose(0, 1, 3, 5, 2, 4, 6) for a in (query, key, value)
-    )  # [b, rows, columns, n, y, x, d]
-    blocks = query.shape[:4]
-    query, key, value = (a.reshape(*blocks, -1, depth) for a in (query, key, value))
-    pairs = (*(p.window for p in plans), *(p.side for p in plans))
-    logits = scale * jnp.einsum(
-        "...qd,...kd->...kq", query, key, preferred_element_type=precise
-    ).reshape(*blocks, *pairs)
+        rearrange(a, "b r y s x n d -> b r s n (y x) d") for a in (query, key, value)
+    )
+    logits = wide_einsum("...qd,...kd->...kq", query, key)
+    window, side = plans[1].window, plans[1].side
+    logits = scale * rearrange(logits, "b r s n (Y X) (y x) -> b r s n Y X y x", X=window, x=side)
     if table is not None:
-        bias = table.astype(precise)
+        bias = table.astype(logits.dtype)
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
-        logits += bias.transpose(0, 2, 4, 1, 3)
+        logits += rearrange(bias, "n y Y x X -> n Y X y x")
     weights = jax.nn.softmax(
         _masked(logits, *(p.mask for p in plans), biased=table is not None), axis=-2
     ).astype(value.dtype)
     y = jnp.einsum("...kq,...kd->...qd", weights, value)
-    y = y.reshape(*blocks, *(p.side for p in plans), depth).transpose(0, 1, 4, 2, 5, 3, 6)
-    y = y.reshape(batch, *(p.count * p.side for p in plans), heads, depth)
+    y = rearrange(y, "b r s n (y x) d -> b (r y) (s x) n d", x=side)
     return (y[:, :height, :width],)
 
 

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from lambdanet.ops import dense_windows
@@ -183,15 +184,13 @@ def _take(
         x = jnp.pad(x, [(0, wanted - x.shape[a] if a == axis else 0) for a in range(x.ndim)])
         x = x.reshape(*x.shape[:axis], length + extra, step, *x.shape[axis + 1 :])
         x = jax.lax.slice_in_dim(x, first, end, axis=axis + 1)
-    batch, h, rows, w, columns, *rest = x.shape
-    return x.transpose(0, 2, 4, 1, 3, 5, 6).reshape(batch * rows * columns, h, w, *rest)
+    return rearrange(x, "b h r w s n d -> (b r s) h w n d")
 
 
 def _unbatch(x: jax.Array, rows: tuple[int, int, int], columns: tuple[int, int, int]) -> jax.Array:
     """[b * classes, h, w, ...] -> [b, h, row classes, w, column classes, ...]."""
-    classes = [end - first for first, end, _ in (rows, columns)]
-    x = x.reshape(-1, *classes, *x.shape[1:])
-    return x.transpose(0, 3, 1, 4, 2, *range(5, x.ndim))
+    r, s = (end - first for first, end, _ in (rows, columns))
+    return rearrange(x, "(b r s) h w ... -> b h r w s ...", r=r, s=s)
 
 
 def _join(parts: Sequence[jax.Array], axis: int, length: int) -> jax.Array:

@@ -75,10 +75,8 @@ def position_term(
         chunk_rows: query rows per chunk of 'row_chunks'; None takes the cost model's.
 
     Returns:
-        The position part of the layer's output, in the dtype of `q`. Reverse-mode differentiation
-        may be nested. 'query_first' and 'row_chunks', which 'auto' may choose, have gradients of
-        their own, and JAX refuses forward mode (`jax.jvp`, `jax.jacfwd`, forward over reverse)
-        through such functions with a TypeError; the other lowerings allow it.
+        The position part of the layer's output, in the dtype of `q`. Every lowering but 'fused',
+        which has reverse mode alone, allows every transformation of JAX, nested as one likes.
 
     Raises:
         ValueError: unknown impl, even taps, shapes that do not belong together, 'spectral' for

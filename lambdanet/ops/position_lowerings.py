@@ -27,42 +27,12 @@ def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Arr
     if impl == "dense":
         lambdas = jnp.einsum("nkum,bumv->nkbv", dense, v)  # one product [n k, u m] x [u m, b v]
         return jnp.einsum("bnhk,nkbv->bnhv", q, lambdas)
-    batch, depth = v.shape[0], v.shape[-1]
-    return _attend(q, v.reshape(batch, -1, depth), dense.reshape(*dense.shape[:2], -1))
-
-
-@jax.custom_vjp
-def _attend(q: jax.Array, values: jax.Array, pairs: jax.Array) -> jax.Array:
-    """q [b, n, h, k], values [b, m, v], pairs [n, k, m] -> [b, n, h, v]: logits, one product per
-    query, then one per image.
-
-    The gradients are written out because the order of axes in which they are multiplied matters:
-    transposed by JAX, the gradient of `pairs` comes out keys first, in products of a few columns,
-    which take several times as long on a CPU.
-    """
-    return _attend_forward(q, values, pairs)[0]
-
-
-def _attend_forward(q, values, pairs):
     batch, n, h, k = q.shape
-    logits = q.swapaxes(0, 1).reshape(n, batch * h, k) @ pairs
+    # One product per query, then one per image. JAX's own gradients, so that every transformation
+    # of it works; written by hand they are no faster.
+    logits = q.swapaxes(0, 1).reshape(n, batch * h, k) @ dense.reshape(n, k, -1)
     logits = logits.reshape(n, batch, h, -1).swapaxes(0, 1).reshape(batch, n * h, -1)
-    return (logits @ values).reshape(batch, n, h, -1), (q, logits, values, pairs)
-
-
-def _attend_backward(operands, cotangent):
-    q, logits, values, pairs = operands
-    batch, n, h, k = q.shape
-    cotangent = cotangent.reshape(batch, n * h, -1)
-    to_values = logits.swapaxes(1, 2) @ cotangent
-    to_logits = cotangent @ values.swapaxes(1, 2)
-    to_logits = to_logits.reshape(batch, n, h, -1).swapaxes(0, 1).reshape(n, batch * h, -1)
-    to_q = (to_logits @ pairs.swapaxes(1, 2)).reshape(n, batch, h, k).swapaxes(0, 1)
-    to_pairs = q.transpose(1, 3, 0, 2).reshape(n, k, batch * h) @ to_logits
-    return to_q, to_values, to_pairs
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
+    return (logits @ v.reshape(batch, -1, v.shape[-1])).reshape(batch, n, h, -1)
 
 
 def by_convolution(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from lambdanet.ops.relative_table import skew
+from lambdanet.ops.wide_einsum import wide_einsum
 
 
 def axis_embeddings(table: Float[Array, "t d"], queries: int, keys: int) -> Float[Array, "q k d"]:
@@ -55,12 +56,11 @@ def relative_logits(
         q . height[Y - y + centre] and q . width[X - x + centre], over which the other key axis
         broadcasts.
     """
-    accumulate = jnp.promote_types(q.dtype, jnp.float32)
     rows = axis_embeddings(height, q.shape[-4], keys[0]).astype(q.dtype)
     columns = axis_embeddings(width, q.shape[-3], keys[1]).astype(q.dtype)
     return (
-        jnp.einsum("...yxhd,yYd->...hyxY", q, rows, preferred_element_type=accumulate),
-        jnp.einsum("...yxhd,xXd->...hyxX", q, columns, preferred_element_type=accumulate),
+        wide_einsum("...yxhd,yYd->...hyxY", q, rows),
+        wide_einsum("...yxhd,xXd->...hyxX", q, columns),
     )
 
 
@@ -88,9 +88,8 @@ def relative_attention(
     Returns:
         The mixed values in the dtype of `v`, and the weights in float32 or wider.
     """
-    accumulate = jnp.promote_types(q.dtype, jnp.float32)
     rows, columns = relative_logits(q, height, width, k.shape[-4:-2])
-    content = jnp.einsum("...yxhd,...YXhd->...hyxYX", q, k, preferred_element_type=accumulate)
+    content = wide_einsum("...yxhd,...YXhd->...hyxYX", q, k)
     logits = content * scale + (rows[..., None] + columns[..., None, :]) * relative_scale
     weights = jax.nn.softmax(logits, axis=(-2, -1))
     return jnp.einsum("...hyxYX,...YXhv->...yxhv", weights.astype(v.dtype), v), weights

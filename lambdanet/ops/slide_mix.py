@@ -33,6 +33,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from lambdanet.ops.wide_einsum import wide_einsum
+
 IMPLS = ("auto", "shift", "conv", "im2col")
 POSITION_BIASES = ("key", "logit")
 
@@ -106,13 +108,13 @@ def slide_mix(
     if impl in ("auto", "shift"):
         logits = tap_logits(q, k, key_weight)
         if key_bias is not None:
-            logits += jnp.einsum("bxync,co->bxyno", q, key_bias, preferred_element_type=precise)
+            logits += wide_einsum("bxync,co->bxyno", q, key_bias)
         if added is not None:
             logits += q.astype(precise).sum(-1, keepdims=True) * added
     else:
         keys = _slots(k, key_weight, key_bias, impl)
         keys = keys if added is None else keys + added[:, None]
-        logits = jnp.einsum("bxync,bxynco->bxyno", q, keys, preferred_element_type=precise)
+        logits = wide_einsum("bxync,bxynco->bxyno", q, keys)
     if position_bias is not None and position_bias_on == "logit":
         logits += position_bias
     weights = jax.nn.softmax(logits, axis=-1)
@@ -120,7 +122,7 @@ def slide_mix(
     if impl in ("auto", "shift"):
         y = tap_mix(a, v, value_weight)
         if value_bias is not None:
-            y += jnp.einsum("bxyno,co->bxync", a, value_bias, preferred_element_type=precise)
+            y += wide_einsum("bxyno,co->bxync", a, value_bias)
     else:
         y = jnp.einsum("bxyno,bxynco->bxync", a, _slots(v, value_weight, value_bias, impl))
     return y.astype(v.dtype), weights
@@ -176,7 +178,7 @@ def _logits(q: Map, k: Map, weight: Weight) -> Slots:
     """By a."""
 
     def add(total, one, moved):
-        return total + _product("bxync,co->bxyno", q * moved, one), None
+        return total + wide_einsum("bxync,co->bxyno", q * moved, one), None
 
     return _over_taps(add, _zeros(q, weight.shape[-1]), weight, k)[0]
 
@@ -185,7 +187,7 @@ def _mix(a: Slots, v: Map, weight: Weight) -> Map:
     """By q."""
 
     def add(total, one, moved):
-        return total + _product("bxyno,co->bxync", a, one) * moved, None
+        return total + wide_einsum("bxyno,co->bxync", a, one) * moved, None
 
     return _over_taps(add, _zeros(v, v.shape[-1]), weight, v)[0]
 
@@ -196,7 +198,7 @@ def _transposed(a: Slots, q: Map, weight: Weight) -> Map:
     """
 
     def add(total, one, slots, moved):
-        return total + _product("bxyno,co->bxync", slots, one) * moved, None
+        return total + wide_einsum("bxyno,co->bxync", slots, one) * moved, None
 
     return _over_taps(add, _zeros(q, q.shape[-1]), weight[::-1, ::-1], a, q)[0]
 
@@ -208,7 +210,7 @@ def _correlation(a: Slots, q: Map, k: Map, weight: Weight) -> Weight:
     )  # as a product of matrices: XLA does not see that four axes are one
 
     def one_tap(nothing, one, moved):
-        return nothing, _product("xc,xo->co", (q * moved).reshape(-1, q.shape[-1]), slots)
+        return nothing, wide_einsum("xc,xo->co", (q * moved).reshape(-1, q.shape[-1]), slots)
 
     return jnp.stack(_over_taps(one_tap, None, weight, k)[1], axis=1)
 
@@ -243,10 +245,6 @@ def _over_taps(step: Callable, carry: Any, weight: Weight, *maps: jax.Array) -> 
 
 def _zeros(x: jax.Array, channels: int) -> jax.Array:
     return jnp.zeros((*x.shape[:-1], channels), jnp.promote_types(x.dtype, jnp.float32))
-
-
-def _product(formula: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(formula, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))
 
 
 def _like(saved, *gradients):

@@ -1,135 +1,72 @@
 """Checkpoints of (state, data position, config) together: asynchronous, atomic, checked on the way
 back.
 
-Layout: <workdir>/checkpoints/<step>/{state, meta, metrics}. A folder without a suffix is complete;
-a killed save leaves <step>.orbax-checkpoint-tmp, which the next start removes. Orbax does not
-notice flipped bits in array data (tried), so `meta` holds a checksum of every array.
+Layout: <workdir>/checkpoints/<step>/{state, meta} and, where an evaluation came later, score.json.
+A folder without a suffix is complete; a killed save leaves <step>.orbax-checkpoint-tmp, which the
+next start removes; <step>.damaged was set aside. Orbax does not notice flipped bits in array data
+(tried), so `meta` holds a checksum of every array.
 """
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 
+from lambdanet.training.checkpoint_arrays import checksums, describe_difference
+from lambdanet.training.checkpoint_meta import (
+    NO_PROGRESS,
+    CheckpointError,
+    DamagedError,
+    best_of,
+    check_meta,
+    default_mode,
+    make_meta,
+    read_score,
+    usable_score,
+    write_score,
+)
+from lambdanet.training.plain_path import plain_path
+from lambdanet.training.signals import any_process
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
 FOLDER = "checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
-
-# Config keys that may differ between a run and its continuation; everything else would silently
-# make it another run.
-MAY_CHANGE = (
-    r"train\.(epochs|steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every|tensorboard|report|cache_dir)",
-    r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split|eval_crop|eval_keep_aspect)",
-    r"mesh\..*",
-    r"model\.remat",
-)
+ON_DAMAGE = ("refuse", "fall_back")  # train.damaged
 
 
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written, read or continued; the message says which, where and
-    what to do.
-    """
+class Restored(NamedTuple):
+    """A checkpoint that was read back: its step, the state, and `meta`."""
+
+    step: int
+    state: TrainState
+    meta: dict[str, Any]
 
 
-def changed_keys(
-    saved: Mapping[str, Any], config: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
-) -> list[str]:
-    """Lists 'key: old -> new' of every config value that differs and is not in `MAY_CHANGE`.
+class _Preserved:
+    """Orbax's preservation policy: the newest checkpoints, and the one that `best` names."""
 
-    A key that `saved` lacks, being older than the key, counts as set to its value in `defaults`,
-    outside the section `model`: new keys come with defaults that change nothing.
-    """
+    def __init__(self, keep_last: int, best: Callable[[Sequence[int]], int | None]):
+        self.keep_last, self.best = keep_last, best
 
-    def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-        flat = {}
-        for key, value in tree.items():
-            flat |= (
-                leaves(value, f"{prefix}{key}.")
-                if isinstance(value, Mapping)
-                else {prefix + key: value}
-            )
-        return flat
-
-    older = {key: value for key, value in (defaults or {}).items() if key != "model"}
-    before, after = (leaves(json.loads(json.dumps(tree))) for tree in (saved, config))
-    before = leaves(json.loads(json.dumps(older))) | before
-    absent = "(not set)"
-    return [
-        f"{key}: {before.get(key, absent)!r} -> {after.get(key, absent)!r}"
-        for key in sorted(before | after)
-        if before.get(key, absent) != after.get(key, absent)
-        and not any(re.fullmatch(p, key) for p in MAY_CHANGE)
-    ]
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each of the checkpoints, oldest first, whether it stays."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = {*steps[-self.keep_last :], self.best(steps)}
+        return [step in kept for step in steps]
 
 
-def check_continues(
-    workdir: str | Path,
-    step: int,
-    total_steps: int,
-    saved: Mapping[str, Any],
-    config: Mapping[str, Any],
-    defaults: Mapping[str, Any] | None = None,
-) -> None:
-    """Checks that a run with `config` may go on from a checkpoint with the config `saved`.
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager without its scores: it would refuse to start at one that cannot be read."""
 
-    Args:
-        workdir: for the message.
-        step: of the checkpoint.
-        total_steps: length of the run now.
-        saved: the checkpoint's config as plain values.
-        config: today's.
-        defaults: see `changed_keys`.
-
-    Raises:
-        CheckpointError: lists every changed key that `MAY_CHANGE` does not allow; or the run is now
-            shorter than `step`.
-    """
-    changed = changed_keys(saved, config, defaults)
-    if changed:
-        raise CheckpointError(
-            f"{workdir} holds step {step} of a run with another config. Changed (old -> new):\n  "
-            + "\n  ".join(changed)
-            + "\n"
-            "Undo this to continue that run, or name another workdir for a new one."
-        )
-    if step > total_steps:
-        raise CheckpointError(
-            f"{workdir} holds step {step}, but this run has only {total_steps} steps; raise "
-            "train.epochs or train.steps"
-        )
-
-
-@jax.jit
-def _checksums(flat: dict[str, jax.Array]) -> jax.Array:
-    """Returns uint32 [n], the sum of each array's bit patterns modulo 2^32: exact, so the same on
-    any mesh.
-    """
-
-    def total(leaf: jax.Array) -> jax.Array:
-        bits = (
-            leaf.astype(jnp.uint8)
-            if leaf.dtype == bool
-            else jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{leaf.dtype.itemsize * 8}"))
-        )
-        return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
-
-    return jnp.stack([total(flat[name]) for name in sorted(flat)])
-
-
-def checksums(flat: Mapping[str, jax.Array]) -> dict[str, int]:
-    """Returns the checksum of every array by name."""
-    return dict(zip(sorted(flat), np.asarray(_checksums(dict(flat))).tolist(), strict=True))
+    def metrics(self, step: int) -> None:
+        """Returns None; see `checkpoint_meta.read_score`."""
+        del step
 
 
 class Checkpoints:
@@ -138,8 +75,8 @@ class Checkpoints:
     Args:
         workdir: directory of the run.
         keep_last: newest checkpoints kept.
-        keep_best: metric of which the best checkpoint is kept besides; '' = none. 'loss' is better
-            when smaller.
+        keep_best: metric of which the best checkpoint is kept besides; '' = none.
+        mode: 'max' or 'min': which of its values is better; '' = 'min' for losses.
         read_only: never write, create or clean anything.
 
     Raises:
@@ -152,47 +89,33 @@ class Checkpoints:
         keep_last: int = 2,
         keep_best: str = "accuracy",
         *,
+        mode: str = "",
         read_only: bool = False,
     ):
         self.directory = Path(workdir).absolute() / FOLDER
-        self.keep_best = keep_best
-        best = dict(
-            best_fn=lambda metrics: metrics[keep_best],
-            best_mode="min" if keep_best == "loss" else "max",
-        )
-        policies: list[Any] = [ocp.checkpoint_managers.LatestN(keep_last)]
-        if keep_best:
-            policies.append(
-                ocp.checkpoint_managers.BestN(
-                    get_metric_fn=best["best_fn"],
-                    reverse=best["best_mode"] == "min",
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
+        self.keep_best, self.mode = keep_best, mode or default_mode(keep_best)
+        self._scores: dict[int, float | None] = {}
+        self._written: int | None = None
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
-            preservation_policy=ocp.checkpoint_managers.AnyPreservationPolicy(policies),
-            **(best if keep_best else {}),
+            preservation_policy=_Preserved(keep_last, self._best_of),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
             if not read_only:
-                self.directory.mkdir(
-                    parents=True, exist_ok=True
-                )  # orbax itself takes a file in its place without a word
+                # orbax itself takes a file in its place without a word
+                self.directory.mkdir(parents=True, exist_ok=True)
                 if jax.process_index() == 0:
-                    for leftover in self.directory.glob(
-                        f"*{UNFINISHED}"
-                    ):  # orbax would do it some time in the background
-                        shutil.rmtree(leftover)
-            self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_handlers=handlers
-            )
-        except (
-            Exception
-        ) as error:  # orbax passes on whatever the file system or a broken file raised
+                    # orbax would do it some time in the background
+                    for leftover in self.directory.iterdir():
+                        if leftover.name.endswith(UNFINISHED):
+                            shutil.rmtree(leftover)
+            where = plain_path(self.directory)
+            self._manager = _Manager(where, options=options, item_handlers=handlers)
+            for step in self.steps():
+                self._scores[step] = read_score(self.directory / str(step), keep_best)
+        except Exception as error:  # whatever the file system or a broken file raised
             raise CheckpointError(
                 f"the checkpoints in {self.directory} cannot be opened: {_first_line(error)}"
             ) from error
@@ -203,11 +126,14 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         """The newest complete step, or None."""
-        return self._manager.latest_step()
+        return max(self.steps(), default=None)
 
     def best_step(self) -> int | None:
         """The step with the best `keep_best` metric, or None if no checkpoint has one."""
-        return self._manager.best_step() if self.keep_best else None
+        return self._best_of(self.steps())
+
+    def _best_of(self, steps: Sequence[int]) -> int | None:
+        return best_of(self._scores, steps, smaller=self.mode == "min")
 
     def save(
         self,
@@ -216,6 +142,8 @@ class Checkpoints:
         data_state: Mapping[str, Any],
         config: Mapping[str, Any],
         metrics: Mapping[str, float] | None = None,
+        *,
+        progress: Mapping[str, Any] | None = None,
     ) -> bool:
         """Starts writing a checkpoint and returns once the arrays have left the device, so the
         state may be donated.
@@ -226,6 +154,7 @@ class Checkpoints:
             data_state: JSON-able position of the data iterator, to which the state belongs.
             config: the config as plain values.
             metrics: of an evaluation of this very state; they decide which checkpoint is best.
+            progress: what else a continued run needs to know; see `NO_PROGRESS`.
 
         Returns:
             False if this step is already there (it holds the same state, as steps are
@@ -234,27 +163,46 @@ class Checkpoints:
         Raises:
             CheckpointError: this save could not start, or the one before it failed.
         """
+        self._check_present()
         if step in self._manager.all_steps():
             return False
         flat = flatten_names(state)
-        meta = {"config": config, "data": data_state, "checksums": checksums(flat)}
-        items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
-        score = (
-            {k: float(v) for k, v in metrics.items()}
-            if metrics and self.keep_best in metrics
-            else None
+        score = usable_score(step, metrics, self.keep_best)
+        meta = make_meta(
+            step,
+            config=config,
+            data=data_state,
+            progress=progress or NO_PROGRESS,
+            checksums=checksums(flat),
+            mode=self.mode,
+            score=None if score is None else {self.keep_best: score},
         )
+        self._scores[step] = score
+        items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), meta=ocp.args.JsonSave(meta))
         try:
-            saved = self._manager.save(step, args=items, metrics=score, force=True)
-        except (
-            Exception
-        ) as error:  # disk full, no permission, an error of the previous background save
+            saved = self._manager.save(step, args=items, force=True)
+        except Exception as error:  # disk full, no permission, a failed background save before it
             raise CheckpointError(
                 f"saving step {step} to {self.directory} failed: {_first_line(error)}"
             ) from error
         if not saved:
             raise CheckpointError(f"saving step {step} to {self.directory} was refused by orbax")
+        self._written = step
         return True
+
+    def add_score(self, step: int, metrics: Mapping[str, float] | None) -> None:
+        """Gives a complete checkpoint the evaluation that was due when it was written.
+
+        Args:
+            step: the checkpoint's.
+            metrics: of its state; without a usable `keep_best` among them nothing changes.
+        """
+        score = usable_score(step, metrics, self.keep_best)
+        if score is None or step not in self.steps():
+            return
+        self._scores[step] = score
+        if jax.process_index() == 0:
+            write_score(self.directory / str(step), {self.keep_best: score})
 
     def wait(self) -> None:
         """Waits until the checkpoint being written is complete; raises CheckpointError if that
@@ -266,24 +214,42 @@ class Checkpoints:
             raise CheckpointError(
                 f"writing a checkpoint to {self.directory} failed: {_first_line(error)}"
             ) from error
+        if self._written is not None:
+            self._check_present()
+
+    def _check_present(self) -> None:
+        """Raises CheckpointError if what this run wrote is not there any more."""
+        gone = self.directory if not self.directory.is_dir() else None
+        written = self._written
+        if gone is None and written is not None and not self._manager.is_saving_in_progress():
+            folder = self.directory / str(written)
+            gone = folder if not folder.is_dir() else None
+        if gone is not None:
+            raise CheckpointError(
+                f"{gone} is gone: it was moved or removed while the run was going on. Put it back "
+                "and start the same command again, or begin in a new workdir"
+            )
 
     def close(self) -> None:
         """Waits for the last save and frees the background threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
-        """Returns {'config', 'data', 'checksums'} of a step (None = newest), without reading any
-        array.
+        """Returns {'config', 'data', 'progress', 'checksums', ...} of a step (None = newest),
+        checked, without reading any array.
         """
         step = self._existing(step)
-        meta = self._read(
-            step,
-            lambda: self._manager.restore(
+
+        def read() -> dict[str, Any]:
+            found = self._manager.restore(
                 step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())
-            ),
-        )
-        return meta.meta
+            )
+            return check_meta(step, found.meta)
+
+        return self._read(step, read)
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None
@@ -304,6 +270,50 @@ class Checkpoints:
         meta = self.meta(step)
         state = self._read_arrays(step, abstract_state, meta, exact=True)
         return state, meta["data"], meta["config"], step
+
+    def resume(
+        self,
+        abstract_state: TrainState,
+        check: Callable[[int, Mapping[str, Any]], None],
+        *,
+        damaged: str = "refuse",
+    ) -> Restored | None:
+        """Reads the newest checkpoint that is whole.
+
+        Args:
+            abstract_state: tree of `jax.ShapeDtypeStruct`, with shardings.
+            check: is called with step and config before the arrays are read; raises if the run
+                cannot go on from there.
+            damaged: one of `ON_DAMAGE`: 'refuse' raises at a damaged one; 'fall_back' renames it to
+                <step>.damaged, says so, and tries the one before.
+
+        Returns:
+            What was read; None if there is no checkpoint (any more).
+
+        Raises:
+            CheckpointError: a damaged one with 'refuse'; another model or optimiser.
+        """
+        while (step := self.latest_step()) is not None:
+            problem = None
+            try:
+                meta = self.meta(step)
+                check(step, meta["config"])
+                state = self._read_arrays(step, abstract_state, meta, exact=True)
+            except DamagedError as error:
+                problem = error
+            if not any_process(problem is not None):
+                return Restored(step, state, meta)
+            problem = problem or DamagedError(f"another process found step {step} damaged")
+            if damaged != "fall_back":
+                raise problem
+            aside = self.directory / f"{step}.damaged"
+            logging.warning("%s\n  set aside as %s (train.damaged='fall_back')", problem, aside)
+            if jax.process_index() == 0:
+                shutil.rmtree(aside, ignore_errors=True)
+                (self.directory / str(step)).rename(aside)
+            any_process(False)  # all wait for the rename
+            self._manager.reload()
+        return None
 
     def read_part(self, step: int, abstract: Any) -> Any:
         """Reads only the arrays that the tree `abstract` names, for example {'params': ...,
@@ -328,17 +338,17 @@ class Checkpoints:
         ) as error:  # any exception of the reader means that the files are not what was written
             raise self._damaged(step, _first_line(error)) from error
 
-    def _damaged(self, step: int, cause: str) -> CheckpointError:
+    def _damaged(self, step: int, cause: str) -> DamagedError:
         others = [s for s in self.steps() if s != step]
         way = (
             f"to go on from step {max(others)}"
             if others
             else "to start from the beginning (no other step is left)"
         )
-        return CheckpointError(
+        return DamagedError(
             f"checkpoint of step {step} is damaged: {self.directory / str(step)}\n  cause: "
-            f"{cause}\n"
-            f"  steps there: {self.steps()}. Restore the folder from a copy, or delete it {way}."
+            f"{cause}\n  steps there: {self.steps()}. Restore the folder from a copy, or delete it "
+            f"{way}; train.damaged='fall_back' sets it aside and does that."
         )
 
     def _read_arrays(
@@ -375,51 +385,6 @@ class Checkpoints:
         return unflatten_names(flat, abstract)
 
 
-def describe_difference(
-    found: Mapping[str, tuple[int, ...]],
-    wanted: Mapping[str, tuple[int, ...]],
-    *,
-    exact: bool,
-    most: int = 8,
-) -> str:
-    """Compares name -> shape tables; returns '' if they agree, otherwise lines with the first
-    `most` of each kind.
-
-    Args:
-        found: what the checkpoint holds.
-        wanted: what the model needs.
-        exact: also report arrays that only the checkpoint has.
-        most: lines per kind.
-    """
-    missing = sorted(set(wanted) - set(found))
-    extra = sorted(set(found) - set(wanted)) if exact else []
-    shapes = sorted(n for n in wanted if n in found and wanted[n] != found[n])
-
-    def near(name: str) -> str:
-        close = difflib.get_close_matches(name, extra, n=1, cutoff=0.8)
-        return f" (the checkpoint has {close[0]})" if close else ""
-
-    groups = [
-        (
-            "the checkpoint lacks",
-            [f"{n} {wanted[n]}{near(n)}" for n in missing[:most]],
-            len(missing),
-        ),
-        ("only the checkpoint has", [f"{n} {found[n]}" for n in extra[:most]], len(extra)),
-        (
-            "shapes differ:",
-            [f"{n}: checkpoint {found[n]}, model {wanted[n]}" for n in shapes[:most]],
-            len(shapes),
-        ),
-    ]
-    lines = []
-    for title, items, count in groups:
-        if count:
-            more = [f"    ... and {count - most} more"] if count > most else []
-            lines += [f"  {title}", *(f"    {item}" for item in items), *more]
-    return "\n".join(lines)
-
-
 def load_weights(
     workdir: str | Path, which: str, step: str | int, abstract_params: Any, abstract_stats: Any
 ) -> tuple[dict, dict, int]:
@@ -447,9 +412,11 @@ def load_weights(
     checkpoints = Checkpoints(workdir, keep_best="", read_only=True)
     try:
         if step == "best":
-            train = checkpoints.meta()["config"]["train"]
+            meta = checkpoints.meta()
+            train = meta["config"]["train"]
             checkpoints.close()
-            checkpoints = Checkpoints(workdir, keep_best=train["keep_best"], read_only=True)
+            best = dict(keep_best=train["keep_best"], mode=meta.get("mode", ""))
+            checkpoints = Checkpoints(workdir, **best, read_only=True)
             step = checkpoints.best_step()
             if step is None:
                 raise CheckpointError(
@@ -473,6 +440,13 @@ def load_weights(
         return weights["params"], weights["stats"], step
     finally:
         checkpoints.close()
+
+
+def newest_step(workdir: str | Path) -> int:
+    """Returns the newest complete step in a workdir, 0 if there is none; opens nothing."""
+    folder = Path(workdir) / FOLDER
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    return max(steps, default=0)
 
 
 def _first_line(error: BaseException) -> str:

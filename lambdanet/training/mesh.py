@@ -87,6 +87,11 @@ def state_shardings(tree: Any, mesh: Mesh, min_size: int) -> Any:
     return jax.tree.map(rule, tree)
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what lies whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The sharding of batches: the leading axis over every device."""
     return NamedSharding(mesh, PartitionSpec(AXES))

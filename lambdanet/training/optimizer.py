@@ -26,28 +26,51 @@ def match_mask(patterns: Sequence[str], tree: Any) -> Any:
     )
 
 
-def check_rules(optim: Any, params: Any) -> None:
-    """Checks that every regex of the `optim` section is one and matches some parameter.
+def check_rules(optim: Any, params: Any, stats: Any = None) -> None:
+    """Checks that every regex of the `optim` section is one and matches something, and that
+    something is left to learn.
+
+    Args:
+        optim: `config.optim`.
+        params: the parameters, or their shapes.
+        stats: the batch-norm statistics; rules of `frozen` may match only these, which stops them
+            alone.
 
     Raises:
         ValueError: names each regex at fault, the key it stands in, and some parameter paths.
     """
     names = list(flatten_names(params))
-    rules = [("no_decay", r) for r in optim.no_decay] + [("frozen", r) for r in optim.frozen]
-    rules += [("lr_multipliers", r) for r, _ in optim.lr_multipliers]
+    beside = list(flatten_names(stats or {}))
+    rules = [("no_decay", r, names) for r in optim.no_decay]
+    rules += [("frozen", r, names + beside) for r in optim.frozen]
+    rules += [("lr_multipliers", r, names) for r, _ in optim.lr_multipliers]
     problems = []
-    for key, rule in rules:
+    for key, rule, among in rules:
         try:
-            if not any(re.fullmatch(rule, name) for name in names):
+            if not any(re.fullmatch(rule, name) for name in among):
                 problems.append(f"optim.{key}: {rule!r} matches no parameter")
         except re.error as error:
             problems.append(f"optim.{key}: {rule!r} is no regular expression ({error})")
+    if not problems and names:
+        frozen = jax.tree.leaves(match_mask(optim.frozen, params))
+        factors = [rate_factor(optim.lr_multipliers, name) for name in names]
+        if all(f or not rate for f, rate in zip(frozen, factors, strict=True)):
+            problems.append(
+                f"optim.frozen = {tuple(optim.frozen)!r}, optim.lr_multipliers = "
+                f"{tuple(optim.lr_multipliers)!r}: together they stop every parameter; leave "
+                "something to learn"
+            )
     if problems:
         shown = ", ".join(names[:: max(len(names) // 8, 1)])
         raise ValueError(
             "\n".join(problems)
             + f"\nA rule must match the whole path. Paths of this model are, for example: {shown}"
         )
+
+
+def rate_factor(rules: Sequence[tuple[str, float]], name: str) -> float:
+    """Returns the factor of the first regex that matches the path; 1 where none does."""
+    return next((float(factor) for rule, factor in rules if re.fullmatch(rule, name)), 1.0)
 
 
 def scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransformation:
@@ -65,7 +88,7 @@ def scale_by_rules(rules: Sequence[tuple[str, float]]) -> optax.GradientTransfor
 
 
 def make_optimizer(
-    optim: Any, schedule: optax.Schedule, params: Any
+    optim: Any, schedule: optax.Schedule, params: Any, stats: Any = None
 ) -> optax.GradientTransformation:
     """Builds the optimiser of the `optim` section.
 
@@ -83,15 +106,19 @@ def make_optimizer(
         optim: `config.optim`.
         schedule: step -> learning rate.
         params: the parameters, or their shapes.
+        stats: the batch-norm statistics, likewise; see `check_rules`.
 
     Raises:
-        ValueError: unknown optimiser, or a rule that matches no parameter.
+        ValueError: unknown optimiser, or rules that `check_rules` refuses.
     """
-    check_rules(optim, params)
+    check_rules(optim, params, stats)
     decay = []
     if optim.weight_decay:
-        mask = lambda tree: jax.tree.map(lambda m: not m, match_mask(optim.no_decay, tree))  # noqa: E731
-        decay = [optax.add_decayed_weights(optim.weight_decay, mask)]
+
+        def decayed(tree: Any) -> Any:
+            return jax.tree.map(lambda m: not m, match_mask(optim.no_decay, tree))
+
+        decay = [optax.add_decayed_weights(optim.weight_decay, decayed)]
     rate = optax.scale_by_learning_rate(schedule)
     b1, b2 = optim.betas
     if optim.name == "sgd":

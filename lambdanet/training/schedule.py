@@ -1,4 +1,4 @@
-"""Learning-rate schedules: a linear warm-up, then one of five shapes."""
+"""Learning-rate schedules: a linear warm-up, then one of five shapes; whether one fits a run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import optax
 SCHEDULES = ("constant", "cosine", "step", "poly", "exponential")
 
 
-def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     r"""Builds step -> learning rate from the `optim` section of the config.
 
     With peak p, warm-up w steps from p b, cool-down c steps, total T, t the step counted from 0, o
@@ -21,8 +21,8 @@ def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: int) -> opta
     Args:
         optim: `config.optim`; reads lr, schedule, warmup_epochs, warmup_start (b), warmup_overlaps,
             cooldown_epochs, final_lr (f), step_epochs, decay_rate, decay_epochs, poly_power.
-        total_steps: T. A warm-up as long as the run or longer is legal: then the lr rises until the
-            end.
+        total_steps: T. A warm-up longer than the run lets the lr rise until the end; see
+            `length_problems`.
         steps_per_epoch: turns epochs into steps.
 
     Returns:
@@ -45,10 +45,11 @@ def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: int) -> opta
             optim.lr, optim.lr * optim.final_lr, optim.poly_power, remaining
         )
     elif optim.schedule == "step":
-        boundaries = [round(epoch * steps_per_epoch) - begin for epoch in optim.step_epochs]
-        main = optax.piecewise_constant_schedule(
-            optim.lr, {b: optim.decay_rate for b in boundaries}
-        )
+        factors: dict[int, float] = {}
+        for epoch in optim.step_epochs:  # epochs that round to one step decay once each
+            boundary = round(epoch * steps_per_epoch) - begin
+            factors[boundary] = factors.get(boundary, 1.0) * optim.decay_rate
+        main = optax.piecewise_constant_schedule(optim.lr, factors)
     elif optim.schedule == "exponential":
         every = max(round(optim.decay_epochs * steps_per_epoch), 1)
         main = optax.exponential_decay(optim.lr, every, optim.decay_rate, staircase=True)
@@ -58,3 +59,48 @@ def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: int) -> opta
         return main
     rise = optax.linear_schedule(optim.lr * optim.warmup_start, optim.lr, warmup)
     return optax.join_schedules([rise, lambda step: main(step + warmup - begin)], [warmup])
+
+
+def length_problems(
+    optim: Any, *, total_steps: int, steps_per_epoch: float, cut_short: bool
+) -> list[str]:
+    """Returns one text per part of the schedule that does not fit into the run.
+
+    Args:
+        optim: as for `make_schedule`.
+        total_steps: of the run.
+        steps_per_epoch: turns epochs into steps.
+        cut_short: the run is a part of what its schedule was made for, so it may end inside the
+            warm-up or before the first decay.
+    """
+    warmup, cooldown = (
+        round(epochs * steps_per_epoch) for epochs in (optim.warmup_epochs, optim.cooldown_epochs)
+    )
+    rise = f"optim.warmup_epochs = {optim.warmup_epochs:g}: the warm-up of {warmup:,} steps"
+    rest = f"optim.cooldown_epochs = {optim.cooldown_epochs:g}: the cool-down of {cooldown:,} steps"
+    if warmup > total_steps:
+        fix = "shorten it, lengthen the run, or set train.steps for a run that is cut short"
+        return [] if cut_short else [f"{rise} is longer than the run; {fix}"]
+    if cooldown >= total_steps:
+        return [f"{rest} leaves no step of the run to the schedule; shorten it"]
+    if cooldown and warmup + cooldown >= total_steps:
+        return [f"{rise} and {rest} leave no step of the run between them; shorten one of them"]
+    if cut_short:
+        return []
+    begin = 0 if optim.warmup_overlaps else warmup
+    fix = "set it to happen within the run, or choose optim.schedule = 'constant'"
+    if optim.schedule == "step" and round(optim.step_epochs[0] * steps_per_epoch) >= total_steps:
+        return [f"optim.step_epochs = {optim.step_epochs}: the first is the end of the run; {fix}"]
+    if optim.schedule == "exponential":
+        every = max(round(optim.decay_epochs * steps_per_epoch), 1)
+        if begin + every >= total_steps:
+            text = f"the first decay, {begin + every:,} steps from the start, is after the run"
+            return [f"optim.decay_epochs = {optim.decay_epochs:g}: {text}; {fix}"]
+        half = optim.decay_rate ** ((total_steps - begin) // 2 // every)
+        if half < 1e-12:
+            text = f"leaves {half:.0e} of the learning rate half-way through the run"
+            return [
+                f"optim.decay_rate = {optim.decay_rate:g}, optim.decay_epochs = "
+                f"{optim.decay_epochs:g}: {text}; decay more slowly"
+            ]
+    return []

@@ -11,35 +11,36 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def catch(received: list[str]) -> Callable[[], None]:
-    """Notes the names of SIGTERM and SIGINT in `received` instead of dying; a second signal raises
-    KeyboardInterrupt.
+class Received(list):
+    """Names of the signals that came; a context, at whose end the former handlers are back."""
 
-    Outside the main thread, to which Python delivers signals, it does nothing.
+    def __init__(self):
+        super().__init__()
+        self._before: dict[signal.Signals, Callable] = {}
 
-    Args:
-        received: list that the names are appended to.
+    def __enter__(self) -> Received:
+        """Notes SIGTERM and SIGINT from now on instead of dying; a second one raises
+        KeyboardInterrupt. Outside the main thread, to which Python delivers signals, it does
+        nothing.
+        """
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._note)
+        return self
 
-    Returns:
-        A function that puts the former handlers back; calling it twice does no harm.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return lambda: None
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
-    def handler(number, _):
-        if received:
-            raise KeyboardInterrupt(
-                f"second signal ({signal.Signals(number).name}): stopped without saving"
-            )
-        received.append(signal.Signals(number).name)
+    def release(self) -> None:
+        """Puts the former handlers back; calling it twice does no harm."""
+        while self._before:
+            signal.signal(*self._before.popitem())
 
-    before = {s: signal.signal(s, handler) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def undo() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
-    return undo
+    def _note(self, number: int, _: object) -> None:
+        name = signal.Signals(number).name
+        if self:
+            raise KeyboardInterrupt(f"second signal ({name}): stopped without saving")
+        self.append(name)
 
 
 def any_process(flag: bool) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,12 +39,16 @@ def split_model(model: nnx.Module) -> tuple[nnx.GraphDef, dict, dict]:
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(stats)
 
 
-def views(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
+def views(
+    build: Callable[[], nnx.Module], frozen: Sequence[str] = ()
+) -> tuple[nnx.GraphDef, nnx.GraphDef]:
     """Returns the graph definitions of the training and of the evaluation view; both take the same
     parameters.
 
     Args:
         build: makes the model; it is only traced for shapes, so no memory is taken.
+        frozen: regexes on 'a/b/c' paths, of the config's `optim.frozen`. A norm whose running
+            statistics match uses them in training as well and never changes them.
     """
     model = nnx.eval_shape(build)
     modes = (
@@ -51,10 +56,15 @@ def views(build: Callable[[], nnx.Module]) -> tuple[nnx.GraphDef, nnx.GraphDef]:
         dict(deterministic=True, use_running_average=True),
     )
     # A model without dropout or without batch norm has nothing that one of the two could switch.
-    train, evaluation = (
-        split_model(nnx.view(model, raise_if_not_found=False, **mode))[0] for mode in modes
-    )
-    return train, evaluation
+    train, evaluation = (nnx.view(model, raise_if_not_found=False, **mode) for mode in modes)
+    rules = [re.compile(rule) for rule in frozen]
+    for path, module in nnx.iter_modules(train) if rules else ():
+        if not isinstance(module, nnx.BatchNorm):
+            continue
+        names = ["/".join(map(str, (*path, kind))) for kind in ("mean", "var")]
+        if all(any(rule.fullmatch(name) for rule in rules) for name in names):
+            module.use_running_average = True
+    return split_model(train)[0], split_model(evaluation)[0]
 
 
 def abstract_weights(build: Callable[[], nnx.Module]) -> tuple[dict, dict]:

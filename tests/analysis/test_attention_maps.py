@@ -1,5 +1,6 @@
 """Attention maps: what is captured is what the layer computes with, and the pictures show it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 from lambdanet.analysis import attention_maps
 from lambdanet.attention import create_attention
+from models import model_builder
 
 SPECS = {
     "local": dict(name="lambda", num_heads=2, key_depth=4, scope=3),
@@ -41,6 +43,60 @@ def test_map_times_values_is_the_output(spec):
     values = net.first.norm_value(net.first.value(x))
     expected = jnp.einsum("bhyxij,bijv->byxhv", maps["first"], values).reshape(x.shape)
     np.testing.assert_allclose(net.first(x), expected, atol=1e-5)
+
+
+RESNET = dict(blocks=(1, 2), widths=(8, 8), stem="cifar")
+GATE = dict(name="se", after="stage*.*")
+HOSTS = {
+    "resnet": ("resnet18", dict(RESNET, attention="mhsa"), ("block", "stage")),
+    "resnet with context": ("resnet18", dict(RESNET, context=GATE), ("block", "stage")),
+    "resnet with shared embeddings": (
+        "resnet50",
+        dict(
+            RESNET,
+            attention=dict(name="lambda", num_heads=2, key_depth=4, scope=3),
+            share_embeddings=True,
+            context=dict(GATE, placement="standard"),
+        ),
+        ("block", "stage"),
+    ),
+    "transformer": ("nat_digits", {}, ("block",)),
+    "transformer with context": (
+        "swin_digits",
+        dict(context=(GATE, dict(name="criss_cross", after="stage1.1"))),
+        ("block",),
+    ),
+    "class token": ("pvt_digits", {}, ("block",)),
+    "carried": ("lavit_digits", {}, ("block",)),
+    "carried with context": ("lavit_digits", dict(context=GATE), ("block",)),
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_recomputation_hides_no_map(host):
+    name, options, modes = HOSTS[host]
+    options = dict(options, image_size=(8, 8), in_channels=1, num_classes=3)
+    draw = np.random.default_rng(0)
+
+    def captured(mode, weights):
+        build = model_builder(name, remat=mode, **options)
+        model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+        view = nnx.view(
+            model, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
+        graphdef, state = nnx.split(view)
+        # numbers from NumPy cost no compilation; positive ones suit variances, too
+        weights = weights or jax.tree.map(lambda a: draw.uniform(0.1, 0.3, a.shape), state)
+        model = nnx.merge(graphdef, jax.tree.map(jnp.float32, weights))
+        return attention_maps.capture_maps(model, jnp.ones((1, 8, 8, 1)).at[0, 2].set(0.0)), weights
+
+    plain, weights = captured("none", None)
+    assert plain
+    for mode in modes:
+        shown, _ = captured(mode, weights)
+        assert list(shown) == list(plain)
+        for path, values in plain.items():
+            np.testing.assert_array_equal(values, shown[path], err_msg=f"{mode}: {path}")
 
 
 def test_pictures(tmp_path):

@@ -1,4 +1,4 @@
-"""Summary and speed: exact totals, and timings of what really ran."""
+"""Summary, speed and predictions: exact totals, and timings of what really ran."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ from flax import nnx
 
 import models
 from lambdanet.analysis import speed, summary
+from lambdanet.analysis.predict import predict
 from lambdanet.training.state import split_model
 
 
@@ -71,3 +72,16 @@ def test_speed_runs_the_calls_it_reports():
         assert 0 < r["fastest_ms"] <= r["median_ms"] <= r["slowest_ms"] and r["compile_seconds"] > 0
         assert r["images_per_second"] == pytest.approx(1e3 * r["batch_size"] / r["median_ms"])
     assert speed.speed_table(results).row_count == 2
+
+
+def test_predictions_leave_out_the_padding_and_keep_ids_whole():
+    images = np.arange(4, dtype=np.uint8).reshape(2, 2, 1, 1, 1)
+    ids = np.array([[5, 2**40], [7, 5]])
+    masks = np.array([[1, 1], [1, 0]], np.float32)
+    batches = [dict(image=i, id=n, mask=m) for i, n, m in zip(images, ids, masks, strict=True)]
+    forward = lambda weight, x: x[:, 0, 0, :].astype(jnp.float32) * weight  # noqa: E731
+    found, probabilities = predict(forward, jnp.array([0.0, np.log(2)]), batches)
+    assert found.tolist() == [5, 2**40, 7]
+    np.testing.assert_allclose(probabilities[:, 1], [1 / 2, 2 / 3, 4 / 5], rtol=1e-5)
+    with pytest.raises(ValueError, match="no records"):
+        predict(forward, jnp.ones(2), [])

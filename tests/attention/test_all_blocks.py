@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 
-from lambdanet.attention import KINDS, attention, create_attention, describe, kind, list_attention
+from lambdanet.attention import KINDS, create_attention, describe, kind, list_attention, registry
 
 DIM, SIZE = 16, (5, 7)
 # Everything here runs once: compiling is what it costs.
@@ -24,7 +24,7 @@ def plain_names() -> list[str]:
     return [
         name
         for name in list_attention()
-        if not attention.lookup(name)[1] and kind(name) != "carried"
+        if not registry.lookup(name)[1] and kind(name) != "carried"
     ]
 
 

@@ -308,10 +308,6 @@ def test_resized_maps_compress_smooth_images_alike():
     ("options", "message"),
     [
         (
-            dict(causal=True),
-            "causal is True; allowed: False. Every slot mixes tokens of the whole sequence",
-        ),
-        (
             dict(sharing="kv"),
             "sharing is 'kv'; allowed: 'none', 'headwise', 'key_value', 'layerwise'",
         ),

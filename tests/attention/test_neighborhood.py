@@ -81,20 +81,8 @@ def test_small_maps():
     )  # before the projection: padded keys are its bias
     np.testing.assert_allclose(y, run(padded, larger)[:, :2], rtol=1e-5, atol=1e-5)
     assert shown.shape == (2, 3, 2, 6, 2, 6) and (np.sum(shown, (-2, -1)) < 0.999).all()
-    clamped = layer(kernel_size=(5, 11), small_map="clamp")
-    np.testing.assert_allclose(run(clamped, x), full_attention(clamped, x)[0], rtol=1e-4, atol=1e-5)
-    with pytest.raises(
-        ValueError,
-        match="the map is 2 x 6; allowed sizes: 3 x 9 .* and larger, or small_map 'pad' or 'clamp'",
-    ):
-        layer(dilation=(1, 3), small_map="raise")(x)
     for border in ("zero", "masked", "circular"):  # these have no smallest map, and nothing to pad
-        policies = [
-            layer(border=border, kernel_size=(5, 3), small_map=policy)
-            for policy in ("pad", "raise")
-        ]
-        programs = [str(jax.make_jaxpr(lambda x, built=built: built(x))(x)) for built in policies]
-        assert programs[0] == programs[1]
+        assert layer(border=border, kernel_size=(5, 3))._pad(x) is x
 
 
 def test_dilated_attention_is_attention_inside_each_residue_class():
@@ -187,7 +175,6 @@ def test_counts_as_published(width, blocks, counted, published):
             dict(border="reflect"),
             "border is 'reflect'; allowed: neighborhood, zero, masked, circular",
         ),
-        (dict(small_map="crop"), "small_map is 'crop'; allowed: pad, clamp, raise"),
         (dict(impl="unfold"), "impl is 'unfold'; allowed: auto, shift, block"),
     ],
 )

@@ -299,7 +299,6 @@ def test_dropout_takes_whole_channels():
         ("pyramid_object_context", dict(sizes=(1, 0)), r"sizes is \(1, 0\); allowed"),
         ("pyramid_object_context", dict(dropout=-0.1), "dropout is -0.1; allowed"),
         ("asp_object_context", dict(dilations=6), "dilations is 6; allowed"),
-        ("asp_object_context", dict(pool=0), "pool is 0; allowed"),
     ],
 )
 def test_bad_options(name, options, message):

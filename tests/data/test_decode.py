@@ -1,14 +1,17 @@
-"""Crop boxes, antialiased resampling and refusals of the decoder."""
+"""Crop boxes, antialiased resampling, transparency, orientation and refusals of the decoder."""
 
 import io
+import resource
+import struct
+import warnings
+import zlib
 
 import jax
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-from configs import base
-from lambdanet.data import decode, records
+from lambdanet.data import decode
 
 
 def encode(image, file_format="PNG", **options):
@@ -107,7 +110,7 @@ def test_large_jpeg_is_decoded_at_reduced_size_with_the_same_result(channels):
             opened, box, size=(64, 64), channels=channels, interpolation="bilinear"
         )
     )
-    assert opened.size == (101, 76)  # an eighth, so the shortcut was taken
+    assert opened.stored.size == (101, 76)  # an eighth, so the shortcut was taken
     full = (
         Image.open(io.BytesIO(data))
         .convert("L" if channels == 1 else "RGB")
@@ -122,7 +125,7 @@ def test_small_crop_of_a_jpeg_is_decoded_at_full_size():
     decode.crop_and_resize(
         opened, (0, 0, 300, 300), size=(224, 224), channels=3, interpolation="bilinear"
     )
-    assert opened.size == (500, 375)
+    assert opened.stored.size == (500, 375)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
@@ -145,6 +148,188 @@ def test_every_8_bit_mode_becomes_grey_or_rgb(mode, channels):
     assert np.ptp(array) > 100 and np.array_equal(array, decode.to_array(expected))
 
 
+def pixels(data, channels=3, **options):
+    """The whole picture as an array, not resampled."""
+    picture = decode.open_image(data, **options)
+    width, height = picture.size
+    image = decode.crop_and_resize(
+        picture,
+        (0, 0, width, height),
+        size=(height, width),
+        channels=channels,
+        interpolation="bilinear",
+    )
+    return decode.to_array(image)
+
+
+def png(depth, colour_type, row, *, transparent):
+    """A PNG of one row of 4 pixels, with a transparent colour, in any bit depth."""
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", 4, 1, depth, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
+
+
+def drawing(mode):
+    """Black ink on a transparent ground, half transparent at one place; how to save it."""
+    image = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((4, 4, 27, 11), fill=(0, 0, 0, 255))
+    if mode in ("RGBA", "LA", "P bytes"):
+        draw.rectangle((4, 20, 27, 27), fill=(0, 0, 0, 128))
+    if mode in ("RGBA", "LA"):
+        return image.convert(mode), {}
+    alpha = image.getchannel("A")
+    if mode in ("P", "P bytes"):  # both entries black, the first one invisible
+        palette = alpha.point(lambda a: {0: 0, 128: 1, 255: 2}[a] if a in (0, 128, 255) else 0)
+        palette = Image.frombytes("P", image.size, palette.tobytes())
+        palette.putpalette([0] * 768)
+        return palette, {"transparency": 0 if mode == "P" else bytes([0, 128, 255])}
+    ground = {"L": (9, 9), "RGB": ((1, 2, 3), (1, 2, 3))}[mode]
+    ink = Image.new(mode, image.size, ground[0])
+    ink.paste(0, mask=alpha)
+    return ink, {"transparency": ground[1]}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "P bytes", "L", "RGB"])
+def test_transparent_pictures_lie_on_white(mode, channels):
+    image, options = drawing(mode)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = pixels(encode(image, **options), channels)
+    expected = np.full((32, 32, channels), 255)
+    expected[4:12, 4:28] = 0
+    if mode in ("RGBA", "LA", "P bytes"):
+        expected[20:28, 4:28] = 127
+    assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_colour_is_found_at_every_bit_depth(channels):
+    for depth, row, expected in (
+        (1, b"\x20", [0, 0, 255, 0]),  # samples 0 0 1 0, of which 0 is transparent below
+        (2, b"\x1b", [0, 85, 255, 255]),  # 0 1 2 3, of which 2 is
+        (4, b"\x01\x23", [0, 17, 255, 51]),
+        (8, b"\0\1\2\3", [0, 1, 255, 3]),
+    ):
+        key, expected = (0, [255] * 4) if depth == 1 else (2, expected)
+        data = png(depth, 0, row, transparent=struct.pack(">H", key))
+        assert pixels(data, channels)[0, :, 0].tolist() == expected, depth
+    colours = [4096 * i for i in range(4) for _ in range(3)]
+    data = png(16, 2, struct.pack(">12H", *colours), transparent=struct.pack(">3H", *colours[3:6]))
+    assert pixels(data, channels)[0, :, 0].tolist() == [0, 255, 32, 48]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_opaque_pictures_with_alpha_are_unchanged(mode, channels):
+    array = np.random.default_rng(0).integers(0, 256, (20, 24, 3), np.uint8)
+    image = Image.fromarray(array).convert(mode)
+    data = encode(image, **({"transparency": bytes([255] * 256)} if mode == "P" else {}))
+    assert np.array_equal(
+        pixels(data, channels), decode.to_array(image.convert("L" if channels == 1 else "RGB"))
+    )
+
+
+def oriented(image, orientation, file_format="PNG", **options):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if file_format == "MPO":  # as phones write it: a small second picture behind the first
+        options |= {"save_all": True, "append_images": [Image.new("RGB", (8, 8))]}
+    return encode(image, file_format, exif=exif, **options)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "mode, file_format",
+    [
+        *((mode, "PNG") for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *((mode, "JPEG") for mode in ("L", "RGB", "CMYK")),
+        *((mode, "WEBP") for mode in ("RGB", "RGBA")),
+        ("RGB", "MPO"),
+        ("RGB", "TIFF"),
+    ],
+)
+def test_orientation_is_that_of_pillow(mode, file_format, orientation):
+    data = oriented(smooth_picture(40, 24).convert(mode), orientation, file_format)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    expected = decode.to_array(upright.convert("RGB"))
+    picture = decode.open_image(data)
+    assert picture.stored.format == file_format
+    assert picture.size == upright.size and np.array_equal(pixels(data), expected)
+    assert picture.load().tobytes() == upright.tobytes()
+    # a crop in the upright picture's coordinates
+    left, top, right, bottom = box = (3, 5, 17, 21)
+    crop = decode.crop_and_resize(
+        decode.open_image(data), box, size=(16, 14), channels=3, interpolation="bilinear"
+    )
+    assert np.array_equal(decode.to_array(crop), expected[top:bottom, left:right])
+    if file_format != "TIFF":
+        stored = decode.to_array(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert np.array_equal(pixels(data, exif_orientation=False), stored)
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "MPO"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_jpeg_is_decoded_at_reduced_size_with_the_same_result(orientation, file_format):
+    data = oriented(smooth_picture(805, 603), orientation, file_format, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    box = (3, 5, upright.width - 40, upright.height - 6)
+    opened = decode.open_image(data)
+    fast = decode.crop_and_resize(opened, box, size=(60, 64), channels=3, interpolation="bilinear")
+    assert opened.stored.size == (101, 76)
+    full = decode.to_array(upright.resize((64, 60), Image.Resampling.BILINEAR, box=box))
+    difference = np.abs(decode.to_array(fast).astype(int) - full)
+    assert difference.mean() < 1.0 and difference.max() <= 4
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0MM\0*\0\0\xff\xff", b"Exif"])
+def test_damaged_or_senseless_exif_is_no_orientation(exif):
+    image = smooth_picture(40, 24)
+    assert decode.open_image(encode(image, "JPEG", exif=exif)).size == (40, 24)
+    assert decode.open_image(oriented(image, 9)).size == (40, 24)
+
+
+def test_orientation_behind_the_pixels_of_a_png():
+    data = oriented(smooth_picture(40, 24), 6)
+    start = data.index(b"eXIf") - 4
+    (length,) = struct.unpack(">I", data[start : start + 4])
+    chunk, end = data[start : start + 12 + length], data.index(b"IEND") - 4
+    moved = data[:start] + data[start + len(chunk) : end] + chunk + data[end:]
+    assert decode.open_image(moved).size == (24, 40)
+    assert np.array_equal(pixels(moved), pixels(data))
+
+
+def bomb(width, height):
+    """A valid header of a PNG of that size, and hardly any data."""
+    data = encode(Image.new("1", (8, 8)))
+    header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_bombs_are_refused_before_memory_is_taken():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for side, size in ((60_000, 3600), (20_000, 400)):  # beyond and below Pillow's own refusal
+        with pytest.raises(ValueError, match=f"{size} megapixels; allowed: up to 300"):
+            decode.open_image(bomb(side, side))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+    with pytest.raises(OSError):  # allowed, but the pixels are missing
+        decode.open_image(bomb(2000, 2000))
+
+
+def test_program_formats_are_never_opened():
+    eps = encode(smooth_picture(8, 8), "EPS")
+    with pytest.raises(OSError, match="cannot identify"):
+        decode.open_image(eps)
+
+
 def test_16_bit_pixels_are_refused():
     data = encode(Image.fromarray(np.full((4, 4), 60000, np.uint16)))
     with pytest.raises(ValueError, match="I;16.*not 8 bits"):
@@ -158,30 +343,3 @@ def test_truncated_file_raises():
         decode.crop_and_resize(
             opened, (0, 0, 100, 100), size=(8, 8), channels=3, interpolation="bilinear"
         )
-
-
-def test_random_interpolation_is_one_of_the_two_and_bicubic_in_evaluation():
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 30, 3), np.uint8))
-    config = base.get_config().data
-    config.image_size, config.channels, config.eval_crop = (16, 16), 3, 1.0
-
-    def transformed(kind, interpolation, *rng):
-        config.interpolation = interpolation
-        return records.transform_from_config(kind, config)(picture, *rng).tobytes()
-
-    plain = [
-        transformed(records.TrainTransform, name, np.random.default_rng(0))
-        for name in decode.FILTERS
-    ]
-    drawn = [
-        transformed(records.TrainTransform, "random", np.random.default_rng(seed))
-        for seed in range(40)
-    ]
-    assert (
-        {drawn.count(p) for p in plain} & set(range(10, 31))
-        and set(drawn) == set(plain)
-        and len(set(plain)) == 2
-    )
-    assert transformed(records.EvalTransform, "random") == transformed(
-        records.EvalTransform, "bicubic"
-    )

@@ -30,9 +30,6 @@ def block(fixture: Fixture) -> Ours:
         lambda: CrissCross(dim, reduction=dim // fixture.config["qk_dim"], rngs=nnx.Rngs(0)),
         TORCH_NAMES,
         call,
-        gradient_scale={
-            "passes/0/key/bias": "passes/0/key/kernel"
-        },  # softmax cancels the bias of the keys
     )
 
 
@@ -64,8 +61,7 @@ def head(fixture: Fixture) -> Ours:
         )
 
     assert config["recurrence"] == 2
-    scale = {"attention/passes/0/key/bias": "attention/passes/0/key/kernel"}
-    return module_case(fixture, build, TORCH_NAMES_RCCA_HEAD, call, gradient_scale=scale)
+    return module_case(fixture, build, TORCH_NAMES_RCCA_HEAD, call)
 
 
 def block_3d(fixture: Fixture) -> Ours:

@@ -13,7 +13,6 @@ def position(fixture: Fixture) -> Ours:
         lambda: PositionAttention(dim, reduction=dim // fixture.config["qk_dim"], rngs=nnx.Rngs(0)),
         TORCH_NAMES,
         lambda module, inputs: {"out/y": channels_first(module(channels_last(inputs["x"])))},
-        gradient_scale={"key/bias": "key/kernel"},  # softmax cancels the bias of the keys
     )
 
 

@@ -46,15 +46,10 @@ def compact_generalized(fixture: Fixture) -> Ours:
         (response,) = nnx.to_pure_dict(recorded)["gate"]
         return {"out/y": channels_first(y), "out/pre_z": channels_first(response)}
 
-    # The group norm cancels the sums of phi and g (see the block's docstring): what is left of
-    # their gradients is epsilon and rounding. tests/attention/test_cgnl.py checks these gradients
-    # where nothing cancels them.
-    scale = {} if rbf else {"phi/kernel": "theta/kernel", "g/kernel": "theta/kernel"}
-    return module_case(fixture, build, cgnl.TORCH_NAMES, call, gradient_scale=scale)
-
-
-# A softmax over positions cancels a bias of its logits: that gradient is zero but for rounding.
-_GATHER = {"gather/bias": "gather/kernel"}
+    # With the dot kernel the group norm cancels the sums of phi and g (see the block's docstring):
+    # what is left of their gradients is epsilon and rounding. tests/attention/test_cgnl.py checks
+    # these gradients where nothing cancels them.
+    return module_case(fixture, build, cgnl.TORCH_NAMES, call)
 
 
 def double(fixture: Fixture) -> Ours:
@@ -73,7 +68,7 @@ def double(fixture: Fixture) -> Ours:
             dim, **options, norm="none", residual=False, rngs=rngs
         )
 
-    return _block(fixture, build, double_attention.TORCH_NAMES, gradient_scale=_GATHER)
+    return _block(fixture, build, double_attention.TORCH_NAMES)
 
 
 def double_video(fixture: Fixture) -> Ours:
@@ -98,7 +93,7 @@ def double_video(fixture: Fixture) -> Ours:
             dim, **options, norm="none", residual=False, rngs=nnx.Rngs(0)
         )
 
-    return module_case(fixture, build, double_attention.TORCH_NAMES, call, gradient_scale=_GATHER)
+    return module_case(fixture, build, double_attention.TORCH_NAMES, call)
 
 
 def context_block(fixture: Fixture) -> Ours:
@@ -121,7 +116,7 @@ def context_block(fixture: Fixture) -> Ours:
         options = dict(reduction=-(-dim // hidden), min_hidden=hidden)
         return gc.GlobalContext(dim, **options, fusion=fusion, pooling=pooling, rngs=rngs)
 
-    return _block(fixture, build, gc.TORCH_NAMES, gradient_scale={"mask/bias": "mask/kernel"})
+    return _block(fixture, build, gc.TORCH_NAMES)
 
 
 def squeeze_excite(fixture: Fixture) -> Ours:

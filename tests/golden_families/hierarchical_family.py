@@ -10,11 +10,11 @@ import models
 from lambdanet.attention import cross_shaped_window, spatial_reduction, window
 from lambdanet.interop.names import choose_table
 from lambdanet.training.state import flatten_names, split_model
-from models.cswin import cross_shaped
-from models.pvt import reductions
-from models.swin import windows
-from models.transformer_blocks import TransformerBlock
-from models.transformer_names import block_names
+from models.hierarchical.blocks import TransformerBlock
+from models.hierarchical.cswin import cross_shaped
+from models.hierarchical.names import block_names
+from models.hierarchical.pvt import reductions
+from models.hierarchical.swin import windows
 
 # --------------------------------------------------------------------------------------------------
 # Blocks

@@ -17,13 +17,8 @@ def layer(fixture: Fixture) -> Ours:
     """
     config = fixture.config
     grid, heads = tuple(config["grid"]), config["num_heads"]
-    options = dict(
-        num_heads=heads,
-        size=grid,
-        transform_bias=config["transform_bias"],
-        value_bias=config["v_bias"],
-        output_bias=config["proj_bias"],
-    )
+    assert config["v_bias"] and config["proj_bias"]  # ours always have them
+    options = dict(num_heads=heads, size=grid, transform_bias=config["transform_bias"])
 
     def call(module, inputs):
         shown = nnx.view(module, capture=True)

@@ -61,14 +61,8 @@ def fairseq(fixture: Fixture) -> Ours:
         weights = nnx.to_pure_dict(sown)["attention_map"][0]  # [b, heads, tokens, k]
         return {"out/y": y.swapaxes(0, 1), "out/attn": weights.swapaxes(0, 1)}
 
-    # A bias of the keys moves all logits of a query alike; the softmax cancels it.
-    scale = {"key/bias": "key/kernel"}
     return module_case(
-        fixture,
-        lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)),
-        TORCH_NAMES,
-        call,
-        gradient_scale=scale,
+        fixture, lambda: Linformer(dim, **options, rngs=nnx.Rngs(0)), TORCH_NAMES, call
     )
 
 
@@ -171,13 +165,7 @@ def tatp22(fixture: Fixture) -> Ours:
         return _one_key_per_array(named, sharing, method)
 
     weights = one_key_per_array(fixture.under("param/"))
-    # The bias of a convolution of the keys is the same for all slots, and the softmax cancels it;
-    # one per slot it does not.
-    scale = {}
-    if method == "convolution" and sharing in ("none", "headwise"):
-        paths = [f"attention/{i}/compress_key" for i in range(depth)]
-        scale = {f"{path}/bias": f"{path}/window_kernel" for path in paths}
-    ours = module_case(fixture, build, ENCODER_NAMES, call, weights=weights, gradient_scale=scale)
+    ours = module_case(fixture, build, ENCODER_NAMES, call, weights=weights)
     return replace(ours, to_ours=lambda named: ours.to_ours(one_key_per_array(named)))
 
 

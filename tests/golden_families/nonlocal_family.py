@@ -34,10 +34,6 @@ def _block(fixture: Fixture, name: str, dim: int, **options) -> Ours:
         lambda: create_attention(dict(name=name, **options), dim, rngs=nnx.Rngs(0)),
         TORCH_NAMES,
         call,
-        # A bias of the keys adds the same number to all logits of a query, which a softmax cancels.
-        gradient_scale={"key/bias": "key/kernel"}
-        if options.get("mode", "embedded_gaussian") == "embedded_gaussian"
-        else {},
     )
 
 

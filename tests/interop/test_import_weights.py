@@ -14,10 +14,11 @@ from golden_harness import Fixture
 
 import models
 from lambdanet.attention.window import resize_table
-from lambdanet.interop import files, import_weights
+from lambdanet.interop import files
 from lambdanet.interop.names import NameMappingError, choose_table, convert
 from lambdanet.training import state, weights
-from models.transformer_embeddings import resize_positions
+from models import import_weights
+from models.hierarchical.embeddings import resize_positions
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SHAPE = dict(widths=(4, 8, 16, 32), num_heads=(1, 2, 2, 4), num_classes=10)
@@ -78,7 +79,7 @@ def run(tmp_path, capsys):
         chosen = [f"--option={key}={value!r}" for key, value in options.items()]
         out = tmp_path / name
         error = import_weights.main(
-            [str(source), "--model", model, *chosen, "--out", str(out), *flags], models
+            [str(source), "--model", model, *chosen, "--out", str(out), *flags]
         )
         return error, capsys.readouterr().out, out
 
@@ -143,8 +144,7 @@ def test_official_swin_file_is_written_in_our_layout(run, tmp_path):
 
 def test_a_folder_that_does_not_exist_is_told_before_anything_is_read(tmp_path):
     error = import_weights.main(
-        ["none.pth", "--model", "swin_tiny", "--out", str(tmp_path / "no" / "x.safetensors")],
-        models,
+        ["none.pth", "--model", "swin_tiny", "--out", str(tmp_path / "no" / "x.safetensors")]
     )
     assert "no/x.safetensors; its folder does not exist. Fix:" in error
 
@@ -300,7 +300,7 @@ def test_learned_positions_are_resized_on_demand(run):
     error, _, _ = run(
         theirs, "pvt_tiny", dict(PVT, image_size=(32, 128))
     )  # as many positions, elsewhere on the map
-    assert "its 256 rows, taken for a square map" in error and "--resize-tables" in error
+    assert "its 256 rows, of a map of 16x16" in error and "--resize-tables" in error
     error, printed, out = run(theirs, "pvt_tiny", tall, "--resize-tables")
     assert error is None and "; 4 resized" in printed, error
     ours = load(out, "pvt_tiny", tall)

@@ -82,7 +82,7 @@ def test_torch_names_in_safetensors_and_npz(tmp_path, kind, prefix):
     else:
         with open(path, "wb") as file:
             np.savez(file, **state)
-    loaded = files.load_weights_file(path, RULES, SHAPES)
+    loaded = files.load_weights_file(path, lambda: RULES, SHAPES)
     for name, array in OURS.items():
         assert loaded[name].dtype == np.float32
         np.testing.assert_array_equal(loaded[name], array)
@@ -95,11 +95,13 @@ def test_own_files_are_checked_against_the_model_too(tmp_path):
         NameMappingError,
         match=r"model.safetensors: .*\n.*1 missing.*\n.*body/bias(.*\n)*.*1 mis-shaped",
     ):
-        files.load_weights_file(path, RULES, {**SHAPES, "body/bias": (2,), "head/fc/bias": (7,)})
+        files.load_weights_file(
+            path, lambda: RULES, {**SHAPES, "body/bias": (2,), "head/fc/bias": (7,)}
+        )
     other = {**SHAPES, "head/fc/kernel": (2, 7), "head/fc/bias": (7,)}
-    assert set(files.load_weights_file(path, RULES, other, allow_head_mismatch="head/fc")) == {
-        "body/kernel"
-    }
+    assert set(
+        files.load_weights_file(path, lambda: RULES, other, allow_head_mismatch="head/fc")
+    ) == {"body/kernel"}
 
 
 def test_file_of_a_later_layout_is_refused(tmp_path):
@@ -110,7 +112,7 @@ def test_file_of_a_later_layout_is_refused(tmp_path):
     with pytest.raises(
         files.WeightsFileError, match="layout version '2', written by lambdanet 9.0"
     ):
-        files.load_weights_file(path, RULES, SHAPES)
+        files.load_weights_file(path, lambda: RULES, SHAPES)
 
 
 def test_damaged_and_missing_files(tmp_path):
@@ -119,12 +121,12 @@ def test_damaged_and_missing_files(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
     with pytest.raises(files.WeightsFileError, match="no readable safetensors"):
-        files.load_weights_file(path, RULES, SHAPES)
+        files.load_weights_file(path, lambda: RULES, SHAPES)
     archive = tmp_path / "model.npz"
     files.save_npz(archive, OURS)
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(files.WeightsFileError, match="damaged or cut short"):
-        files.load_weights_file(archive, RULES, SHAPES)
+        files.load_weights_file(archive, lambda: RULES, SHAPES)
     objects = tmp_path / "objects.npz"
     np.savez(objects, w=np.array([{}, None], dtype=object))
     with pytest.raises(files.WeightsFileError, match="npz file of plain arrays"):
@@ -132,7 +134,7 @@ def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="no weights file .*there are: model.npz, model.safetensors"
     ):
-        files.load_weights_file(tmp_path / "modell.npz", RULES, SHAPES)
+        files.load_weights_file(tmp_path / "modell.npz", lambda: RULES, SHAPES)
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):

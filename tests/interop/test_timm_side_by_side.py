@@ -9,8 +9,9 @@ import pytest
 from flax import nnx
 
 import models
-from lambdanet.interop import files, import_weights
+from lambdanet.interop import files
 from lambdanet.training import state, weights
+from models import import_weights
 
 torch = pytest.importorskip(
     "torch", reason="PyTorch is not installed; requirements-dev.txt lists it"
@@ -44,7 +45,7 @@ def test_imported_networks_give_the_same_logits(theirs, ours, tmp_path, capsys):
     )
     out = tmp_path / "ours.safetensors"
     error = import_weights.main(
-        [str(tmp_path / "timm.safetensors"), "--model", ours, "--out", str(out)], models
+        [str(tmp_path / "timm.safetensors"), "--model", ours, "--out", str(out)]
     )
     assert error is None, error
     assert "(names: timm)" in capsys.readouterr().out

@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
-from lambdanet.attention import attention
+from lambdanet.attention import registry
 from models.context import fit_context
 from models.resnet import ResNet
 
@@ -49,11 +49,11 @@ class Scale(nnx.Module):
 
 @pytest.fixture(autouse=True)
 def scale(monkeypatch):
-    monkeypatch.setitem(attention._entries, "scale", (Scale, {}))
+    monkeypatch.setitem(registry._entries, "scale", (Scale, {}))
 
 
 def tiny(**options) -> ResNet:
-    return ResNet(**{**TINY, **options}, rngs=nnx.Rngs(0))
+    return models.create_model("resnet50", **{**TINY, **options}, rngs=nnx.Rngs(0))
 
 
 def abstract(**options) -> ResNet:
@@ -261,9 +261,34 @@ def test_config_section_becomes_entries():
         config = ConfigDict(dict(model=section, data=dict(channels=1, image_size=(8, 8))))
         for read in (config, ConfigDict(json.loads(config.to_json()))):
             model = nnx.eval_shape(
-                lambda c=read: models.create_from_config(c, num_classes=3, rngs=nnx.Rngs(0))
+                lambda c=read: models.create_from_config(c, {"num_classes": 3}, rngs=nnx.Rngs(0))
             )
             assert places(model) == expected
+
+
+def test_a_context_does_not_drop_that_of_the_preset_unsaid():
+    small = dict(blocks=(1, 1), widths=(4, 6), stem="cifar", image_size=(9, 6))
+    small["attention_blocks"] = ((), ())
+    own = dict(name="scale", after="stage2.1")
+    squeeze = dict(name="se", after="stage[12].*", placement="standard", ratio=4)
+
+    def stand(context):
+        made = nnx.eval_shape(
+            lambda: models.create_model(
+                "lambda_resnet50", **small, context=context, rngs=nnx.Rngs(0)
+            )
+        )
+        return [entry for entries in places(made).values() for entry in entries]
+
+    with pytest.raises(ValueError, match="would drop what 'lambda_resnet50' has") as error:
+        stand(own)
+    assert f"context={(squeeze, own)!r}" in str(error.value)  # both
+    assert f"context={(None, own)!r}" in str(error.value)  # this one alone
+    gate = "standard SqueezeExcite"
+    assert stand((squeeze, own)) == [gate, "post Scale", gate]
+    assert stand((None, own)) == ["post Scale"]
+    assert stand({**squeeze, "ratio": 2}) == [gate, gate]
+    assert stand(None) == stand((None,)) == []
 
 
 def test_preset_places_move_with_the_depth(caplog):
@@ -315,7 +340,8 @@ def test_preset_places_move_with_the_depth(caplog):
         ),
         (
             squeeze("stage1.1", ration=2),
-            r"context: 'se' has no option 'ration'. Did you mean 'ratio'\? Options: ratio, bias",
+            r"context: attention 'se' has no option 'ration'. Did you mean 'ratio'\?"
+            r" Options: ratio, bias",
         ),
         (squeeze("stage1.1", placment="pre"), r"no option 'placment'. Did you mean 'placement'\?"),
         (

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from step_helpers import make_train_step
 
 from configs import base
 from lambdanet.attention import kind, list_attention
 from lambdanet.training.state import TrainState, flatten_names, make_init, views
-from lambdanet.training.step import make_train_step
 from models import create_model
 
 CLASSES, SIDE, STEPS = 4, 8, 3
@@ -60,7 +60,7 @@ def train(names: tuple[str, ...]) -> tuple[TrainState, dict]:
     make = functools.partial(build, names)
     init, step = (
         make_init(make, tx, ema=False),
-        make_train_step(views(make)[0], tx, config, num_classes=CLASSES, seed=0),
+        make_train_step(views(make)[0], tx, config, seed=0),
     )
     image = np.random.default_rng(0).integers(0, 256, (8, SIDE, SIDE, 1)).astype(np.uint8)
     batch = {"image": image, "label": np.arange(8, dtype=np.int32) % CLASSES}

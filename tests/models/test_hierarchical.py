@@ -17,8 +17,8 @@ from lambdanet.analysis.summary import summarise
 from lambdanet.layers import LayerScale
 from lambdanet.training.state import flatten_names, split_model, unflatten_names
 from models.hierarchical import HierarchicalTransformer
-from models.transformer_blocks import Mlp
-from models.transformer_embeddings import (
+from models.hierarchical.blocks import Mlp
+from models.hierarchical.embeddings import (
     ConvEmbed,
     DoubleConvEmbed,
     PatchMerging,
@@ -66,7 +66,7 @@ def abstract(name, **overrides):
 
 
 def abstract_small(**options):
-    return nnx.eval_shape(lambda: HierarchicalTransformer(**{**SMALL, **options}, rngs=nnx.Rngs(0)))
+    return abstract("swin_tiny", **{"drop_path_rate": 0.0, "family": None, **SMALL, **options})
 
 
 def filled(model, seed=0):

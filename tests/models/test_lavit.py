@@ -11,13 +11,13 @@ import optax
 import pytest
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
+from step_helpers import make_train_step
 
 import models
 from configs import base
 from lambdanet.analysis.summary import summarise, totals
 from lambdanet.attention.diagonality_loss import diagonality_loss
 from lambdanet.training.state import TrainState, flatten_names, split_model, views
-from lambdanet.training.step import make_train_step
 
 # Preset -> parameters, and billions of multiply-adds at 224x224.
 COUNTS = {
@@ -124,7 +124,7 @@ def test_every_preset_is_counted_and_the_one_for_digits_is_small():
     )
 
 
-@pytest.mark.parametrize("options", [{}, dict(pool="cls", transform="kron", la_mlp=False)])
+@pytest.mark.parametrize("options", [{}, dict(pool="cls", transform="kron")])
 def test_summary_is_the_program(options):
     model = tiny(**options)
     rows = summarise(model, 32, 32)
@@ -297,9 +297,7 @@ def test_one_step_with_everything_on():
     graphdef = views(lambda: create(**options))[0]
     _, params, stats = split_model(drawn(**options))
     start = TrainState(jnp.zeros((), jnp.int32), params, stats, optax.sgd(0.1).init(params), {})
-    after, metrics = once(make_train_step(graphdef, optax.sgd(0.1), config, num_classes=5, seed=0))(
-        start, batch
-    )
+    after, metrics = once(make_train_step(graphdef, optax.sgd(0.1), config, seed=0))(start, batch)
     terms = 0.1 * metrics["auxiliary_symmetry"] + 0.2 * metrics["auxiliary_diagonality"]
     np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"] + terms, rtol=1e-6)
     assert metrics["auxiliary_symmetry"] > 0 and np.isfinite(metrics["grad_norm"])
@@ -352,13 +350,10 @@ def test_other_mixers_and_reduced_keys_in_single_stages():
     model = tiny(**{**options, "attention_residual": (False, True, True)})
     assert model.stages[2].attention_residual.downsample_kernel.shape == (2, 2, 2)
     assert model.macs(32, 32) == jaxpr_macs(model, images(32, 32, batch=1))
-    # Context blocks stand after a block, with or without an MLP.
-    entry = dict(name="se", after=("stage2.1", "stage2.2"))
-    inserted = tiny(context=entry, la_mlp=False)
+    # Context blocks stand after a block, of either kind.
+    inserted = tiny(context=dict(name="se", after=("stage2.1", "stage2.2")))
     assert (
-        inserted.macs(32, 32)
-        == jaxpr_macs(inserted, images(32, 32, batch=1))
-        > tiny(la_mlp=False).macs(32, 32)
+        inserted.macs(32, 32) == jaxpr_macs(inserted, images(32, 32, batch=1)) > tiny().macs(32, 32)
     )
 
 
@@ -391,12 +386,12 @@ def test_problems_stand_in_one_message():
             abstract(**{**TINY, **options})
         return str(caught.value)
 
-    text = problem(remat="all", loss_variant="hinge", drop_path_rate=1.0, la_mlp=2)
+    text = problem(remat="all", loss_variant="hinge", drop_path_rate=1.0, center_rows=2)
     for part in (
         "remat is 'all'; allowed: none, block",
         "loss_variant is 'hinge'",
         "drop_path_rate is 1.0",
-        "la_mlp is 2",
+        "center_rows is 2",
     ):
         assert part in text
     text = problem(

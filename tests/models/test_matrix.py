@@ -14,11 +14,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from step_helpers import make_train_step
 
 from configs import base
 from lambdanet.attention import list_attention
 from lambdanet.training.state import flatten_names, make_init, views
-from lambdanet.training.step import make_train_step
 from models import create_model
 
 CLASSES, SIDE, STEPS = 4, 8, 2
@@ -84,7 +84,7 @@ def training_step(make):
     config, tx = base.get_config(), optax.sgd(0.01, momentum=0.5)
     init, step = (
         make_init(make, tx, ema=False),
-        make_train_step(views(make)[0], tx, config, num_classes=CLASSES, seed=0),
+        make_train_step(views(make)[0], tx, config, seed=0),
     )
 
     def run(batch):

@@ -1,6 +1,9 @@
 """Models by name: presets, overrides, the smoke overrides on every model, configs, errors."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +13,8 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def abstract(name, **overrides):
@@ -92,7 +97,7 @@ def test_smoke_overrides_run_every_model():
             continue
         seen.add(kind)
         model = nnx.eval_shape(
-            lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0))
+            lambda c=config: models.create_from_config(c, {"num_classes": 10}, rngs=nnx.Rngs(0))
         )
         view = nnx.view(
             model, deterministic=True, use_running_average=True, raise_if_not_found=False
@@ -124,15 +129,21 @@ def test_config_section_becomes_options():
     )
     for section in (config, ConfigDict(json.loads(config.to_json()))):
         model = nnx.eval_shape(
-            lambda c=section: models.create_from_config(c, num_classes=7, rngs=nnx.Rngs(0))
+            lambda c=section: models.create_from_config(c, {"num_classes": 7}, rngs=nnx.Rngs(0))
         )
         assert placement(model) == [(), (), (2,), (1,)]
         layer = model.stages[3].blocks[0].attention
         assert (layer.key_depth, layer.num_heads, layer.scope) == (8, 2, (3, 5))
         assert (model.in_channels, model.num_classes, model.head.dropout.rate) == (1, 7, 0.1)
+    model = nnx.eval_shape(
+        lambda: models.create_from_config(
+            config, {"num_classes": 7, "in_channels": 2}, rngs=nnx.Rngs(0)
+        )
+    )
+    assert (model.in_channels, model.num_classes) == (2, 7)  # the task goes before config.data
     config.model.num_classes, config.model.in_channels = 3, 4
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, num_classes=7, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, {"num_classes": 7}, rngs=nnx.Rngs(0))
     )
     assert (model.in_channels, model.num_classes) == (4, 3)
 
@@ -142,7 +153,7 @@ def test_image_size_of_the_data_sizes_global_tables():
     config.model.name = "lambda_resnet26rpt_256"
     config.data.image_size = (64, 96)
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
     )
     assert model.stages[2].blocks[0].attention.size == (8, 12)
 
@@ -184,10 +195,72 @@ def test_errors_name_the_nearest():
         abstract("resnet50", width=(1, 2, 3, 4))
     config = ConfigDict(dict(model=dict(), data=dict(channels=1, image_size=(8, 8))))
     with pytest.raises(ValueError, match="config.model has no 'name'"):
-        models.create_from_config(config, num_classes=2, rngs=nnx.Rngs(0))
+        models.create_from_config(config, {"num_classes": 2}, rngs=nnx.Rngs(0))
+    config.model.name = "resnet_digits"
+    with pytest.raises(ValueError, match="no option 'num_clases'. Did you mean 'num_classes'"):
+        models.create_from_config(config, {"num_clases": 2}, rngs=nnx.Rngs(0))
 
 
 def test_describe_shows_presets_and_options():
     text = models.describe("lambda_resnet101")
     assert "preset blocks=(3, 4, 23, 3)" in text
     assert "share_embeddings: bool = False" in text and "Args:" in text
+
+
+def test_options_are_checked_once_and_before_anything_is_built(monkeypatch):
+    seen = []
+    factory, _ = models.registry.lookup("resnet_digits")
+    real = factory.option_problems
+    monkeypatch.setattr(
+        factory,
+        "option_problems",
+        staticmethod(lambda options: seen.append(options) or real(options)),
+    )
+    build = models.model_builder("resnet_digits")
+    assert len(seen) == 1
+    for _ in range(2):
+        nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match="stem is 'x'.*pool is 'y'"):
+        models.model_builder("resnet_digits", stem="x", pool="y")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("resnet_digits", dict(blocks=(999, 2)), "allowed: 1000 in all, or less"),
+        (
+            "resnet_digits",
+            dict(num_classes=10**11),
+            "num_classes is 1.*; allowed: 10000000 or less",
+        ),
+        ("pvt_digits", dict(widths=(32, 10**9)), "widths is .*; allowed: 65536 or less"),
+        ("pvt_digits", dict(image_size=(8, 10**7)), "image_size is .*; allowed: 65536 or less"),
+        ("lavit_digits", dict(blocks=(10**9, 1)), "allowed: 1000 in all, or less"),
+    ],
+)
+def test_sizes_have_upper_bounds(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        models.model_builder(name, **options)
+
+
+@pytest.mark.parametrize("name", models.list_models("*_digits"))
+def test_the_classifier_depends_on_the_classes_and_nothing_else_does(name):
+    def shapes(classes):
+        model = abstract(name, num_classes=classes)
+        flat = nnx.to_flat_state(nnx.state(model))
+        return {"/".join(map(str, path)): leaf.shape for path, leaf in flat}, model.classifier
+
+    (three, path), (four, _) = shapes(3), shapes(4)
+    assert {n for n in three if three[n] != four[n]} == {f"{path}/kernel", f"{path}/bias"}
+
+
+def test_the_table_of_models_ends_with_its_reader():
+    command = [sys.executable, "-m", "models", "*_digits"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "| model | parameters | GMACs | image |\n"
+        process.stdout.close()
+        assert not process.stderr.read()
+        process.wait(60)

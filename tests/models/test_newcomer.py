@@ -25,6 +25,7 @@ from configs import attention_zoo, base
 from lambdanet.analysis.attention_maps import capture_maps
 from lambdanet.attention import describe, list_attention
 from lambdanet.training.state import make_init, views
+from lambdanet.tasks import classification
 from lambdanet.training.step import make_train_step
 from models import create_from_config, create_model
 
@@ -41,9 +42,11 @@ config = base.get_config()
 images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1)).astype(np.uint8)
 batch = {"image": images, "label": np.array([0, 1, 0, 1])}
 tx = optax.sgd(0.05)
-step = make_train_step(views(build)[0], tx, config, num_classes=2, seed=0)
+task = dict(loss=classification.loss, mix=classification.mix, seed=0)
+step = make_train_step(views(build)[0], tx, config, **task)
 program = jax.jit(lambda: jax.lax.scan(lambda state, _: step(state, batch), make_init(build, tx, ema=False)(), length=2))
-losses = program()[1]["loss"]
+losses, counted = program()[1]["loss"]
+losses = losses / counted
 assert np.isfinite(losses).all() and losses[1] < losses[0], losses
 
 model = nnx.view(build(), deterministic=True, use_running_average=True)
@@ -54,7 +57,8 @@ assert any(row["type"] == "Newcomer" for row in model.summary_rows(8, 8))
 
 assert name in attention_zoo.variants()
 compared = attention_zoo.get_config("digits," + name)
-abstract = nnx.eval_shape(lambda: create_from_config(compared, num_classes=10, rngs=nnx.Rngs(0)))
+build = lambda: create_from_config(compared, {"num_classes": 10}, rngs=nnx.Rngs(0))
+abstract = nnx.eval_shape(build)
 assert any(row["type"] == "Newcomer" for row in abstract.summary_rows(8, 8))
 print(lambdanet.__file__)
 """  # noqa: E501

@@ -94,27 +94,6 @@ def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
                 )
 
 
-@pytest.mark.parametrize("impl", LOWERINGS)
-def test_reverse_mode_nests_and_forward_mode_works_or_is_refused(impl):
-    q, v, table = arrays((3, 4), (3, 5), 2, dtype=np.float32)
-
-    def loss(table, impl=impl):
-        return jnp.sum(jnp.tanh(position_lambda.position_term(q, v, table, impl=impl)))
-
-    def curvature(impl):
-        return jax.jit(jax.grad(lambda t: jnp.vdot(jax.grad(loss)(t, impl), table)))(table)
-
-    np.testing.assert_allclose(curvature(impl), curvature("dense"), rtol=1e-3, atol=1e-4)
-    if impl in ("query_first", "row_chunks"):
-        with pytest.raises(TypeError, match="custom_vjp"):
-            jax.jvp(loss, (table,), (table,))
-    else:
-        slope = jax.jvp(loss, (table,), (table,))[1]
-        np.testing.assert_allclose(
-            slope, jnp.vdot(jax.grad(loss)(table, "dense"), table), rtol=1e-3, atol=1e-4
-        )
-
-
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
 def test_rows_per_chunk_do_not_matter(rows):
     q, v, table = arrays((5, 3), (3, 5), 1, dtype=np.float32)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.ops.dot_attention import dot_attention
 from lambdanet.ops.relative_logits import (
     axis_embeddings,
     relative_attention,
     relative_attention_macs,
     relative_logits,
 )
+from lambdanet.ops.softmax_attention import dot_attention
 
 # queries' grid, keys' grid, taps per axis: the whole map, a window around a block, strided queries
 # with a table to spare

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 from configs import base
-from lambdanet.training import checkpoint
+from lambdanet.training import checkpoint, checkpoint_meta, continuing
 from lambdanet.training.state import TrainState
 
 CONFIG = base.get_config().to_dict() | {
@@ -133,7 +133,27 @@ def remove_index(folder):
     (folder / "state" / "_METADATA").unlink()
 
 
-@pytest.mark.parametrize("damage", [flip_a_bit, cut_short, break_meta, remove_index])
+def edit_meta(folder):
+    """The position of the data, one batch further: still JSON, still a position."""
+    path = folder / "meta" / "metadata"
+    meta = json.loads(path.read_text())
+    meta["data"]["batches"] += 1
+    path.write_text(json.dumps(meta))
+
+
+def edit_config(folder):
+    path = folder / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"ema_decay": 0.9', '"ema_decay": 0.8'))
+
+
+def lose_arrays(folder):
+    largest_file(folder / "state").unlink()
+
+
+DAMAGE = [flip_a_bit, cut_short, break_meta, remove_index, edit_meta, edit_config, lose_arrays]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
 def test_damage_is_named_and_never_passed_over(tmp_path, damage):
     save(tmp_path, (10, None), (20, None)).close()
     folder = tmp_path / "checkpoints" / "20"
@@ -147,9 +167,131 @@ def test_damage_is_named_and_never_passed_over(tmp_path, damage):
         and str(folder) in text
         and "delete it to go on from step 10" in text
     )
+    assert "train.damaged='fall_back'" in text
     state, _, _, step = checkpoints.restore(abstract(make_state()), 10)
     assert step == 10 and int(state.step) == 10
+    # Going on: refused unless asked for; then the damaged one is set aside, never deleted.
+    with pytest.raises(checkpoint.DamagedError):
+        checkpoints.resume(abstract(make_state()), lambda step, config: None)
+    seen = []
+    found = checkpoints.resume(
+        abstract(make_state()), lambda step, config: seen.append(step), damaged="fall_back"
+    )
+    assert found.step == 10 and found.meta["data"] == {"batches": 10} and seen[-1] == 10
+    assert checkpoints.steps() == [10] and (folder.parent / "20.damaged").is_dir()
+    checkpoints.save(20, make_state(step=20), {"batches": 20}, CONFIG)
+    checkpoints.wait()
+    assert checkpoints.steps() == [10, 20]
     checkpoints.close()
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_resume(tmp_path):
+    save(tmp_path, (10, None)).close()
+    break_meta(tmp_path / "checkpoints" / "10")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    assert checkpoints.resume(abstract(make_state()), print, damaged="fall_back") is None
+    checkpoints.close()
+
+
+def test_a_renamed_folder_is_another_step_only_in_name(tmp_path):
+    save(tmp_path, (32, None)).close()
+    (tmp_path / "checkpoints" / "32").rename(tmp_path / "checkpoints" / "33")
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(checkpoint.DamagedError, match="step 33 is damaged"):
+        checkpoints.meta()
+    checkpoints.close()
+
+
+def old_meta(**changes):
+    """What versions until 2026-11 wrote: seconds beside the position, no digest."""
+    meta = {"config": {}, "data": {"batches": 7, "seconds": 2.5}, "checksums": {}}
+    return {k: v for k, v in (meta | changes).items() if v is not None}
+
+
+def test_older_checkpoints_are_read():
+    meta = checkpoint_meta.check_meta(7, old_meta())
+    assert meta["progress"] == {"seconds": 2.5, "window": {}}
+
+
+@pytest.mark.parametrize(
+    "meta, text",
+    [
+        ([], "no mapping but list"),
+        (old_meta(config=None), "no mapping 'config'"),
+        (old_meta(checksums=3), "no mapping 'checksums'"),
+        (old_meta(data={}), "another step: None batches"),
+        (old_meta(data={"batches": 10**9}), "another step: 1000000000 batches read by step 7"),
+        (old_meta(data={"batches": True}), "another step"),
+        (old_meta(data={"batches": 7, "seconds": "x"}), "no number 'progress.seconds' but 'x'"),
+        (old_meta(progress={"seconds": 1.0}), "no mapping 'progress' with a mapping 'window'"),
+        (old_meta(digest="0"), "digest is wrong"),
+    ],
+)
+def test_entries_that_are_missing_or_of_another_type_are_named(meta, text):
+    with pytest.raises(ValueError, match=text):
+        checkpoint_meta.check_meta(7, meta)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("losses", [(2.0, 1.0, NAN), (1.0, NAN, 2.0), (NAN, 1.0, 2.0)])
+def test_what_is_not_finite_is_never_the_best(tmp_path, losses, caplog):
+    steps = [(step, {"loss": loss}) for step, loss in enumerate(losses, 1)]
+    checkpoints = save(tmp_path, *steps, keep_last=1, keep_best="loss")
+    best = losses.index(1.0) + 1
+    assert checkpoints.best_step() == best and checkpoints.steps() == sorted({best, 3})
+    checkpoints.close()
+    assert "loss is nan, so it cannot be the best" in caplog.text
+    again = checkpoint.Checkpoints(tmp_path, keep_best="loss", read_only=True)
+    assert again.best_step() == best
+    again.close()
+
+
+def test_scores_of_older_versions_and_unreadable_ones(tmp_path, caplog):
+    save(tmp_path, *((s, None) for s in (1, 2, 3, 4)), keep_last=9).close()
+    for step, text in ((1, '{"loss": 0.5}'), (2, '{"loss": NaN}'), (3, '{"loss'), (4, "[]")):
+        folder = tmp_path / "checkpoints" / str(step) / "metrics"
+        folder.mkdir()
+        (folder / "metrics").write_text(text)
+    checkpoints = checkpoint.Checkpoints(tmp_path, keep_best="loss")
+    assert checkpoints.best_step() == 1
+    assert caplog.text.count("that step has no score") == 2 and "3/metrics" in caplog.text
+    checkpoints.close()
+
+
+def test_a_score_can_come_after_the_checkpoint(tmp_path):
+    checkpoints = save(tmp_path, (1, {"accuracy": 0.5}), (2, None), keep_last=1)
+    checkpoints.add_score(2, {"accuracy": NAN})
+    assert checkpoints.best_step() == 1
+    checkpoints.add_score(2, {"accuracy": 0.9, "loss": 1.0})
+    assert checkpoints.best_step() == 2
+    checkpoints.close()
+    again = checkpoint.Checkpoints(tmp_path, keep_last=1)
+    assert again.best_step() == 2
+    again.save(3, make_state(step=3), {"batches": 3}, CONFIG, {"accuracy": 0.8})
+    again.wait()
+    assert again.steps() == [2, 3]
+    again.close()
+
+
+@pytest.mark.parametrize("name", ["lr=[0.1]", "[abl]/run", "a\\b", "{x}*?"])
+def test_any_name_of_a_workdir(tmp_path, name):
+    workdir = tmp_path / name
+    save(workdir, (1, None)).close()
+    shapes = abstract(make_state())
+    _, stats, step = checkpoint.load_weights(workdir, "live", "latest", shapes.params, shapes.stats)
+    assert step == 1 and stats["norm"]["mean"][0] == 1
+    assert (workdir / "checkpoints" / "1" / "state").is_dir()
+
+
+def test_a_workdir_that_is_gone_is_noticed(tmp_path):
+    checkpoints = save(tmp_path / "run", (1, None))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(checkpoint.CheckpointError, match="is gone: it was moved or removed"):
+        checkpoints.save(2, make_state(step=2), {"batches": 2}, CONFIG)
+    with pytest.raises(checkpoint.CheckpointError, match="is gone"):
+        checkpoints.close()
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
@@ -198,8 +340,8 @@ def test_changed_keys_lists_what_makes_another_run():
     config["optim"]["lr"] = 0.5
     config["data"]["num_workers"] = 3
     saved = json.loads(json.dumps(CONFIG))
-    assert checkpoint.changed_keys(saved, CONFIG) == []
-    assert checkpoint.changed_keys(saved, config) == [
+    assert continuing.changed_keys(saved, CONFIG) == []
+    assert continuing.changed_keys(saved, config) == [
         "model.attention.key_depth: '(not set)' -> 8",
         "model.attention.scope: 7 -> 9",
         "optim.lr: 0.004 -> 0.5",
@@ -215,11 +357,11 @@ def test_a_key_that_is_newer_than_the_run_has_its_default_there():
         "optim": {"lr": CONFIG["optim"]["lr"]},
         "model": {"attention": CONFIG["model"]["attention"]},
     }
-    of_model = checkpoint.changed_keys(saved, config, defaults)
+    of_model = continuing.changed_keys(saved, config, defaults)
     assert of_model and all(
         line.startswith("model.attention") for line in of_model
     )  # options of a model have no such default
     config["optim"]["lr"] = 0.5
-    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in checkpoint.changed_keys(
+    assert f"optim.lr: {CONFIG['optim']['lr']} -> 0.5" in continuing.changed_keys(
         saved, config, defaults
     )

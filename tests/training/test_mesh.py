@@ -82,11 +82,11 @@ def test_metric_log_records_rewinds_and_survives_a_cut_line(tmp_path):
     log = metrics.MetricLog(tmp_path, stream=stream, **options)
     log.start_clock(1)
     for step in (10, 20, 30):
-        log.train(step, values(1.0 / step))
+        log.train(step, queued=step, values=values(1.0 / step))
     log.evaluation(30, "eval", {"accuracy": 0.75})
     log.evaluation(30, "test", {"accuracy": 0.5})
     log.close()
-    assert "step 20/40 epoch 2.0 loss 0.0500 acc 0.500 lr 1.0e-01" in stream.getvalue()
+    assert "step 20/40 epoch 2.0 loss 0.0500 accuracy 0.500 lr 1.0e-01" in stream.getvalue()
     assert (
         "img/s ETA 0:0" in stream.getvalue()
         and "eval  step 30  accuracy 0.7500" in stream.getvalue()
@@ -106,7 +106,7 @@ def test_metric_log_records_rewinds_and_survives_a_cut_line(tmp_path):
 
     # Continued from step 20: what came later is dropped before the first new record.
     log = metrics.MetricLog(tmp_path, start_step=20, stream=stream, **options)
-    log.train(30, values(7.0))
+    log.train(30, queued=30, values=values(7.0))
     log.close()
     assert [(r["step"], r["loss"]) for r in metrics.read_records(tmp_path)] == [
         (10, 0.1),
@@ -124,7 +124,7 @@ def test_only_the_writing_process_writes(tmp_path):
         tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, write=False, stream=stream
     )
     log.start_clock(0)
-    log.train(1, values(1.0))
+    log.train(1, queued=1, values=values(1.0))
     log.evaluation(1, "eval", {"accuracy": 0.5})
     log.message("hello")
     log.close()
@@ -141,7 +141,7 @@ def test_terminal_shows_one_live_line(tmp_path):
         tmp_path, total_steps=4, steps_per_epoch=2, batch_size=8, stream=stream, tensorboard=True
     )
     log.start_clock(0)
-    log.train(1, values(0.25))
+    log.train(1, queued=1, values=values(0.25))
     log.message("a [bracket] above")
     log.close()
     assert "loss 0.2500" in stream.getvalue() and "a [bracket] above" in stream.getvalue()

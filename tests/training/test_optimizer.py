@@ -211,3 +211,10 @@ def test_warmup_longer_than_the_run_only_rises():
         section(schedule="cosine", lr=1.0, warmup_epochs=5.0), total_steps=10, steps_per_epoch=8
     )
     np.testing.assert_allclose([lr(t) for t in range(10)], np.arange(10) / 40, atol=1e-7)
+
+
+def test_milestones_that_round_to_one_step_decay_once_each():
+    """10 records in batches of 64: epochs 30 and 32 both end at step 5, 60 at step 9."""
+    values = dict(schedule="step", lr=1.0, decay_rate=0.1, step_epochs=(30, 32, 60))
+    lr = schedule.make_schedule(section(**values), total_steps=12, steps_per_epoch=10 / 64)
+    np.testing.assert_allclose([lr(t) for t in (4, 6, 11)], [1.0, 0.01, 0.001], rtol=1e-6)

@@ -8,8 +8,11 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from step_helpers import make_eval_step, make_train_step
 
 from configs import base
+from lambdanet.ops.images import normalise
+from lambdanet.tasks import classification
 from lambdanet.training import evaluate, optimizer, schedule, state, step
 
 CLASSES = 7
@@ -72,9 +75,7 @@ def set_up(train=None, optim=None, own=None, **net):
     lr = schedule.make_schedule(config.optim, total_steps=10, steps_per_epoch=5)
     tx = optimizer.make_optimizer(config.optim, lr, state.abstract_weights(build)[0])
     start = jax.jit(state.make_init(build, tx, ema=config.train.ema_decay > 0))()
-    train_step = jax.jit(
-        step.make_train_step(graphdef, tx, config, num_classes=CLASSES, seed=3, schedule=lr)
-    )
+    train_step = jax.jit(make_train_step(graphdef, tx, config, seed=3, schedule=lr))
     return config, start, train_step, graphdef_eval
 
 
@@ -89,7 +90,7 @@ def close(a, b, **tolerance):
 def test_normalise():
     image = jnp.asarray([[[[0, 255, 51]]]], jnp.uint8)
     expected = [[[[-0.5 / 0.25, 0.4 / 0.5, 0.2 / 1.0]]]]
-    close(step.normalise(image, (0.5, 0.6, 0.0), (0.25, 0.5, 1.0)), jnp.asarray(expected))
+    close(normalise(image, (0.5, 0.6, 0.0), (0.25, 0.5, 1.0)), jnp.asarray(expected))
 
 
 def test_step_is_one_sgd_step_on_the_smoothed_loss():
@@ -132,7 +133,7 @@ def test_batch_statistics_pass_through_all_micro_batches():
     # Micro-batch i holds the rows i, i + 3, ...: three updates with momentum 0.99 each.
     conv = nnx.Conv(3, 8, (3, 3), rngs=nnx.Rngs(0))
     nnx.update(conv, start.params["conv"])
-    maps = conv(step.normalise(batch["image"], (0.5,), (0.5,)))
+    maps = conv(normalise(batch["image"], (0.5,), (0.5,)))
     mean = jnp.zeros(8)
     for i in range(3):
         mean = 0.99 * mean + 0.01 * maps[i::3].mean((0, 1, 2))
@@ -188,20 +189,19 @@ def test_bfloat16_keeps_float32_state_and_comes_close():
     close(metrics16["loss"], metrics["loss"], rtol=1e-2)
 
 
-@pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0), (0.0, 0.0)])
+@pytest.mark.parametrize("alphas", [(1.0, 0.0), (0.0, 1.0), (0.4, 1.0)])
 def test_mixing_maps(alphas):
     keys = jax.random.split(jax.random.key(0), 400)
-    maps = np.asarray(
-        jax.vmap(
-            lambda k: step.mix_weights(k, 9, 13, mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
-        )(keys)
-    )
+
+    def draw(key):
+        options = dict(mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
+        return classification.mixture_map(classification.draw_mixture(key, 9, 13, **options), 9, 13)
+
+    maps = np.asarray(jax.vmap(draw)(keys))
     assert maps.shape == (400, 9, 13) and maps.min() >= 0 and maps.max() <= 1
     flat = np.ptp(maps, axis=(1, 2)) == 0
     binary = np.isin(maps, (0.0, 1.0)).all((1, 2))
-    if alphas == (0.0, 0.0):
-        assert (maps == 1).all()
-    elif alphas[1] == 0:
+    if alphas[1] == 0:
         assert flat.all()
         assert (
             abs(maps.mean() - 0.5) < 0.05 and abs(maps[:, 0, 0].std() - 12**-0.5) < 0.03
@@ -220,7 +220,7 @@ def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monke
     weights = (
         jnp.zeros((8, 8)).at[:3, 2:].set(1.0).at[3:, :4].set(0.25)
     )  # not a map that either method draws: any will do
-    monkeypatch.setattr(step, "mix_weights", lambda *_, **__: weights)
+    monkeypatch.setattr(classification, "mixture_map", lambda *_: weights)
     _, start, train_step, _ = set_up(own=dict(cutmix_alpha=1.0, label_smoothing=0.1), norm=False)
     batch = make_batch(size=4)
     _, metrics = train_step(start, batch)
@@ -239,7 +239,7 @@ def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monke
 
 def test_evaluation_counts_unmasked_rows_only():
     config, start, _, graphdef = set_up()
-    eval_step = jax.jit(step.make_eval_step(graphdef, config, CLASSES))
+    eval_step = make_eval_step(graphdef, config)
     batches, rows = [], 0
     for i, valid in enumerate((6, 6, 2)):
         batch = jax.tree.map(np.array, make_batch(6, seed=i))
@@ -252,38 +252,73 @@ def test_evaluation_counts_unmasked_rows_only():
     class Split(list):
         num_records = 16
 
-    result = evaluate.evaluate(eval_step, start.params, start.stats, Split(batches))
-    assert result["skipped_records"] == 2
+    pair = (start.params, start.stats)
+    found = evaluate.evaluate(eval_step, {"": pair, "ema_": pair}, Split(batches))
+    assert (found.count, found.skipped) == (14, 2)
+    result = found.metrics(lambda sums, rows: classification.finish(sums, rows, None, config))
+    assert {f"ema_{k}": result[k] for k in classification.METRICS}.items() <= result.items()
     image = np.concatenate([b["image"] for b in batches])[:14]
     label = np.concatenate([b["label"] for b in batches])[:14]
     logits = nnx.merge(graphdef, start.params, start.stats)(image / 127.5 - 1.0)
     order = np.argsort(-np.asarray(logits), axis=-1)
-    assert result["count"] == 14
     assert result["accuracy"] == pytest.approx((order[:, 0] == label).mean())
     assert result["top5"] == pytest.approx((order[:, :5] == label[:, None]).any(1).mean())
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
     assert result["loss"] == pytest.approx(float(losses.mean()), rel=1e-5)
-    np.testing.assert_array_equal(result["predictions"], order[:, 0])
-    np.testing.assert_array_equal(result["labels"], label)
-    np.testing.assert_array_equal(result["ids"], np.arange(14) + 2**40)
-    close(result["confidences"], jax.nn.softmax(logits).max(-1))
+    rows = found.rows[""]
+    np.testing.assert_array_equal(rows["prediction"], order[:, 0])
+    np.testing.assert_array_equal(rows["label"], label)
+    np.testing.assert_array_equal(rows["id"], np.arange(14) + 2**40)
+    close(rows["confidence"], jax.nn.softmax(logits).max(-1))
+    # The first records as they were evaluated, for pictures.
+    np.testing.assert_array_equal(found.examples["image"], image)
+    np.testing.assert_array_equal(found.examples["id"], rows["id"])
 
 
 def test_evaluation_counts_nan_logits_as_wrong_and_refuses_an_empty_split():
     config, start, _, graphdef = set_up()
-    eval_step = jax.jit(step.make_eval_step(graphdef, config, CLASSES))
+    eval_step = make_eval_step(graphdef, config)
     broken = jax.tree.map(lambda p: p * jnp.nan, start.params)
     batch = jax.tree.map(np.array, make_batch(6)) | {
         "mask": np.ones(6, np.float32),
         "id": np.arange(6),
     }
     batch["label"][:] = 3
-    result = evaluate.evaluate(eval_step, broken, start.stats, [batch])
-    assert result["accuracy"] == 0 and result["top5"] == 0
+    found = evaluate.evaluate(eval_step, {"": (broken, start.stats)}, [batch])
+    assert found.sums[""]["correct"] == 0 and found.sums[""]["top5"] == 0
+    batch["mask"][:] = 0
     with pytest.raises(ValueError, match="no record"):
-        evaluate.evaluate(
-            eval_step, start.params, start.stats, [batch | {"mask": np.zeros(6, np.float32)}]
-        )
+        evaluate.evaluate(eval_step, {"": (start.params, start.stats)}, [batch])
+
+
+class Answers(nnx.Module):
+    """Returns the logits it was made with, whatever the image."""
+
+    def __init__(self, logits):
+        self.logits = nnx.Param(jnp.asarray(logits, jnp.float32))
+
+    def __call__(self, x, *, rngs=None):
+        return self.logits[...]
+
+
+@pytest.mark.parametrize(
+    "logits, hits",
+    [
+        (np.zeros((8, 8)), (1, 5)),  # a collapsed model: the first classes win, as in torch.topk
+        (np.full((8, 8), 3e38), (1, 5)),
+        (np.full((8, 8), np.inf), (1, 5)),
+        (np.full((8, 8), -np.inf), (1, 5)),
+        (np.full((8, 8), np.nan), (0, 0)),
+        (np.eye(8), (8, 8)),
+        (np.where(np.arange(8) < 6, np.inf, 0.0) * np.ones((8, 1)), (1, 5)),
+    ],
+    ids=["equal", "saturated", "inf", "-inf", "nan", "right", "some inf"],
+)
+def test_ties_count_as_in_torch_topk(logits, hits):
+    graphdef, params, stats = state.split_model(Answers(logits))
+    batch = dict(image=np.zeros((8, 2, 2, 1), np.uint8), label=np.arange(8), mask=np.ones(8))
+    sums, _ = make_eval_step(graphdef, base.get_config())(params, stats, batch)
+    assert (int(sums["correct"]), int(sums["top5"])) == hits
 
 
 def test_names_of_the_state_and_back():

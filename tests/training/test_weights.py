@@ -69,3 +69,39 @@ def test_another_head_without_being_asked_for_is_an_error(saved):
     now, shardings = fresh_state(num_classes=7)
     with pytest.raises(NameMappingError, match="head/fc/kernel"):
         weights.start_from(now, saved[0], build(7), shardings, new_head=False)
+
+
+PVT = dict(
+    blocks=(1, 1), widths=(16, 16), num_heads=(1, 2), mlp_ratios=(2, 2), num_classes=3,
+    attention=("mhsa", "mhsa"), pool="mean",
+)  # fmt: skip
+
+
+def pvt(size):
+    return lambda: models.create_model("pvt_tiny", image_size=size, rngs=nnx.Rngs(0), **PVT)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 16)])
+def test_as_many_positions_of_a_map_of_another_shape_are_refused(tmp_path, size):
+    """16x64 images have a map of 4x16; 8x8 and 16x4 have as many positions."""
+    flat = {n: a for p in state.split_model(pvt((16, 64))())[1:]
+            for n, a in state.flatten_names(p).items()}  # fmt: skip
+    path, metadata = tmp_path / "w.safetensors", dict(name="pvt_tiny", image_size=(16, 64), **PVT)
+    files.save_safetensors(path, flat, files.export_metadata(metadata))
+
+    def read(size):
+        _, params, stats = state.split_model(nnx.eval_shape(pvt(size)))
+        return weights.read_weights(path, nnx.eval_shape(pvt(size)), params, stats)
+
+    read((16, 64))
+    with pytest.raises(
+        ValueError, match="(?s)64 positions are a map of 4x16.*--resize-tables"
+    ) as e:
+        read(size)
+    assert f"{size[0] // 4}x{size[1] // 4}" in str(e.value)
+    # A file that does not say what it was made for is taken for one of square images.
+    files.save_safetensors(path, flat, files.export_metadata(dict(name="pvt_tiny")))
+    if size == (32, 32):
+        read(size)
+    with pytest.raises(ValueError, match="map of 8x8"):
+        read((16, 64))

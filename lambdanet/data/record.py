@@ -1,0 +1,44 @@
+"""What a stored record is, before any task has looked at it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class DataInfo:
+    """What a task found in a data set.
+
+    Attributes:
+        features: what the task calls a field -> the set's feature that it is read from.
+        classes: one name per class, in the order of their numbers.
+    """
+
+    features: Mapping[str, str]
+    classes: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One stored record.
+
+    Attributes:
+        fields: by the task's names: images as encoded bytes or decoded uint8 [h, w, c], everything
+            else as it is stored.
+        id: stable number.
+        name: for messages: the position, the id, the original file.
+    """
+
+    fields: Mapping[str, Any]
+    id: int
+    name: str
+
+
+class CorruptRecordError(ValueError):
+    """A record whose bytes cannot be read or decoded; the message names the record and its file."""
+
+
+class UnusableRecordError(ValueError):
+    """A record that contradicts the set-up, such as a label beyond the classes; never skipped."""

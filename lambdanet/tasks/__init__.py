@@ -1,0 +1,123 @@
+"""What is learnt: one module of plain functions per task, all with the same names (`CONTRACT`).
+
+The training loop, the readers and the report know a task only as functions that are handed to them;
+`get` is the one place where its name is looked up. A further task is one module here, one entry in
+`TASKS`, a section of its name in `configs/base.py` for the keys that are its own, and the
+contract's test (tests/test_tasks.py) runs it.
+
+On the host:
+    METRICS: dict[str, 'max' | 'min']    what `finish` returns, and when it is better; the first one
+        is the headline: progress line, curves, report
+    read(builder) -> DataInfo    which features of a set are used, and the classes' names
+    model_options(info, config) -> dict    what the data decides about the model
+    example(record, info, config, rng) -> dict    a record as arrays of fixed shapes, in a reader's
+        thread or process; `rng` draws the augmentation, None gives the evaluation form
+    blank(config) -> dict    the example that fills the last evaluation batch, masked out there
+    finish(sums, rows, info, config) -> dict[str, float]    the metrics of a split
+    panels(side, below, *, rows, examples, info, config) -> list[str]    draws the task's pictures
+        into two parts of the report's figure and returns lines of Markdown
+
+Traced:
+    mix(batch, key, config) -> batch    what mixes examples with each other
+    loss(model, batch, config, rngs) -> (scalar, {name: (sum, weight)})    what is minimised, and
+        what is shown, 'loss' (the scalar's own) among it
+    score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
+        any shape), and rows [b, ...] that go to the host
+
+Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
+loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its
+sum says over how much, by which micro-batches are averaged. `config` is the whole config; in
+`example` and `blank` it comes as plain attributes (`records.attributes`), which travel to worker
+processes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from lambdanet import data
+from lambdanet.data.record import DataInfo
+from lambdanet.registry import suggest
+from lambdanet.tasks import classification
+
+TASKS: dict[str, ModuleType] = {"classification": classification}
+
+CONTRACT = (
+    "METRICS",
+    "read",
+    "model_options",
+    "example",
+    "blank",
+    "mix",
+    "loss",
+    "score",
+    "finish",
+    "panels",
+)
+
+UNKNOWN = DataInfo({}, ("any",))
+"""Stands for data that nobody has looked at."""
+
+
+def get(name: str) -> ModuleType:
+    """Returns the module of a task; raises ValueError with the nearest name if there is none."""
+    if name not in TASKS:
+        raise ValueError(
+            f"task {name!r}; allowed: {', '.join(TASKS)}.{suggest(str(name), list(TASKS))}"
+        )
+    return TASKS[name]
+
+
+def options_without_data(config: Any) -> dict[str, Any]:
+    """Returns the task's `model_options` for a model that is only built to check its options."""
+    return get(config.task).model_options(UNKNOWN, config)
+
+
+def example_maker(config: Any, info: DataInfo) -> data.MakeExample:
+    """Returns the task's `example` as a function of record and generator, which pickles."""
+    plain = data.attributes(config)
+    return functools.partial(_example, get(config.task).example, info, plain)
+
+
+def _example(make: Any, info: DataInfo, config: Any, record: data.Record, rng: Any) -> dict:
+    return make(record, info, config, rng)
+
+
+def eval_batches(
+    config: Any,
+    info: DataInfo,
+    split: str,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> data.EvalBatches:
+    """Returns the evaluation batches of a split for the config's task.
+
+    Args:
+        config: the whole config.
+        info: what the task's `read` found.
+        split: split text.
+        batch_size: global, over all processes.
+        process_index, process_count: which rows of each global batch this process reads.
+
+    Raises:
+        ValueError: the split cannot be opened.
+    """
+    return data.eval_batches(
+        data.Part(data.open_source(config.data, split, info.features)),
+        example_maker(config, info),
+        get(config.task).blank(data.attributes(config)),
+        config.data,
+        batch_size=batch_size,
+        process_index=process_index,
+        process_count=process_count,
+    )
+
+
+def finisher(config: Any, info: DataInfo) -> Callable[[dict, dict], dict[str, float]]:
+    """Returns the task's `finish` as a function of sums and rows."""
+    return lambda sums, rows: get(config.task).finish(sums, rows, info, config)

@@ -1,0 +1,271 @@
+"""One class per image: cross entropy with label smoothing, mixup and cutmix; accuracy, top-5."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tensorflow_datasets as tfds
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lambdanet.data import augment, decode, geometry, sources
+from lambdanet.data.record import DataInfo, Record, UnusableRecordError
+from lambdanet.ops.images import normalise
+
+METRICS = {"accuracy": "max", "top5": "max", "loss": "min"}
+Batch = dict[str, jax.Array]
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def read(builder: Any) -> DataInfo:
+    """Uses the features 'image' and 'label', or the only ones of their kinds.
+
+    Raises:
+        ValueError: none or several candidates; lists all features.
+    """
+    image = sources.find_feature(builder, "image", tfds.features.Image)
+    label = sources.find_feature(builder, "label", tfds.features.ClassLabel)
+    names = tuple(builder.info.features[label].names)
+    return DataInfo({"image": image, "label": label}, names)
+
+
+def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
+    """Returns the number of classes: that of the data, unless the model's section asks for more.
+
+    Raises:
+        ValueError: the model's section has fewer classes than the data.
+    """
+    known, wanted = len(info.classes), config.model.get("num_classes")
+    if wanted is not None and wanted < known:
+        raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
+    return {"num_classes": known if wanted is None else wanted}
+
+
+# --------------------------------------------------------------------------------------------------
+# Examples
+# --------------------------------------------------------------------------------------------------
+
+
+def example(
+    record: Record, info: DataInfo, config: Any, rng: np.random.Generator | None
+) -> dict[str, np.ndarray]:
+    """Returns dict(image uint8 [h, w, c], label int32) of one record.
+
+    Args:
+        record: with the fields image (a file's bytes, or pixels) and label.
+        info: of `read`.
+        config: reads the section `data`.
+        rng: draws crop, flip and colours; None gives the evaluation crop.
+
+    Raises:
+        UnusableRecordError: the label is no class, a mistake in the set-up that is never skipped.
+        ValueError, OSError: the image cannot be decoded.
+    """
+    data, label = config.data, int(record.fields["label"])
+    if not 0 <= label < len(info.classes):
+        raise UnusableRecordError(
+            f"{record.name}: label {label} is out of range; allowed: 0 to {len(info.classes) - 1} "
+            f"({len(info.classes)} classes)"
+        )
+    image = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
+    if rng is None:
+        image = geometry.warp_image(image, geometry.centred(image.size, data), data.channels)
+        return {"image": decode.to_array(image), "label": np.int32(label)}
+    image = geometry.warp_image(image, geometry.draw(image.size, data, rng), data.channels)
+    return {"image": augment.recolour(image, data, rng), "label": np.int32(label)}
+
+
+def blank(config: Any) -> dict[str, np.ndarray]:
+    """Returns a black image of class 0."""
+    data = config.data
+    image = np.zeros((*data.image_size, data.channels), np.uint8)
+    return {"image": image, "label": np.int32(0)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------
+
+
+def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
+    """Adds each image's partner, its neighbour in the shuffled batch, and one draw for the batch.
+
+    Returns:
+        The batch, if mixing is on also with partner_image, partner_label and mixture [b, 5], the
+        same row for every image: see `draw_mixture`. Images stay uint8; `loss` mixes them.
+    """
+    own = config.classification
+    if not (own.mixup_alpha or own.cutmix_alpha):
+        return batch
+    height, width = batch["image"].shape[1:3]
+    drawn = draw_mixture(
+        key, height, width, mixup_alpha=own.mixup_alpha, cutmix_alpha=own.cutmix_alpha
+    )
+    # Taken before the batch is split, so that micro-batches change no pair.
+    partners = {f"partner_{k}": jnp.roll(batch[k], 1, axis=0) for k in ("image", "label")}
+    mixture = jnp.broadcast_to(drawn, (len(batch["label"]), 5))
+    return batch | partners | {"mixture": mixture}
+
+
+def draw_mixture(
+    key: jax.Array, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float
+) -> Float[Array, "5"]:
+    """Draws how a batch is mixed: (weight, row, half height, column, half width), which
+    `mixture_map` makes a map of.
+
+    mixup (Zhang et al. 2018): weight lambda ~ Beta(alpha, alpha), no box. cutmix (Yun et al. 2019):
+    weight 1, and a box of area 1 - lambda around a uniform centre, clipped at the border. With both
+    on, a fair coin picks one.
+
+    Args:
+        key: random key.
+        height: pixels.
+        width: pixels.
+        mixup_alpha: 0 = off.
+        cutmix_alpha: 0 = off; at least one is on.
+    """
+    coin, up, cut, row, column = jax.random.split(key, 5)
+    drawn = []
+    if mixup_alpha:
+        drawn.append(jnp.zeros(5).at[0].set(jax.random.beta(up, mixup_alpha, mixup_alpha)))
+    if cutmix_alpha:
+        half = jnp.sqrt(1.0 - jax.random.beta(cut, cutmix_alpha, cutmix_alpha)) / 2
+        rows = (jax.random.randint(row, (), 0, height), half * height)
+        columns = (jax.random.randint(column, (), 0, width), half * width)
+        drawn.append(jnp.stack([jnp.ones(()), *rows, *columns]))
+    return jnp.where(jax.random.bernoulli(coin), *drawn) if len(drawn) == 2 else drawn[0]
+
+
+def mixture_map(drawn: Float[Array, "5"], height: int, width: int) -> Float[Array, "h w"]:
+    """Returns the weight of the own image at each pixel, 0 inside the box; the partner gets the
+    rest. Its mean is the label's weight: lambda for mixup, the exact share of pixels for cutmix.
+    """
+    weight, row, half_height, column, half_width = drawn
+    rows = jnp.abs(jnp.arange(height) - row) < half_height
+    columns = jnp.abs(jnp.arange(width) - column) < half_width
+    return weight * (1.0 - (rows[:, None] & columns[None, :]))
+
+
+def soft_targets(
+    label: Int[Array, " b"], num_classes: int, smoothing: float
+) -> Float[Array, "b classes"]:
+    """One-hot targets with label smoothing: 1 - s + s / classes for the class, s / classes
+    elsewhere.
+    """
+    one_hot = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
+    return one_hot * (1.0 - smoothing) + smoothing / num_classes
+
+
+def loss(
+    model: nnx.Module, batch: Batch, config: Any, rngs: nnx.Rngs
+) -> tuple[Float[Array, ""], Terms]:
+    """Mean cross entropy, plus the model's auxiliary terms times their weights.
+
+    Args:
+        model: training view; maps [b, h, w, c] and `rngs` to logits [b, classes]. With
+            `train.auxiliary_losses` it also takes `return_auxiliary=True` and then returns (logits,
+            name -> scalar).
+        batch: image uint8 [b, h, w, c], label int32 [b], and what `mix` added.
+        config: reads data.mean, data.std, train.auxiliary_losses and the section `classification`.
+        rngs: stream `dropout`.
+
+    Returns:
+        (what is minimised, shown): loss, accuracy (against the unmixed label) and, with auxiliary
+        losses, cross_entropy and auxiliary_NAME (without its weight), each as (sum, images).
+    """
+    own, data = config.classification, config.data
+    image = normalise(batch["image"], data.mean, data.std)
+    weights = None
+    if "mixture" in batch:
+        partner = normalise(batch["partner_image"], data.mean, data.std)
+        weights = mixture_map(batch["mixture"][0], *image.shape[1:3])
+        image = partner + weights[:, :, None] * (image - partner)
+    terms: Mapping[str, jax.Array] = {}
+    if config.train.auxiliary_losses:
+        logits, terms = model(image, return_auxiliary=True, rngs=rngs)
+    else:
+        logits = model(image, rngs=rngs)
+    logits = logits.astype(jnp.float32)
+    target = soft_targets(batch["label"], logits.shape[-1], own.label_smoothing)
+    if weights is not None:
+        other = soft_targets(batch["partner_label"], logits.shape[-1], own.label_smoothing)
+        target = other + weights.mean() * (target - other)
+    value = optax.softmax_cross_entropy(logits, target).mean()
+    count = jnp.float32(len(logits))
+    shown = {"cross_entropy": value} if config.train.auxiliary_losses else {}
+    for name, weight in config.train.auxiliary_losses:
+        term = shown[f"auxiliary_{name}"] = terms[name].astype(jnp.float32)
+        value = value + weight * term
+    sums = {name: (mean * count, count) for name, mean in ({"loss": value} | shown).items()}
+    right = jnp.sum(logits.argmax(-1) == batch["label"], dtype=jnp.float32)
+    return value, sums | {"accuracy": (right, count)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation
+# --------------------------------------------------------------------------------------------------
+
+
+def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
+    """Counts what is right among the images with mask 1.
+
+    Ties are settled as in `torch.topk`: of equal logits the first class wins. An image with NaN for
+    its class is wrong.
+
+    Args:
+        model: evaluation view.
+        batch: image uint8 [b, h, w, c], label int32 [b], mask float32 [b].
+        config: reads data.mean and data.std.
+
+    Returns:
+        (sums, rows): loss (cross entropy without smoothing), correct, top5 and count, float32; and
+        label, prediction int32 [b] and confidence float32 [b], the softmax of the prediction.
+    """
+    image = normalise(batch["image"], config.data.mean, config.data.std)
+    logits = model(image).astype(jnp.float32)
+    mask = batch["mask"].astype(jnp.float32)
+    # Padding may carry any label; 0 keeps the lookups in range and its mask is 0.
+    label = jnp.where(mask > 0, batch["label"], 0)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+    _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    valid = ~jnp.isnan(jnp.take_along_axis(logits, label[:, None], axis=-1))
+    hits = (best == label[:, None]) & valid
+    sums = {
+        "loss": jnp.sum(jnp.where(mask > 0, cross_entropy, 0.0)),
+        "correct": jnp.sum(hits[:, 0] * mask),
+        "top5": jnp.sum(hits.any(axis=-1) * mask),
+        "count": jnp.sum(mask),
+    }
+    confidence = jax.nn.softmax(logits).max(axis=-1)
+    return sums, {"label": label, "prediction": best[:, 0], "confidence": confidence}
+
+
+def finish(
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+) -> dict[str, float]:
+    """Returns accuracy and top5 in [0, 1] and the mean loss."""
+    count = float(sums["count"])
+    named = {"accuracy": "correct", "top5": "top5", "loss": "loss"}
+    return {name: float(sums[key]) / count for name, key in named.items()}
+
+
+def panels(
+    side: Any,
+    below: Any,
+    *,
+    rows: Mapping[str, np.ndarray],
+    examples: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
+) -> list[str]:
+    """Draws the confusion matrix and sample predictions; see `classification_panels`."""
+    from lambdanet.tasks import classification_panels  # imports matplotlib
+
+    return classification_panels.panels(
+        side, below, rows=rows, examples=examples, info=info, config=config
+    )

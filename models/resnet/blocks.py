@@ -1,0 +1,325 @@
+"""Stem and residual block of the ResNet family; in every block a 3x3 convolution may give way to an
+attention layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from lambdanet.attention import create_attention
+from lambdanet.layers import ACTIVATIONS, ConvNormAct, DropPath, avg_pool, batch_norm, max_pool
+
+from ..backbone import Row
+
+EXPANSION = {"bottleneck": 4, "basic": 1}
+"""Output channels of a block as a multiple of its width."""
+
+POOL_WINDOWS = {"avg3": 3, "avg2": 2}
+"""Poolings after the attention layer of a strided block: side of the window."""
+
+STEMS = {
+    "resnet": (((7, 2, 8),), True),
+    "resnet_rs": (((3, 2, 4), (3, 1, 4), (3, 1, 8), (3, 2, 8)), False),
+    "tiered": (((3, 2, 3), (3, 1, 4), (3, 1, 8)), True),
+    "cifar": (((3, 1, 8),), False),
+}
+"""Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width); max-pool
+3x3/2 after them.
+"""
+
+
+def strided_size(size: int, stride: int) -> int:
+    """Returns ceil(size / stride), the positions that a strided convolution or pooling leaves along
+    one axis.
+    """
+    return -(-size // stride)
+
+
+def stem_stride(kind: str) -> int:
+    """Returns the total stride of a stem."""
+    convs, pool = STEMS[kind]
+    stride = 2 if pool else 1
+    for _, conv_stride, _ in convs:
+        stride *= conv_stride
+    return stride
+
+
+class Stem(nnx.Module):
+    """The layers before the first stage.
+
+    'resnet' is a 7x7/2 convolution and a max-pool; 'resnet_rs' three 3x3 convolutions and a fourth,
+    strided one in place of the pool (ResNet-D, ResNet-RS); 'tiered' three 3x3 convolutions of
+    growing width and a max-pool (timm); 'cifar' one 3x3 convolution without stride. Every
+    convolution has batch norm and activation.
+
+    Args:
+        kind: a key of `STEMS`.
+        in_channels: channels of the image.
+        width: output channels.
+        activation: see `ConvNormAct`.
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        width: int,
+        *,
+        activation: str,
+        norm_momentum: float,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        convs, self.pool = STEMS[kind]
+        self.names = tuple(f"conv{i + 1}" for i in range(len(convs)))
+        options = dict(
+            activation=activation, norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype
+        )
+        channels = in_channels
+        for name, (kernel_size, stride, eighths) in zip(self.names, convs, strict=True):
+            channels_out = max(width * eighths // 8, 1)
+            setattr(
+                self,
+                name,
+                ConvNormAct(
+                    channels, channels_out, kernel_size, stride=stride, **options, rngs=rngs
+                ),
+            )
+            channels = channels_out
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+        """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), width] with s =
+        `stem_stride(kind)`.
+        """
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return max_pool(x, 3, 2) if self.pool else x
+
+    def rows(self, h: int, w: int) -> list[Row]:
+        """Returns the summary of one [h, w] image; the last line has the stem's output shape."""
+        rows = []
+        for name in self.names:
+            conv = getattr(self, name)
+            rows.append(_conv_row(name, conv, h, w))
+            h, w, channels = rows[-1][2]
+        if self.pool:
+            rows.append(
+                (
+                    "max_pool",
+                    "max_pool 3x3/2",
+                    (strided_size(h, 2), strided_size(w, 2), channels),
+                    0,
+                )
+            )
+        return rows
+
+
+class ResidualBlock(nnx.Module):
+    """y = post(activation(identity(shortcut(x)) + drop_path(standard(branch(pre(x)))))), the branch
+    being one of
+
+        bottleneck       1x1 -> 3x3/stride -> 1x1
+          with attention 1x1 -> attention -> pool/stride -> norm, act -> 1x1
+        basic            3x3/stride -> 3x3
+          with attention 3x3/stride -> attention -> norm
+
+    where each convolution has batch norm and, but for the last, activation. Attention in a strided
+    bottleneck works at the resolution of the block's input. The last batch norm of the branch
+    starts at scale zero. The shortcut is the identity where shapes allow it, else 1x1 convolution
+    and batch norm. `pre`, `standard`, `identity` and `post` are the context blocks of that
+    placement, one after the other; without any, nothing. They carry their own residuals and gates;
+    drop path drops those of `pre` and `standard` with the branch.
+
+    Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Hu
+    et al. 2018, "Squeeze-and-Excitation Networks", for the four placements; where the paper leaves
+    it open, `identity` is after the projection. Bello 2021, "LambdaNetworks", for the place of the
+    attention layer and of the pooling; the paper does not say whether norm and activation stay
+    after it.
+
+    Args:
+        kind: 'bottleneck' | 'basic'.
+        dim: input channels.
+        width: channels inside the block; the output has EXPANSION[kind] times as many.
+        stride: 1 or 2.
+        attention: spec of the mixer that replaces the 3x3 (of a basic block: the second one), or
+            None.
+        size: map size (height, width) at the block's input, for mixers that are tied to it.
+        shortcut: 'conv' (stride in the 1x1 convolution) | 'avg' (2x2 average pooling before it).
+        pool: a key of `POOL_WINDOWS`.
+        post_norm_act: norm and activation after the mixer of a bottleneck.
+        context: (placement, attention spec) of every context block in here, in their order.
+        drop_path_rate: probability of dropping the branch.
+        activation: see `ConvNormAct`.
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        dim: int,
+        width: int,
+        *,
+        stride: int,
+        attention: str | Mapping[str, Any] | None,
+        size: tuple[int, int],
+        shortcut: str,
+        pool: str,
+        post_norm_act: bool,
+        context: Iterable[tuple[str, Mapping[str, Any]]],
+        drop_path_rate: float,
+        activation: str,
+        norm_momentum: float,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        bottleneck = kind == "bottleneck"
+        self.dim_out, self.stride, self.activation = width * EXPANSION[kind], stride, activation
+        stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options = dict(norm_momentum=norm_momentum, **stored)
+
+        # A basic block strides in its first convolution, so that its mixer sees the small map; a
+        # bottleneck strides at the mixer.
+        self.mixer_stride = stride if bottleneck else 1
+        first = dict(kernel_size=1) if bottleneck else dict(kernel_size=3, stride=stride)
+        self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)
+        self.mixer_activation = activation if bottleneck and post_norm_act else "none"
+        self.pool_window = POOL_WINDOWS[pool]
+        conv = mixer = norm = conv3 = None
+        if attention is None:
+            last = (
+                dict(activation=activation)
+                if bottleneck
+                else dict(activation="none", zero_init=True)
+            )
+            conv = ConvNormAct(width, width, 3, stride=self.mixer_stride, **last, **options)
+        else:
+            mixer = create_attention(
+                attention, width, size=mixer_size(kind, size, stride), **options
+            )
+            if post_norm_act or not bottleneck:
+                norm = batch_norm(width, zero_init=not bottleneck, momentum=norm_momentum, **stored)
+        if bottleneck:
+            conv3 = ConvNormAct(width, self.dim_out, activation="none", zero_init=True, **options)
+        self.conv2, self.attention, self.norm_attention, self.conv3 = conv, mixer, norm, conv3
+
+        inserted: dict[str, list[nnx.Module]] = {}
+        size_out = (strided_size(size[0], stride), strided_size(size[1], stride))
+        for placement, spec in context:
+            channels, at = (dim, size) if placement == "pre" else (self.dim_out, size_out)
+            inserted.setdefault(placement, []).append(
+                create_attention(spec, channels, size=at, **options)
+            )
+        self.context = nnx.Dict({placement: nnx.List(made) for placement, made in inserted.items()})
+
+        self.drop_path = DropPath(drop_path_rate)
+        self.pool_shortcut = shortcut == "avg" and stride > 1
+        projection = None
+        if stride > 1 or dim != self.dim_out:
+            conv_stride = 1 if self.pool_shortcut else stride
+            projection = ConvNormAct(
+                dim, self.dim_out, 1, stride=conv_stride, activation="none", **options
+            )
+        self.shortcut = projection
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        *,
+        embeddings: jax.Array | None = None,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b oh ow d"]:
+        """Maps [b, h, w, dim] to [b, ceil(h / stride), ceil(w / stride), dim_out].
+
+        Args:
+            x: input map.
+            embeddings: the stage's shared position embeddings, for a mixer built with
+                `shared_embeddings`.
+            rngs: `dropout` stream, read in the training view when something is dropped.
+        """
+        y = self.conv1(self._insert("pre", x, rngs))
+        if self.attention is None:
+            y = self.conv2(y)
+        else:
+            shared = {} if embeddings is None else {"embeddings": embeddings}
+            y = self.attention(y, **shared, rngs=rngs)
+            if self.mixer_stride > 1:
+                y = avg_pool(y, self.pool_window, self.mixer_stride)
+            if self.norm_attention is not None:
+                y = ACTIVATIONS[self.mixer_activation](self.norm_attention(y))
+        if self.conv3 is not None:
+            y = self.conv3(y)
+        y = self.drop_path(self._insert("standard", y, rngs), rngs=rngs)
+        if self.shortcut is not None:
+            x = self.shortcut(avg_pool(x, 2, self.stride) if self.pool_shortcut else x)
+        y = ACTIVATIONS[self.activation](self._insert("identity", x, rngs) + y)
+        return self._insert("post", y, rngs)
+
+    def _insert(self, placement: str, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Applies the context blocks of one placement."""
+        for block in self.context.get(placement, ()):
+            x = block(x, rngs=rngs)
+        return x
+
+    def rows(self, h: int, w: int) -> list[Row]:
+        """Returns the summary for one [h, w] input map; the last has the output shape."""
+        out_h, out_w = strided_size(h, self.stride), strided_size(w, self.stride)
+
+        def inserted(placement: str, *shape: int) -> list[Row]:
+            made = enumerate(self.context.get(placement, ()))
+            return [
+                (f"context/{placement}/{i}", type(block).__name__, shape, block.macs(*shape[:2]))
+                for i, block in made
+            ]
+
+        rows = inserted("pre", h, w, self.conv1.dim)
+        rows.append(_conv_row("conv1", self.conv1, h, w))
+        mid_h, mid_w, width = rows[-1][2]
+        if self.attention is None:
+            rows.append(_conv_row("conv2", self.conv2, mid_h, mid_w))
+        else:
+            macs = self.attention.macs(mid_h, mid_w)
+            rows.append(("attention", type(self.attention).__name__, (mid_h, mid_w, width), macs))
+        if self.norm_attention is not None:
+            rows.append(("norm_attention", "BatchNorm", (out_h, out_w, width), 0))
+        if self.conv3 is not None:
+            rows.append(_conv_row("conv3", self.conv3, out_h, out_w))
+        rows += inserted("standard", out_h, out_w, self.dim_out)
+        if self.shortcut is not None:
+            pooled = (out_h, out_w) if self.pool_shortcut else (h, w)
+            rows.append(_conv_row("shortcut", self.shortcut, *pooled))
+        return (
+            rows
+            + inserted("identity", out_h, out_w, self.dim_out)
+            + inserted("post", out_h, out_w, self.dim_out)
+        )
+
+
+def mixer_size(kind: str, size: tuple[int, int], stride: int) -> tuple[int, int]:
+    """Returns the map size that the mixer of a block sees, given the size at the block's input."""
+    return (
+        size
+        if kind == "bottleneck"
+        else (strided_size(size[0], stride), strided_size(size[1], stride))
+    )
+
+
+def _conv_row(name: str, conv: ConvNormAct, h: int, w: int) -> Row:
+    kernel = f"conv {conv.kernel_size}x{conv.kernel_size}" + (
+        f"/{conv.stride}" if conv.stride > 1 else ""
+    )
+    shape = (strided_size(h, conv.stride), strided_size(w, conv.stride), conv.dim_out)
+    return name, kernel, shape, conv.macs(h, w)

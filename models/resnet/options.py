@@ -1,0 +1,115 @@
+"""Checks of the ResNet options, in plain Python and before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lambdanet.attention import registry as attention_registry
+from lambdanet.layers import ACTIVATIONS
+
+from ..context import context_problems
+from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
+from .blocks import EXPANSION, POOL_WINDOWS, STEMS
+
+CHOICES = {
+    "block": tuple(EXPANSION),
+    "stem": tuple(STEMS),
+    "shortcut": ("conv", "avg"),
+    "pool": tuple(POOL_WINDOWS),
+    "activation": tuple(ACTIVATIONS),
+    "remat": ("none", "block", "stage"),
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
+}
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with types, ranges, lengths and names of options of `ResNet`, one text
+    per problem.
+
+    Args:
+        options: every option by name.
+    """
+    problems = basic_problems(
+        options,
+        choices=CHOICES,
+        counts=("num_classes", "in_channels"),
+        rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
+        flags=("share_embeddings", "post_norm_act"),
+    )
+
+    def require(name: str, good: Any, allowed: str) -> None:
+        if not good:
+            problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
+
+    require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
+    if options["block"] == "basic":
+        require(
+            "post_norm_act",
+            options["post_norm_act"],
+            "True with block='basic', whose norm after the attention layer is its last",
+        )
+    if positives(options["blocks"]) and sum(options["blocks"]) <= MOST_BLOCKS:
+        blocks = options["blocks"]
+        if positives(options["widths"]):
+            require(
+                "widths",
+                len(options["widths"]) == len(blocks),
+                f"{len(blocks)} entries, as many as blocks has",
+            )
+        problems += _attention_problems(options, blocks) + context_problems(
+            options["context"], blocks
+        )
+    return problems
+
+
+def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
+    problems = []
+    specs = options["attention"]
+    if isinstance(specs, tuple) and len(specs) != len(blocks):
+        problems.append(
+            f"attention has {len(specs)} entries; allowed: one spec, or {len(blocks)}, as many as "
+            "blocks has"
+        )
+    specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
+    for spec in specs:
+        problems += _spec_problems(spec, options["share_embeddings"])
+    if options["share_embeddings"] and not specs:
+        problems.append("share_embeddings is True; allowed: False where attention is None")
+
+    where = options["attention_blocks"]
+    form = (
+        "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block numbers, () "
+        "for none"
+    )
+    if where == "all":
+        return problems
+    if not isinstance(where, tuple) or len(where) != len(blocks):
+        return [*problems, f"attention_blocks is {where!r}; allowed: {form} ({len(blocks)} stages)"]
+    for stage, (entry, count) in enumerate(zip(where, blocks, strict=True)):
+        if entry == "all":
+            continue
+        if (
+            not isinstance(entry, tuple)
+            or (entry and not positives(entry))
+            or max(entry, default=0) > count
+        ):
+            problems.append(
+                f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers "
+                f"from 1 to {count}"
+            )
+    return problems
+
+
+def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
+    problems = mixer_problems(spec)
+    if problems or not share_embeddings:
+        return problems
+    name = spec if isinstance(spec, str) else spec["name"]
+    if "shared_embeddings" not in attention_registry.parameters(name):
+        return [
+            f"share_embeddings is True; allowed: False, attention '{name}' has no embeddings to "
+            "share"
+        ]
+    return []

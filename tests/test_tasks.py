@@ -1,0 +1,213 @@
+"""The contract of tasks, and one that exists only here through the unchanged loop."""
+
+import io
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import train
+from configs import base
+from lambdanet import data, tasks
+from lambdanet.data import sources
+from lambdanet.ops.images import normalise
+from lambdanet.training import state
+
+# ---- The contract --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config():
+    config = base.get_config()
+    config.data.source, config.data.synthetic_records, config.data.synthetic_classes = (
+        "synthetic", 12, 3,
+    )  # fmt: skip
+    config.train.batch_size = 4
+    return config
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_task_has_exactly_the_names_of_the_contract(name):
+    task = tasks.get(name)
+    own = {n for n, v in vars(task).items() if getattr(v, "__module__", name) == task.__name__}
+    assert set(tasks.CONTRACT) <= set(vars(task))
+    assert all(mode in ("max", "min") for mode in task.METRICS.values())
+    # Whatever else a task defines for itself (and its tests) is no second interface to the loop.
+    assert own >= set(tasks.CONTRACT) - {"METRICS"}
+    assert name in base.get_config(), "its own keys have a section of its name"
+
+
+@pytest.mark.parametrize("name", tasks.TASKS)
+def test_every_task_runs_on_synthetic_records(name, config):
+    config.task, task = name, tasks.get(name)
+    info = task.read(data.open_builder(config.data))
+    options = task.model_options(info, config)
+    batches = list(tasks.eval_batches(config, info, "validation", batch_size=8))
+    assert [batch["mask"].sum() for batch in batches] == [8, 4]
+    blank = task.blank(data.attributes(config))
+    assert {k: v.shape for k, v in blank.items()} == {k: batches[0][k].shape[1:] for k in blank}
+    make = tasks.example_maker(config, info)
+    parts = data.training_parts(config.data, info.features)
+    reader = data.train_batches(parts, make, config.data, batch_size=4, seed=0)
+    batch = next(reader)
+    reader.close()
+    assert {k: v.dtype for k, v in blank.items()} == {k: batch[k].dtype for k in blank}
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.fc = nnx.Linear(64, options["num_classes"], rngs=rngs)
+
+        def __call__(self, x, *, rngs=None):
+            return self.fc(x.reshape(len(x), -1))
+
+    model = Net(nnx.Rngs(0))
+    mixed = task.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(0), config)
+    value, terms = task.loss(model, mixed, config, nnx.Rngs(0))
+    assert value.shape == () and {"loss", next(iter(task.METRICS))} <= set(terms)
+    assert float(terms["loss"][0] / terms["loss"][1]) == pytest.approx(float(value), rel=1e-6)
+    sums, rows = task.score(model, batches[1], config)
+    assert all(len(row) == 8 for row in rows.values())
+    found = task.finish(jax.tree.map(np.asarray, sums), rows, info, config)
+    assert list(found) == list(task.METRICS)
+    assert all(np.isfinite(v) for v in found.values())
+    broken = {**batches[1], "image": batches[1]["image"].copy()}
+    broken["image"][4:] = 99  # what is masked does not count
+    again, _ = task.score(model, broken, config)
+    jax.tree.map(np.testing.assert_array_equal, sums, again)
+
+
+def test_an_unknown_task_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match="task 'clasification'.*Did you mean 'classification'?"):
+        tasks.get("clasification")
+
+
+def test_attributes_pickle_and_keep_the_values(config):
+    plain = data.attributes(config)
+    assert plain.data.crop_scale == tuple(config.data.crop_scale) and plain.seed == 0
+
+
+# ---- A task of this file: the mean of the image, by a constant -----------------------------------
+
+
+def read(builder):
+    image = sources.find_feature(builder, "image", type(builder.info.features["image"]))
+    return data.DataInfo({"image": image}, ())
+
+
+def example(record, info, config, rng):
+    image = np.asarray(record.fields["image"])
+    return {"image": image, "target": np.float32(image.mean() / 255)}
+
+
+def blank(config):
+    image = np.zeros((*config.data.image_size, config.data.channels), np.uint8)
+    return {"image": image, "target": np.float32(0)}
+
+
+def errors(model, batch, config, **options):
+    image = normalise(batch["image"], config.data.mean, config.data.std)
+    return (model(image, **options)[:, 0] - batch["target"]) ** 2
+
+
+def loss(model, batch, config, rngs):
+    # Every second image counts: a weight that is not the size of the batch.
+    counted = jnp.arange(len(batch["target"])) % 2 == 0
+    weight = counted.sum().astype(jnp.float32)
+    total = jnp.sum(errors(model, batch, config, rngs=rngs) * counted)
+    return total / weight, {"loss": (total, weight)}
+
+
+def score(model, batch, config):
+    squared = errors(model, batch, config) * batch["mask"]
+    return {"squared": squared.sum(), "count": batch["mask"].sum()}, {"squared": squared}
+
+
+def finish(sums, rows, info, config):
+    assert len(rows["squared"]) == int(sums["count"]) == len(rows["id"])
+    return {"error": float(sums["squared"] / sums["count"])}
+
+
+def panels(side, below, *, rows, examples, info, config):
+    side.subplots().plot(np.sort(rows["squared"]))
+    return [f"{len(examples['image'])} images were looked at."]
+
+
+DUMMY = types.SimpleNamespace(
+    METRICS={"error": "min"},
+    model_options=lambda info, config: {"num_classes": 1},
+    mix=lambda batch, key, config: batch,
+    read=read, example=example, blank=blank, loss=loss, score=score, finish=finish, panels=panels,
+)  # fmt: skip
+
+
+@pytest.fixture
+def dummy(monkeypatch, config):
+    monkeypatch.setitem(tasks.TASKS, "dummy", DUMMY)
+    config.task, config.data.test_split = "dummy", "test"
+    config.model.name, config.model.blocks, config.model.widths = "resnet_digits", (1,), (4,)
+    config.optim.warmup_epochs, config.optim.schedule = 0.0, "constant"
+    config.train.steps, config.train.log_every, config.train.cache_dir = 6, 1, ""
+    config.train.eval_every = config.train.save_every = 1.0  # three steps
+    config.train.keep_best, config.train.ema_decay = "error", 0.5
+    return config
+
+
+def run(config, workdir):
+    return train.run(config, workdir, devices=jax.devices()[:1], stream=io.StringIO())
+
+
+def test_another_task_trains_evaluates_reports_and_resumes(dummy, tmp_path):
+    whole = run(dummy, tmp_path / "whole")
+    assert {"error", "ema_error"} <= set(whole) and whole["step"] == 6
+    assert "12 images were looked at." in (tmp_path / "whole" / "report.md").read_text()
+    dummy.train.steps = 3
+    run(dummy, tmp_path / "parts")
+    dummy.train.steps = 6
+    parts = run(dummy, tmp_path / "parts")
+    assert parts["error"] == whole["error"] and parts["ema_error"] == whole["ema_error"]
+
+    def evaluations(name):
+        lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        return [r for r in map(json.loads, lines) if r["split"] == "eval"]
+
+    assert evaluations("parts") == evaluations("whole") and len(evaluations("whole")) == 2
+
+
+def test_micro_batches_are_averaged_by_the_weight_of_their_loss(dummy):
+    import optax
+    from step_helpers import means
+
+    from lambdanet.training import step
+
+    dummy.train.accumulate = 2
+
+    class Constant(nnx.Module):
+        def __init__(self):
+            self.value = nnx.Param(jnp.zeros(1))
+
+        def __call__(self, x, *, rngs=None):
+            return jnp.broadcast_to(self.value[...], (len(x), 1))
+
+    tx, (graphdef, _) = optax.sgd(1.0), state.views(Constant)
+    start = state.make_init(Constant, tx, ema=False)()
+    # Micro-batches of 3 rows count 2 of them each; with 5 in all the weights differ below.
+    batch = dict(
+        image=np.zeros((6, 2, 2, 1), np.uint8), target=np.arange(6, dtype=np.float32),
+    )  # fmt: skip
+
+    def uneven(model, rows, config, rngs):
+        counted = rows["target"] < 4  # rows 0 and 2 of 0, 2, 4; rows 1 and 3 of 1, 3, 5
+        counted = counted & (rows["target"] != 3)
+        weight = counted.sum().astype(jnp.float32)
+        total = jnp.sum(errors(model, rows, config, rngs=rngs) * counted)
+        return total / weight, {"loss": (total, weight)}
+
+    train_step = step.make_train_step(graphdef, tx, dummy, loss=uneven, mix=DUMMY.mix, seed=0)
+    after, terms = train_step(start, batch)
+    kept = np.array([0.0, 1.0, 2.0])
+    np.testing.assert_allclose(means(terms)["loss"], (kept**2).mean(), rtol=1e-6)
+    np.testing.assert_allclose(after.params["value"], 2 * kept.mean(), rtol=1e-6)

@@ -1,0 +1,11 @@
+"""A few of the wrong configs that `make chaos` tries by the thousand."""
+
+import pytest
+import wrong_configs
+
+
+@pytest.mark.parametrize(
+    "case", wrong_configs.make_cases(42), ids=lambda case: "+".join(case.overrides)[:60]
+)
+def test_a_wrong_config_is_answered_before_device_work(case, tmp_path, monkeypatch):
+    assert not wrong_configs.verdict(case, tmp_path, str(tmp_path / "data"), monkeypatch), case
