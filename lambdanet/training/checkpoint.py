@@ -38,6 +38,8 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 FOLDER = "checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 ON_DAMAGE = ("refuse", "fall_back")  # train.damaged
+NOT_DAMAGE = (MemoryError, PermissionError)  # a checkpoint that raises these may still be whole
+NOT_DAMAGE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")  # JAX's and TensorStore's
 
 
 class Restored(NamedTuple):
@@ -284,36 +286,51 @@ class Checkpoints:
             abstract_state: tree of `jax.ShapeDtypeStruct`, with shardings.
             check: is called with step and config before the arrays are read; raises if the run
                 cannot go on from there.
-            damaged: one of `ON_DAMAGE`: 'refuse' raises at a damaged one; 'fall_back' renames it to
-                <step>.damaged, says so, and tries the one before.
+            damaged: one of `ON_DAMAGE`: 'refuse' raises at a damaged one; 'fall_back' goes on from
+                the one before, and once that is found whole renames the damaged to <step>.damaged.
 
         Returns:
-            What was read; None if there is no checkpoint (any more).
+            What was read; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: a damaged one with 'refuse'; another model or optimiser.
+            CheckpointError: a damaged one with 'refuse', none that is whole with 'fall_back';
+                another model or optimiser.
         """
-        while (step := self.latest_step()) is not None:
-            problem = None
+        problems: dict[int, DamagedError] = {}
+        for step in reversed(self.steps()):
             try:
                 meta = self.meta(step)
                 check(step, meta["config"])
                 state = self._read_arrays(step, abstract_state, meta, exact=True)
             except DamagedError as error:
-                problem = error
-            if not any_process(problem is not None):
+                problems[step] = error
+            if not any_process(step in problems):
+                self._set_aside(problems)
                 return Restored(step, state, meta)
-            problem = problem or DamagedError(f"another process found step {step} damaged")
+            problems.setdefault(step, DamagedError(f"another process found step {step} damaged"))
             if damaged != "fall_back":
-                raise problem
-            aside = self.directory / f"{step}.damaged"
+                raise problems[step]
+        if problems:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is whole, so there is none to fall back to; "
+                "nothing was renamed. Restore a folder from a copy, or begin in a new workdir. The "
+                f"newest: {next(iter(problems.values()))}"
+            )
+        return None
+
+    def _set_aside(self, problems: Mapping[int, DamagedError]) -> None:
+        """Renames the folders of damaged steps, and says so; nothing is deleted."""
+        for step, problem in problems.items():
+            aside, number = self.directory / f"{step}.damaged", 1
+            while aside.exists():
+                number += 1
+                aside = self.directory / f"{step}.damaged{number}"
             logging.warning("%s\n  set aside as %s (train.damaged='fall_back')", problem, aside)
             if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
                 (self.directory / str(step)).rename(aside)
-            any_process(False)  # all wait for the rename
+        if problems:
+            any_process(False)  # all wait for the renames
             self._manager.reload()
-        return None
 
     def read_part(self, step: int, abstract: Any) -> Any:
         """Reads only the arrays that the tree `abstract` names, for example {'params': ...,
@@ -333,22 +350,26 @@ class Checkpoints:
     def _read(self, step: int, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except (
-            Exception
-        ) as error:  # any exception of the reader means that the files are not what was written
-            raise self._damaged(step, _first_line(error)) from error
+        except Exception as error:
+            # Any exception of the reader means that the files are not what was written, but for
+            # those that say that they could not be read.
+            cause = _first_line(error)
+            if isinstance(error, NOT_DAMAGE) or any(word in cause for word in NOT_DAMAGE_WORDS):
+                raise CheckpointError(
+                    f"checkpoint of step {step} cannot be read: {self.directory / str(step)}: "
+                    f"{cause}"
+                ) from error
+            raise self._damaged(step, cause) from error
 
     def _damaged(self, step: int, cause: str) -> DamagedError:
         others = [s for s in self.steps() if s != step]
-        way = (
-            f"to go on from step {max(others)}"
-            if others
-            else "to start from the beginning (no other step is left)"
-        )
+        way = "to start from the beginning (no other step is left)."
+        if others:
+            way = f"to go on from step {max(others)}; train.damaged='fall_back' sets it aside."
         return DamagedError(
             f"checkpoint of step {step} is damaged: {self.directory / str(step)}\n  cause: "
             f"{cause}\n  steps there: {self.steps()}. Restore the folder from a copy, or delete it "
-            f"{way}; train.damaged='fall_back' sets it aside and does that."
+            f"{way}"
         )
 
     def _read_arrays(
@@ -359,6 +380,8 @@ class Checkpoints:
         if metadata is None:
             raise self._damaged(step, "its array index is missing")
         found = {name: tuple(leaf.shape) for name, leaf in metadata.tree.items()}
+        if found.keys() != meta["checksums"].keys():
+            raise self._damaged(step, "its array index names other arrays than were written")
         difference = describe_difference(
             found, {n: tuple(a.shape) for n, a in wanted.items()}, exact=exact
         )
