@@ -9,6 +9,7 @@ next start removes; <step>.damaged was set aside. Orbax does not notice flipped 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -165,6 +166,7 @@ class Checkpoints:
         Raises:
             CheckpointError: this save could not start, or the one before it failed.
         """
+        self.wait()  # as orbax would; an error of the save before is told as such
         self._check_present()
         if step in self._manager.all_steps():
             return False
@@ -213,8 +215,10 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            self._written = None  # it never was
             raise CheckpointError(
-                f"writing a checkpoint to {self.directory} failed: {_first_line(error)}"
+                f"writing a checkpoint to {self.directory} failed: {_first_line(error)}. Good ones "
+                f"there: {self.steps() or 'none'}"
             ) from error
         if self._written is not None:
             self._check_present()
@@ -237,7 +241,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # After a failed save orbax tells the same error again, in other words.
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Returns {'config', 'data', 'progress', 'checksums', ...} of a step (None = newest),

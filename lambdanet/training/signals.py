@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class Received(list):
         if self:
             raise KeyboardInterrupt(f"second signal ({name}): stopped without saving")
         self.append(name)
+        text = f"{name}: stops after this step and saves; a second signal stops without saving\n"
+        os.write(2, text.encode())  # compiling may take minutes; print is not safe in a handler
 
 
 def any_process(flag: bool) -> bool:

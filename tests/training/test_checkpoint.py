@@ -2,8 +2,11 @@
 continued.
 """
 
+import contextlib
 import copy
 import json
+import resource
+import time
 
 import jax
 import jax.numpy as jnp
@@ -349,6 +352,43 @@ def test_a_workdir_that_is_gone_is_noticed(tmp_path):
         checkpoints.save(2, make_state(step=2), {"batches": 2}, CONFIG)
     with pytest.raises(checkpoint.CheckpointError, match="is gone"):
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 100 bytes in this process."""
+    largest, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, most))
+
+
+@pytest.mark.parametrize("noticed_by", ["wait", "save", "close"])
+def test_a_disk_that_takes_no_more(tmp_path, noticed_by):
+    checkpoints = save(tmp_path, (10, None))
+    with full_disk():
+        checkpoints.save(20, make_state(step=20), {"batches": 20}, CONFIG)
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            if noticed_by == "save":
+                checkpoints.save(30, make_state(step=30), {"batches": 30}, CONFIG)
+            else:
+                getattr(checkpoints, noticed_by)()
+        with contextlib.suppress(checkpoint.CheckpointError):
+            checkpoints.close()
+        # Other threads write on after the first error; a process that ends takes them along.
+        files = None
+        while files != (files := sorted(tmp_path.rglob("*"))):
+            time.sleep(0.3)
+    text = str(error.value)
+    assert str(tmp_path / "checkpoints") in text and "Good ones there: [10]" in text
+    assert "too large" in text or "Error writing" in text  # EFBIG, seen by Python or TensorStore
+    again = checkpoint.Checkpoints(tmp_path)
+    assert again.steps() == [10] and again.restore(abstract(make_state()))[3] == 10
+    assert again.save(20, make_state(step=20), {"batches": 20}, CONFIG)
+    again.close()
+    assert checkpoint.newest_step(tmp_path) == 20
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
