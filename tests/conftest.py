@@ -34,6 +34,24 @@ collect_ignore = ["optimised"] if "optimization_level" in os.environ["XLA_FLAGS"
 sys.path.append(str(HERE))
 
 
+# Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
+# and single tests elsewhere that are marked `slow`.
+SLOW_FILES = {
+    *("test_benchmark_models.py", "test_benchmarks.py", "test_compare.py", "test_every_block.py"),
+    *("test_golden.py", "test_hierarchical_counts.py", "test_matrix.py", "test_memory_growth.py"),
+    *("test_model_registry.py", "test_newcomer.py", "test_package.py", "test_parameter_counts.py"),
+    *("test_recipes.py", "test_resume.py", "test_run_errors.py", "test_start_up.py"),
+    *("test_data_pipeline.py", "test_transformations.py", "test_export.py", "test_run_lock.py"),
+    *("test_less_attention.py", "test_neighborhood.py", "test_hierarchical.py", "test_lavit.py"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.name in SLOW_FILES:
+            item.add_marker(pytest.mark.slow)
+
+
 def pytest_addoption(parser):
     group = parser.getgroup("golden", "golden fixtures (tests/test_golden.py)")
     group.addoption(
