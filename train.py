@@ -260,7 +260,7 @@ def main(_: list[str]) -> None:
         config = CONFIG.value
         if given.distributed:
             cluster = (given.coordinator_address, given.num_processes, given.process_id)
-            jax.distributed.initialize(*cluster)
+            jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=30)
         outcome = run(config, given.workdir)
     except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if given.verbosity > 0:

@@ -32,6 +32,7 @@ from lambdanet.training.checkpoint_meta import (
     usable_score,
     write_score,
 )
+from lambdanet.training.held_folder import HeldFolder
 from lambdanet.training.plain_path import plain_path
 from lambdanet.training.signals import any_process
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
@@ -99,16 +100,20 @@ class Checkpoints:
         self.keep_best, self.mode = keep_best, mode or default_mode(keep_best)
         self._scores: dict[int, float | None] = {}
         self._written: int | None = None
+        self._held: HeldFolder | None = None
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
             preservation_policy=_Preserved(keep_last, self._best_of),
+            # In the background, a folder that cannot be made is told after a wait of ten minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
             if not read_only:
                 # orbax itself takes a file in its place without a word
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._held = HeldFolder(self.directory)
                 if jax.process_index() == 0:
                     # orbax would do it some time in the background
                     for leftover in self.directory.iterdir():
@@ -225,15 +230,15 @@ class Checkpoints:
 
     def _check_present(self) -> None:
         """Raises CheckpointError if what this run wrote is not there any more."""
-        gone = self.directory if not self.directory.is_dir() else None
+        gone = self.directory if self._held and not self._held.is_there() else None
         written = self._written
         if gone is None and written is not None and not self._manager.is_saving_in_progress():
             folder = self.directory / str(written)
             gone = folder if not folder.is_dir() else None
         if gone is not None:
             raise CheckpointError(
-                f"{gone} is gone: it was moved or removed while the run was going on. Put it back "
-                "and start the same command again, or begin in a new workdir"
+                f"{gone} is gone: it was moved, removed or replaced while the run went on. Put it "
+                "back and start the same command again, or begin in a new workdir"
             )
 
     def close(self) -> None:
@@ -244,6 +249,8 @@ class Checkpoints:
             # After a failed save orbax tells the same error again, in other words.
             with contextlib.suppress(Exception):
                 self._manager.close()
+            if self._held:
+                self._held.release()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Returns {'config', 'data', 'progress', 'checksums', ...} of a step (None = newest),

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import json
 import resource
+import shutil
 import time
 
 import jax
@@ -345,10 +346,13 @@ def test_any_name_of_a_workdir(tmp_path, name):
     assert (workdir / "checkpoints" / "1" / "state").is_dir()
 
 
-def test_a_workdir_that_is_gone_is_noticed(tmp_path):
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_workdir_that_is_gone_is_noticed(tmp_path, replaced):
     checkpoints = save(tmp_path / "run", (1, None))
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(checkpoint.CheckpointError, match="is gone: it was moved or removed"):
+    if replaced:  # as by a save in the background, which makes the folders that it misses
+        shutil.copytree(tmp_path / "moved", tmp_path / "run")
+    with pytest.raises(checkpoint.CheckpointError, match="is gone: it was moved, removed or"):
         checkpoints.save(2, make_state(step=2), {"batches": 2}, CONFIG)
     with pytest.raises(checkpoint.CheckpointError, match="is gone"):
         checkpoints.close()
