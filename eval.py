@@ -41,6 +41,7 @@ from lambdanet.atomic import write_file
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data import pseudo_labels
 from lambdanet.interop import files
+from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint, evaluate, mesh, start_up
 from lambdanet.training import state as state_lib
@@ -323,8 +324,9 @@ def export_model(subject: Subject, folder: Path) -> dict[str, Any]:
     )
     plain = options | config_lib.to_plain(subject.config.model)
     plain["image_size"] = plain.get("image_size", shape[:2])
+    abstract = nnx.eval_shape(subject.build)
     path = folder / "model.safetensors"
-    files.save_safetensors(path, flat, files.export_metadata(plain))
+    files.save_safetensors(path, flat, files.export_metadata(plain, grids_of(abstract)))
     written = ((program, "program and weights, needs jax only"), (path, "weights, for --weights"))
     rows = [(file, f"{file.stat().st_size / 1e6:.2f}", what) for file, what in written]
     show_table(f"{subject.name} from {source}", ("file", "MB", "holds"), rows)

@@ -27,8 +27,11 @@ from flax import nnx
 
 from lambdanet.analysis.weight_import import Imported, import_weights
 from lambdanet.interop import files
+from lambdanet.interop.grids import Grid, grids_of
 
 from . import create_model, registry
+
+_SIZES = ("image_size", "attention")  # options on which the sizes of tables depend
 
 
 def main(arguments: Sequence[str]) -> str | None:
@@ -67,6 +70,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help="an option of the model in place of its preset; VALUE is a Python literal, or else "
         "text; may be repeated",
+    )
+    parser.add_argument(
+        "--source-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option in which the model that SRC was made with differs from --model and "
+        "--option, for the height and width of its tables of positions where SRC does not say them "
+        "(image_size, attention); may be repeated; without it, image_size and attention are taken "
+        "to be the preset's",
     )
     parser.add_argument("--out", required=True, metavar="X.safetensors", help="the file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
@@ -114,25 +127,46 @@ def _run(options: argparse.Namespace) -> None:
         )
     chosen = dict(_option(text) for text in options.option)
 
+    theirs = dict(_option(text) for text in options.source_option)
+
     def build() -> nnx.Module:
         return create_model(options.model, rngs=nnx.Rngs(options.seed), **chosen)
 
+    grids = grids_of(nnx.eval_shape(build))
+    supposed = _supposed_grids(options.model, chosen, theirs) if grids else {}
     flags = {
         name: getattr(options, name)
         for name in ("resize_tables", "warm_start_slide", "merge_slide", "split_slide")
     }
-    imported = import_weights(options.source, build, prefer_ema=not options.live, **flags)
-    # The shape of the maps that its position tables stand for.
+    imported = import_weights(
+        options.source, build, supposed=supposed, prefer_ema=not options.live, **flags
+    )
     _, preset = registry.lookup(options.model)
-    default = preset.get("image_size", registry.parameters(options.model)["image_size"].default)
-    stored = {"name": options.model, "image_size": default, **chosen}
+    stored = {"name": options.model, **chosen}
     if options.merge_slide:
         stored["attention"] = _merged_spec(stored.get("attention", preset.get("attention")))
-    files.save_safetensors(out, imported.arrays, files.export_metadata(stored))
+    files.save_safetensors(out, imported.arrays, files.export_metadata(stored, grids))
     print(report(imported, options.model))
     print(f"Written: {out}")
     if options.merge_slide:
         print(f"It is for the model with attention={stored['attention']!r}")
+
+
+def _supposed_grids(
+    name: str, chosen: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> dict[str, Grid]:
+    """Returns the sizes of the tables of the model that a file was made with: by --source-option,
+    or as the preset has them.
+    """
+    own = chosen if theirs else {k: v for k, v in chosen.items() if k not in _SIZES}
+    try:
+        return grids_of(
+            nnx.eval_shape(lambda: create_model(name, rngs=nnx.Rngs(0), **{**own, **theirs}))
+        )
+    except ValueError:
+        if theirs:
+            raise
+        return {}  # the preset's attention does not fit the other options
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -47,7 +47,7 @@ def test_wheel_works_from_an_empty_folder(tmp_path):
         timeout=300,
     )
     code = (
-        "import lambdanet, lambdanet.models as m\n"
+        "import lambdanet, lambdanet.models as m, lambdanet.models.import_weights\n"
         "from flax import nnx\n"
         "model = nnx.eval_shape(lambda: m.create_model('lambda_resnet_digits', rngs=nnx.Rngs(0)))\n"
         "print(lambdanet.__file__, type(model).__name__)"

@@ -4,8 +4,13 @@ import pytest
 import wrong_configs
 
 
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("data"))
+
+
 @pytest.mark.parametrize(
     "case", wrong_configs.make_cases(42), ids=lambda case: "+".join(case.overrides)[:60]
 )
-def test_a_wrong_config_is_answered_before_device_work(case, tmp_path, monkeypatch):
-    assert not wrong_configs.verdict(case, tmp_path, str(tmp_path / "data"), monkeypatch), case
+def test_a_wrong_config_is_answered_before_device_work(case, tmp_path, data_dir, monkeypatch):
+    assert not wrong_configs.verdict(case, tmp_path, data_dir, monkeypatch), case

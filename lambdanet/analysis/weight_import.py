@@ -4,10 +4,9 @@ only if it is asked for.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,9 +14,11 @@ import numpy as np
 from flax import nnx
 
 from lambdanet.attention.slide import SlideAttention, head_major_qkv, reparameterise
-from lambdanet.attention.window import WindowAttention, resize_table
+from lambdanet.attention.window import resize_table
 from lambdanet.interop import files
+from lambdanet.interop.grids import Grid, Known, grids_of, rows_of
 from lambdanet.interop.names import NameMappingError, Place, choose_table, convert, find_places
+from lambdanet.layers import resize_bilinear
 from lambdanet.ops.slide_mix import shift_weight
 from lambdanet.training.state import flatten_names, initialise, split_model, unflatten_names
 
@@ -59,6 +60,7 @@ def import_weights(
     path: str | os.PathLike,
     build: Build,
     *,
+    supposed: Mapping[str, Grid] | None = None,
     resize_tables: bool = False,
     warm_start_slide: bool = False,
     merge_slide: bool = False,
@@ -71,10 +73,10 @@ def import_weights(
         path: the file.
         build: makes the model; it runs only where initial values are needed, else it is traced for
             its shapes.
-        resize_tables: where shapes differ, resize tables of relative biases in windows
-            (bicubically, per head) and learned positions (bilinearly). Windows are taken to be
-            square; maps have the shape of the images that a file of ours was made for, and are
-            taken to be square in other files.
+        supposed: grids of the model that the file was made with, see `grids.grids_of`; read for
+            tables whose size the file does not say.
+        resize_tables: resize tables that are for another size: of relative biases in windows
+            (bicubically, per head) and learned positions (bilinearly).
         warm_start_slide: slide attention starts from the projections of another attention,
             reordered; what is new in it keeps its initial value.
         merge_slide: store the sums of fixed and learned kernels, the inference form of slide
@@ -101,8 +103,9 @@ def import_weights(
             "--merge-slide: the model is merged already; give it as it is before, the flag makes "
             "the merged form"
         )
-    state, ours = files.read_state(path, prefer_ema=prefer_ema)
-    made_for = files.image_size_of(files.read_metadata(path)) if ours else None
+    state, ours, metadata = files.read_state(path, prefer_ema=prefer_ema)
+    grids, known = grids_of(model), files.known_grids(metadata) if ours else Known()
+    known = replace(known, supposed=supposed or {})
     state = {key: np.asarray(array, np.float32) for key, array in state.items()}
     shapes = {name: tuple(leaf.shape) for name, leaf in _flat(model).items()}
     tables = {"lambdanet": files.OWN_NAMES} if ours else model.torch_names
@@ -137,29 +140,21 @@ def import_weights(
     resized = {}
 
     def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        if array.shape == shape and not _of_other_map(model, name, array, made_for):
+        if name not in grids:
             return array
-        fitted = _resize(model, name, array, shape, made_for)
-        if fitted is None:
-            return array
-        if array.shape == shape and not resize_tables:
-            theirs = "x".join(map(str, _map_of(array, made_for)))
-            raise ValueError(
-                f"its {len(array)} rows, of a map of {theirs}, are as many as the model's, whose "
-                "map has another shape; convert them with --resize-tables"
-            )
-        resized[name] = f"resized from {array.shape}"
-        return fitted if resize_tables else array
+        rows, wanted = rows_of(array), grids[name]
+        problem, found = known.problem(name, rows, wanted), known.grid(name, rows, wanted)
+        if found and problem and resize_tables:
+            resized[name] = f"resized from {found}"
+            return _resize(name, array, found, wanted)
+        if problem:
+            raise ValueError(problem)
+        return array
 
     try:
         arrays = convert(state, rules, wanted, reshape=reshape)
     except NameMappingError as error:
-        hints = _hints(
-            state,
-            {} if split_slide else slides,
-            bool(foreign) and not warm_start_slide,
-            bool(resized) and not resize_tables,
-        )
+        hints = _hints(state, {} if split_slide else slides, bool(foreign) and not warm_start_slide)
         raise NameMappingError(
             "".join((f"{os.fspath(path)} (names: {grammar}): {error}", *hints))
         ) from None
@@ -307,72 +302,17 @@ def _warm_start(
     return {**{name: np.asarray(array) for name, array in initial.items()}, **arrays}, notes
 
 
-def _owner(model: nnx.Module, path: str) -> tuple[Any, str]:
-    """Returns the module that has the parameter of a path, and the parameter's name there."""
-    at, _, name = path.rpartition("/")
-    owner = model
-    for part in at.split("/") if at else ():
-        owner = owner[int(part)] if part.isdigit() else getattr(owner, part)
-    return owner, name
-
-
-def _map_of(array: np.ndarray, made_for: tuple[int, int] | None) -> tuple[int, int]:
-    """The (rows, columns) that a list of positions stands for.
-
-    Args:
-        array: [positions, channels].
-        made_for: (height, width) of the file's images; None = a foreign file, taken for a square
-            map where it can be one.
-    """
-    return files.grid_of(len(array), made_for or (1, 1))
-
-
-def _of_other_map(
-    model: nnx.Module, path: str, array: np.ndarray, made_for: tuple[int, int] | None
-) -> bool:
-    """Whether an array holds as many positions as the model's map, but of another shape."""
+def _resize(path: str, array: np.ndarray, old: Grid, new: Grid) -> np.ndarray:
+    """Returns a table in the size of another grid; ValueError for one that has no rule for that."""
+    if old.kind == "window":
+        return resize_table(array, old.size, new.size)
     if not path.endswith("position_embedding"):
-        return False
-    owner, _ = _owner(model, path)
-    theirs = _map_of(array, made_for)
-    known = made_for is not None or theirs[0] == theirs[1]
-    return known and tuple(owner.grid) != theirs
-
-
-def _resize(
-    model: nnx.Module,
-    path: str,
-    array: np.ndarray,
-    shape: tuple[int, ...],
-    made_for: tuple[int, int] | None,
-) -> np.ndarray | None:
-    """Returns a table in the model's size; None where the array is none, or differs in more than
-    that.
-    """
-    owner, name = _owner(model, path)
-    table = name == "relative_bias" and isinstance(owner, WindowAttention)
-    if not (table or name == "position_embedding") or array.ndim != 2 or array.shape[1] != shape[1]:
-        return None
-    side = math.isqrt(len(array))
-    square = side**2 == len(array)
-    if (table and (not square or side % 2 == 0)) or (not square and made_for is None):
         raise ValueError(
-            f"its {len(array)} rows are of no square {'window' if table else 'map'}, and the file "
-            "does not say of which other, so it cannot be resized"
+            f"it is for {old}, the model has {new}; --resize-tables resizes windows' relative "
+            "biases and learned positions alone"
         )
-    if table:
-        return resize_table(array, ((side + 1) // 2,) * 2, owner.window_size)
-    sides = _map_of(array, made_for)
-    cells = array.reshape(*sides, -1).astype(np.float64)
-    for axis, length in enumerate(
-        owner.grid
-    ):  # bilinear, the outer borders on each other, as the model does at run time
-        before = sides[axis]
-        at = (np.arange(length) + 0.5) * before / length - 0.5
-        cells = np.apply_along_axis(
-            lambda values, at=at, n=before: np.interp(at, np.arange(n), values), axis, cells
-        )
-    return cells.reshape(shape).astype(array.dtype)
+    cells = jax.numpy.asarray(array.reshape(1, *old.size, -1))  # as the model does at run time
+    return np.asarray(resize_bilinear(cells, new.size)).reshape(-1, array.shape[-1])
 
 
 def _merge(model: nnx.Module, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -416,14 +356,13 @@ def _split(
 
 
 def _hints(
-    state: Mapping[str, Any], slides: Mapping[str, SlideAttention], foreign: bool, sizes: bool
+    state: Mapping[str, Any], slides: Mapping[str, SlideAttention], foreign: bool
 ) -> list[str]:
     """Returns the flags that would help, one text each."""
     merged = any(layer.merged for layer in slides.values())
     kernels = any("dep_conv.weight" in key or "deformed_kernel" in key for key in state)
     parts = any("dep_conv1.weight" in key or "fixed_bias" in key for key in state)
     found = {
-        "--resize-tables resizes the tables of other windows and maps": sizes,
         "--warm-start-slide starts slide attention from the projections in the file": foreign,
         "--merge-slide writes the merged form; name the model without `merged` then": merged
         and parts,

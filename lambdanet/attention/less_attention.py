@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.attention.vanilla_attention import as_map, check_heads, check_tokens, linears
+from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, prefixed
 from lambdanet.layers import Captures
 from lambdanet.ops.softmax_attention import mix_values
@@ -218,6 +219,12 @@ class LessAttention(Captures, nnx.Module):
             )
         logits = self._mix_keys(logits, "theta", grid) + theta
         return jnp.swapaxes(self._mix_keys(jnp.swapaxes(logits, -1, -2), "psi", grid) + psi, -1, -2)
+
+    def table_grids(self) -> dict[str, Grid]:
+        """Returns the map that the weights of the full transform and the biases are tied to."""
+        parts = (["kernel"] if self.transform == "full" else []) + ["bias"] * self.biased
+        grid = Grid("map", self.size, int(self.class_token)) if parts else None
+        return {f"{side}/{part}": grid for side in ("theta", "psi") for part in parts}
 
     def macs(self, *spatial: int) -> int:
         """Multiply-accumulates of one sample, at the size that the weights are made for: the

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
+from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import Captures, check_map
 from lambdanet.layers.token_compression import (
@@ -255,6 +256,14 @@ class Linformer(Captures, nnx.Module):
             shape = (batch, self.num_heads, *spatial, k.shape[1], *[1] * (len(spatial) - 1))
             self.sow(nnx.Intermediate, "attention_map", weights.reshape(shape))
         return self.output(y.reshape(batch, *spatial, -1))
+
+    def table_grids(self) -> dict[str, Grid]:
+        """Returns the map that E and F are tied to by their entries, if they are to one."""
+        parts = dict(compress_key=self.compress_key, compress_value=self.compress_value)
+        tied = [
+            name for name, part in parts.items() if part is not None and part.kernel is not None
+        ]
+        return {f"{name}/kernel": Grid("map", self.size) for name in tied if self.size is not None}
 
     def macs(self, *spatial: int) -> int:
         """Multiply-accumulates of one sample with itself as context: projections, E and F, both

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
+from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.relative_table import dense_embeddings
@@ -168,6 +169,10 @@ class WindowAttention(Captures, nnx.Module):
             self.sow(nnx.Intermediate, "attention_map", self._full_map(weights, size, shift))
         y = rearrange(y, "b (r s) n (h w) d -> b (r h) (s w) (n d)", h=self.window_size[0], **cut)
         return self.output(self._restore(y, size, shift, (1, 2)))
+
+    def table_grids(self) -> dict[str, Grid]:
+        """Returns the window that the table is for."""
+        return {"relative_bias": Grid("window", self.window_size)}
 
     def macs(self, *spatial: int) -> int:
         """Multiply-accumulates of one sample: projections and both products in every window, padded

@@ -8,9 +8,8 @@ import json
 import math
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -19,13 +18,22 @@ import safetensors.numpy
 
 import lambdanet
 from lambdanet.atomic import write_file
+from lambdanet.interop import grids as grids_lib
 from lambdanet.interop.names import Rule, choose_table, convert
-from lambdanet.interop.torch_file import WeightsFileError, check_is_file, load_torch, state_dict_of
+from lambdanet.interop.reading import (
+    WeightsFileError,
+    brief,
+    check_archive,
+    check_is_file,
+    one_error,
+)
+from lambdanet.interop.torch_file import load_torch, state_dict_of
 
 __all__ = [
     "OWN_NAMES",
     "WeightsFileError",
     "export_metadata",
+    "known_grids",
     "load_npz",
     "load_safetensors",
     "load_torch",
@@ -43,50 +51,30 @@ _NPZ_METADATA = "__metadata__"
 OWN_NAMES = (Rule(r".+", r"\g<0>"),)
 
 
-def export_metadata(model: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of a file with our layout: the model's name and options as JSON, the layout, and who
-    wrote it.
+def export_metadata(
+    model: Mapping[str, Any], grids: Mapping[str, grids_lib.Grid] | None = None
+) -> dict[str, str]:
+    """Metadata of a file with our layout: the model's name and options as JSON, the maps and
+    windows that its tables of positions are for (`grids.grids_of`), the layout, and who wrote it.
     """
-    return {
+    metadata = {
         "layout": LAYOUT,
         "layout_version": LAYOUT_VERSION,
         "version": lambdanet.__version__,
         "model": json.dumps(dict(model), sort_keys=True),
     }
+    return metadata | ({"grids": grids_lib.to_metadata(grids)} if grids else {})
 
 
 def model_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The model's name and options that `export_metadata` stored; {} where the file has none."""
-    try:
-        found = json.loads(metadata.get("model", "{}"))
-    except (ValueError, RecursionError) as error:
-        raise WeightsFileError(f"the file's metadata 'model' is no JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise WeightsFileError(f"the file's metadata 'model' is no mapping: {str(found)[:100]}")
-    return found
+    return _mapping(metadata.get("model", "{}"), "the file's metadata 'model'")
 
 
-def image_size_of(metadata: Mapping[str, str]) -> tuple[int, int] | None:
-    """(height, width) of the images that a file of ours was made for, if it says so."""
-    size = model_of(metadata).get("image_size")
-    if not isinstance(size, (list, tuple)) or len(size) != 2:
-        return None
-    return tuple(size) if all(type(n) is int and n > 0 for n in size) else None
-
-
-def grid_of(count: int, image_size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the (rows, columns) with `count` positions whose shape is nearest to the images'.
-
-    Positions are stored as a list; 64 of them are 8 x 8 of a square image and 4 x 16 of one four
-    times as wide as high.
-
-    Args:
-        count: positions, at least 1.
-        image_size: (height, width).
-    """
-    wanted = math.log(image_size[0] / image_size[1])
-    pairs = [(n, count // n) for n in range(1, count + 1) if count % n == 0]
-    return min(pairs, key=lambda pair: abs(math.log(pair[0] / pair[1]) - wanted))
+def known_grids(metadata: Mapping[str, str]) -> grids_lib.Known:
+    """What the metadata of a file of ours say of the sizes of its tables of positions."""
+    sizes = _mapping(metadata.get("grids", "{}"), "the file's metadata 'grids'")
+    return grids_lib.from_metadata(sizes, model_of(metadata))
 
 
 def save_safetensors(
@@ -115,35 +103,7 @@ def save_safetensors(
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads all arrays of a safetensors file; raises FileNotFoundError or WeightsFileError."""
-    with _safetensors(path) as file:
-        names = list(file.keys())
-        if not any(file.get_slice(name).get_dtype() in _EIGHT_BITS for name in names):
-            return {name: file.get_tensor(name) for name in names}
-    # NumPy has no such type, so the library does not hand these out as arrays.
-    with open(path, "rb") as file:
-        found = safetensors.deserialize(file.read())
-    return {name: _from_bytes(entry) for name, entry in found}
-
-
-_EIGHT_BITS = {
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}
-_OTHERS = {
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "BOOL": np.dtype("?"),
-    **{f"{kind}{8 * size}": np.dtype(f"<{kind.lower()}{size}") for kind, size in (
-        ("F", 2), ("F", 4), ("F", 8), ("I", 1), ("I", 2), ("I", 4), ("I", 8),
-        ("U", 1), ("U", 2), ("U", 4), ("U", 8),
-    )},
-}  # fmt: skip
-
-
-def _from_bytes(entry: Mapping[str, Any]) -> np.ndarray:
-    dtype = (_EIGHT_BITS | _OTHERS).get(entry["dtype"])
-    if dtype is None:
-        raise WeightsFileError(f"arrays of the type {entry['dtype']} are not read")
-    return np.frombuffer(entry["data"], dtype).reshape(entry["shape"])
+    return _read_safetensors(path)[0]
 
 
 def save_npz(
@@ -175,46 +135,62 @@ def load_npz(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return arrays
 
 
+class Stored(NamedTuple):
+    """What a weights file holds.
+
+    Attributes:
+        arrays: name -> array as stored.
+        ours: whether names and layouts are ours.
+        metadata: of safetensors and npz files; {} where there is none.
+    """
+
+    arrays: dict[str, np.ndarray]
+    ours: bool
+    metadata: dict[str, str]
+
+
 def read_metadata(path: str | os.PathLike) -> dict[str, str]:
     """Metadata of a safetensors or npz file; {} for a PyTorch checkpoint or where there is none."""
     kind = _kind(path)
     if kind == "safetensors":
-        with _safetensors(path) as file:
-            return dict(file.metadata() or {})
+        return _read_safetensors(path, header_only=True)[1]
     return _read_npz(path)[1] if kind == "npz" else {}
 
 
 def read_state(
-    path: str | os.PathLike, *, prefer_ema: bool = True
-) -> tuple[dict[str, np.ndarray], bool]:
+    path: str | os.PathLike, *, prefer_ema: bool = True, numbers: int | None = None
+) -> Stored:
     """Reads the named arrays of a weights file of any supported kind, told by its content.
 
     Args:
       path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors,
         npz or a checkpoint.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
+      numbers: of the model that wants the weights; a file far larger is refused unread.
 
     Returns:
-      (name -> array as stored, whether the names and layouts are ours).
+      What it holds.
 
     Raises:
       FileNotFoundError: no such file.
       WeightsFileError: damaged or unknown file.
     """
-    kind, metadata = _kind(path), read_metadata(path)
+    check_is_file(os.fspath(path), numbers)
+    kind = _kind(path)
     if kind == "torch":
-        return load_torch(path, prefer_ema=prefer_ema), False
-    state = load_safetensors(path) if kind == "safetensors" else load_npz(path)
+        return Stored(load_torch(path, prefer_ema=prefer_ema), False, {})
+    state, metadata = _read_safetensors(path) if kind == "safetensors" else _read_npz(path)
     if metadata.get("layout") != LAYOUT:
-        return state_dict_of(state, os.fspath(path)), False
+        return Stored(state_dict_of(state, os.fspath(path)), False, metadata)
     if metadata.get("layout_version") != LAYOUT_VERSION:
-        raise WeightsFileError(
-            f"{os.fspath(path)} has layout version {metadata.get('layout_version')!r}, written by "
-            "lambdanet "
-            f"{metadata.get('version')}; this program reads {LAYOUT_VERSION!r}: use the release "
-            "that wrote it"
+        version, writer = (
+            brief(str(metadata.get(key)), 40) for key in ("layout_version", "version")
         )
-    return state, True
+        raise WeightsFileError(
+            f"{os.fspath(path)} has layout version {version!r}, written by lambdanet {writer}; "
+            f"this program reads {LAYOUT_VERSION!r}: use the release that wrote it"
+        )
+    return Stored(state, True, metadata)
 
 
 def load_weights_file(
@@ -222,6 +198,7 @@ def load_weights_file(
     tables: Callable[[], Mapping[str, Sequence[Rule]]],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
+    grids: Mapping[str, grids_lib.Grid] | None = None,
     allow_head_mismatch: str | None = None,
     prefer_ema: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -232,6 +209,8 @@ def load_weights_file(
       tables: gives the model's name tables by grammar, for files with PyTorch names, see
           `names.choose_table`; called only for such a file, once it has been read.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
+      grids: of the model's tables of positions, see `grids.grids_of`; tables that are for another
+        map or window are refused, also where they have as many rows.
       allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
@@ -244,12 +223,16 @@ def load_weights_file(
       WeightsFileError: damaged or unknown file.
       names.NameMappingError: the weights do not fit the model; all problems at once.
     """
-    state, ours = read_state(path, prefer_ema=prefer_ema)
+    numbers = sum(map(math.prod, target_shapes.values()))
+    state, ours, metadata = read_state(path, prefer_ema=prefer_ema, numbers=numbers)
     known = {} if ours else tables()
     grammar = None if ours else choose_table(known, state, target_shapes)
     rules = OWN_NAMES if ours else known[grammar]
+    check = grids_lib.checker(known_grids(metadata) if ours else grids_lib.Known(), grids or {})
     try:
-        arrays = convert(state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch)
+        arrays = convert(
+            state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=check
+        )
     except ValueError as error:
         raise type(error)(
             f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"
@@ -263,83 +246,95 @@ def _kind(path: str | os.PathLike) -> str:
     with open(path, "rb") as file:
         start = file.read(9)
     if start.startswith(b"PK"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                names = archive.namelist()
-        except zipfile.BadZipFile as error:
-            raise WeightsFileError(
-                f"{path} is damaged or cut short ({error}); fetch or copy it again"
-            ) from error
+        with one_error(path), zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
         return "npz" if names and all(name.endswith(".npy") for name in names) else "torch"
     # A safetensors file opens with the length of its JSON header (8 bytes, little endian) and the
     # header itself.
     return "safetensors" if len(start) == 9 and start[8:9] == b"{" else "torch"
 
 
-def _safetensors(path: str | os.PathLike):
+# NumPy has no such types, so the library does not hand these out as arrays.
+_EIGHT_BITS = {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+}
+
+
+def _read_safetensors(
+    path: str | os.PathLike, *, header_only: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path = os.fspath(path)
     check_is_file(path)
-    try:
-        return safetensors.safe_open(path, framework="numpy")
-    except safetensors.SafetensorError as error:
-        raise WeightsFileError(
-            f"{path} is no readable safetensors file ({error}); fetch or copy it again"
-        ) from error
+    arrays: dict[str, np.ndarray] = {}
+    with (
+        one_error(path, "is no readable safetensors file"),
+        safetensors.safe_open(path, framework="numpy") as file,
+    ):
+        metadata = dict(file.metadata() or {})
+        names = [] if header_only else list(file.keys())
+        eight = {name for name in names if file.get_slice(name).get_dtype() in _EIGHT_BITS}
+        arrays |= {name: file.get_tensor(name) for name in names if name not in eight}
+        if eight:
+            with open(path, "rb") as raw:
+                entries = safetensors.deserialize(raw.read())
+            arrays |= {
+                name: np.frombuffer(entry["data"], _EIGHT_BITS[entry["dtype"]]).reshape(
+                    entry["shape"]
+                )
+                for name, entry in entries
+                if name in eight
+            }
+    return arrays, metadata
 
 
 def _read_npz(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     path = os.fspath(path)
     check_is_file(path)
-    try:
-        _check_npz(path)
+    with one_error(path, "is no readable npz file of plain arrays"):
+        with zipfile.ZipFile(path) as archive:
+            _check_npz(archive, path)
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsFileError(
-            f"{path} is no readable npz file of plain arrays ({error})"
-        ) from error
     metadata = arrays.pop(_NPZ_METADATA, None)
     raw = [name for name, array in arrays.items() if array.dtype.kind == "V"]
     if raw:
         raise WeightsFileError(
             f"{path} holds arrays of a type that npz cannot name (bfloat16?): "
-            f"{', '.join(raw[:8])}; "
-            "write them as float32 or as safetensors"
+            f"{brief(', '.join(raw[:8]))}; write them as float32 or as safetensors"
         )
     if metadata is None:
         return arrays, {}
-    try:
-        found = json.loads(str(metadata))
-    except (ValueError, RecursionError) as error:
-        raise WeightsFileError(f"{path}: its metadata is no JSON ({error})") from error
-    if not isinstance(found, dict) or not all(isinstance(v, str) for v in found.values()):
+    found = _mapping(str(metadata), f"{path}: its metadata")
+    if not all(isinstance(value, str) for value in found.values()):
         raise WeightsFileError(f"{path}: its metadata is no mapping of texts")
     return arrays, found
 
 
-_FREE = 64 * 2**20  # bytes that a compressed file may always unpack to
-_RATIO = 20  # and times its size; weights compress by less than two, unless most of them are zero
+def _check_npz(archive: zipfile.ZipFile, path: str) -> None:
+    """Raises ValueError where an array claims more than its entry holds."""
+    check_archive(archive, path)
+    for entry in archive.infolist():
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
+            if version not in read:
+                raise ValueError(f"{entry.filename}: npy version {version}")
+            shape, _, dtype = getattr(np.lib.format, read[version])(file)
+        size = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or size > entry.file_size or min(shape, default=0) < 0:
+            raise ValueError(
+                f"{entry.filename} claims {brief(str(shape))} of {brief(str(dtype))} in "
+                f"{entry.file_size:,} bytes"
+            )
 
 
-def _check_npz(path: str) -> None:
-    """Raises ValueError where an array claims more than its entry holds, or the file unpacks to
-    many times its size.
-    """
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        total = sum(entry.file_size for entry in entries)
-        if total > max(_FREE, _RATIO * os.path.getsize(path)):
-            raise ValueError(f"it would unpack to {total:,} bytes, far more than weights do")
-        for entry in entries:
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read = {(1, 0): "read_array_header_1_0", (2, 0): "read_array_header_2_0"}
-                if version not in read:
-                    raise ValueError(f"{entry.filename}: npy version {version}")
-                shape, _, dtype = getattr(np.lib.format, read[version])(file)
-            size = math.prod(shape) * dtype.itemsize
-            if dtype.hasobject or size > entry.file_size:
-                raise ValueError(
-                    f"{entry.filename} claims {shape} of {dtype}, {size:,} bytes, in "
-                    f"{entry.file_size:,}"
-                )
+def _mapping(text: str, what: str) -> dict[str, Any]:
+    """Returns a JSON mapping; WeightsFileError for anything else."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise WeightsFileError(f"{what} is no JSON ({brief(str(error))})") from error
+    if not isinstance(found, dict):
+        raise WeightsFileError(f"{what} is no mapping: {brief(text)}")
+    return found

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from lambdanet.interop import grids
 from lambdanet.layers import resize_macs, trunc_normal
 
 from ..backbone import Recompute, Row
@@ -71,6 +72,12 @@ class Stage(Recompute):
             token = jnp.broadcast_to(token.astype(x.dtype), (x.shape[0], *token.shape))
             x = jnp.concatenate([token, x.reshape(x.shape[0], -1, x.shape[-1])], axis=1)
         return x
+
+    def table_grids(self) -> dict[str, grids.Grid]:
+        """Returns the map that the positions stand for."""
+        if self.position_embedding is None:
+            return {}
+        return {"position_embedding": grids.Grid("map", self.grid)}
 
     def run_blocks(self, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Applies the blocks, which take and return tokens alone."""

@@ -1,13 +1,20 @@
 """Weights files that were made to harm: no code runs, memory stays bounded, one kind of error."""
 
+import argparse
+import collections
+import datetime
 import io
 import json
 import os
 import pickle
 import struct
+import subprocess
+import time
 import tracemalloc
 import zipfile
+from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -39,7 +46,7 @@ def npz_of_terabytes(path):
 
 
 def npz_bomb(path):
-    zeros = npy_header((100 * MEBIBYTE // 4,)) + bytes(100 * MEBIBYTE)
+    zeros = npy_header((70 * MEBIBYTE // 4,)) + bytes(70 * MEBIBYTE)
     archive(path, {"a.npy": zeros}, zipfile.ZIP_DEFLATED)
 
 
@@ -73,7 +80,7 @@ def torch_with_a_large_memo_index(path):
 def torch_with_a_compressed_byteorder(path):
     checkpoint(path, pickle.dumps({}, protocol=2))
     with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as file:
-        file.writestr("a/byteorder", bytes(200 * MEBIBYTE))
+        file.writestr("a/byteorder", bytes(50 * MEBIBYTE))
 
 
 def torch_that_calls_something(path):
@@ -86,6 +93,101 @@ def torch_that_calls_something(path):
 
 def torch_with_a_deep_pickle(path):
     checkpoint(path, b"\x80\x02" + b"(" * 100_000 + b"l" * 100_000 + b".")
+
+
+def global_(name):
+    module, _, name = name.rpartition(".")
+    return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
+
+
+STORAGE = (
+    b"(X\x07\0\0\0storage" + global_("torch.HalfStorage") + b"X\x01\0\0\x000X\x01\0\0\0cK\x04tQ"
+)
+
+
+def rebuilt(size, stride):
+    """The instructions for a tensor of float16 over a storage of 4 numbers."""
+    numbers = [
+        b"".join(b"\x8a\x06" + n.to_bytes(6, "little") for n in part) for part in (size, stride)
+    ]
+    parts = STORAGE + b"K\0(" + numbers[0] + b"t(" + numbers[1] + b"t\x89N"
+    return global_("torch._utils._rebuild_tensor_v2") + b"(" + parts + b"tR"
+
+
+def half(path, instructions):
+    """A checkpoint {'w': ...} with one storage of 8 bytes."""
+    data = b"\x80\x02}X\x01\0\0\0w" + instructions + b"s."
+    checkpoint(path, data, **{"data/0": bytes(8)})
+
+
+def torch_that_repeats_one_number(path):
+    half(path, rebuilt((2**20, 2**20), (0, 0)))
+
+
+def torch_with_a_long_array_of_bytes(path):
+    checkpoint(path, b"\x80\x05\x96" + struct.pack("<Q", 2**36) + b".")
+
+
+DOUBLED = b"K\x01" + b"q\0h\0\x86" * 60  # (((1, 1), (1, 1)), ...): 2^60 numbers in 60 tuples
+
+
+def torch_with_a_key_that_is_hashed_without_end(path):
+    checkpoint(path, b"\x80\x02}" + DOUBLED + b"K\x01s.")
+
+
+def torch_with_a_set_that_is_hashed_without_end(path):
+    checkpoint(path, b"\x80\x02" + global_("builtins.set") + b"(]" + DOUBLED + b"atR.")
+
+
+def torch_with_a_reference_that_is_printed_without_end(path):
+    checkpoint(path, b"\x80\x02(" + DOUBLED + b"K\0" * 4 + b"tQ.")
+
+
+def torch_with_a_key_deeper_than_the_stack(path):
+    checkpoint(path, b"\x80\x02}K\x01" + b"\x85" * 400_000 + b"K\x01s.")
+
+
+def torch_with_mappings_that_are_searched_without_end(path):
+    layer = b"q\0}(" + b"".join(b"X%c\0\0\0%bh\0" % (len(k), k) for k in KEYS) + b"u"
+    checkpoint(path, b"\x80\x02}" + layer * 40 + b"q\0}X\x05\0\0\0modelh\0s.")
+
+
+KEYS = [f"k{i}".encode() for i in range(150)]
+
+
+def torch_that_calls_through_other_instructions(path):
+    """INST and OBJ, of the first protocols, and the registry of extensions."""
+    checkpoint(path, b"(X\x01\0\0\0aios\nmkdir\n.")
+
+
+def torch_that_is_packed_by_bzip2(path):
+    archive(path, {"a/data.pkl": bytes(MEBIBYTE)}, zipfile.ZIP_BZIP2)
+
+
+def torch_whose_entries_share_their_bytes(path):
+    checkpoint(path, b"\x80\x02}.", **{f"data/{i}": bytes(MEBIBYTE) for i in range(1)})
+    whole = path.read_bytes()
+    start = whole.index(b"PK\x01\x02")
+    end = whole.index(b"PK\x05\x06")
+    first = whole.index(b"PK\x01\x02", start + 4)
+    tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 200, 200, (end - first) * 200, start, 0)
+    path.write_bytes(whole[:start] + whole[first:end] * 200 + tail)
+
+
+def torch_that_is_encrypted(path):
+    checkpoint(path, b"\x80\x02}.")
+    whole = bytearray(path.read_bytes())
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        whole[whole.index(mark) + at] |= 1
+    path.write_bytes(whole)
+
+
+def npz_packed_by_lzma(path):
+    archive(path, {"a.npy": npy_header((MEBIBYTE,)) + bytes(4 * MEBIBYTE)}, zipfile.ZIP_LZMA)
+
+
+def npz_of_a_negative_shape(path):
+    archive(path, {"a.npy": npy_header((-4,)) + bytes(16)})
 
 
 def safetensors_with_a_long_header(path):
@@ -110,6 +212,15 @@ def safetensors_with_wrong_metadata(path):
     tensors(path, {"__metadata__": {"layout": ["a", "list"]}})
 
 
+def safetensors_with_deep_nesting(path):
+    text = b'{"__metadata__":' + b"[" * 10**5
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+
+
+def safetensors_of_four_bits(path):
+    tensors(path, {"w": {"dtype": "F4", "shape": [16], "data_offsets": [0, 8]}})
+
+
 def safetensors_of_an_unknown_type(path):
     tensors(path, {"w": {"dtype": "F3", "shape": [2], "data_offsets": [0, 8]}})
 
@@ -127,13 +238,37 @@ def test_a_clear_error_no_code_and_little_memory(make, tmp_path):
     path = tmp_path / "weights"
     make(path)
     tracemalloc.start()
+    began = time.process_time()
     try:
-        with pytest.raises(files.WeightsFileError, match="weights"):
+        with pytest.raises(files.WeightsFileError, match="weights") as caught:
             files.read_state(path)
         assert tracemalloc.get_traced_memory()[1] < 40 * MEBIBYTE
     finally:
         tracemalloc.stop()
+    assert time.process_time() - began < 10 and len(str(caught.value)) < 2000
     assert not (tmp_path / "weights-was-run").exists()
+
+
+def test_a_pickle_cannot_change_what_it_is_handed(tmp_path):
+    """NumPy's dtypes are those of the whole process; a pickle may give any object a new state."""
+    path, dtype = tmp_path / "weights", np.dtype(ml_dtypes.float8_e4m3fn)
+    state = pickle.dumps((4, "<", None, None, None, 8, 8, 0), protocol=2)[2:-1]
+    for name in ("torch.float8_e4m3fn", "torch.FloatStorage", "collections.OrderedDict"):
+        half(path, global_(name) + state + b"b")
+        with pytest.raises(files.WeightsFileError, match="not tensors: w"):
+            files.read_state(path)
+    assert dtype.itemsize == 1 and np.dtype(ml_dtypes.float8_e4m3fn).itemsize == 1
+    state = pickle.dumps((1, (2,), None, False, b"abcd"), protocol=2)[2:-1]
+    half(path, rebuilt((4,), (1,)) + state + b"b")
+    np.testing.assert_array_equal(files.read_state(path).arrays["w"], np.zeros(4, np.float16))
+
+
+def test_a_file_far_larger_than_the_model_is_not_read(tmp_path):
+    path, size = tmp_path / "weights", 2**42
+    tensors(path, {"w": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}, b"")
+    os.truncate(path, path.stat().st_size + size)  # takes no room on the disk
+    with pytest.raises(files.WeightsFileError, match="the model 4 numbers; it is refused unread"):
+        files.load_weights_file(path, dict, {"w": (2, 2)})
 
 
 @pytest.mark.parametrize(
@@ -201,23 +336,41 @@ def test_live_or_averaged_weights_by_choice():
     assert found(loaded, prefer_ema=False)["0.weight"][0, 0] == 1.0
 
 
-def test_settings_beside_the_weights_are_passed_over(tmp_path):
-    import argparse
-    from pathlib import PurePosixPath
+class Config(dict):
+    """A settings class of the training program's own."""
 
-    loaded = {"model": {}, "args": argparse.Namespace(lr=0.1, where=PurePosixPath("a").name)}
-    path = tmp_path / "weights"
-    checkpoint(path, pickle.dumps(loaded, protocol=2), byteorder=b"little")
-    with pytest.raises(files.WeightsFileError, match="these are not tensors: model, args"):
-        files.read_state(path)  # read to the end: only the weights are missing here
-    checkpoint(path, pickle.dumps({"a": __import__("fractions").Fraction}, protocol=2))
-    with pytest.raises(files.WeightsFileError, match="refused: it asks for fractions.Fraction"):
+
+def test_settings_beside_the_weights_are_passed_over(tmp_path):
+    settings = {
+        "args": argparse.Namespace(lr=0.1, where=Path("a"), seen={1, 2}),
+        "config": Config(lr=0.1),
+        "time": datetime.datetime(2020, 1, 1),
+        "scalar": np.float64(0.5),
+        "array": np.ones(3),
+        "counts": collections.Counter("ab"),
+        ("a", "tuple"): complex(1, 2),
+    }
+    for protocol in (2, 4):
+        pickled = pickle.dumps({**settings, "model": "WEIGHTS"}, protocol=protocol)
+        mark = pickle.dumps("WEIGHTS", protocol=protocol)
+        mark = mark[mark.index(b"WEIGHTS") - 5 + 3 * (protocol == 4) : mark.index(b"WEIGHTS") + 7]
+        weights = b"}X\x01\0\0\0w" + rebuilt((4,), (1,)) + b"s"
+        assert pickled.count(mark) == 1
+        pickled = pickled.replace(mark, weights)
+        if protocol == 4:  # its frames count bytes
+            pickled = pickled[:2] + pickled[11:]
+        path = tmp_path / "weights"
+        checkpoint(path, pickled, byteorder=b"little", **{"data/0": bytes(8)})
+        assert list(files.read_state(path).arrays) == ["w"]
+    checkpoint(path, pickle.dumps({"a": subprocess.Popen}, protocol=2))
+    with pytest.raises(files.WeightsFileError, match="refused: it asks for subprocess.Popen"):
+        files.read_state(path)
+    checkpoint(path, pickle.dumps(Config(), protocol=2))
+    with pytest.raises(files.WeightsFileError, match="holds one .*Config, not a state dict"):
         files.read_state(path)
 
 
 def test_eight_bit_floats_in_safetensors(tmp_path):
-    import ml_dtypes
-
     values = np.array([1.0, -0.5], np.float32)
     for name, dtype in (("F8_E4M3", ml_dtypes.float8_e4m3fn), ("F8_E5M2", ml_dtypes.float8_e5m2)):
         raw = values.astype(dtype).tobytes() + values.tobytes()
@@ -226,6 +379,6 @@ def test_eight_bit_floats_in_safetensors(tmp_path):
             "v": {"dtype": "F32", "shape": [2], "data_offsets": [2, 10]},
         }
         tensors(tmp_path / "weights", header, raw)
-        state, _ = files.read_state(tmp_path / "weights")
+        state, *_ = files.read_state(tmp_path / "weights")
         np.testing.assert_array_equal(state["w"].astype(np.float32), values)
         np.testing.assert_array_equal(state["v"], values)

@@ -40,6 +40,8 @@ def windows(side):
 
 SWIN["attention"] = (windows((4, 3)),) * 4
 SLIDE_SWIN["attention"] = ("slide", "slide", windows(2), windows(2))
+# What says that the windows of the fixture are as our options have them.
+LIKE_OURS = f"--source-option=image_size={SWIN['image_size']}"
 
 
 def state_dict(name):
@@ -105,7 +107,7 @@ def load(path, name, options):
 def test_official_swin_file_is_written_in_our_layout(run, tmp_path):
     theirs = official_swin()
     error, printed, out = run(
-        {f"module.{key}": array for key, array in theirs.items()}, "swin_tiny", SWIN
+        {f"module.{key}": array for key, array in theirs.items()}, "swin_tiny", SWIN, LIKE_OURS
     )
     assert error is None, error
     ours = load(out, "swin_tiny", SWIN)
@@ -119,8 +121,8 @@ def test_official_swin_file_is_written_in_our_layout(run, tmp_path):
     assert sum(array.size for array in ours.values()) == sum(
         array.size for array in state_dict("swin_net_a").values()
     )
-    direct = load(save(tmp_path / "official.safetensors", theirs), "swin_tiny", SWIN)
-    assert all(np.array_equal(array, direct[name]) for name, array in ours.items())
+    with pytest.raises(NameMappingError, match="its 35 rows do not say .* a window of 4x3"):
+        load(save(tmp_path / "official.safetensors", theirs), "swin_tiny", SWIN)
 
     rows = [" ".join(line.split()) for line in printed.splitlines()]
     assert (
@@ -150,14 +152,14 @@ def test_a_folder_that_does_not_exist_is_told_before_anything_is_read(tmp_path):
 
 
 def test_an_existing_file_stays_unless_overwriting_is_asked_for(run):
-    _, _, out = run(official_swin(), "swin_tiny", SWIN)
+    _, _, out = run(official_swin(), "swin_tiny", SWIN, LIKE_OURS)
     out.write_bytes(b"mine")
     error, _, _ = run(official_swin(), "swin_tiny", SWIN)
     assert (
         "out.safetensors exists; give another name, or --overwrite" in error
         and out.read_bytes() == b"mine"
     )
-    error, _, _ = run(official_swin(), "swin_tiny", SWIN, "--overwrite")
+    error, _, _ = run(official_swin(), "swin_tiny", SWIN, LIKE_OURS, "--overwrite")
     assert error is None and files.read_metadata(out)["layout"] == "lambdanet"
     error, _, again = run(
         out, "swin_tiny", SWIN, name="again.safetensors"
@@ -195,6 +197,16 @@ def test_what_cannot_be_done_is_said(run, tmp_path):
     ):
         assert text in error, error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(("flags", "prefer_ema"), [((), True), (("--live",), False)])
+def test_live_or_averaged_weights(run, monkeypatch, flags, prefer_ema):
+    def read_state(path, **options):
+        raise files.WeightsFileError(str(options))
+
+    monkeypatch.setattr(files, "read_state", read_state)
+    error, _, _ = run(official_swin(), "swin_tiny", SWIN, *flags)
+    assert f"'prefer_ema': {prefer_ema}" in error
 
 
 # --------------------------------------------------------------------------------------------------
@@ -268,15 +280,21 @@ def test_window_tables_are_resized_on_demand(run):
     wide = dict(
         SLIDE_SWIN, image_size=(128, 128), attention=("slide", "slide", windows((3, 2)), windows(2))
     )
-    error, _, _ = run(theirs, "slide_swin_tiny", wide)
+    made_with = f"--source-option=attention={SLIDE_SWIN['attention']!r}"
+    error, _, _ = run(theirs, "slide_swin_tiny", wide, "--resize-tables")
     assert (
-        "gives (9, 2), the model has (15, 2)" in error
+        "its 9 rows do not say of which height and width; a window of 7x7, as supposed, has 169; "
+        "the model has a window of 3x2 (the import program: --source-option)" in error
+    )
+    error, _, _ = run(theirs, "slide_swin_tiny", wide, made_with)
+    assert (
+        "it is for a window of 2x2, the model has a window of 3x2" in error
         and "--resize-tables" in error
         and "--warm" not in error
     )
-    error, printed, out = run(theirs, "slide_swin_tiny", wide, "--resize-tables")
+    error, printed, out = run(theirs, "slide_swin_tiny", wide, made_with, "--resize-tables")
     assert error is None, error
-    assert printed.count("resized from (9, 2)") == 2 and ", 2 resized" in printed
+    assert printed.count("resized from a window of 2x2") == 2 and ", 2 resized" in printed
     ours, same = (
         load(out, "slide_swin_tiny", wide),
         load(save(out.with_name("s"), theirs), "slide_swin_tiny", SLIDE_SWIN),
@@ -287,21 +305,29 @@ def test_window_tables_are_resized_on_demand(run):
             expected = resize_table(expected, (2, 2), (3, 2))
         np.testing.assert_array_equal(array, expected, err_msg=name)
     square = dict(SWIN, attention=(windows(2),) * 4)
-    error, _, _ = run(
-        official_swin(), "swin_tiny", square, "--resize-tables", name="square.safetensors"
+    made_with = f"--source-option=attention={SWIN['attention']!r}"
+    flags = ("--resize-tables", made_with)
+    error, _, out = run(official_swin(), "swin_tiny", square, *flags, name="square.safetensors")
+    assert error is None, error
+    table = official_swin()["layers.0.blocks.0.attn.relative_position_bias_table"]
+    np.testing.assert_array_equal(
+        load(out, "swin_tiny", square)["stages/0/blocks/0/attention/relative_bias"],
+        resize_table(table, (4, 3), (2, 2)),
     )
-    assert "its 35 rows are of no square window" in error
 
 
 def test_learned_positions_are_resized_on_demand(run):
     theirs, tall = state_dict("pvt_net_a"), dict(PVT, image_size=(96, 64))
-    error, _, _ = run(theirs, "pvt_tiny", tall)
-    assert "pos_embed1 (1, 256, 4)" in error and "--resize-tables" in error
-    error, _, _ = run(
-        theirs, "pvt_tiny", dict(PVT, image_size=(32, 128))
-    )  # as many positions, elsewhere on the map
-    assert "its 256 rows, of a map of 16x16" in error and "--resize-tables" in error
-    error, printed, out = run(theirs, "pvt_tiny", tall, "--resize-tables")
+    made_with = f"--source-option=image_size={PVT['image_size']}"
+    error, _, _ = run(theirs, "pvt_tiny", tall, "--resize-tables")
+    assert "pos_embed1 -> stages/0/position_embedding: its 256 rows do not say" in error
+    assert "a map of 56x56, as supposed, has 3136" in error  # the preset's
+    for size in ((96, 64), (32, 128)):  # the other has as many positions, elsewhere on the map
+        error, _, _ = run(theirs, "pvt_tiny", dict(PVT, image_size=size), made_with)
+        own = f"{size[0] // 4}x{size[1] // 4}"
+        assert f"it is for a map of 16x16, the model has a map of {own}" in error
+        assert "--resize-tables" in error
+    error, printed, out = run(theirs, "pvt_tiny", tall, made_with, "--resize-tables")
     assert error is None and "; 4 resized" in printed, error
     ours = load(out, "pvt_tiny", tall)
     table = theirs["pos_embed4"][0]
@@ -321,7 +347,8 @@ def test_slide_attention_starts_from_swin_on_demand(run):
     slide = dict(SWIN, attention=("slide", "slide", *SWIN["attention"][2:]))
     error, _, _ = run(theirs, "slide_swin_tiny", slide)
     assert "missing" in error and "--warm-start-slide" in error
-    error, printed, out = run(theirs, "slide_swin_tiny", slide, "--warm-start-slide", "--seed=3")
+    flags = ("--warm-start-slide", "--seed=3", LIKE_OURS)
+    error, printed, out = run(theirs, "slide_swin_tiny", slide, *flags)
     assert error is None, error
     ours = load(out, "slide_swin_tiny", slide)
     key, path, heads, dim = "layers.1.blocks.0.attn", "stages/1/blocks/0/attention", 2, 8

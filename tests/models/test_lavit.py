@@ -439,3 +439,15 @@ def test_problems_stand_in_one_message():
     )
     with pytest.raises(ValueError, match="neither the authors' code nor weights are public"):
         _ = abstract(**TINY).torch_names
+
+
+def test_open_choices_of_the_paper_reach_the_layers():
+    options = dict(residual_kernel="separable", residual_scale=0.5, attention_dropout_rate=0.3)
+    model = create(**{**TINY, **options})
+    residual = model.stages[2].attention_residual
+    full = abstract(**TINY).stages[2].attention_residual
+    paths = [{path[0] for path, _ in nnx.to_flat_state(nnx.state(r))} for r in (residual, full)]
+    assert paths[0] != paths[1]  # a kernel for queries and one for keys in place of one for both
+    assert set(residual.layer_scale.gamma[...].tolist()) == {0.5}
+    blocks = [block for stage in model.stages if stage.carries for block in stage.blocks]
+    assert {block.attention.dropout.rate for block in blocks} == {0.3}

@@ -8,6 +8,7 @@ from flax import nnx
 
 import models
 from lambdanet.interop import files
+from lambdanet.interop.grids import grids_of
 from lambdanet.interop.names import NameMappingError
 from lambdanet.training import mesh, state, weights
 
@@ -82,26 +83,45 @@ def pvt(size):
 
 
 @pytest.mark.parametrize("size", [(32, 32), (64, 16)])
-def test_as_many_positions_of_a_map_of_another_shape_are_refused(tmp_path, size):
+@pytest.mark.parametrize("says", ["grids", "image_size", "nothing"])
+def test_as_many_positions_of_a_map_of_another_shape_are_refused(tmp_path, size, says):
     """16x64 images have a map of 4x16; 8x8 and 16x4 have as many positions."""
     flat = {n: a for p in state.split_model(pvt((16, 64))())[1:]
             for n, a in state.flatten_names(p).items()}  # fmt: skip
-    path, metadata = tmp_path / "w.safetensors", dict(name="pvt_tiny", image_size=(16, 64), **PVT)
-    files.save_safetensors(path, flat, files.export_metadata(metadata))
+    path, options = tmp_path / "w.safetensors", dict(name="pvt_tiny", **PVT)
+    grids = grids_of(nnx.eval_shape(pvt((16, 64)))) if says == "grids" else None
+    options |= {"image_size": (16, 64)} if says == "image_size" else {}
+    files.save_safetensors(path, flat, files.export_metadata(options, grids))
 
     def read(size):
         _, params, stats = state.split_model(nnx.eval_shape(pvt(size)))
         return weights.read_weights(path, nnx.eval_shape(pvt(size)), params, stats)
 
-    read((16, 64))
-    with pytest.raises(
-        ValueError, match="(?s)64 positions are a map of 4x16.*--resize-tables"
-    ) as e:
-        read(size)
-    assert f"{size[0] // 4}x{size[1] // 4}" in str(e.value)
-    # A file that does not say what it was made for is taken for one of square images.
-    files.save_safetensors(path, flat, files.export_metadata(dict(name="pvt_tiny")))
-    if size == (32, 32):
-        read(size)
-    with pytest.raises(ValueError, match="map of 8x8"):
+    own = f"{size[0] // 4}x{size[1] // 4}"
+    if says != "nothing":
         read((16, 64))
+        with pytest.raises(
+            NameMappingError, match=f"for a map of 4x16, the model has a map of {own}.*--resize"
+        ):
+            read(size)
+    else:  # taken for the model's own map where that is square, as nearly all published ones are
+        with pytest.raises(NameMappingError, match="64 rows do not say .* 4x16 .*--source-option"):
+            read((16, 64))
+        if size == (32, 32):
+            read(size)
+
+
+def test_live_and_averaged_weights_by_choice(monkeypatch):
+    """The switch reaches the reader of files from the start of a run."""
+    given = []
+
+    def read_state(path, **options):
+        given.append(options["prefer_ema"])
+        raise files.WeightsFileError("enough")
+
+    monkeypatch.setattr(files, "read_state", read_state)
+    now, shardings = fresh_state(ema=False)
+    for options in ({}, {"prefer_ema": False}):
+        with pytest.raises(files.WeightsFileError, match="enough"):
+            weights.start_from(now, "x.pth", build(), shardings, new_head=False, **options)
+    assert given == [True, False]
