@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def write_file(path: str | os.PathLike, content: str | bytes | Callable[[str], N
         )  # mkstemp makes private files; this one gets the usual mode
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):  # Ctrl-C just after the exchange
+            os.unlink(temporary)
         raise
     return path

@@ -9,6 +9,7 @@ next start removes; <step>.damaged was set aside. Orbax does not notice flipped 
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from lambdanet.training.checkpoint_meta import (
     usable_score,
     write_score,
 )
+from lambdanet.training.held_folder import HeldFolder
 from lambdanet.training.plain_path import plain_path
 from lambdanet.training.signals import any_process
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
@@ -38,6 +40,8 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 FOLDER = "checkpoints"
 UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 ON_DAMAGE = ("refuse", "fall_back")  # train.damaged
+NOT_DAMAGE = (MemoryError, PermissionError)  # a checkpoint that raises these may still be whole
+NOT_DAMAGE_WORDS = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")  # JAX's and TensorStore's
 
 
 class Restored(NamedTuple):
@@ -96,16 +100,20 @@ class Checkpoints:
         self.keep_best, self.mode = keep_best, mode or default_mode(keep_best)
         self._scores: dict[int, float | None] = {}
         self._written: int | None = None
+        self._held: HeldFolder | None = None
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
             preservation_policy=_Preserved(keep_last, self._best_of),
+            # In the background, a folder that cannot be made is told after a wait of ten minutes.
+            async_options=ocp.AsyncOptions(create_directories_asynchronously=False),
         )
         handlers = {"state": ocp.PyTreeCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
         try:
             if not read_only:
                 # orbax itself takes a file in its place without a word
                 self.directory.mkdir(parents=True, exist_ok=True)
+                self._held = HeldFolder(self.directory)
                 if jax.process_index() == 0:
                     # orbax would do it some time in the background
                     for leftover in self.directory.iterdir():
@@ -163,6 +171,7 @@ class Checkpoints:
         Raises:
             CheckpointError: this save could not start, or the one before it failed.
         """
+        self.wait()  # as orbax would; an error of the save before is told as such
         self._check_present()
         if step in self._manager.all_steps():
             return False
@@ -211,23 +220,25 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
         except Exception as error:
+            self._written = None  # it never was
             raise CheckpointError(
-                f"writing a checkpoint to {self.directory} failed: {_first_line(error)}"
+                f"writing a checkpoint to {self.directory} failed: {_first_line(error)}. Good ones "
+                f"there: {self.steps() or 'none'}"
             ) from error
         if self._written is not None:
             self._check_present()
 
     def _check_present(self) -> None:
         """Raises CheckpointError if what this run wrote is not there any more."""
-        gone = self.directory if not self.directory.is_dir() else None
+        gone = self.directory if self._held and not self._held.is_there() else None
         written = self._written
         if gone is None and written is not None and not self._manager.is_saving_in_progress():
             folder = self.directory / str(written)
             gone = folder if not folder.is_dir() else None
         if gone is not None:
             raise CheckpointError(
-                f"{gone} is gone: it was moved or removed while the run was going on. Put it back "
-                "and start the same command again, or begin in a new workdir"
+                f"{gone} is gone: it was moved, removed or replaced while the run went on. Put it "
+                "back and start the same command again, or begin in a new workdir"
             )
 
     def close(self) -> None:
@@ -235,7 +246,11 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # After a failed save orbax tells the same error again, in other words.
+            with contextlib.suppress(Exception):
+                self._manager.close()
+            if self._held:
+                self._held.release()
 
     def meta(self, step: int | None = None) -> dict[str, Any]:
         """Returns {'config', 'data', 'progress', 'checksums', ...} of a step (None = newest),
@@ -284,36 +299,51 @@ class Checkpoints:
             abstract_state: tree of `jax.ShapeDtypeStruct`, with shardings.
             check: is called with step and config before the arrays are read; raises if the run
                 cannot go on from there.
-            damaged: one of `ON_DAMAGE`: 'refuse' raises at a damaged one; 'fall_back' renames it to
-                <step>.damaged, says so, and tries the one before.
+            damaged: one of `ON_DAMAGE`: 'refuse' raises at a damaged one; 'fall_back' goes on from
+                the one before, and once that is found whole renames the damaged to <step>.damaged.
 
         Returns:
-            What was read; None if there is no checkpoint (any more).
+            What was read; None if there is no checkpoint.
 
         Raises:
-            CheckpointError: a damaged one with 'refuse'; another model or optimiser.
+            CheckpointError: a damaged one with 'refuse', none that is whole with 'fall_back';
+                another model or optimiser.
         """
-        while (step := self.latest_step()) is not None:
-            problem = None
+        problems: dict[int, DamagedError] = {}
+        for step in reversed(self.steps()):
             try:
                 meta = self.meta(step)
                 check(step, meta["config"])
                 state = self._read_arrays(step, abstract_state, meta, exact=True)
             except DamagedError as error:
-                problem = error
-            if not any_process(problem is not None):
+                problems[step] = error
+            if not any_process(step in problems):
+                self._set_aside(problems)
                 return Restored(step, state, meta)
-            problem = problem or DamagedError(f"another process found step {step} damaged")
+            problems.setdefault(step, DamagedError(f"another process found step {step} damaged"))
             if damaged != "fall_back":
-                raise problem
-            aside = self.directory / f"{step}.damaged"
+                raise problems[step]
+        if problems:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} is whole, so there is none to fall back to; "
+                "nothing was renamed. Restore a folder from a copy, or begin in a new workdir. The "
+                f"newest: {next(iter(problems.values()))}"
+            )
+        return None
+
+    def _set_aside(self, problems: Mapping[int, DamagedError]) -> None:
+        """Renames the folders of damaged steps, and says so; nothing is deleted."""
+        for step, problem in problems.items():
+            aside, number = self.directory / f"{step}.damaged", 1
+            while aside.exists():
+                number += 1
+                aside = self.directory / f"{step}.damaged{number}"
             logging.warning("%s\n  set aside as %s (train.damaged='fall_back')", problem, aside)
             if jax.process_index() == 0:
-                shutil.rmtree(aside, ignore_errors=True)
                 (self.directory / str(step)).rename(aside)
-            any_process(False)  # all wait for the rename
+        if problems:
+            any_process(False)  # all wait for the renames
             self._manager.reload()
-        return None
 
     def read_part(self, step: int, abstract: Any) -> Any:
         """Reads only the arrays that the tree `abstract` names, for example {'params': ...,
@@ -333,22 +363,26 @@ class Checkpoints:
     def _read(self, step: int, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except (
-            Exception
-        ) as error:  # any exception of the reader means that the files are not what was written
-            raise self._damaged(step, _first_line(error)) from error
+        except Exception as error:
+            # Any exception of the reader means that the files are not what was written, but for
+            # those that say that they could not be read.
+            cause = _first_line(error)
+            if isinstance(error, NOT_DAMAGE) or any(word in cause for word in NOT_DAMAGE_WORDS):
+                raise CheckpointError(
+                    f"checkpoint of step {step} cannot be read: {self.directory / str(step)}: "
+                    f"{cause}"
+                ) from error
+            raise self._damaged(step, cause) from error
 
     def _damaged(self, step: int, cause: str) -> DamagedError:
         others = [s for s in self.steps() if s != step]
-        way = (
-            f"to go on from step {max(others)}"
-            if others
-            else "to start from the beginning (no other step is left)"
-        )
+        way = "to start from the beginning (no other step is left)."
+        if others:
+            way = f"to go on from step {max(others)}; train.damaged='fall_back' sets it aside."
         return DamagedError(
             f"checkpoint of step {step} is damaged: {self.directory / str(step)}\n  cause: "
             f"{cause}\n  steps there: {self.steps()}. Restore the folder from a copy, or delete it "
-            f"{way}; train.damaged='fall_back' sets it aside and does that."
+            f"{way}"
         )
 
     def _read_arrays(
@@ -359,6 +393,8 @@ class Checkpoints:
         if metadata is None:
             raise self._damaged(step, "its array index is missing")
         found = {name: tuple(leaf.shape) for name, leaf in metadata.tree.items()}
+        if found.keys() != meta["checksums"].keys():
+            raise self._damaged(step, "its array index names other arrays than were written")
         difference = describe_difference(
             found, {n: tuple(a.shape) for n, a in wanted.items()}, exact=exact
         )

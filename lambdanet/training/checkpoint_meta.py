@@ -59,12 +59,15 @@ def check_meta(step: int, meta: Any) -> dict[str, Any]:
     for entry in ("config", "data", "checksums"):
         if not isinstance(meta.get(entry), Mapping):
             raise ValueError(f"meta has no mapping {entry!r}")
-    if "digest" in meta and meta["digest"] != _digest(step, meta):
+    is_older = "progress" not in meta  # until 2026-11 there was no digest either
+    if is_older and "digest" not in meta:
+        _check_older_config(meta["config"])
+    elif meta.get("digest") != _digest(step, meta):
         raise ValueError("meta is not what was written: its digest is wrong")
     batches = meta["data"].get("batches")
     if batches != step or isinstance(batches, bool):
         raise ValueError(f"meta belongs to another step: {batches!r} batches read by step {step}")
-    if "progress" not in meta:  # until 2026-11 the seconds stood with the position of the data
+    if is_older:  # the seconds stood with the position of the data
         meta["progress"] = {**NO_PROGRESS, "seconds": meta["data"].get("seconds", 0.0)}
     progress = meta["progress"]
     if not isinstance(progress, Mapping) or not isinstance(progress.get("window"), Mapping):
@@ -72,6 +75,16 @@ def check_meta(step: int, meta: Any) -> dict[str, Any]:
     if not _is_number(progress.get("seconds")):
         raise ValueError(f"meta has no number 'progress.seconds' but {progress.get('seconds')!r}")
     return meta
+
+
+def _check_older_config(config: Mapping[str, Any]) -> None:
+    """Raises ValueError unless it has what this module's users read; a digest vouches for newer."""
+    train = config.get("train")
+    train = train if isinstance(train, Mapping) else {}
+    if not isinstance(train.get("keep_best"), str):
+        raise ValueError("meta has no text 'config.train.keep_best'")
+    if not _is_number(train.get("ema_decay")):
+        raise ValueError("meta has no number 'config.train.ema_decay'")
 
 
 def _is_number(value: Any) -> bool:

@@ -5,6 +5,7 @@ lines) on the console.
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
 import sys
@@ -286,15 +287,26 @@ class MetricLog:
             "split": split,
             **values,
         }
-        self._file.write(json.dumps(record) + "\n")
+        with self._named():
+            self._file.write(json.dumps(record) + "\n")
         if self._board:
             for key, value in values.items():
                 self._board.add_scalar(f"{split}/{key}", value, step)
 
     def close(self) -> None:
         """Ends the live line and closes the files."""
-        for part in (self._file, self._board):
-            if part:
-                part.close()
         if self._progress:
             self._progress.stop()
+        if self._file:
+            with self._named():
+                self._file.close()
+        if self._board:
+            self._board.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        """Gives an error of the file the file's name; a full disk's has none."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, self._file.name) from error

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +17,12 @@ class Received(list):
 
     def __init__(self):
         super().__init__()
-        self._before: dict[signal.Signals, Callable] = {}
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Received:
-        """Notes SIGTERM and SIGINT from now on instead of dying; a second one raises
-        KeyboardInterrupt. Outside the main thread, to which Python delivers signals, it does
-        nothing.
+        """Notes SIGTERM and SIGINT from now on instead of dying; a second one does what it did
+        before, and where that was the system's default raises KeyboardInterrupt. Outside the main
+        thread, to which Python delivers signals, it does nothing.
         """
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -36,11 +37,16 @@ class Received(list):
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def _note(self, number: int, _: object) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         name = signal.Signals(number).name
         if self:
+            former = self._before.get(number)
+            if callable(former):
+                former(number, frame)
             raise KeyboardInterrupt(f"second signal ({name}): stopped without saving")
         self.append(name)
+        text = f"{name}: stops after this step and saves; a second signal stops without saving\n"
+        os.write(2, text.encode())  # compiling may take minutes; print is not safe in a handler
 
 
 def any_process(flag: bool) -> bool:

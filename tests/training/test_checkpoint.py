@@ -2,8 +2,12 @@
 continued.
 """
 
+import contextlib
 import copy
 import json
+import resource
+import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -185,11 +189,61 @@ def test_damage_is_named_and_never_passed_over(tmp_path, damage):
     checkpoints.close()
 
 
-def test_without_a_whole_checkpoint_there_is_nothing_to_resume(tmp_path):
+def forget_an_array(folder):
+    """An index that is still JSON but lacks an array is damage, not another model."""
+    path = folder / "state" / "_METADATA"
+    index = json.loads(path.read_text())
+    del index["tree_metadata"][next(k for k in index["tree_metadata"] if "bias" in k)]
+    path.write_text(json.dumps(index))
+
+
+def test_an_index_without_an_array_is_damage(tmp_path):
     save(tmp_path, (10, None)).close()
-    break_meta(tmp_path / "checkpoints" / "10")
+    forget_an_array(tmp_path / "checkpoints" / "10")
     checkpoints = checkpoint.Checkpoints(tmp_path)
-    assert checkpoints.resume(abstract(make_state()), print, damaged="fall_back") is None
+    with pytest.raises(checkpoint.DamagedError, match="names other arrays than were written"):
+        checkpoints.restore(abstract(make_state()))
+    checkpoints.close()
+
+
+def test_without_a_whole_checkpoint_nothing_is_set_aside(tmp_path):
+    save(tmp_path, (10, None), (20, None)).close()
+    for step in (10, 20):
+        break_meta(tmp_path / "checkpoints" / str(step))
+    checkpoints = checkpoint.Checkpoints(tmp_path)
+    with pytest.raises(checkpoint.CheckpointError, match="nothing was renamed.*step 20 is damaged"):
+        checkpoints.resume(abstract(make_state()), lambda step, config: None, damaged="fall_back")
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["10", "20"]
+    checkpoints.close()
+
+
+def test_a_damaged_folder_that_was_set_aside_stays(tmp_path):
+    for _ in range(2):
+        save(
+            tmp_path,
+            *((s, None) for s in (10, 20) if not (tmp_path / "checkpoints" / f"{s}").exists()),
+        ).close()
+        break_meta(tmp_path / "checkpoints" / "20")
+        checkpoints = checkpoint.Checkpoints(tmp_path)
+        found = checkpoints.resume(abstract(make_state()), lambda *_: None, damaged="fall_back")
+        assert found.step == 10
+        checkpoints.close()
+    names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
+    assert names == ["10", "20.damaged", "20.damaged2"]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), PermissionError(13, "denied")])
+def test_what_cannot_be_read_now_is_not_damaged(tmp_path, monkeypatch, error):
+    checkpoints = save(tmp_path, (10, None), (20, None))
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(checkpoints._manager, "restore", fail)
+    with pytest.raises(checkpoint.CheckpointError, match="step 20 cannot be read") as raised:
+        checkpoints.resume(abstract(make_state()), lambda *_: None, damaged="fall_back")
+    assert not isinstance(raised.value, checkpoint.DamagedError)
+    assert checkpoints.steps() == [10, 20]
     checkpoints.close()
 
 
@@ -204,7 +258,8 @@ def test_a_renamed_folder_is_another_step_only_in_name(tmp_path):
 
 def old_meta(**changes):
     """What versions until 2026-11 wrote: seconds beside the position, no digest."""
-    meta = {"config": {}, "data": {"batches": 7, "seconds": 2.5}, "checksums": {}}
+    config = {"train": {"keep_best": "accuracy", "ema_decay": 0.0}}
+    meta = {"config": config, "data": {"batches": 7, "seconds": 2.5}, "checksums": {}}
     return {k: v for k, v in (meta | changes).items() if v is not None}
 
 
@@ -223,8 +278,14 @@ def test_older_checkpoints_are_read():
         (old_meta(data={"batches": 10**9}), "another step: 1000000000 batches read by step 7"),
         (old_meta(data={"batches": True}), "another step"),
         (old_meta(data={"batches": 7, "seconds": "x"}), "no number 'progress.seconds' but 'x'"),
-        (old_meta(progress={"seconds": 1.0}), "no mapping 'progress' with a mapping 'window'"),
+        (
+            checkpoint_meta.make_meta(7, **old_meta(progress={"seconds": 1.0})),
+            "no mapping 'progress' with a mapping 'window'",
+        ),
         (old_meta(digest="0"), "digest is wrong"),
+        (old_meta(progress=checkpoint_meta.NO_PROGRESS), "digest is wrong"),  # taken out
+        (old_meta(config={"train": 3}), "no text 'config.train.keep_best'"),
+        (old_meta(config={"train": {"keep_best": "", "ema_decay": "x"}}), "config.train.ema_decay"),
     ],
 )
 def test_entries_that_are_missing_or_of_another_type_are_named(meta, text):
@@ -275,7 +336,7 @@ def test_a_score_can_come_after_the_checkpoint(tmp_path):
     again.close()
 
 
-@pytest.mark.parametrize("name", ["lr=[0.1]", "[abl]/run", "a\\b", "{x}*?"])
+@pytest.mark.parametrize("name", ["lr=[0.1]", "[abl]/run", "a\\b", "{x}*?", "gs:", "\udcff"])
 def test_any_name_of_a_workdir(tmp_path, name):
     workdir = tmp_path / name
     save(workdir, (1, None)).close()
@@ -285,13 +346,53 @@ def test_any_name_of_a_workdir(tmp_path, name):
     assert (workdir / "checkpoints" / "1" / "state").is_dir()
 
 
-def test_a_workdir_that_is_gone_is_noticed(tmp_path):
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_workdir_that_is_gone_is_noticed(tmp_path, replaced):
     checkpoints = save(tmp_path / "run", (1, None))
     (tmp_path / "run").rename(tmp_path / "moved")
-    with pytest.raises(checkpoint.CheckpointError, match="is gone: it was moved or removed"):
+    if replaced:  # as by a save in the background, which makes the folders that it misses
+        shutil.copytree(tmp_path / "moved", tmp_path / "run")
+    with pytest.raises(checkpoint.CheckpointError, match="is gone: it was moved, removed or"):
         checkpoints.save(2, make_state(step=2), {"batches": 2}, CONFIG)
     with pytest.raises(checkpoint.CheckpointError, match="is gone"):
         checkpoints.close()
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 100 bytes in this process."""
+    largest, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, most))
+
+
+@pytest.mark.parametrize("noticed_by", ["wait", "save", "close"])
+def test_a_disk_that_takes_no_more(tmp_path, noticed_by):
+    checkpoints = save(tmp_path, (10, None))
+    with full_disk():
+        checkpoints.save(20, make_state(step=20), {"batches": 20}, CONFIG)
+        with pytest.raises(checkpoint.CheckpointError) as error:
+            if noticed_by == "save":
+                checkpoints.save(30, make_state(step=30), {"batches": 30}, CONFIG)
+            else:
+                getattr(checkpoints, noticed_by)()
+        with contextlib.suppress(checkpoint.CheckpointError):
+            checkpoints.close()
+        # Other threads write on after the first error; a process that ends takes them along.
+        files = None
+        while files != (files := sorted(tmp_path.rglob("*"))):
+            time.sleep(0.3)
+    text = str(error.value)
+    assert str(tmp_path / "checkpoints") in text and "Good ones there: [10]" in text
+    assert "too large" in text or "Error writing" in text  # EFBIG, seen by Python or TensorStore
+    again = checkpoint.Checkpoints(tmp_path)
+    assert again.steps() == [10] and again.restore(abstract(make_state()))[3] == 10
+    assert again.save(20, make_state(step=20), {"batches": 20}, CONFIG)
+    again.close()
+    assert checkpoint.newest_step(tmp_path) == 20
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
