@@ -33,11 +33,9 @@ collect_ignore = ["optimised"] if "optimization_level" in os.environ["XLA_FLAGS"
 # that it hides no package.
 sys.path.append(str(HERE))
 
-if not os.environ.get("NOHOOK"):
-    import type_checker
+import type_checker  # noqa: E402
 
-    type_checker.install()
-
+type_checker.install()
 
 # Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
 # and single tests elsewhere that are marked `slow`.

@@ -27,7 +27,7 @@ _TABLE = (
 """(size, blocks, first width, heads, drop path)."""
 
 
-def windows(side: int) -> tuple[dict, dict]:
+def windows(side: int | tuple[int, int]) -> tuple[dict, dict]:
     """Returns the attention of a stage: windows of that side as they lie, then shifted by half."""
     return dict(name="window", window_size=side), dict(name="shifted_window", window_size=side)
 

@@ -11,8 +11,8 @@ from flax import nnx
 from step_helpers import make_eval_step, make_train_step
 
 from configs import base
-from lambdanet.ops.images import normalise
 from lambdanet.data.record import DataInfo
+from lambdanet.ops.images import normalise
 from lambdanet.tasks import classification
 from lambdanet.training import evaluate, optimizer, schedule, state, step
 
