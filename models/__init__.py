@@ -129,9 +129,7 @@ def fit_heads(num_heads: tuple[int, ...], widths: tuple[int, ...]) -> tuple[int,
     )
 
 
-def create_from_config(
-    config: Any, data_options: Mapping[str, Any], *, rngs: nnx.Rngs
-) -> nnx.Module:
+def create_from_config(config: Any, *, rngs: nnx.Rngs, **data_options: Any) -> nnx.Module:
     """Builds `config.model`: `builder_from_config(config, data_options)(rngs=rngs)`."""
     return builder_from_config(config, data_options)(rngs=rngs)
 
