@@ -1,6 +1,7 @@
 """The config: what is refused and how it is said, overrides from the command line, config.json."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -284,6 +285,21 @@ def test_json_of_older_runs(config):
 def test_missing_recipe():
     with pytest.raises(configs.ConfigError, match=r"Did you mean '.*configs/base.py'"):
         config_flag.load_recipe(str(ROOT / "configs" / "bass.py") + ":smoke")
+
+
+PLACEHOLDERS = ("configs/FILE.py", "configs/x.py")
+
+
+def test_recipes_that_the_documents_name_exist():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
+    files += [*ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("models/*.py")]
+    named = {
+        name for f in files for name in re.findall(r"configs/\w+\.py(?::[\w@,]+)?", f.read_text())
+    }
+    named = {n for n in named if "NAME" not in n and not n.startswith(PLACEHOLDERS)}
+    assert len(named) > 10
+    for name in sorted(named):
+        config_flag.load_recipe(str(ROOT / name))
 
 
 @pytest.mark.parametrize(
