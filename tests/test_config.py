@@ -134,6 +134,10 @@ WRONG = {
     "empty slice": ({"data.train_split": "train[5:2]"}, ["data.train_split", "not empty"]),
     "epsilon that float32 lacks": ({"optim.eps": "1e-60"}, ["optim.eps = 1e-60", "1e-30 to 1"]),
     "mixup that is none": ({"classification.mixup_alpha": "1e-300"}, ["mixup_alpha", "0 (off) or"]),
+    "mixing with nobody": (
+        {"train.batch_size": "1", "classification.cutmix_alpha": "1"},
+        ["train.batch_size = 1", "classification.cutmix_alpha = 1.0", "set both alphas to 0"],
+    ),
     "no metric": ({"train.keep_best": "acuracy"}, ["train.keep_best", "accuracy, top5, loss"]),
     "averages that are not kept": ({"train.keep_best": "ema_top5"}, ["needs ema_decay > 0"]),
     "no task": ({"task": "clasification"}, ["task", "Did you mean 'classification'?"]),
