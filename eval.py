@@ -1,7 +1,7 @@
 """Looks at a model: accuracy, summary, speed, attention maps, export, pseudo-labels.
 
     python eval.py --mode=accuracy --workdir=runs/digits
-    python eval.py --mode=summary --config=configs/imagenet90.py:lambda_resnet50
+    python eval.py --mode=summary --config=configs/imagenet90.py:lccc
     python eval.py --mode=export --workdir=runs/digits --step=best
     python eval.py --mode=describe --name='lambda_*'
 
@@ -49,6 +49,7 @@ from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 
 Weights = tuple[dict, dict]
+AVERAGES = ("live", "ema")
 console = text_lib.console(130)
 
 # ---- The model and its weights -------------------------------------------------------------------
@@ -113,10 +114,7 @@ class Subject:
             return found, str(self.weights)
         if not self.workdir:
             raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
-        if self.step not in ("best", "latest") and not self.step.isdigit():
-            allowed = "best, latest, or the number of a step"
-            raise ValueError(f"--step={self.step}; allowed: {allowed}")
-        wanted = int(self.step) if self.step.isdigit() else self.step
+        wanted = int(self.step) if self.step.isdecimal() else self.step
         which = which or self.average or "live"
         params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)
         return (params, stats), f"{self.workdir}, step {number}"
@@ -149,10 +147,10 @@ def load_subject(
     """Reads and checks the config, and asks the data for its classes.
 
     Args:
-        config: of configs/FILE.py; None = config.json of the workdir.
+        config: of configs/FILE.py, left as it is; None = config.json of the workdir.
         workdir: see `Subject`; likewise weights, step, average.
         weights: see `Subject`.
-        overrides: texts by key, put into config.json's values.
+        overrides: texts by key, put in place of the config's values.
         step: see `Subject`.
         average: see `Subject`.
         needs_data: False: without data the model gets its default number of classes.
@@ -160,13 +158,18 @@ def load_subject(
     Raises:
         ConfigError, ValueError: what is wrong and what is allowed.
     """
-    overrides, trusted = overrides or {}, config is not None
+    overrides, step, trusted = overrides or {}, str(step), config is not None
+    _check_choice(step, average, weights)
     if config is None:
         if not workdir:
             raise ValueError("give --workdir=DIR (a training run) or --config=configs/FILE.py")
-        config = apply_overrides(config_lib.load(workdir, base.get_config()), overrides)
-    with config.ignore_type():  # only training reads these
-        config.data.pseudo_labels = config.train.init_weights = ""
+        config = config_lib.load(workdir, base.get_config())
+    config_lib.check_type(config)
+    config = apply_overrides(config, overrides)  # a copy
+    for section, key in (("data", "pseudo_labels"), ("train", "init_weights")):
+        if isinstance(config.get(section), ConfigDict):  # if not, `validate` says so
+            with config.ignore_type():
+                config[section][key] = ""  # only training reads it
 
     def shapes() -> nnx.Module:
         build = models.builder_from_config(config, tasks.options_without_data(config))
@@ -194,8 +197,26 @@ def load_subject(
 
     graphdef = state_lib.views(build_model)[1]
     return Subject(
-        config, task, info, build_model, graphdef, workdir, weights, str(step), average
+        config, task, info, build_model, graphdef, workdir, weights, step, average
     )  # fmt: skip
+
+
+def _check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:
+    """Raises ValueError for a step or an average that no weights can be chosen by."""
+    if step not in ("best", "latest") and not step.isdecimal():
+        raise ValueError(f"--step={step}; allowed: best, latest, or the number of a step")
+    if weights and step != "latest":
+        raise ValueError(
+            f"--step={step} and --weights={weights}: a file has no steps; leave one out"
+        )
+    if average not in (None, *AVERAGES):
+        raise ValueError(f"--average={average}; allowed: {', '.join(AVERAGES)}")
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    """Raises ValueError if an option of a mode is too small."""
+    if value < least:
+        raise ValueError(f"--{name}={value}; allowed: {least} or more")
 
 
 # ---- Output --------------------------------------------------------------------------------------
@@ -233,6 +254,7 @@ def accuracy(subject: Subject, *, split: str | None = None, batch_size: int = 0)
     Returns:
         dict(split, live, ema): per kind of weights the metrics, count and source.
     """
+    _check_least("batch_size", batch_size, 0)
     split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
     loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
     eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
@@ -288,6 +310,9 @@ def measure_speed(
     subject: Subject, *, batch_sizes: Sequence[int] = (1, 8, 64), repeats: int = 20
 ) -> dict[str, Any]:
     """Times the forward pass by batch size, on one device; without weights as initialised."""
+    _check_least("repeats", repeats, 1)
+    for size in batch_sizes:
+        _check_least("batch_sizes", size, 1)
     if subject.workdir or subject.weights:
         weights, _ = subject.load_weights()
     else:  # the values of the weights do not change the time
@@ -301,12 +326,12 @@ def measure_speed(
 
 
 def draw_attention(
-    subject: Subject, folder: Path, *, split: str | None = None, images: int = 3
+    subject: Subject, folder: str | os.PathLike, *, split: str | None = None, images: int = 3
 ) -> dict[str, Any]:
     """Writes a PNG per attention layer: where several queries of the first images look."""
+    _check_least("images", images, 1)
     weights, source = subject.load_weights()
-    batch = next(iter(subject.batches(subject.split(split))))
-    pictures = batch["image"][np.asarray(batch["mask"]) > 0][:images]
+    pictures = _first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
     maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
     paths = attention_maps.draw_maps(maps, pictures, folder)
@@ -316,9 +341,23 @@ def draw_attention(
     return {"pictures": {layer: str(path) for layer, _, path in rows}}
 
 
-def export_model(subject: Subject, folder: Path) -> dict[str, Any]:
+def _first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
+    """Returns the first `count` images that could be read, or all if there are fewer; raises
+    ValueError if there is none.
+    """
+    found: list[np.ndarray] = []
+    for batch in batches:
+        found += list(batch["image"][np.asarray(batch["mask"]) > 0])
+        if len(found) >= count:
+            break
+    if not found:
+        raise ValueError("no image of the split can be read")
+    return np.stack(found[:count])
+
+
+def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
     """Writes one StableHLO file that runs without this library, and the weights as safetensors."""
-    weights, source = subject.load_weights()
+    (weights, source), folder = subject.load_weights(), Path(folder)
     forward, shape = functools.partial(subject.forward, weights), subject.image_shape
     program = export.export_model(forward, folder / "model.stablehlo", image_shape=shape)
     images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
@@ -347,12 +386,22 @@ def export_model(subject: Subject, folder: Path) -> dict[str, Any]:
 
 
 def label_split(
-    subject: Subject, folder: Path, *, split: str | None = None, threshold: float = 0.9
+    subject: Subject, folder: str | os.PathLike, *, split: str | None = None, threshold: float = 0.9
 ) -> dict[str, Any]:
     """Writes class-balanced labels above a confidence for a split (None: data.pseudo_split), for
     data.pseudo_labels of another run.
+
+    Raises:
+        ValueError: a task without one class per image; no record reaches the threshold.
     """
-    split = split or subject.config.data.pseudo_split
+    known = subject.info is not tasks.UNKNOWN
+    if known and pseudo_labels.FIELD not in subject.info.features:
+        raise ValueError(
+            f"task = {subject.config.task!r} reads no field {pseudo_labels.FIELD!r}, the class of "
+            "an image, so there is nothing to label; allowed: 'classification'"
+        )
+    split, folder = split or subject.config.data.pseudo_split, Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     weights, source = subject.load_weights()
     ids, probabilities = predict(subject.forward, weights, subject.batches(split))
     path, count = folder / "pseudo_labels.json", probabilities.shape[1]
@@ -416,7 +465,7 @@ def run(mode: str, given: Any, recipe: Any) -> None:
         average=given.average,
         needs_data=mode in NEED_DATA,
     )
-    config_lib.check_workdir(folder)
+    config_lib.check_workdir(folder, "output" if given.output else "workdir")
     modes = {
         "accuracy": lambda: accuracy(subject, split=given.split, batch_size=given.batch_size),
         "summary": lambda: summarise(subject),
@@ -446,7 +495,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "average",
         None,
-        ("live", "ema"),
+        AVERAGES,
         "of a run, in all modes but accuracy (default live); of a file that has both (ema)",
     )
     flags.DEFINE_string(

@@ -250,16 +250,24 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         checkpoints.close()
 
 
-def main(_: list[str]) -> None:
+CLUSTER = ("coordinator_address", "num_processes", "process_id")
+
+
+def main(argv: list[str]) -> None:
     """Reads the flags, runs, prints the outcome as JSON; wrong input: its message, exit code 1."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unknown arguments: {argv[1:]}; keys start with --config.")
     given = flags.FLAGS
+    alone = [f"--{name}={given[name].value}" for name in CLUSTER if given[name].value is not None]
+    if alone and not given.distributed:
+        raise app.UsageError(f"{', '.join(alone)}: only with --distributed; add it, or leave out")
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
     prepare_cpu()
     try:
         config = CONFIG.value
         if given.distributed:
-            cluster = (given.coordinator_address, given.num_processes, given.process_id)
+            cluster = [given[name].value for name in CLUSTER]
             jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=30)
         outcome = run(config, given.workdir)
     except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -78,6 +78,7 @@ def validate(
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
     """
+    check_type(config)
     problems: list[str] = []
     failed: set[str] = set()  # keys that must not take part in checks over several keys
 
@@ -136,6 +137,16 @@ def validate(
         raise ConfigError(problems) from cause
 
 
+def check_type(config: Any) -> None:
+    """Raises ConfigError unless `config` is a ConfigDict: the name of its file is none, nor is a
+    plain dict.
+    """
+    if not isinstance(config, ConfigDict):
+        kind, fix = type(config).__name__, "get_config() of a file of configs/ gives one"
+        ways = "config_flag.load_recipe reads one by name, config.from_plain makes one of a dict"
+        raise ConfigError([f"{show(config)}: must be a ConfigDict, not {kind}; {fix}, {ways}"])
+
+
 def check_lengths(config: ConfigDict, total_steps: int, steps_per_epoch: float) -> None:
     """Checks what the number of records decides: the length of the run, and whether the schedule
     fits into it.
@@ -172,18 +183,20 @@ def check_lengths(config: ConfigDict, total_steps: int, steps_per_epoch: float) 
         raise ConfigError(problems)
 
 
-def check_workdir(workdir: str | os.PathLike) -> None:
-    """Creates the workdir if needed and checks that it can be written to; raises ConfigError."""
+def check_workdir(workdir: str | os.PathLike, flag: str = "workdir") -> None:
+    """Creates the workdir, or the directory that another flag names, if needed and checks that it
+    can be written to; raises ConfigError.
+    """
     if not str(workdir):
-        raise ConfigError(["workdir = '': name a directory with --workdir=DIR"], "workdir")
+        raise ConfigError([f"{flag} = '': name a directory with --{flag}=DIR"], flag)
     try:
         Path(workdir).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        shown = f"workdir = {show(str(workdir))}: cannot be written to ({reason})"
-        raise ConfigError([f"{shown}; name another with --workdir=DIR"], "workdir") from error
+        shown = f"{flag} = {show(str(workdir))}: cannot be written to ({reason})"
+        raise ConfigError([f"{shown}; name another with --{flag}=DIR"], flag) from error
 
 
 def _type_problem(value: Any, default: Any) -> str:

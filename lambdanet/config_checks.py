@@ -309,6 +309,15 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         lambda c: not c.data.pseudo_labels or bool(c.data.pseudo_split),
         "pseudo_labels needs the split that they label",
     ),
+    (
+        ("train.batch_size", "classification.mixup_alpha", "classification.cutmix_alpha"),
+        lambda c: (
+            c.train.batch_size > 1
+            or not (c.classification.mixup_alpha or c.classification.cutmix_alpha)
+        ),
+        "an image is mixed with its neighbour in the batch: raise batch_size, or set both alphas "
+        "to 0",
+    ),
 )
 
 # Conditions on files, of the same form; only where the data is going to be read.

@@ -2,9 +2,10 @@
 as Markdown where it does not go to a terminal.
 """
 
+import argparse
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 from flax import nnx
@@ -16,13 +17,26 @@ from . import create_model, list_models, registry
 COLUMNS = ("model", "parameters", "GMACs", "image")
 
 
-def main(pattern: str = "*", side: str = "") -> None:
-    """Prints one row per model; `side` in pixels replaces the size that a model is made for."""
-    names = list_models(pattern)
+def main(arguments: Sequence[str]) -> str | None:
+    """Prints one row per model; returns what went wrong, or None."""
+    parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
+    parser.add_argument("pattern", nargs="?", default="*", help="such as 'lambda_*'; default all")
+    parser.add_argument("side", nargs="?", default="", help="in place of each model's image size")
+    given = parser.parse_args(arguments)
+    names = list_models(given.pattern)
     if not names:
-        sys.exit(f"no model matches {pattern!r}; known: {', '.join(list_models())}")
-    if side and not side.isdigit():
-        sys.exit(f"image side {side!r}; allowed: a number of pixels")
+        return f"no model matches {given.pattern!r}; known: {', '.join(list_models())}"
+    if given.side and not (given.side.isdecimal() and int(given.side)):
+        return f"image side {given.side!r}; allowed: a number of pixels, at least 1"
+    try:
+        show(names, given.side)
+    except ValueError as error:  # the model cannot be made for this side
+        return f"image side {given.side}: {error}"
+    return None
+
+
+def show(names: list[str], side: str) -> None:
+    """Prints the table; `side` in pixels replaces the size that a model is made for."""
     if sys.stdout.isatty():
         table = Table()
         for column in COLUMNS:
@@ -53,4 +67,4 @@ def rows(names: list[str], side: str) -> Iterator[tuple[str, str, str, str]]:
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):  # `| head` ends this as it ends every other program
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    main(*sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

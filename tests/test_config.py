@@ -1,6 +1,7 @@
 """The config: what is refused and how it is said, overrides from the command line, config.json."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,6 +134,10 @@ WRONG = {
     "empty slice": ({"data.train_split": "train[5:2]"}, ["data.train_split", "not empty"]),
     "epsilon that float32 lacks": ({"optim.eps": "1e-60"}, ["optim.eps = 1e-60", "1e-30 to 1"]),
     "mixup that is none": ({"classification.mixup_alpha": "1e-300"}, ["mixup_alpha", "0 (off) or"]),
+    "mixing with nobody": (
+        {"train.batch_size": "1", "classification.cutmix_alpha": "1"},
+        ["train.batch_size = 1", "classification.cutmix_alpha = 1.0", "set both alphas to 0"],
+    ),
     "no metric": ({"train.keep_best": "acuracy"}, ["train.keep_best", "accuracy, top5, loss"]),
     "averages that are not kept": ({"train.keep_best": "ema_top5"}, ["needs ema_decay > 0"]),
     "no task": ({"task": "clasification"}, ["task", "Did you mean 'classification'?"]),
@@ -284,6 +289,21 @@ def test_json_of_older_runs(config):
 def test_missing_recipe():
     with pytest.raises(configs.ConfigError, match=r"Did you mean '.*configs/base.py'"):
         config_flag.load_recipe(str(ROOT / "configs" / "bass.py") + ":smoke")
+
+
+PLACEHOLDERS = ("configs/FILE.py", "configs/x.py")
+
+
+def test_recipes_that_the_documents_name_exist():
+    files = [*ROOT.glob("*.md"), *ROOT.glob("*.py"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
+    files += [*ROOT.glob("configs/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("models/*.py")]
+    named = {
+        name for f in files for name in re.findall(r"configs/\w+\.py(?::[\w@,]+)?", f.read_text())
+    }
+    named = {n for n in named if "NAME" not in n and not n.startswith(PLACEHOLDERS)}
+    assert len(named) > 10
+    for name in sorted(named):
+        config_flag.load_recipe(str(ROOT / name))
 
 
 @pytest.mark.parametrize(

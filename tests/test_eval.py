@@ -1,5 +1,6 @@
 """eval.py: every mode on one tiny run, and what it says when it cannot."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -11,13 +12,15 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 from PIL import Image
 
 import eval as program
 import models
+import train
 from configs import base
 from lambdanet import config as configs
+from lambdanet import data
 from lambdanet.analysis import export
 from lambdanet.config_flag import load_recipe
 from lambdanet.data import pseudo_labels
@@ -192,6 +195,13 @@ ERRORS = {
     ),
     "no such step": (dict(mode="accuracy", step="7"), "no checkpoint of step 7"),
     "bad step": (dict(mode="accuracy", step="last"), "allowed: best, latest"),
+    "a step that only looks like a number": (dict(mode="accuracy", step="²"), "--step=²; allowed"),
+    "a step of a file": (dict(mode="accuracy", step="3", weights="x.npz"), "a file has no steps"),
+    "bad average": (dict(mode="accuracy", average="lve"), "--average=lve; allowed: live, ema"),
+    "negative batch": (dict(mode="accuracy", batch_size=-1), "--batch_size=-1; allowed: 0 or more"),
+    "no batch": (dict(mode="speed", batch_sizes=[1, 0]), "--batch_sizes=0; allowed: 1 or more"),
+    "no call": (dict(mode="speed", repeats=0), "--repeats=0; allowed: 1 or more"),
+    "no picture": (dict(mode="attention", images=0), "--images=0; allowed: 1 or more"),
     "no such split": (dict(mode="accuracy", split="tests"), "'tests'"),
     "missing weights file": (dict(mode="accuracy", weights="none.pth"), "none.pth"),
     "confidence not reached": (
@@ -208,6 +218,12 @@ def test_errors(case, workdir, tmp_path):
         given = {"workdir": workdir} | given
     given = dict(given)
     assert text in error_of(given.pop("mode"), tmp_path, **given)
+
+
+def test_an_output_that_cannot_be_is_named_by_its_flag(workdir, tmp_path):
+    (tmp_path / "file").write_text("")
+    text = error_of("summary", tmp_path / "file", workdir=workdir)
+    assert "output = " in text and "name another with --output=DIR" in text
 
 
 def test_weights_of_another_model(workdir, tmp_path):
@@ -231,6 +247,54 @@ def test_nothing_is_prepared_where_only_a_config_of_a_run_points(workdir, tmp_pa
     configs.save(config, foreign)
     assert "does not exist" in error_of("accuracy", tmp_path, workdir=foreign)
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_config_from_python_is_left_as_it_is_and_takes_the_overrides():
+    config = base.get_config()
+    config.train.init_weights, config.data.pseudo_labels = "start.npz", "labels.json"
+    for given in (config, FrozenConfigDict(config)):
+        subject = program.load_subject(given, overrides={"seed": "3"}, needs_data=False)
+        assert subject.config.seed == 3 and not subject.config.train.init_weights
+    assert config.train.init_weights == "start.npz" and config.data.pseudo_labels == "labels.json"
+    assert config.seed == 0
+
+
+@pytest.mark.parametrize("wrong", ["configs/digits.py", base.get_config().to_dict()])
+def test_what_is_no_config_is_refused(wrong, tmp_path):
+    kind = type(wrong).__name__
+    for call in (program.load_subject, lambda config: train.run(config, tmp_path)):
+        with pytest.raises(configs.ConfigError, match=f"must be a ConfigDict, not {kind}.*from_pl"):
+            call(wrong)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folders_may_be_text_and_need_not_exist(workdir, tmp_path):
+    subject, folder = program.load_subject(workdir=workdir), tmp_path / "a" / "b"
+    program.label_split(subject, str(folder / "labels"), threshold=0.0)
+    program.draw_attention(subject, str(folder / "maps"), images=1)
+    program.export_model(subject, str(folder / "export"))
+    assert (folder / "labels" / "pseudo_labels.json").exists()
+
+
+def test_pictures_come_from_as_many_batches_as_they_need():
+    black = np.zeros((4, 2, 2, 1), np.uint8)
+    batches = [
+        dict(image=black + i, mask=np.array(mask, np.float32))
+        for i, mask in enumerate([[0, 0, 0, 0], [1, 0, 1, 1], [1, 1, 0, 0]])
+    ]
+    first = program._first_images(batches, 4)
+    assert first[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
+    assert len(program._first_images(batches, 99)) == 5
+    with pytest.raises(ValueError, match="no image of the split"):
+        program._first_images(batches[:1], 3)
+
+
+def test_a_task_without_classes_has_nothing_to_label(workdir, tmp_path):
+    subject = program.load_subject(workdir=workdir)
+    subject = dataclasses.replace(subject, info=data.DataInfo({"image": "image"}, ()))
+    with pytest.raises(ValueError, match="reads no field 'label'.*allowed: 'classification'"):
+        program.label_split(subject, tmp_path / "labels", threshold=0.0)
+    assert not (tmp_path / "labels").exists()
 
 
 def test_from_python(workdir):

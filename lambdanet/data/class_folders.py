@@ -73,8 +73,8 @@ def scan(
 
     Raises:
         ValueError: lists the empty classes, the files that are no 8-bit images in one of `FORMATS`
-            or too large, files where a folder is expected and the other way round, names that
-            cannot be stored, and classes of other splits that `train` lacks.
+            or too large, splits without images, files where a folder is expected and the other way
+            round, names that cannot be stored, and classes of other splits that `train` lacks.
         OSError: a folder cannot be read.
     """
     root = Path(source)
@@ -99,7 +99,7 @@ def scan(
         folders = search.split_folders(train)
         class_names = search.class_names(train)
         splits = {
-            name: search.list_classes(folders[name], class_names, train) for name in sorted(folders)
+            name: search.list_split(folders[name], class_names, train) for name in sorted(folders)
         }
     problems = search.problems if class_names else [*search.problems, "no class folders"]
     if problems:
@@ -114,6 +114,13 @@ def scan(
         counts = ", ".join(f"{count} {name}" for name, count in sorted(search.litter.items()))
         notes = (*notes, f"passed over: {counts}")
     splits = splits or hold_out(found, val_fraction, test_fraction)
+    wanted = {"validation": val_fraction, "test": test_fraction}
+    for name in wanted.keys() - splits.keys():
+        if wanted[name] and train is not None:
+            notes = (*notes, f"no split {name!r}: no such folder stands beside {train.name}/")
+        elif wanted[name]:
+            size = f"{wanted[name]:g} of {len(found)} images"
+            notes = (*notes, f"no split {name!r}: {size} is none that a class could spare")
     return Folder(root, class_names, splits, notes)
 
 
@@ -220,6 +227,16 @@ class _Search:
                 reason = "UTF-8, without control characters, line breaks and outer spaces"
                 self.report(folder, f"/: a class name must be {reason}; rename it")
         return tuple(folder.name for folder in folders)
+
+    def list_split(
+        self, directory: Path, class_names: tuple[str, ...], train: Path
+    ) -> list[tuple[str, int]]:
+        """Returns `list_classes` of the folder of a split; reports one that holds nothing."""
+        before = len(self.problems)
+        found = self.list_classes(directory, class_names, train)
+        if not found and len(self.problems) == before:
+            self.report(directory, "/: split without images")
+        return found
 
     def list_classes(
         self, directory: Path, class_names: tuple[str, ...], train: Path | None = None

@@ -66,7 +66,8 @@ def training_parts(data: Any, features: Mapping[str, str]) -> list[Part]:
 
     Raises:
         ValueError: a split cannot be opened; the file of pseudo-labels is unreadable, was made for
-            another split or names records that the split lacks; the fraction is not inside (0, 1).
+            another split, names records that the split lacks or gives a field that is not read; the
+            fraction is not inside (0, 1).
     """
     parts = [Part(sources.open_source(data, data.train_split, features))]
     if not data.pseudo_labels:
@@ -80,6 +81,12 @@ def training_parts(data: Any, features: Mapping[str, str]) -> list[Part]:
         raise ValueError(
             f"{data.pseudo_labels!r} labels split {split!r}, but "
             f"data.pseudo_split={data.pseudo_split!r}"
+        )
+    unread = sorted(fields.keys() - features.keys())
+    if unread:
+        raise ValueError(
+            f"data.pseudo_labels = {data.pseudo_labels!r}: gives the field {unread[0]!r}, and this "
+            f"task reads only {', '.join(features)}; set it to ''"
         )
     source = sources.open_source(data, data.pseudo_split, features)
     at = {number: i for i, number in enumerate(numbers.tolist())}

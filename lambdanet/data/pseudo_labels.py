@@ -13,8 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from lambdanet.atomic import write_file
+from lambdanet.registry import show
 
 FORMAT = "lambdanet pseudo-labels 1"
+FIELD = "label"
+"""The field of a record that a file has values for."""
 
 
 def write(
@@ -118,9 +121,23 @@ def read_file(path: str | os.PathLike) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{os.fspath(path)!r} is not a file of pseudo-labels (format {FORMAT!r})")
-    if len(content["ids"]) != len(content["labels"]):
+    for key, low, high in (("ids", -(2**63), 2**63), ("labels", 0, 2**31)):
+        found = content.get(key)
+        listed = isinstance(found, list)
+        if not listed or not all(type(v) is int and low <= v < high for v in found):
+            raise ValueError(
+                f"{os.fspath(path)!r}: {key} is {show(found)}; allowed: a list of integers from "
+                f"{low} below {high}; write the file anew with eval.py --mode=pseudo_label"
+            )
+    ids, labels = content["ids"], content["labels"]
+    if len(ids) != len(labels):
+        raise ValueError(f"{os.fspath(path)!r} has {len(ids)} ids but {len(labels)} labels")
+    if len(set(ids)) != len(ids):
+        raise ValueError(f"{os.fspath(path)!r}: ids occur twice; allowed: one label per record")
+    if not isinstance(content.get("split"), str):
         raise ValueError(
-            f"{os.fspath(path)!r} has {len(content['ids'])} ids but {len(content['labels'])} labels"
+            f"{os.fspath(path)!r}: split is {show(content.get('split'))}; allowed: the text of the "
+            "split that the ids belong to, or ''"
         )
     return content
 
@@ -131,7 +148,7 @@ def read_fields(
     """Returns (split, record ids, fields by name) of a file made by `write`."""
     content = read_file(path)
     ids, labels = (np.asarray(content[key], np.int64) for key in ("ids", "labels"))
-    return content["split"], ids, {"label": labels}
+    return content["split"], ids, {FIELD: labels}
 
 
 def digest(path: str | os.PathLike) -> str:

@@ -375,7 +375,7 @@ def _raise_problems(
     if lines:
         raise NameMappingError(
             "the weights do not fit the model:\n" + "\n".join(lines) + "\n"
-            "  Fix: build the model with the options the weights were made with; a different "
-            "number of classes is "
-            "accepted only where the head is allowed to differ."
+            "  Fix: build the model with the options the weights were made with; training that "
+            "starts from weights for other classes takes all but the classifier with "
+            "--config.train.init_head=new."
         )

@@ -481,7 +481,7 @@ def load_weights(
 def newest_step(workdir: str | Path) -> int:
     """Returns the newest complete step in a workdir, 0 if there is none; opens nothing."""
     folder = Path(workdir) / FOLDER
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    steps = [int(p.name) for p in folder.iterdir() if p.name.isdecimal()] if folder.is_dir() else []
     return max(steps, default=0)
 
 

@@ -25,10 +25,12 @@ def make_mesh(
         devices: the devices to use; None = all of all processes.
 
     Raises:
-        ValueError: the sizes do not use every device exactly once.
+        ValueError: no device, or sizes that do not use every device exactly once.
     """
     devices = list(jax.devices() if devices is None else devices)
     count = len(devices)
+    if not devices:
+        raise ValueError("devices is empty; allowed: at least one device, or None for all")
     if fsdp < 1 or (data != -1 and data < 1):
         raise ValueError(
             f"mesh.data={data}, mesh.fsdp={fsdp}; allowed: fsdp >= 1, data >= 1 or -1 (all that "

@@ -263,6 +263,8 @@ def test_pseudo_labels_that_do_not_fit_are_refused(mixed):
         ValueError, match="labels split 'train_unlabelled', but data.pseudo_split='validation'"
     ):
         train_batches(changed(config, pseudo_split="validation"), **ARGS)
+    with pytest.raises(ValueError, match="gives the field 'label', and this task reads only image"):
+        data.training_parts(config, {"image": "image"})
     pseudo_labels.write(config.pseudo_labels, [100000], np.eye(10)[:1], 0.5, 10)
     with pytest.raises(
         ValueError, match="labels 1 records, of which 1 are not in split 'train_unlabelled'"

@@ -97,6 +97,26 @@ def test_scan_refuses_foreign_classes_and_long_lists_are_cut(folder):
         class_folders.scan(folder)
 
 
+def test_a_split_folder_without_images_is_named(folder, tmp_path, capsys):
+    source = tmp_path / "splits"
+    shutil.copytree(folder, source / "train")
+    (source / "val").mkdir()
+    (source / "val" / ".DS_Store").write_text("passed over")
+    assert prepare.main([str(source), str(tmp_path / "prepared")]) == 1
+    assert "  val/: split without images" in capsys.readouterr().err
+
+
+def test_a_split_that_is_asked_for_and_left_out_is_noted(folder, tmp_path):
+    shares = dict(val_fraction=0.3, test_fraction=0.001)
+    assert class_folders.scan(folder, **shares).notes == (
+        "no split 'test': 0.001 of 20 images is none that a class could spare",
+    )
+    shutil.copytree(folder, tmp_path / "splits" / "train")
+    assert class_folders.scan(tmp_path / "splits").notes == (
+        "no split 'validation': no such folder stands beside train/",
+    )
+
+
 def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
     (folder / "cat" / "3.jpg").write_bytes(jpeg((1, 2, 3), size=(400, 300))[:-40])
     image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)

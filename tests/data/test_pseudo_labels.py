@@ -85,6 +85,20 @@ def test_wrong_arguments_write_nothing(tmp_path, change, message):
             '{"format": "lambdanet pseudo-labels 1", "ids": [1, 2], "labels": [1]}',
             "2 ids but 1 labels",
         ),
+        ('{"format": "lambdanet pseudo-labels 1"}', "ids is None; allowed: a list of integers"),
+        ('{"format": "lambdanet pseudo-labels 1", "ids": 5}', "ids is 5; allowed: a list"),
+        (
+            '{"format": "lambdanet pseudo-labels 1", "ids": [1], "labels": [1.5]}',
+            r"labels is \[1.5\]; allowed: a list of integers from 0",
+        ),
+        (
+            '{"format": "lambdanet pseudo-labels 1", "ids": [1, 1], "labels": [0, 1]}',
+            "ids occur twice",
+        ),
+        (
+            '{"format": "lambdanet pseudo-labels 1", "ids": [1], "labels": [1]}',
+            "split is None; allowed: the text",
+        ),
     ],
 )
 def test_foreign_files_are_refused(tmp_path, text, message):

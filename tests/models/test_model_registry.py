@@ -1,6 +1,7 @@
 """Models by name: presets, overrides, the smoke overrides on every model, configs, errors."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+from models.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -251,6 +253,25 @@ def test_the_classifier_depends_on_the_classes_and_nothing_else_does(name):
 
     (three, path), (four, _) = shapes(3), shapes(4)
     assert {n for n in three if three[n] != four[n]} == {f"{path}/kernel", f"{path}/bias"}
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["none_*"], "no model matches 'none_\\*'; known: "),
+        (["resnet_digits", "²"], "image side '²'; allowed: a number of pixels, at least 1"),
+        (["resnet_digits", "0"], "image side '0'; allowed"),
+        (["resnet_digits", "99999999"], "image side 99999999: image_size is .*allowed: 65536"),
+    ],
+)
+def test_the_table_of_models_says_what_is_wrong(arguments, message):
+    assert re.match(message, main(arguments))
+
+
+def test_the_table_of_models_refuses_more_arguments(capsys):
+    with pytest.raises(SystemExit):
+        main(["resnet_digits", "10", "20"])
+    assert "unrecognized arguments: 20" in capsys.readouterr().err
 
 
 def test_the_table_of_models_ends_with_its_reader():

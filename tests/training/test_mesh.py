@@ -37,6 +37,11 @@ def test_wrong_sizes_say_what_fits(data, fsdp, text):
     assert text in str(error.value)
 
 
+def test_no_device_is_refused():
+    with pytest.raises(ValueError, match="devices is empty; allowed: at least one device"):
+        mesh.make_mesh(devices=[])
+
+
 def test_batch_must_divide_over_devices_and_micro_batches():
     class Mesh8:
         size = 8

@@ -3,15 +3,24 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from absl import app
+from flax import nnx
 
+import models
 import train
 from configs import digits
 from lambdanet.config import ConfigError
-from lambdanet.training import checkpoint
+from lambdanet.interop import files
+from lambdanet.training import checkpoint, state
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -125,3 +134,25 @@ def test_accumulation_and_frozen_parameters_work_in_a_whole_run(data_dir, tmp_pa
     assert np.isfinite(
         [json.loads(line)["loss"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     ).all()
+
+
+def test_arguments_that_nothing_reads_are_refused(tmp_path):
+    with pytest.raises(app.UsageError, match=r"\['config.train.steps=3'\]; keys start with --"):
+        train.main(["train.py", "config.train.steps=3"])
+    command = [sys.executable, "train.py", f"--workdir={tmp_path / 'run'}", "--num_processes=2"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and not (tmp_path / "run").exists()
+    assert "--num_processes=2: only with --distributed" in done.stderr + done.stdout
+
+
+def test_weights_for_other_classes_name_the_key_that_takes_them(data_dir, tmp_path):
+    config, file = make_config(data_dir), tmp_path / "weights.safetensors"
+    config.train.steps, config.train.init_weights = 1, str(file)
+    build = models.builder_from_config(config, {"num_classes": 12})
+    _, params, stats = state.split_model(build(rngs=nnx.Rngs(0)))
+    flat = state.flatten_names(params) | state.flatten_names(stats)
+    files.save_safetensors(file, flat, files.export_metadata({"name": config.model.name}))
+    with pytest.raises(ValueError, match=r"mis-shaped(.|\n)*--config.train.init_head=new"):
+        run(config, tmp_path / "run")
+    config.train.init_head = "new"
+    assert run(config, tmp_path / "run")["step"] == 1
