@@ -38,7 +38,7 @@ from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 from lambdanet.training.continuing import check_continues
-from lambdanet.training.start_up import leave, prepare_cpu, use_compilation_cache
+from lambdanet.training.start_up import join_cluster, leave, prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -250,25 +250,17 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         checkpoints.close()
 
 
-CLUSTER = ("coordinator_address", "num_processes", "process_id")
-
-
 def main(argv: list[str]) -> None:
     """Reads the flags, runs, prints the outcome as JSON; wrong input: its message, exit code 1."""
     if len(argv) > 1:
         raise app.UsageError(f"unknown arguments: {argv[1:]}; keys start with --config.")
     given = flags.FLAGS
-    alone = [f"--{name}={given[name].value}" for name in CLUSTER if given[name].value is not None]
-    if alone and not given.distributed:
-        raise app.UsageError(f"{', '.join(alone)}: only with --distributed; add it, or leave out")
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
     prepare_cpu()
     try:
         config = CONFIG.value
-        if given.distributed:
-            cluster = [given[name].value for name in CLUSTER]
-            jax.distributed.initialize(*cluster, heartbeat_timeout_seconds=30)
+        join_cluster(given.flag_values_dict())
         outcome = run(config, given.workdir)
     except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
         if given.verbosity > 0:

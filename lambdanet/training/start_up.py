@@ -8,8 +8,9 @@ import ctypes
 import importlib.metadata
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 
@@ -38,6 +39,22 @@ def use_eigen_convolutions() -> bool:
         return False
     os.environ["XLA_FLAGS"] = f"{flags} {_YNN}=-individual_convolution".strip()
     return True
+
+
+def join_cluster(given: Mapping[str, Any]) -> None:
+    """Joins the other processes of a run, if --distributed asks for it.
+
+    Args:
+        given: values of the flags distributed, coordinator_address, num_processes and process_id.
+
+    Raises:
+        ValueError: one of the other three without --distributed.
+    """
+    cluster = {k: given[k] for k in ("coordinator_address", "num_processes", "process_id")}
+    if given["distributed"]:
+        jax.distributed.initialize(**cluster, heartbeat_timeout_seconds=30)
+    elif alone := [f"--{name}={value}" for name, value in cluster.items() if value is not None]:
+        raise ValueError(f"{', '.join(alone)}: only with --distributed; add it, or leave out")
 
 
 def leave(message: str) -> NoReturn:

@@ -265,7 +265,7 @@ def test_pseudo_labels_that_do_not_fit_are_refused(mixed):
         train_batches(changed(config, pseudo_split="validation"), **ARGS)
     with pytest.raises(ValueError, match="gives the field 'label', and this task reads only image"):
         data.training_parts(config, {"image": "image"})
-    pseudo_labels.write(config.pseudo_labels, [100000], np.eye(10)[:1], 0.5, 10)
+    pseudo_labels.write(config.pseudo_labels, np.array([100000]), np.eye(10)[:1], 0.5, 10)
     with pytest.raises(
         ValueError, match="labels 1 records, of which 1 are not in split 'train_unlabelled'"
     ):
