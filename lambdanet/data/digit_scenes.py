@@ -14,6 +14,13 @@ from pycocotools import mask as run_lengths
 from lambdanet.data import digits, photographs, scenes, storage
 
 
+CITATION = (
+    "Digits: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine "
+    "Learning Repository, 1998 (its test part, as in sklearn.datasets.load_digits). "
+    f"{photographs.ATTRIBUTION}"
+)
+
+
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
     """Two to six of the real handwritten digits of scikit-learn, tinted and partly hidden by each
     other, on its two photographs; the splits share neither digits nor parts of the photographs.
@@ -74,12 +81,6 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
                     "objects": objects_of(scene),
                 },
             )
-
-
-CITATION = f"""Digits: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine
-Learning Repository, 1998 (its test part, as in sklearn.datasets.load_digits). {
-    photographs.ATTRIBUTION
-}"""
 
 
 def objects_of(scene: scenes.Scene) -> list[dict]:

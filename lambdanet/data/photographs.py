@@ -21,8 +21,8 @@ ATTRIBUTION = (
     "china.jpg by danielbuechele "
     "(https://www.flickr.com/photos/danielbuechele/6061409035/), "
     "flower.jpg by vultilion "
-    "(https://www.flickr.com/photos/vultilion/6056698931/; scikit-learn's list names danielbuechele "
-    "beside this address)."
+    "(https://www.flickr.com/photos/vultilion/6056698931/; scikit-learn's list names "
+    "danielbuechele beside this address)."
 )
 
 

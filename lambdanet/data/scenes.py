@@ -129,13 +129,14 @@ def draw(material: Material, index: int, size: tuple[int, int]) -> Scene:
     chosen, covers = [], []
     while len(chosen) < count:
         number = rng.randint(len(material.rows))
-        cover = _place(coverage(material.ink[number], rng.randint(DIGIT[0], DIGIT[1] + 1)), size, rng)
+        side = rng.randint(DIGIT[0], DIGIT[1] + 1)
+        cover = _place(coverage(material.ink[number], side), size, rng)
         if _leaves_all_visible([*covers, cover]):
             chosen.append(number)
             covers.append(cover)
     label_map = np.zeros(size, np.uint8)
     for number, cover in zip(chosen, covers, strict=True):
-        strength = rng.uniform(*OPACITY) * cover[..., None]
+        strength = np.float32(rng.uniform(*OPACITY)) * cover[..., None]
         canvas += strength * (_colour(canvas, cover, rng) - canvas)
         label_map[cover > BAND[0]] = IGNORE
         label_map[cover >= BAND[1]] = 1 + material.labels[number]
@@ -148,25 +149,30 @@ def _background(
     photos: tuple[np.ndarray, ...], size: tuple[int, int], rng: np.random.RandomState
 ) -> np.ndarray:
     photo = photos[rng.randint(len(photos))]
-    top, left = (rng.randint(whole - part + 1) for whole, part in zip(photo.shape, size))
-    patch = photo[top : top + size[0], left : left + size[1]].astype(np.float64)
+    top, left = (
+        rng.randint(whole - part + 1) for whole, part in zip(photo.shape[:2], size, strict=True)
+    )
+    patch = photo[top : top + size[0], left : left + size[1]].astype(np.float32)
     patch = patch[:, ::-1] if rng.randint(2) else patch
-    return np.minimum(patch * rng.uniform(*BRIGHTNESS), 255)
+    return np.minimum(patch * np.float32(rng.uniform(*BRIGHTNESS)), 255)
 
 
 def _place(cover: np.ndarray, size: tuple[int, int], rng: np.random.RandomState) -> np.ndarray:
     """Lays a digit somewhere on an empty canvas."""
     top, left = (rng.randint(whole - len(cover) + 1) for whole in size)
-    canvas = np.zeros(size)
+    canvas = np.zeros(size, np.float32)
     canvas[top : top + len(cover), left : left + len(cover)] = cover
     return canvas
 
 
 def _visible(covers: np.ndarray) -> np.ndarray:
     """Returns the visible parts, bool [m, h, w], of digits whose coverage is given likewise."""
-    solid = covers >= 0.5
-    above = np.cumsum(solid[::-1], axis=0)[::-1] - solid  # how many lie on top
-    return solid & (above == 0)
+    masks = covers >= 0.5
+    above = np.zeros(masks.shape[1:], bool)
+    for mask in masks[::-1]:
+        mask &= ~above
+        above |= mask
+    return masks
 
 
 def _leaves_all_visible(covers: list[np.ndarray]) -> bool:
@@ -179,7 +185,7 @@ def _colour(canvas: np.ndarray, cover: np.ndarray, rng: np.random.RandomState) -
     """Draws a colour at a drawn distance from what is below, lighter or darker or of another
     hue.
     """
-    below = (canvas * cover[..., None]).sum(axis=(0, 1)) / cover.sum()
-    colours = rng.uniform(0, 255, (64, 3))
+    below = np.tensordot(cover, canvas, 2) / cover.sum()
+    colours = rng.uniform(0, 255, (64, 3)).astype(np.float32)
     apart = np.linalg.norm(colours - below, axis=1)
     return colours[np.argmin(np.abs(apart - rng.uniform(*DISTANCE)))]
