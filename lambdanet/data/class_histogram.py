@@ -72,8 +72,8 @@ def table(counts: Mapping[str, Count], names: Sequence[str]) -> list[str]:
     lines = ["     class".ljust(width) + "".join(f"{split:>22}" for split in counts)]
     for row, label in enumerate(labels):
         cells = [
-            f"{100 * count.pixels[row] / max(count.pixels.sum(), 1):11.2f} % {count.pictures[row]:8}"
-            for count in counts.values()
+            f"{100 * c.pixels[row] / max(c.pixels.sum(), 1):11.2f} % {c.pictures[row]:8}"
+            for c in counts.values()
         ]
         lines.append(label.ljust(width) + "".join(cells))
     return [*lines, "(share of the pixels, number of pictures)"]

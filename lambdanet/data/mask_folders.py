@@ -100,9 +100,10 @@ def scan(
     check = _Check(search, coding, labels=not problems)
     counts = {split: check.count(pairs, on_file) for split, pairs in splits.items()}
     problems = [*problems, *search.problems]
+    problems += [f"split {name!r} has no pairs" for name, pairs in splits.items() if not pairs]
     number = len(coding.names) or class_histogram.occurring(counts)
     if not problems and not number:
-        problems = ["no pictures with labels"]
+        problems = ["no pixel has a class"]
     if problems:
         raise ValueError(
             f"{images} and {masks} cannot be prepared; move these away or repair them:"
