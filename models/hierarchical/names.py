@@ -41,6 +41,29 @@ def _class_first(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return table[:1], table[1:]
 
 
+def _class_dropped(array: np.ndarray) -> np.ndarray:
+    """[1, 1 + n, c] -> [n, c]."""
+    return _class_first(array)[1]
+
+
+def without_class_token(rules: Table, last: int) -> Table:
+    """Returns a table for a network without class token, which reads the positions of the map
+    alone.
+
+    Args:
+        rules: the table.
+        last: number of the stage, from 0, that has the token in the file's network.
+    """
+    positions = f"stages/{last}/position_embedding"
+    return tuple(
+        Rule(rule.pattern, positions, _class_dropped)
+        if isinstance(rule.target, tuple) and positions in rule.target
+        else rule
+        for rule in rules
+        if rule.target != positions
+    )
+
+
 def block_names(own: Table, slide_names: Table = (), *, attention: str = r"attn\.") -> Table:
     """Returns the table of a Transformer block.
 
