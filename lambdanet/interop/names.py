@@ -73,8 +73,8 @@ def _vector(array: np.ndarray) -> np.ndarray:
 
 
 def abn_scale(array: np.ndarray) -> np.ndarray:
-    """The weight of an in-place activated batch norm (InPlace-ABN), which scales by |weight| + 1e-5,
-    as the scale of a batch norm; not linear.
+    """Returns the weight of an InPlace-ABN, which scales by |weight| + 1e-5, as the scale of a
+    batch norm; not linear.
     """
     return np.abs(array) + array.dtype.type(1e-5)
 

@@ -199,11 +199,11 @@ class HierarchicalTransformer(nnx.Module):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
-        self.norm = self.head = None
+        norm = head = None
         if num_classes:
             last = {**options, "dtype": jnp.dtype(jnp.float32)}
-            self.norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
-            self.head = Classifier(
+            norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
+            head = Classifier(
                 dim,
                 num_classes,
                 dropout_rate=dropout_rate,
@@ -211,6 +211,7 @@ class HierarchicalTransformer(nnx.Module):
                 param_dtype=stored,
                 rngs=rngs,
             )
+        self.norm, self.head = norm, head
         self.output_norms = output_norms(widths if output_norm else (), norm_epsilon, **options)
 
     def features(

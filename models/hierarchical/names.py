@@ -3,11 +3,11 @@
 
 A family has one table per grammar, `official` for the authors' code, `timm` for timm where that
 differs, for Swin also `mmseg` (mmsegmentation, mmdetection) and `transformers`. Norms on the output
-maps (`output_norm`) are those of the authors' code for dense tasks.
-`lambdanet.interop.names.choose_table` finds the table that a file follows. It is for every member of
-the family, its Slide form included: a stage with slide attention has the names of the public
-Slide-Swin code, for the other families, too, of which no Slide code is public. Some keys therefore
-stand in several rules; the model has the target of one of them.
+maps (`output_norm`) are those of the authors' code for dense tasks. Which table a file follows is
+found by `lambdanet.interop.names.choose_table`. A table is for every member of the family, its
+Slide form included: a stage with slide attention has the names of the public Slide-Swin code, for
+the other families, too, of which no Slide code is public. Some keys therefore stand in several
+rules; the model has the target of one of them.
 """
 
 from __future__ import annotations

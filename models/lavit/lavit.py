@@ -274,12 +274,12 @@ class LaViT(nnx.Module):
         self.stages = nnx.List(stages)
         self.stage_info, self.pool = tuple(info), pool
         self.auxiliary_losses = ("symmetry", "diagonality") if any_less and num_classes else ()
-        self.norm = self.head = None
+        norm = head = None
         if num_classes:
-            self.norm = layer_norm(
+            norm = layer_norm(
                 dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
             )
-            self.head = Classifier(
+            head = Classifier(
                 dim,
                 num_classes,
                 dropout_rate=dropout_rate,
@@ -287,6 +287,7 @@ class LaViT(nnx.Module):
                 param_dtype=stored,
                 rngs=rngs,
             )
+        self.norm, self.head = norm, head
         self.output_norms = output_norms(widths if output_norm else (), EPSILON, **options)
 
     def features(
