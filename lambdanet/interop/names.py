@@ -12,9 +12,9 @@ parts:
         sizes Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
     )
 
-Everything here is plain Python and NumPy, so that any module may import it. Every transform is
-linear and moves numbers without changing them, so the same table also maps the gradients of a
-PyTorch module to the gradients of ours.
+Everything here is plain Python and NumPy, so that any module may import it. Every transform but
+`abn_scale` is linear and moves numbers without changing them, so the same table also maps the
+gradients of a PyTorch module to the gradients of ours.
 """
 
 import difflib
@@ -72,6 +72,13 @@ def _vector(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1)
 
 
+def abn_scale(array: np.ndarray) -> np.ndarray:
+    """Returns the weight of an InPlace-ABN, which scales by |weight| + 1e-5, as the scale of a
+    batch norm; not linear.
+    """
+    return np.abs(array) + array.dtype.type(1e-5)
+
+
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "copy": _copy,
     "conv": _conv,
@@ -98,11 +105,15 @@ class Rule:
       transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is
         cut. A function may cut by itself and return a tuple, one array per target. With no target
         it only looks at what is dropped, and may refuse it with a ValueError.
+      piece: (index, count) where the array is one of `count` equal pieces of its only target along
+        the LAST axis: the query, key or value of a joint projection. The others have keys of their
+        own.
     """
 
     pattern: str
     target: str | tuple[str, ...] | None
     transform: str | Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]] = "copy"
+    piece: tuple[int, int] | None = None
 
     def __post_init__(self):
         re.compile(self.pattern)
@@ -270,7 +281,9 @@ def convert(
       NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys
         claim the same thing; all problems at once, with the nearest names.
     """
-    known = find_places(torch_state, rules, target_shapes)
+    known, target_shapes, joints = _cut_targets(
+        find_places(torch_state, rules, target_shapes), target_shapes
+    )
     found: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     kept: set[str] = set()
@@ -348,7 +361,34 @@ def convert(
         _log.warning(
             "not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept))
         )
+    for path, pieces in joints.items():
+        if all(piece in found for piece in pieces):
+            found[path] = np.concatenate([found.pop(piece) for piece in pieces], axis=-1)
     return found
+
+
+def _cut_targets(
+    known: Mapping[str, list[Place]], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, list[Place]], dict[str, tuple[int, ...]], dict[str, list[str]]]:
+    """Gives every piece of a joint target a path of its own.
+
+    Returns:
+      The places and the shapes with 'path [1/3]', 'path [2/3]', ... for 'path', and 'path' -> its
+      pieces.
+    """
+    known, shapes, joints = dict(known), dict(shapes), {}
+    for key, places in known.items():
+        if len(places) != 1 or places[0][0].piece is None:
+            continue
+        rule, (path,) = places[0]
+        index, count = rule.piece
+        names = [f"{path} [{number}/{count}]" for number in range(1, count + 1)]
+        known[key] = [(rule, (names[index],))]
+        if path in shapes:
+            *rest, last = shapes.pop(path)
+            shapes |= dict.fromkeys(names, (*rest, last // count))
+            joints[path] = names
+    return known, shapes, joints
 
 
 def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str = "nearest") -> str:
