@@ -4,12 +4,22 @@ classifier, lines of the summary.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+
+from lambdanet.interop.names import Rule
+
+CLASSIFIER_PARTS = re.compile(r"(head|norm)/.*|stages/\d+/class_(token|position)")
+"""Paths of what a backbone without classifier (num_classes=0) may lack: classifier, final norm,
+class token.
+"""
 
 Row = tuple[str, str, tuple[int, ...], int]
 """One line of a summary: name below the module, type, output shape without the batch,
@@ -75,6 +85,36 @@ class Classifier(nnx.Module):
         in the training view.
         """
         return self.fc(self.dropout(x.astype(jnp.float32), rngs=rngs))
+
+
+def require_classifier(model: nnx.Module) -> None:
+    """Raises ValueError if a model was built with num_classes=0."""
+    if model.head is None:
+        raise ValueError(
+            f"this {type(model).__name__} has no classifier (num_classes is 0); use features, or "
+            "build it with num_classes of 1 or more"
+        )
+
+
+def without_classifier(
+    model: nnx.Module, tables: Mapping[str, tuple[Rule, ...]]
+) -> Mapping[str, tuple[Rule, ...]]:
+    """Returns name tables for a model as it is: where it has no classifier, they drop what a file
+    has for it, see `CLASSIFIER_PARTS`.
+    """
+    if model.head is not None:
+        return tables
+    return {
+        grammar: tuple(
+            replace(rule, target=None, transform="copy") if _classifies(rule) else rule
+            for rule in rules
+        )
+        for grammar, rules in tables.items()
+    }
+
+
+def _classifies(rule: Rule) -> bool:
+    return isinstance(rule.target, str) and CLASSIFIER_PARTS.fullmatch(rule.target) is not None
 
 
 def check_images(x: jax.Array, channels: int) -> None:

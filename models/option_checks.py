@@ -32,6 +32,7 @@ def basic_problems(
     *,
     choices: Mapping[str, Sequence[str]],
     counts: Iterable[str] = (),
+    counts_or_zero: Iterable[str] = (),
     rates: Iterable[str] = (),
     positive: Iterable[str] = (),
     flags: Iterable[str] = (),
@@ -43,6 +44,7 @@ def basic_problems(
         options: values by name.
         choices: option -> allowed names.
         counts: options that are positive integers.
+        counts_or_zero: options that are integers of 0 or more.
         rates: options that are numbers from 0 to below 1.
         positive: options that are positive numbers.
         flags: options that are True or False.
@@ -58,6 +60,14 @@ def basic_problems(
         for name, allowed in choices.items()
     ]
     checks += [(name, positives((options[name],)), "a positive integer") for name in counts]
+    checks += [
+        (
+            name,
+            type(options[name]) is int and options[name] >= 0,
+            "0 (no classifier) or a positive integer",
+        )
+        for name in counts_or_zero
+    ]
     checks += [
         (name, is_number(options[name]) and 0.0 <= options[name] < 1.0, "at least 0 and below 1")
         for name in rates

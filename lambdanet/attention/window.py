@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import jax
@@ -36,9 +37,7 @@ class WindowAttention(Captures, nnx.Module):
 
     With a shift the windows lie `shift_size` further to the lower right. The map is rolled by so
     much, and a window that then holds positions of opposite borders is divided into regions that do
-    not see each other. On an axis that one window covers there is no shift; with `shift_covered`
-    there is, and `size` cuts no window, as in the authors' code for dense tasks and what follows it
-    (mmsegmentation, Hugging Face's backbones).
+    not see each other. On an axis that one window covers there is no shift (`fit`).
 
     A map that the windows do not divide is continued below and on the right by zeros, and the
     output is cropped. They are padded before the projection, so that padded keys are its biases,
@@ -55,7 +54,8 @@ class WindowAttention(Captures, nnx.Module):
     axis by itself, as in timm; the table B has (2 h - 1)(2 w - 1) entries per head for that window.
     On square maps with square windows this is the rule of the authors' code. It does not tie the
     layer to the size: at a call, any map is divided into these windows. `resize_table` converts B
-    to other windows.
+    to other windows. `fit=False` is the rule for dense tasks of the authors' code, mmsegmentation
+    and transformers' backbone: windows are not cut, and they shift on every axis.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W], zero
     between windows; its weights sum to less than one where padded keys have a share.
@@ -75,7 +75,7 @@ class WindowAttention(Captures, nnx.Module):
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
         padding: 'pad_roll' | 'roll_pad', as above.
         mask_padding: leave padded keys out of the softmax.
-        shift_covered: shift, and do not cut windows, on axes that one window covers, too.
+        fit: on an axis that is no longer than a window, do not shift, and cut the window to `size`.
         size: map size (H, W) that windows are cut to; None leaves them.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -99,7 +99,7 @@ class WindowAttention(Captures, nnx.Module):
         scale: float | None = None,
         padding: str = "pad_roll",
         mask_padding: bool = False,
-        shift_covered: bool = False,
+        fit: bool = True,
         size: Sequence[int] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -122,14 +122,13 @@ class WindowAttention(Captures, nnx.Module):
             raise _error(f"size is {size}; allowed: (height, width) of the map, or None")
         if padding not in PADDINGS:
             raise _error(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
-        for axis, side in enumerate(size or ()):
-            if side < window[axis] and not shift_covered:
+        for axis, side in enumerate(size or () if fit else ()):
+            if side < window[axis]:
                 window = _replace(window, axis, side)
                 shift = _replace(shift, axis, min(shift[axis], side // 2))
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.window_size, self.shift_size = window, shift
-        self.padding, self.mask_padding = padding, mask_padding
-        self.shift_covered = shift_covered
+        self.padding, self.mask_padding, self.fit = padding, mask_padding, fit
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -148,7 +147,7 @@ class WindowAttention(Captures, nnx.Module):
         x = x.astype(self.dtype or x.dtype)
         size = x.shape[1:3]
         shift = tuple(
-            0 if n <= w and not self.shift_covered else s
+            0 if self.fit and n <= w else s
             for n, w, s in zip(size, self.window_size, self.shift_size, strict=True)
         )
         grid = self._grid(size)
@@ -365,3 +364,18 @@ TORCH_NAMES = (
     Rule(r"relative_position_index", None),
 )
 """Names of `WindowAttention` in the authors' code and in timm."""
+
+MMSEG_TORCH_NAMES = prefixed(TORCH_NAMES, r"w_msa\.", "")
+"""The same in mmsegmentation and mmdetection."""
+
+TRANSFORMERS_TORCH_NAMES = (
+    *(
+        replace(rule, pattern=rf"(?:self\.{name}|{name[0]}_proj)\.{rule.pattern}", piece=(index, 3))
+        for index, name in enumerate(("query", "key", "value"))
+        for rule in prefixed(LINEAR, "", "qkv")
+    ),
+    *prefixed(LINEAR, r"(?:output\.dense|o_proj)\.", "output"),
+    Rule(r"(?:self|relative_position_bias)\.relative_position_bias_table", "relative_bias"),
+    Rule(r"(?:self|relative_position_bias)\.relative_position_index", None),
+)
+"""The same in transformers: as its files have them, or its modules from version 5 on."""

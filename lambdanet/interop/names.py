@@ -12,9 +12,9 @@ parts:
         sizes Rule(r"qkv\.weight", ("query/kernel", "key/kernel", "value/kernel"), "pointwise"),
     )
 
-Everything here is plain Python and NumPy, so that any module may import it. Every transform is
-linear and moves numbers without changing them, so the same table also maps the gradients of a
-PyTorch module to the gradients of ours.
+Everything here is plain Python and NumPy, so that any module may import it. Every transform but
+`abn_scale` is linear and moves numbers without changing them, so the same table also maps the
+gradients of a PyTorch module to the gradients of ours.
 """
 
 import difflib
@@ -72,6 +72,13 @@ def _vector(array: np.ndarray) -> np.ndarray:
     return array.reshape(-1)
 
 
+def abn_scale(array: np.ndarray) -> np.ndarray:
+    """Returns the weight of an InPlace-ABN, which scales by |weight| + 1e-5, as the scale of a
+    batch norm; not linear.
+    """
+    return np.abs(array) + array.dtype.type(1e-5)
+
+
 TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "copy": _copy,
     "conv": _conv,
@@ -94,16 +101,19 @@ class Rule:
       target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of
         several paths cuts the transformed array along its LAST axis (the output channels) into
         pieces of the targets' own sizes, in that order; None drops the key (counters such as
-        `num_batches_tracked`). A path that ends in `#1/3` is the second of three equal parts of
-        that array along its last axis; other keys give the others.
+        `num_batches_tracked`).
       transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is
         cut. A function may cut by itself and return a tuple, one array per target. With no target
         it only looks at what is dropped, and may refuse it with a ValueError.
+      piece: (index, count) where the array is one of `count` equal pieces of its only target along
+        the LAST axis: the query, key or value of a joint projection. The others have keys of their
+        own.
     """
 
     pattern: str
     target: str | tuple[str, ...] | None
     transform: str | Callable[[np.ndarray], np.ndarray | tuple[np.ndarray, ...]] = "copy"
+    piece: tuple[int, int] | None = None
 
     def __post_init__(self):
         re.compile(self.pattern)
@@ -179,21 +189,6 @@ def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
     return tuple(out)
 
 
-_PART = re.compile(r"(.*)#(\d+)/(\d+)")
-
-
-def whole(path: str) -> str:
-    """Returns the path of the array that a target fills, of which it may be a part (`#1/3`)."""
-    part = _PART.fullmatch(path)
-    return part[1] if part else path
-
-
-def _part_shape(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The shape of what a target asks for."""
-    part, shape = _PART.fullmatch(path), tuple(shapes[whole(path)])
-    return (*shape[:-1], shape[-1] // int(part[3])) if part else shape
-
-
 Place = tuple[Rule, tuple[str, ...]]
 """A rule that knows a key, and our paths that it fills from it."""
 
@@ -223,7 +218,7 @@ def find_places(
         ]
         if len(places) > 1:
             places = [
-                place for place in places if all(whole(path) in paths for path in place[1])
+                place for place in places if all(path in paths for path in place[1])
             ] or places[:1]
             most = max(len(targets) for _, targets in places)
             places = [place for place in places if len(place[1]) == most]
@@ -250,8 +245,7 @@ def choose_table(
     def fitting(name: str) -> int:
         places = find_places(keys, tables[name], paths).values()
         return sum(
-            len(found) == 1 and all(whole(path) in paths for path in found[0][1])
-            for found in places
+            len(found) == 1 and all(path in paths for path in found[0][1]) for found in places
         )
 
     return max(tables, key=fitting)
@@ -287,7 +281,9 @@ def convert(
       NameMappingError: if anything is missing, unused or mis-shaped, or if two rules or two keys
         claim the same thing; all problems at once, with the nearest names.
     """
-    known = find_places(torch_state, rules, target_shapes)
+    known, target_shapes, joints = _cut_targets(
+        find_places(torch_state, rules, target_shapes), target_shapes
+    )
     found: dict[str, np.ndarray] = {}
     origin: dict[str, str] = {}
     kept: set[str] = set()
@@ -310,23 +306,20 @@ def convert(
             origin |= {path: key for _, paths in places for path in paths}
             continue
         rule, paths = places[0]
-        absent = [path for path in map(whole, paths) if path not in target_shapes]
+        absent = [path for path in paths if path not in target_shapes]
         if absent:
             if all(in_head(path) for path in paths):
-                kept.update(map(whole, paths))
+                kept.update(paths)
                 continue
             near = [f"{path}{_nearest(path, target_shapes)}" for path in absent]
             unused.append(f"{key} {tuple(np.shape(array))}: the model has no {', '.join(near)}")
             continue
-        wanted = [_part_shape(path, target_shapes) for path in paths]
+        wanted = [tuple(target_shapes[path]) for path in paths]
         try:
             pieces = rule.apply(np.asarray(array), wanted)
             if reshape is not None:
                 cut = zip(paths, pieces, wanted, strict=True)
-                pieces = [
-                    piece if whole(path) != path else reshape(path, piece, shape)
-                    for path, piece, shape in cut
-                ]
+                pieces = [reshape(path, piece, shape) for path, piece, shape in cut]
         except ValueError as error:
             pieces, problem = None, f"{key} -> {', '.join(paths) or 'dropped'}: {error}"
         else:
@@ -343,18 +336,17 @@ def convert(
             origin[path] = key
         if problem:
             if paths and all(in_head(path) for path in paths):
-                kept.update(map(whole, paths))
+                kept.update(paths)
             else:
                 shapes.append(problem)
             continue
         found.update(zip(paths, pieces, strict=True))
 
-    missing = _join_parts(found)
+    missing = []
     if require_all:
         spare = [line.split(" ")[0] for line in unused]
-        filled = set(map(whole, origin))
         for path, shape in target_shapes.items():
-            if path in filled:
+            if path in origin:
                 continue
             if in_head(path):
                 kept.add(path)
@@ -369,25 +361,34 @@ def convert(
         _log.warning(
             "not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept))
         )
+    for path, pieces in joints.items():
+        if all(piece in found for piece in pieces):
+            found[path] = np.concatenate([found.pop(piece) for piece in pieces], axis=-1)
     return found
 
 
-def _join_parts(found: dict[str, np.ndarray]) -> list[str]:
-    """Puts the parts of arrays together, in place; returns one text per array that lacks some."""
-    parts: dict[str, dict[int, str]] = {}
-    for path in [path for path in found if whole(path) != path]:
-        part = _PART.fullmatch(path)
-        parts.setdefault(f"{part[1]}#{part[3]}", {})[int(part[2])] = path
-    missing = []
-    for label, places in parts.items():
-        path, count = label.rsplit("#", 1)
-        arrays = {index: found.pop(place) for index, place in places.items()}
-        lacking = [str(index + 1) for index in range(int(count)) if index not in arrays]
-        if lacking:
-            missing.append(f"{path}: of its {count} parts number {', '.join(lacking)}")
-        else:
-            found[path] = np.concatenate([arrays[index] for index in sorted(arrays)], axis=-1)
-    return missing
+def _cut_targets(
+    known: Mapping[str, list[Place]], shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[dict[str, list[Place]], dict[str, tuple[int, ...]], dict[str, list[str]]]:
+    """Gives every piece of a joint target a path of its own.
+
+    Returns:
+      The places and the shapes with 'path [1/3]', 'path [2/3]', ... for 'path', and 'path' -> its
+      pieces.
+    """
+    known, shapes, joints = dict(known), dict(shapes), {}
+    for key, places in known.items():
+        if len(places) != 1 or places[0][0].piece is None:
+            continue
+        rule, (path,) = places[0]
+        index, count = rule.piece
+        names = [f"{path} [{number}/{count}]" for number in range(1, count + 1)]
+        known[key] = [(rule, (names[index],))]
+        if path in shapes:
+            *rest, last = shapes.pop(path)
+            shapes |= dict.fromkeys(names, (*rest, last // count))
+            joints[path] = names
+    return known, shapes, joints
 
 
 def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str = "nearest") -> str:

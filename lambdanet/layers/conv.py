@@ -155,7 +155,7 @@ class ConvNormAct(nnx.Module):
             raise ValueError(f"kernel size is {kernel_size}; allowed: odd sides")
         activation_function(activation)
         self.dim, self.dim_out, self.kernel_size = dim, dim_out, kernel_size
-        self.stride, self.activation = stride, activation
+        self.stride, self.dilation, self.activation = stride, dilation, activation
         self.conv = Conv2d(
             dim,
             dim_out,

@@ -50,6 +50,17 @@ def layer_norm(
     return nnx.LayerNorm(dim, **options, rngs=rngs)
 
 
+def output_norms(widths: tuple[int, ...], epsilon: float, **options: Any) -> nnx.List:
+    """Builds the norms on a network's output maps, one per entry of `widths`.
+
+    Args:
+        widths: channels of the maps; () for no norms.
+        epsilon: of the norms.
+        **options: dtype, param_dtype and rngs, as in `layer_norm`.
+    """
+    return nnx.List([layer_norm(width, epsilon=epsilon, **options) for width in widths])
+
+
 def convolution(
     dim: int,
     dim_out: int,

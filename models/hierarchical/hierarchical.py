@@ -17,11 +17,11 @@ from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys, trunc_normal
 
-from ..backbone import Classifier, check_images, summary_row
+from ..backbone import Classifier, check_images, require_classifier, summary_row, without_classifier
 from ..context import Context, place_context
 from .blocks import TransformerBlock
-from .embeddings import EmbedSpec, create_embed, layer_norm
-from .names import MERGED_TORCH_NAMES, TORCH_NAMES
+from .embeddings import EmbedSpec, create_embed, layer_norm, output_norms
+from .names import MERGED_TORCH_NAMES, TORCH_NAMES, without_class_token
 from .options import cycles, option_problems
 from .stage import Stage, stage_tables
 
@@ -66,6 +66,9 @@ class HierarchicalTransformer(nnx.Module):
         position_embedding: learned positions, added at the start of every stage.
         mlp: 'plain' | 'depthwise' | 'depthwise_linear'.
         stage_norm: a norm after every stage in place of the final one.
+        output_norm: a norm on every map that `features` returns, in nobody else's way, as the
+            dense-prediction forms of Swin, CSWin and NAT have it; PVT's has none, and PVTv2's is
+            `stage_norm`.
         pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
             stage carries along. The mixers of that stage must then take lists of tokens. `features`
             leaves the token out.
@@ -73,7 +76,8 @@ class HierarchicalTransformer(nnx.Module):
         conv_init: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
         norm_epsilon: of the norms in the blocks and after the last one.
         family: whose name tables `torch_names` gives; None for none.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0 for none, and no final norm and class token, which
+            serve it alone: what is left is `features`.
         in_channels: channels of the image.
         image_size: (height, width) of the images: the grid of learned positions, and the size for
             mixers and context blocks that are tied to one.
@@ -111,6 +115,7 @@ class HierarchicalTransformer(nnx.Module):
         position_embedding: bool = False,
         mlp: str = "plain",
         stage_norm: bool = False,
+        output_norm: bool = False,
         pool: str = "mean",
         layer_scale: float | None = None,
         conv_init: str = "fan_in",
@@ -128,12 +133,8 @@ class HierarchicalTransformer(nnx.Module):
     ):
         rngs = InitKeys(rngs.params())
         inserted = place_context(context, blocks)
-        self.in_channels, self.num_classes, self.pool, self.family = (
-            in_channels,
-            num_classes,
-            pool,
-            family,
-        )
+        self.in_channels, self.num_classes, self.family = in_channels, num_classes, family
+        self.pool = pool if num_classes else "mean"  # without a classifier no token
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = dict(dtype=self.dtype, param_dtype=stored, rngs=rngs)
 
@@ -149,7 +150,7 @@ class HierarchicalTransformer(nnx.Module):
                     f"image_size is {image_size!r}; allowed: larger ones, stage {number + 1} has "
                     "no position left"
                 )
-            with_token = pool == "cls" and number == len(blocks) - 1
+            with_token = self.pool == "cls" and number == len(blocks) - 1
             specs = cycles(attention, len(blocks))[number]
             made = []
             for index in range(count):
@@ -198,16 +199,20 @@ class HierarchicalTransformer(nnx.Module):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
-        last = {**options, "dtype": jnp.dtype(jnp.float32)}
-        self.norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=trunc_normal(0.02),
-            param_dtype=stored,
-            rngs=rngs,
-        )
+        norm = head = None
+        if num_classes:
+            last = {**options, "dtype": jnp.dtype(jnp.float32)}
+            norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
+            head = Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=trunc_normal(0.02),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+        self.norm, self.head = norm, head
+        self.output_norms = output_norms(widths if output_norm else (), norm_epsilon, **options)
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -215,7 +220,8 @@ class HierarchicalTransformer(nnx.Module):
         """Returns the output map of every stage, largest first; see `feature_info` for channels and
         strides.
 
-        The final norm is not part of them; norms after every stage (`stage_norm`) are.
+        The final norm is not part of them; norms after every stage (`stage_norm`) and on every
+        output (`output_norm`) are.
 
         Args:
             x: normalised images [b, h, w, in_channels].
@@ -224,14 +230,21 @@ class HierarchicalTransformer(nnx.Module):
         Raises:
             ValueError: wrong number of axes or channels, or an image too small for the embeddings.
         """
-        return self._run(x, rngs, with_token=False)
+        maps = self._run(x, rngs, with_token=False)
+        if not self.output_norms:
+            return maps
+        return [norm(one) for norm, one in zip(self.output_norms, maps, strict=True)]
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b classes"]:
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
         as in `features`.
+
+        Raises:
+            ValueError: as `features`; a model without classifier.
         """
+        require_classifier(self)
         last = self._run(x, rngs, with_token=self.pool == "cls")[-1]
         if self.pool == "cls":
             last = last[:, :1]
@@ -256,7 +269,7 @@ class HierarchicalTransformer(nnx.Module):
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
         """Name tables for PyTorch checkpoints of this family: grammar -> table; see
-        `models.hierarchical.names`.
+        `models.hierarchical.names`. Without a classifier that of a file is dropped.
 
         Raises:
             ValueError: the network belongs to no family with published weights, or mixes merged and
@@ -275,7 +288,12 @@ class HierarchicalTransformer(nnx.Module):
                 "into all of one kind, then "
                 "merge with lambdanet.attention.slide.reparameterise"
             )
-        return (MERGED_TORCH_NAMES if True in merged else TORCH_NAMES)[self.family]
+        tables = (MERGED_TORCH_NAMES if True in merged else TORCH_NAMES)[self.family]
+        if self.head is not None:
+            return tables
+        last = len(self.stages) - 1
+        tables = {name: without_class_token(rules, last) for name, rules in tables.items()}
+        return without_classifier(self, tables)
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
@@ -283,12 +301,18 @@ class HierarchicalTransformer(nnx.Module):
 
         The paths are disjoint prefixes of the parameter paths and cover all of them.
         """
-        rows = []
+        rows, norms = [], []
         for number, stage in enumerate(self.stages):
             with_token = self.pool == "cls" and number == len(self.stages) - 1
             lines = stage.rows(h, w, with_token=with_token)
             rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in lines]
             h, w = stage.embed.out_size(h, w)
+            if self.output_norms:
+                shape = (h, w, self.stage_info[number][0])
+                norms.append(summary_row(f"output_norms/{number}", "layer_norm", shape))
+        rows += norms
+        if self.head is None:
+            return rows
         dim = self.stage_info[-1][0]
         if self.norm is not None:
             shape = (dim,) if self.pool == "cls" else (h, w, dim)

@@ -38,11 +38,17 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems = basic_problems(
         options,
         choices=CHOICES,
-        counts=("num_classes", "in_channels"),
+        counts=("in_channels",),
+        counts_or_zero=("num_classes",),
         rates=("dropout_rate", "drop_path_rate"),
         positive=("norm_epsilon",),
-        flags=("position_embedding", "stage_norm"),
+        flags=("position_embedding", "stage_norm", "output_norm"),
     )
+    if options["stage_norm"] is True and options["output_norm"] is True:
+        problems.append(
+            "output_norm is True; allowed: False with stage_norm=True, by which every map of "
+            "`features` is normed already"
+        )
     scale, family = options["layer_scale"], options["family"]
     if scale is not None and not is_number(scale):
         problems.append(f"layer_scale is {scale!r}; allowed: a number, or None")

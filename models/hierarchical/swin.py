@@ -15,6 +15,8 @@ Tiny, Small and Base, in both papers.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..registration import registry
 from .digits import register_digits
 from .hierarchical import HierarchicalTransformer
@@ -27,9 +29,14 @@ _TABLE = (
 """(size, blocks, first width, heads, drop path)."""
 
 
-def windows(side: int) -> tuple[dict, dict]:
-    """Returns the attention of a stage: windows of that side as they lie, then shifted by half."""
-    return dict(name="window", window_size=side), dict(name="shifted_window", window_size=side)
+def windows(side: int, **options: Any) -> tuple[dict, dict]:
+    """Returns the attention of a stage: windows of that side as they lie, then shifted by half;
+    with further options of both. Networks for dense tasks have `fit=False`.
+    """
+    return (
+        dict(name="window", window_size=side, **options),
+        dict(name="shifted_window", window_size=side, **options),
+    )
 
 
 _COMMON = dict(

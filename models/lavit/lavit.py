@@ -28,10 +28,10 @@ from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
 from lambdanet.layers import InitKeys, trunc_normal
 
-from ..backbone import Classifier, check_images, summary_row
+from ..backbone import Classifier, check_images, require_classifier, summary_row
 from ..context import Context, place_context
 from ..hierarchical.blocks import TransformerBlock
-from ..hierarchical.embeddings import ConvEmbed, layer_norm
+from ..hierarchical.embeddings import ConvEmbed, layer_norm, output_norms
 from ..hierarchical.stage import stage_tables
 from ..registration import DIGITS, registry
 from .options import option_problems, per_stage, stage_specs
@@ -107,7 +107,9 @@ class LaViT(nnx.Module):
             only 'post'.
         pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
             stage carries along; `features` leaves it out.
-        num_classes: outputs of the classifier.
+        output_norm: a norm on every map that `features` returns.
+        num_classes: outputs of the classifier; 0 for none and no final norm, which leaves
+            `features` alone, without the auxiliary losses.
         in_channels: channels of the image.
         image_size: (height, width) of the images.
         dropout_rate: dropout before the classifier.
@@ -161,6 +163,7 @@ class LaViT(nnx.Module):
         position_embedding: bool = True,
         context: Context = None,
         pool: str = "mean",
+        output_norm: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -270,18 +273,22 @@ class LaViT(nnx.Module):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info, self.pool = tuple(info), pool
-        self.auxiliary_losses = ("symmetry", "diagonality") if any_less else ()
-        self.norm = layer_norm(
-            dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
-        )
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=trunc_normal(0.02),
-            param_dtype=stored,
-            rngs=rngs,
-        )
+        self.auxiliary_losses = ("symmetry", "diagonality") if any_less and num_classes else ()
+        norm = head = None
+        if num_classes:
+            norm = layer_norm(
+                dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
+            )
+            head = Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=trunc_normal(0.02),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+        self.norm, self.head = norm, head
+        self.output_norms = output_norms(widths if output_norm else (), EPSILON, **options)
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -289,7 +296,8 @@ class LaViT(nnx.Module):
         """Returns the output map of every stage, largest first; see `feature_info` for channels and
         strides.
 
-        The final norm and a class token are not part of them.
+        The final norm and a class token are not part of them; norms on every output
+        (`output_norm`) are.
 
         Args:
             x: normalised images [b, h, w, in_channels].
@@ -299,7 +307,10 @@ class LaViT(nnx.Module):
             ValueError: wrong number of axes or channels, an image too small for the embeddings, or
                 of a size that less-attention refuses.
         """
-        return self._run(x, rngs)[0]
+        maps = self._run(x, rngs)[0]
+        if not self.output_norms:
+            return maps
+        return [norm(one) for norm, one in zip(self.output_norms, maps, strict=True)]
 
     def __call__(
         self,
@@ -316,7 +327,11 @@ class LaViT(nnx.Module):
                 the mean over samples and heads, summed over the less-attention layers; of the map's
                 positions, without the class token.
             rngs: as in `features`.
+
+        Raises:
+            ValueError: as `features`; a model without classifier.
         """
+        require_classifier(self)
         maps, last, handed = self._run(x, rngs)
         last = self.norm(last)
         pooled = (
@@ -372,10 +387,16 @@ class LaViT(nnx.Module):
 
         The paths are disjoint prefixes of the parameter paths and cover all of them.
         """
-        rows = []
+        rows, norms = [], []
         for number, stage in enumerate(self.stages):
             rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in stage.rows(h, w)]
             h, w = stage.embed.out_size(h, w)
+            if self.output_norms:
+                shape = (h, w, self.stage_info[number][0])
+                norms.append(summary_row(f"output_norms/{number}", "layer_norm", shape))
+        rows += norms
+        if self.head is None:
+            return rows
         dim = self.stage_info[-1][0]
         shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
         rows.append(summary_row("norm", "layer_norm", shape))

@@ -26,6 +26,8 @@ STEMS = {
     "resnet": (((7, 2, 8),), True),
     "resnet_rs": (((3, 2, 4), (3, 1, 4), (3, 1, 8), (3, 2, 8)), False),
     "tiered": (((3, 2, 3), (3, 1, 4), (3, 1, 8)), True),
+    "deep": (((3, 2, 8), (3, 1, 8), (3, 1, 16)), True),
+    "deep_narrow": (((3, 2, 4), (3, 1, 4), (3, 1, 8)), True),
     "cifar": (((3, 1, 8),), False),
 }
 """Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width); max-pool
@@ -54,18 +56,25 @@ class Stem(nnx.Module):
 
     'resnet' is a 7x7/2 convolution and a max-pool; 'resnet_rs' three 3x3 convolutions and a fourth,
     strided one in place of the pool (ResNet-D, ResNet-RS); 'tiered' three 3x3 convolutions of
-    growing width and a max-pool (timm); 'cifar' one 3x3 convolution without stride. Every
-    convolution has batch norm and activation.
+    growing width and a max-pool (timm); 'deep' and 'deep_narrow' three 3x3 convolutions and a
+    max-pool, of width, width and twice the width (64, 64, 128: the segmentation networks of CCNet,
+    OCNet and DANet) or of half, half and the whole width (32, 32, 64: He et al. 2019, "Bag of
+    Tricks for Image Classification", ResNet-C; mmsegmentation's ResNetV1c); 'cifar' one 3x3
+    convolution without stride. Every convolution has batch norm and activation.
 
     Args:
         kind: a key of `STEMS`.
         in_channels: channels of the image.
-        width: output channels.
+        width: of the first stage's blocks; output channels, but for 'deep', which has twice as
+            many.
         activation: see `ConvNormAct`.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
+
+    Attributes:
+        dim_out: output channels.
     """
 
     def __init__(
@@ -96,9 +105,10 @@ class Stem(nnx.Module):
                 ),
             )
             channels = channels_out
+        self.dim_out = channels
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
-        """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), width] with s =
+        """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), dim_out] with s =
         `stem_stride(kind)`.
         """
         for name in self.names:
@@ -151,6 +161,8 @@ class ResidualBlock(nnx.Module):
         dim: input channels.
         width: channels inside the block; the output has EXPANSION[kind] times as many.
         stride: 1 or 2.
+        dilations: positions between the taps of the 3x3 convolutions: of the first and of the
+            second in a basic block; of the one in a bottleneck, the first entry. Mixers have none.
         attention: spec of the mixer that replaces the 3x3 (of a basic block: the second one), or
             None.
         size: map size (height, width) at the block's input, for mixers that are tied to it.
@@ -173,6 +185,7 @@ class ResidualBlock(nnx.Module):
         width: int,
         *,
         stride: int,
+        dilations: tuple[int, int] = (1, 1),
         attention: str | Mapping[str, Any] | None,
         size: tuple[int, int],
         shortcut: str,
@@ -194,7 +207,11 @@ class ResidualBlock(nnx.Module):
         # A basic block strides in its first convolution, so that its mixer sees the small map; a
         # bottleneck strides at the mixer.
         self.mixer_stride = stride if bottleneck else 1
-        first = dict(kernel_size=1) if bottleneck else dict(kernel_size=3, stride=stride)
+        first = (
+            dict(kernel_size=1)
+            if bottleneck
+            else dict(kernel_size=3, stride=stride, dilation=dilations[0])
+        )
         self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)
         self.mixer_activation = activation if bottleneck and post_norm_act else "none"
         self.pool_window = POOL_WINDOWS[pool]
@@ -205,7 +222,10 @@ class ResidualBlock(nnx.Module):
                 if bottleneck
                 else dict(activation="none", zero_init=True)
             )
-            conv = ConvNormAct(width, width, 3, stride=self.mixer_stride, **last, **options)
+            dilation = dilations[0 if bottleneck else 1]
+            conv = ConvNormAct(
+                width, width, 3, stride=self.mixer_stride, dilation=dilation, **last, **options
+            )
         else:
             mixer = create_attention(
                 attention, width, size=mixer_size(kind, size, stride), **options
@@ -321,5 +341,7 @@ def _conv_row(name: str, conv: ConvNormAct, h: int, w: int) -> Row:
     kernel = f"conv {conv.kernel_size}x{conv.kernel_size}" + (
         f"/{conv.stride}" if conv.stride > 1 else ""
     )
+    if conv.dilation > 1:
+        kernel += f" dilation {conv.dilation}"
     shape = (strided_size(h, conv.stride), strided_size(w, conv.stride), conv.dim_out)
     return name, kernel, shape, conv.macs(h, w)

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from lambdanet.attention import cbam, lambda_layer, se
-from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, Rule, prefixed
+from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, Rule, abn_scale, prefixed
 
 
 def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
@@ -62,9 +64,45 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
     return (*rules, *prefixed(LINEAR, r"fc\.", "head/fc"))
 
 
+def _in_place(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The same table where all norms are InPlace-ABN."""
+    return tuple(
+        replace(rule, transform=abn_scale)
+        if isinstance(rule.target, str) and rule.target.endswith("/norm/scale")
+        else rule
+        for rule in rules
+    )
+
+
+_SEQUENCE = (
+    (r"conv1\.0", r"conv1\.1", "conv1"),
+    (r"conv1\.3", r"conv1\.4", "conv2"),
+    (r"conv1\.6", r"bn1", "conv3"),
+)
+"""Deep stems of timm and PyTorch-Encoding (DANet): one sequence, whose last norm is outside."""
+
+_NUMBERED = tuple((rf"conv{n}", rf"bn{n}", f"conv{n}") for n in (1, 2, 3))
+"""Deep stem of CCNet and OCNet."""
+
+_STEM = tuple((rf"stem\.{3 * n}", rf"stem\.{3 * n + 1}", f"conv{n + 1}") for n in range(3))
+"""Deep stem of mmsegmentation's ResNetV1c and ResNetV1d."""
+
 TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
     ("tiered", "conv"): {"timm": _byobnet()},
     ("resnet", "conv"): {"torchvision": _resnet(((r"conv1", r"bn1", "conv1"),), ("0", "1"))},
+    ("deep", "conv"): {
+        "timm": _resnet(_SEQUENCE, ("0", "1")),
+        "official": _in_place(_resnet(_NUMBERED, ("0", "1"))),
+        "mmseg": _resnet(_STEM, ("0", "1")),
+    },
+    ("deep_narrow", "conv"): {
+        "timm": _resnet(_SEQUENCE, ("0", "1")),
+        "mmseg": _resnet(_STEM, ("0", "1")),
+    },
+    ("deep_narrow", "avg"): {
+        "timm": _resnet(_SEQUENCE, ("1", "2")),
+        "mmseg": _resnet(_STEM, ("1", "2")),
+    },
     # timm's resnetrs: the strided convolution that replaces the max-pool is called maxpool.
     ("resnet_rs", "avg"): {
         "timm": _resnet(
@@ -78,6 +116,7 @@ TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
         )
     },
 }
-"""Name tables by (stem, shortcut) and grammar: timm's byobnet, torchvision's ResNet, timm's
-ResNet-RS.
+"""Name tables by (stem, shortcut) and grammar: timm's byobnet, ResNet and ResNet-RS; torchvision's
+ResNet; CCNet's and OCNet's (official); mmsegmentation's. In the official files the norms are
+InPlace-ABN, which scales by |weight| + 1e-5: see `lambdanet.interop.names.abn_scale`.
 """

@@ -10,11 +10,13 @@ from lambdanet.layers import ACTIVATIONS
 
 from ..context import context_problems
 from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
-from .blocks import EXPANSION, POOL_WINDOWS, STEMS
+from .blocks import EXPANSION, POOL_WINDOWS, STEMS, stem_stride
+from .dilation import FIRST_DILATIONS
 
 CHOICES = {
     "block": tuple(EXPANSION),
     "stem": tuple(STEMS),
+    "first_dilation": FIRST_DILATIONS,
     "shortcut": ("conv", "avg"),
     "pool": tuple(POOL_WINDOWS),
     "activation": tuple(ACTIVATIONS),
@@ -34,7 +36,8 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems = basic_problems(
         options,
         choices=CHOICES,
-        counts=("num_classes", "in_channels"),
+        counts=("in_channels",),
+        counts_or_zero=("num_classes",),
         rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
         flags=("share_embeddings", "post_norm_act"),
     )
@@ -44,6 +47,14 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
             problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
 
     require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
+    require("multi_grid", positives(options["multi_grid"]), "a tuple of positive integers")
+    if options["stem"] in STEMS:
+        least, bound = stem_stride(options["stem"]), options["output_stride"]
+        require(
+            "output_stride",
+            bound is None or (positives((bound,)) and bound >= least and bound & (bound - 1) == 0),
+            f"None, or a power of two from {least} on, the stride of stem={options['stem']!r}",
+        )
     if options["block"] == "basic":
         require(
             "post_norm_act",

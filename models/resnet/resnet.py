@@ -17,11 +17,20 @@ from lambdanet.attention import create_attention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
-from ..backbone import Classifier, Recompute, Row, check_images, summary_row
+from ..backbone import (
+    Classifier,
+    Recompute,
+    Row,
+    check_images,
+    require_classifier,
+    summary_row,
+    without_classifier,
+)
 from ..context import Context, place_context
 from ..registration import DIGITS, registry
 from . import names
 from .blocks import ResidualBlock, Stem, mixer_size, stem_stride, strided_size
+from .dilation import block_steps
 from .options import option_problems
 
 AttentionSpec = str | Mapping[str, Any] | None
@@ -83,13 +92,22 @@ class ResNet(Recompute):
 
     Args:
         blocks: number of blocks per stage; every stage but the first halves the map.
-        widths: inner channels of the blocks, per stage; the stem has widths[0] channels.
+        widths: inner channels of the blocks, per stage; the stem has widths[0] channels, 'deep'
+            twice as many.
         block: 'bottleneck' | 'basic'.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0 for none, which leaves `features` alone.
         in_channels: channels of the image.
         image_size: (height, width) of the images; read only by attention layers and context blocks
             that are tied to a map size.
-        stem: 'resnet' | 'resnet_rs' | 'tiered' | 'cifar' (stride 4, 4, 4, 1).
+        stem: 'resnet' | 'resnet_rs' | 'tiered' | 'deep' | 'deep_narrow' (stride 4) | 'cifar'
+            (stride 1), see `Stem`.
+        output_stride: the largest total stride, a power of two from that of the stem on: stages
+            that would pass it dilate their 3x3 convolutions instead, each by twice as much as the
+            stage before; their mixers see the finer map and neither stride nor dilate. None for no
+            bound.
+        multi_grid: factors of the last stage's dilation, which its blocks take in turn.
+        first_dilation: of the first block of a dilated stage: 'previous' (that of the stage before;
+            torchvision, mmsegmentation) | 'own' (CCNet's and OCNet's code); see `block_steps`.
         attention: spec of the attention layer: a registered name, a mapping with `name` and its
             options, or None; a tuple gives each stage its own.
         attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a
@@ -139,6 +157,9 @@ class ResNet(Recompute):
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
         stem: str = "resnet",
+        output_stride: int | None = None,
+        multi_grid: tuple[int, ...] = (1, 1, 1),
+        first_dilation: str = "previous",
         attention: AttentionSpec | tuple[AttentionSpec, ...] = None,
         attention_blocks: str | tuple[str | tuple[int, ...], ...] = "all",
         share_embeddings: bool = False,
@@ -182,7 +203,14 @@ class ResNet(Recompute):
         )
         stride = stem_stride(stem)
         size = tuple(strided_size(n, stride) for n in image_size)
-        dim, done, stages, info = widths[0], 0, [], []
+        steps = block_steps(
+            blocks,
+            stem=stride,
+            output_stride=output_stride,
+            multi_grid=multi_grid,
+            first_dilation=first_dilation,
+        )
+        dim, done, stages, info = self.stem.dim_out, 0, [], []
         for number, (count, width, spec, where) in enumerate(
             zip(blocks, widths, specs, placed, strict=True)
         ):
@@ -193,7 +221,7 @@ class ResNet(Recompute):
                     "shared_embeddings": True,
                 }
             for index in range(count):
-                block_stride = 2 if number > 0 and index == 0 else 1
+                block_stride, dilations = steps[number][index]
                 mixer = spec if where == "all" or index + 1 in where else None
                 if mixer is not None and share_embeddings and shared is None:
                     shared = _embedding(
@@ -204,6 +232,7 @@ class ResNet(Recompute):
                         dim,
                         width,
                         stride=block_stride,
+                        dilations=dilations,
                         attention=mixer,
                         size=size,
                         context=inserted.get((number, index), ()),
@@ -225,13 +254,17 @@ class ResNet(Recompute):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=nnx.initializers.normal(0.01),
-            param_dtype=stored,
-            rngs=rngs,
+        self.head = (
+            Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=nnx.initializers.normal(0.01),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+            if num_classes
+            else None
         )
         self.grammar = (stem, shortcut)
 
@@ -262,7 +295,11 @@ class ResNet(Recompute):
     ) -> Float[Array, "b classes"]:
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
         as in `features`.
+
+        Raises:
+            ValueError: as `features`; a model without classifier.
         """
+        require_classifier(self)
         last = self.features(x, rngs=rngs)[-1]
         return self.head(jnp.mean(last, axis=(1, 2), dtype=jnp.float32), rngs=rngs)
 
@@ -273,8 +310,8 @@ class ResNet(Recompute):
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Name tables by grammar for PyTorch checkpoints: timm's byobnet, timm's ResNet-RS or
-        torchvision's ResNet.
+        """Name tables by grammar for PyTorch checkpoints, see `models.resnet.names`; without a
+        classifier that of a file is dropped.
 
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.
@@ -288,7 +325,7 @@ class ResNet(Recompute):
                 f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one "
                 f"for {known}"
             )
-        return names.TORCH_NAMES[self.grammar]
+        return without_classifier(self, names.TORCH_NAMES[self.grammar])
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
@@ -310,8 +347,9 @@ class ResNet(Recompute):
                 rows.append(summary_row(f"stages/{number}/embedding", "embedding", shape))
             for index, block in enumerate(stage.blocks):
                 h, w = add(f"stages/{number}/blocks/{index}", block.rows(h, w))
-        fc_macs = self.stage_info[-1][0] * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
+        if self.head is not None:
+            fc_macs = self.stage_info[-1][0] * self.num_classes
+            rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

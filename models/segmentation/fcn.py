@@ -139,7 +139,7 @@ class FCNHead(SegmentationHead):
         )
         return {
             "mmsegmentation": openmm,
-            "huggingface": openmm,
+            "transformers": openmm,
             "torchvision": _one_conv(4),
             "ccnet": _one_conv(3, inplace=True),
             "ocnet": _one_conv(3, inplace=True),

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lambdanet.attention import interlaced
 from lambdanet.attention.interlaced import InterlacedSparseAttention
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
 from lambdanet.layers import ConvNormAct, PointwiseNormAct
@@ -27,7 +26,6 @@ from .parts import (
     conv_module,
     layer_row,
     norm_options,
-    sequential,
 )
 from .registration import registry
 
@@ -128,9 +126,7 @@ class ISAHead(SegmentationHead):
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Names of mmsegmentation's ISAHead and of ISANet in openseg.pytorch, there two
-        Sequentials, `isa_head` and `cls_head`.
-        """
+        """Names of mmsegmentation's ISAHead."""
         unit = (
             *conv_module(r"query_project\.(\d)", r"query/\1", PointwiseNormAct),
             *conv_module(r"key_project\.(\d)", r"key/\1", PointwiseNormAct),
@@ -145,13 +141,7 @@ class ISAHead(SegmentationHead):
             *prefixed(BATCH_NORM, r"out_conv\.bn\.", "attention/fuse/norm"),
             *prefixed(POINTWISE, r"conv_seg\.", "classify"),
         )
-        openseg = (
-            *sequential(r"isa_head\.", "reduce"),
-            *prefixed(BATCH_NORM, r"isa_head\.1\.0\.", "reduce/norm"),
-            *prefixed(interlaced.TORCH_NAMES, r"isa_head\.2\.", "attention"),
-            *prefixed(POINTWISE, r"cls_head\.", "classify"),
-        )
-        return {"mmsegmentation": openmm, "openseg": openseg}
+        return {"mmsegmentation": openmm}
 
 
 def _input_first(array: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ from flax import nnx
 
 from lambdanet.interop.names import Rule, prefixed
 
+from ..backbone import CLASSIFIER_PARTS
+
 Table = tuple[Rule, ...]
 
 
@@ -38,22 +40,18 @@ FRAMEWORKS = {
         r"backbone\.",
         r"decode_head\.",
         r"auxiliary_head\.",
-        ("mmsegmentation", "torchvision", "official"),
+        ("mmseg", "torchvision", "official"),
         neck=True,
     ),
-    "huggingface": Framework(
-        r"backbone\.", r"decode_head\.", r"auxiliary_head\.", ("huggingface",)
+    "transformers": Framework(
+        r"backbone\.", r"decode_head\.", r"auxiliary_head\.", ("transformers",)
     ),
     "torchvision": Framework(r"backbone\.", r"classifier\.", r"aux_classifier\.", ("torchvision",)),
-    "ccnet": Framework("", r"head\.", r"dsn\.", ("ccnet",)),
-    "ocnet": Framework("", "", r"dsn\.", ("ccnet",)),
-    "openseg": Framework(r"backbone\.", "", r"dsn_head\.", ("openseg",)),
-    "danet": Framework(
-        r"(?:pretrained|base)\.", r"head\.", r"auxlayer\.", ("danet", "torchvision")
-    ),
+    "ccnet": Framework("", r"head\.", r"dsn\.", ("official",)),
+    "ocnet": Framework("", "", r"dsn\.", ("official",)),
+    "danet": Framework(r"pretrained\.", r"head\.", r"auxlayer\.", ("timm", "torchvision")),
 }
-"""mmsegmentation, Hugging Face's transformers, torchvision; the code of CCNet and OCNet (whose
-ResNets are the same), openseg.pytorch (ISANet), and of DANet."""
+"""mmsegmentation, transformers, torchvision, and the code of CCNet, OCNet and DANet."""
 
 
 def tables(
@@ -98,31 +96,19 @@ def tables(
 
 
 def backbone_tables(backbone: nnx.Module) -> Mapping[str, Table]:
-    """Returns grammar -> table for files with a backbone's weights alone: its own names
-    ('lambdanet') and those of PyTorch, placed in the segmenter; a classifier (`head/`, the last
-    norm) in the file is dropped where the backbone has none.
+    """Returns grammar -> table for files with a backbone's weights alone, placed in the segmenter:
+    its own names ('lambdanet') and those of PyTorch. The classifier that such a file has, and the
+    norm before it, are dropped.
 
     Args:
-        backbone: the backbone.
+        backbone: the backbone, without a classifier.
     """
-    dropped = (Rule(r"head/.*", None), Rule(r"norm/(?:scale|bias)", None))
-    own = (Rule(r"(.+)", r"backbone/\1"), *dropped)
+    own = (Rule(CLASSIFIER_PARTS.pattern, None), Rule(r"(.+)", r"backbone/\1"))
     try:
         torch = backbone.torch_names
     except ValueError:
         torch = {}
-    placed = {
-        grammar: (
-            *prefixed(table, "", "backbone"),
-            *(Rule(rule.pattern, None) for rule in table if _in_classifier(rule)),
-        )
-        for grammar, table in torch.items()
-    }
-    return {"lambdanet": own, **placed}
-
-
-def _in_classifier(rule: Rule) -> bool:
-    return isinstance(rule.target, str) and rule.target.startswith(("head/", "norm/"))
+    return {"lambdanet": own, **{name: prefixed(t, "", "backbone") for name, t in torch.items()}}
 
 
 def _is_neck(rule: Rule) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lambdanet.attention import create_attention, ocnet
-from lambdanet.interop.names import POINTWISE, Rule, prefixed
+from lambdanet.interop.names import POINTWISE, Rule, abn_scale, prefixed
 from lambdanet.layers import ConvNormAct
 
 from ..backbone import Row
@@ -24,7 +24,6 @@ from .parts import (
     Sizes,
     check_maps,
     choose_stage,
-    inplace_scale,
     layer_row,
     norm_options,
     sequential,
@@ -149,7 +148,7 @@ class OCNetHead(SegmentationHead):
         """Names of the OCNet code, where reduction and block are one Sequential, `context`."""
         own = ocnet.TORCH_NAMES if self.share_qk else ocnet.TORCH_NAMES_SEPARATE
         block = tuple(
-            Rule(rule.pattern, rule.target, inplace_scale)
+            Rule(rule.pattern, rule.target, abn_scale)
             if isinstance(rule.target, str) and rule.target.endswith("norm/scale")
             else rule
             for rule in own

@@ -14,7 +14,6 @@ from ..registration import registry as model_registry
 from .registration import registry
 
 HANDED_TO_BACKBONE = ("in_channels", "image_size", "remat", "dtype", "param_dtype")
-NO_CLASSES = 1  # TEMPORARY until backbones take 0
 REMATS = ("none", "block", "stage")
 
 
@@ -37,7 +36,7 @@ def backbone_options(spec: Any, given: Mapping[str, Any]) -> tuple[str, dict[str
         raise ValueError("option 'num_classes' is the segmenter's; a backbone has none")
     declared = model_registry.parameters(name)
     handed = {key: given[key] for key in HANDED_TO_BACKBONE if key in declared and key in given}
-    return name, {**handed, "num_classes": NO_CLASSES, **own}
+    return name, {**handed, "num_classes": 0, **own}
 
 
 def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
+from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, abn_scale, prefixed
 from lambdanet.layers import ACTIVATIONS, ConvNormAct, PointwiseNormAct
 from lambdanet.ops.wide_einsum import wide_einsum
 
@@ -160,16 +160,11 @@ def sequential(torch: str, path: str, *, first: int = 0, inplace: bool = False) 
         first: position of the convolution.
         inplace: the norm is InPlace-ABN's, whose scale is |weight| + 1e-5.
     """
-    norm = (Rule(r"weight", "scale", inplace_scale), *BATCH_NORM[1:]) if inplace else BATCH_NORM
+    norm = (Rule(r"weight", "scale", abn_scale), *BATCH_NORM[1:]) if inplace else BATCH_NORM
     return (
         *prefixed(CONV, rf"{torch}{first}\.", f"{path}/conv"),
         *prefixed(norm, rf"{torch}{first + 1}\.", f"{path}/norm"),
     )
-
-
-def inplace_scale(array):
-    """|w| + 1e-5: what the in-place norms multiply with where their file has w."""
-    return abs(array) + 1e-5
 
 
 def norm_options(

@@ -5,9 +5,9 @@ open, or where nobody has published a network (LaViT, the lambda networks), they
 mmsegmentation's configurations. Classes: 19 for the networks of the Cityscapes papers, 150 (ADE20K)
 for the others, 21 for torchvision's. `align_corners` is True where crops of 769 x 769 are used.
 
-- ccnet, ocnet, isanet, nonlocal: ResNets with the three-convolution stem and output stride 8;
-  danet: with the plain stem and dilations 4, 8, 16 in the last blocks, as in its released
-  evaluation. The auxiliary head is on the third stage.
+- ccnet, ocnet, isanet: ResNets with the wide three-convolution stem and output stride 8; nonlocal
+  with mmsegmentation's narrow one; danet with the plain stem and dilations 4, 8, 16 in the last
+  blocks, as in its released evaluation. The auxiliary head is on the third stage.
 - fcn: torchvision's.
 - upernet: norms on the backbone's maps where it has none of its own, an auxiliary head on the third
   stage. Swin's windows are those of its code for dense tasks: shifted also where one window covers
@@ -19,9 +19,9 @@ for the others, 21 for torchvision's. `align_corners` is True where crops of 769
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
+from ..hierarchical.swin import windows
 from ..registration import registry
 from .segmenter import Segmenter
 
@@ -33,6 +33,9 @@ OFFICIAL = dict(channels=512, bias=True)
 
 LEAKY = dict(activation="leaky_relu_0.01")
 
+OPENMM = dict(stem="deep_narrow")
+"""Of mmsegmentation's ResNets."""
+
 
 def _auxiliary(**options: Any) -> dict[str, Any]:
     return dict(name="fcn", stage=3, **{"channels": 256, **options})
@@ -41,16 +44,17 @@ def _auxiliary(**options: Any) -> dict[str, Any]:
 def _dilated() -> None:
     """ResNets with output stride 8 under the heads with attention."""
     deep = dict(output_stride=8, stem="deep")
+    own = dict(deep, first_dilation="own")
     heads = {
         "ccnet": (
-            deep,
+            own,
             dict(name="criss_cross", channels=512, **LEAKY),
             _auxiliary(**OFFICIAL, **LEAKY),
         ),
         "danet": (dict(output_stride=8, multi_grid=(1, 2, 4)), dict(name="danet"), _auxiliary()),
         **{
             f"ocnet_{variant}": (
-                deep,
+                own,
                 dict(name="ocnet", variant=variant),
                 _auxiliary(**OFFICIAL, **LEAKY, dropout=0.05),
             )
@@ -61,7 +65,7 @@ def _dilated() -> None:
             dict(name="isa", block_dropout=0.05, dropout=0.0),
             _auxiliary(**OFFICIAL, dropout=0.05),
         ),
-        "nonlocal": (deep, dict(name="nonlocal"), _auxiliary()),
+        "nonlocal": (dict(output_stride=8, **OPENMM), dict(name="nonlocal"), _auxiliary()),
     }
     for depth in ("resnet50", "resnet101"):
         for name, (backbone, head, auxiliary) in heads.items():
@@ -78,19 +82,16 @@ def _dilated() -> None:
         )
 
 
-def windows(side: int) -> tuple[Mapping[str, Any], ...]:
-    """Returns the attention of a Swin stage in dense tasks: windows as they lie, then shifted by
-    half, with the shift also where one window covers the map.
-    """
-    options = dict(window_size=side, shift_covered=True)
-    return dict(name="window", **options), dict(name="shifted_window", **options)
-
-
 def _upernet() -> None:
-    swin = (windows(7),) * 4
-    slide_swin = ("slide", "slide", windows(7), windows(7))
+    dense = windows(7, fit=False)
+    swin = (dense,) * 4
+    slide_swin = ("slide", "slide", dense, dense)
     normed = dict(output_norm=True)
-    backbones: dict[str, dict[str, Any]] = {"resnet50": {}, "resnet101": {}, "lambda_resnet50": {}}
+    backbones: dict[str, dict[str, Any]] = {
+        "resnet50": OPENMM,
+        "resnet101": OPENMM,
+        "lambda_resnet50": {},
+    }
     for size, rate in (("tiny", 0.3), ("small", 0.3), ("base", 0.5)):
         rates = dict(drop_path_rate=rate, **normed)
         backbones[f"swin_{size}"] = dict(attention=swin, **rates)
@@ -113,7 +114,11 @@ def _upernet() -> None:
 
 
 def _semantic_fpn() -> None:
-    backbones: dict[str, dict[str, Any]] = {"resnet50": {}, "resnet101": {}, "lambda_resnet50": {}}
+    backbones: dict[str, dict[str, Any]] = {
+        "resnet50": OPENMM,
+        "resnet101": OPENMM,
+        "lambda_resnet50": {},
+    }
     for size in ("tiny", "small", "medium", "large"):
         backbones[f"pvt_{size}"] = backbones[f"slide_pvt_{size}"] = dict(pool="mean")
     for number in range(6):

@@ -155,4 +155,4 @@ class UPerNetHead(SegmentationHead):
             *conv_module(r"fpn_bottleneck", "fuse"),
             *prefixed(POINTWISE, r"(?:conv_seg|classifier)\.", "classify"),
         )
-        return {"mmsegmentation": table, "huggingface": table}
+        return {"mmsegmentation": table, "transformers": table}
