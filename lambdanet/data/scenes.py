@@ -18,7 +18,7 @@ from PIL import Image
 
 from lambdanet.data import digits, photographs
 
-SPLITS = {"train": 2400, "validation": 300, "test": 300}
+SPLITS = {"train": 4800, "validation": 300, "test": 300}
 SIDES = (64, photographs.NARROWEST)  # smallest and largest side of the canvas
 COUNT = (2, 6)  # digits of a scene
 DIGIT = (16, 40)  # side in pixels of the 8 x 8 cells of a digit
