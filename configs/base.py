@@ -24,10 +24,11 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # Data.
     config.data = data = ConfigDict()
-    # 'digits' | 'cued_digits' (image_size is its canvas) | 'tfds' | 'image_folder' | 'synthetic'
+    # 'digits' | 'cued_digits', 'digit_scenes' (image_size is their canvas) | 'tfds' |
+    # 'image_folder' | 'synthetic'
     data.source = "digits"
-    # (cued_)digits: where it is prepared on first use; tfds, image_folder: the prepared directory
-    # itself
+    # digits, cued_digits, digit_scenes: where they are prepared on first use; tfds, image_folder:
+    # the prepared directory itself
     data.data_dir = "data"
     data.train_split = "train"  # TFDS split text: 'train', 'train+validation', 'train[:90%]'
     data.eval_split = (
@@ -50,13 +51,23 @@ def get_config(arg: str = "") -> ConfigDict:
     data.synthetic_records = 1024  # source 'synthetic': number of records
     data.synthetic_classes = 10  # source 'synthetic': number of classes
     # Augmentation on the host, per record, in this order.
-    data.crop = "none"  # 'none' (resize) | 'shift' (zero-pad and crop) | 'random_resized'
+    # 'none' (resize) | 'shift' (zero-pad and crop) | 'random_resized' | 'scale_crop' (resize by a
+    # random factor, then a window of image_size, padded where the picture is smaller)
+    data.crop = "none"
     data.shift = 0  # crop 'shift': most pixels of shift per axis
     data.crop_scale = (0.08, 1.0)  # crop 'random_resized': area range, as a fraction of the image
     data.crop_ratio = (0.75, 4 / 3)  # crop 'random_resized': aspect ratio range
+    data.scale_range = (0.5, 2.0)  # crop 'scale_crop': range of the factor
+    # crop 'scale_crop': the factor is relative to the picture with this short side; 0 = as it is
+    data.scale_base = 0
+    # crop 'scale_crop': most that one class may have of a window's labels, or another is tried; 1 =
+    # any
+    data.cat_max_ratio = 1.0
     data.flip = 0.0  # probability of a left-right flip
     data.rand_augment = (0, 0.0)  # (operations per image, magnitude 0..30); 0 operations = off
     data.color_jitter = (0.0, 0.0, 0.0)  # brightness, contrast, saturation strength
+    # brightness, contrast, saturation, hue, as mmsegmentation changes them
+    data.photometric_distortion = False
     data.random_erasing = 0.0  # probability
     data.eval_crop = (
         1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop

@@ -178,6 +178,9 @@ CHECKS: dict[str, Check] = {
     "data.shift": _integer(0, 16384),
     "data.crop_scale": _pair(1e-4, 1),
     "data.crop_ratio": _pair(0.01, 100),
+    "data.scale_range": _pair(0.05, 20),
+    "data.scale_base": _integer(0, 16384),
+    "data.cat_max_ratio": _number(0.01, 1),
     "data.flip": _PROBABILITY,
     "data.rand_augment": (
         (lambda v: len(v) == 2 and v[0] in range(33) and 0 <= v[1] <= 30),
@@ -273,6 +276,17 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         "source 'cued_digits' needs 3 channels: the colours are the task",
     ),
     (
+        ("task", "data.rand_augment"),
+        lambda c: c.task == "classification" or c.data.rand_augment[0] == 0,
+        "RandAugment moves pixels, which their labels would not follow: only 'classification' has "
+        "it; set it to (0, 0.0)",
+    ),
+    (
+        ("data.cat_max_ratio", "data.crop"),
+        lambda c: c.data.cat_max_ratio == 1 or c.data.crop == "scale_crop",
+        "cat_max_ratio chooses windows of crop 'scale_crop'",
+    ),
+    (
         ("optim.schedule", "optim.step_epochs"),
         lambda c: c.optim.schedule != "step" or len(c.optim.step_epochs) > 0,
         "schedule 'step' needs at least one epoch in step_epochs",
@@ -315,12 +329,12 @@ DATA_PATHS: tuple[Condition, ...] = (
     (
         ("data.source", "data.data_dir"),
         lambda c: c.data.source not in ("tfds", "image_folder") or _exists(c.data.data_dir, "dir"),
-        "data_dir must be an existing, prepared directory for this source (class folders become "
-        "one with `python -m lambdanet.data.prepare`)",
+        "data_dir must be an existing, prepared directory for this source (folders of images "
+        "become one with `python -m lambdanet.data.prepare`)",
     ),
     (
         ("data.source", "data.data_dir"),
-        lambda c: c.data.source not in ("digits", "cued_digits") or _is_free(c.data.data_dir),
+        lambda c: c.data.source not in sources.EMBEDDED or _is_free(c.data.data_dir),
         "data_dir must be a directory, or one must be possible there: the data is prepared in it",
     ),
     (

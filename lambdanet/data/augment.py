@@ -23,11 +23,13 @@ def _grey(image: Image.Image, value: int) -> int | tuple[int, ...]:
 
 
 def recolour(image: Image.Image, data: Any, rng: np.random.Generator) -> np.ndarray:
-    """Applies what the config turns on, in its order: RandAugment, colour jitter, random erasing.
+    """Applies what the config turns on, in its order: RandAugment, colour jitter, photometric
+    distortion, random erasing.
 
     Args:
         image: 'L' or 'RGB', cropped.
-        data: the config's section; reads rand_augment, color_jitter and random_erasing.
+        data: the config's section; reads rand_augment, color_jitter, photometric_distortion and
+            random_erasing.
         rng: generator of the record. What is off draws nothing.
 
     Returns:
@@ -37,6 +39,8 @@ def recolour(image: Image.Image, data: Any, rng: np.random.Generator) -> np.ndar
         image = rand_augment(image, int(data.rand_augment[0]), data.rand_augment[1], rng)
     if any(data.color_jitter):
         image = color_jitter(image, data.color_jitter, rng)
+    if data.photometric_distortion:
+        image = photometric_distortion(image, rng)
     array = decode.to_array(image)
     return random_erasing(array, data.random_erasing, rng) if data.random_erasing > 0 else array
 
@@ -58,6 +62,47 @@ def color_jitter(
             factor = rng.uniform(max(0.0, 1.0 - strengths[i]), 1.0 + strengths[i])
             image = enhancers[i](image).enhance(factor)
     return image
+
+
+def photometric_distortion(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Brightness is added, uniform in [-32, 32]; contrast multiplies all values, uniform in
+    [0.5, 1.5], before saturation and hue or after both, as a coin says; saturation multiplies that
+    of the HSV colour, likewise; the hue is turned by up to 36 degrees. Results are clipped.
+
+    Source: mmsegmentation's PhotoMetricDistortion. Its `hue_delta=18` counts OpenCV's steps of 2
+    degrees. Deviations: values are rounded, not cut off, and the hue's angle is continuous until
+    the 8 bits of Pillow's HSV.
+
+    Args:
+        image: 'L' (where saturation and hue do nothing) or 'RGB'.
+        rng: generator of the record; draws as much for every image.
+    """
+    applies = rng.random(4) < 0.5
+    brightness = rng.uniform(-32, 32)
+    contrast, saturation = rng.uniform(0.5, 1.5, 2)
+    degrees, contrast_first = rng.uniform(-36, 36), rng.random() < 0.5
+    if applies[0]:
+        image = _linear(image, 1.0, brightness)
+    if applies[1] and contrast_first:
+        image = _linear(image, contrast, 0.0)
+    if image.mode == "RGB" and applies[2:].any():
+        bands = list(image.convert("HSV").split())
+        if applies[2]:
+            bands[1] = _linear(bands[1], saturation, 0.0)
+        if applies[3]:
+            turn = round(degrees * 256 / 360)
+            bands[0] = bands[0].point([(value + turn) % 256 for value in range(256)])
+        image = Image.merge("HSV", bands).convert("RGB")
+    if applies[1] and not contrast_first:
+        image = _linear(image, contrast, 0.0)
+    return image
+
+
+def _linear(image: Image.Image, factor: float, offset: float) -> Image.Image:
+    values = np.clip(np.round(np.arange(256) * factor + offset), 0, 255).astype(int).tolist()
+    return image.point(values * len(image.getbands()))
 
 
 def random_erasing(image: np.ndarray, probability: float, rng: np.random.Generator) -> np.ndarray:

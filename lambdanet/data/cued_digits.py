@@ -34,15 +34,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lambdanet.data import digits, storage
+from lambdanet.data import digits, photographs, storage
 
 SPLITS = {"train": 6000, "validation": 1000, "test": 1000}
-# The part of each photograph's width that a split's patches come from.
-PHOTO_PART = {"train": (0.0, 0.6), "validation": (0.6, 0.8), "test": (0.8, 1.0)}
-SIDES = (
-    64,
-    128,
-)  # smallest and largest side of the canvas: room for the distance, and within every photo part
+# smallest and largest side of the canvas: room for the distance, and within every photo part
+SIDES = (64, photographs.NARROWEST)
 DISTANCE = 28  # at side 64; it grows with the canvas
 DIGIT, CUE = 16, 8  # sides of the boxes of a digit and of the cue, at every canvas size
 TINTS = 2  # hues, evenly around the colour circle: red and cyan
@@ -98,10 +94,7 @@ def load_material(split: str) -> Material:
     """Loads digits and photographs; the digits of a split are those of the same split of the data
     set `digits`.
     """
-    from sklearn.datasets import (
-        load_digits,
-        load_sample_images,
-    )  # a second of imports that only the first run needs
+    from sklearn.datasets import load_digits  # a second of imports that only the first run needs
 
     data = load_digits()
     shapes = [Image.fromarray(np.uint8(np.round(image * (255 / 16)))) for image in data.images]
@@ -113,12 +106,7 @@ def load_material(split: str) -> Material:
     )
     rows = digits.split_rows(data.target)[split]
     by_class = tuple(rows[data.target[rows] == number] for number in range(10))
-    first, last = PHOTO_PART[split]
-    photos = [np.array(photo) for photo in load_sample_images().images]
-    parts = [
-        photo[:, round(first * photo.shape[1]) : round(last * photo.shape[1])] for photo in photos
-    ]
-    return Material(split, ink, by_class, tuple(parts))
+    return Material(split, ink, by_class, photographs.parts(split))
 
 
 def check_size(size: tuple[int, int]) -> None:

@@ -16,11 +16,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import cued_digits, digits, prepared, storage
+from lambdanet.data import cued_digits, digit_scenes, digits, prepared, storage
 from lambdanet.data.record import Record
 from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 
-EMBEDDED = ("digits", "cued_digits")
+WITH_CANVAS = {"cued_digits": cued_digits, "digit_scenes": digit_scenes}
+"""Embedded sets that are drawn at the size of data.image_size."""
+EMBEDDED = ("digits", *WITH_CANVAS)
 """Sources that are prepared from installed packages."""
 SOURCES = (*EMBEDDED, "tfds", "image_folder", "synthetic")
 SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
@@ -105,7 +107,8 @@ def open_source(data: Any, split: str, features: Mapping[str, str]) -> Source:
     try:
         if builder is None:
             shape = (*data.image_size, data.channels)
-            return SyntheticSource(split, data.synthetic_records, data.synthetic_classes, shape)
+            sizes = data.synthetic_records, data.synthetic_classes, shape
+            return SyntheticSource(split, *sizes, tuple(features))
         return PreparedSource(builder, split, features)
     except ValueError as error:
         keys = [f"data.{key}" for key in SPLIT_KEYS if getattr(data, key, None) == split]
@@ -118,8 +121,8 @@ def directory(data: Any) -> Path:
         raise ValueError(f"unknown data.source {data.source!r}; allowed: {', '.join(SOURCES)}")
     if data.source == "digits":
         return digits.directory(data.data_dir)
-    if data.source == "cued_digits":
-        return cued_digits.directory(data.data_dir, tuple(data.image_size))
+    if data.source in WITH_CANVAS:
+        return WITH_CANVAS[data.source].directory(data.data_dir, tuple(data.image_size))
     return Path(data.data_dir)
 
 
@@ -135,7 +138,7 @@ def prepare_embedded(data: Any) -> None:
     if data.source == "digits":
         digits.prepare(data.data_dir)
     else:
-        cued_digits.prepare(data.data_dir, tuple(data.image_size))
+        WITH_CANVAS[data.source].prepare(data.data_dir, tuple(data.image_size))
 
 
 def open_builder(data: Any) -> tfds.core.DatasetBuilder | SyntheticBuilder:

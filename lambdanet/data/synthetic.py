@@ -1,4 +1,6 @@
-"""Random images with random labels, for measuring speed; nothing can be learnt from them."""
+"""Random images with random labels and label maps, for measuring speed; nothing can be learnt from
+them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,8 @@ import tensorflow_datasets as tfds
 from lambdanet.data.record import Record
 
 SPLITS = ("train", "validation", "test")
+PATCH = 8  # side in pixels of the squares of one label that label maps consist of
+MAX_MASK_CLASSES = 255  # label maps are uint8, and 255 means 'ignore'
 
 
 class SyntheticBuilder:
@@ -25,9 +29,13 @@ class SyntheticBuilder:
     def __init__(self, data: Any):
         self.data_dir = "the synthetic data"
         shape = (*data.image_size, data.channels)
+        names = [str(number) for number in range(min(data.synthetic_classes, MAX_MASK_CLASSES))]
         features = {
             "image": tfds.features.Image(shape=shape),
             "label": tfds.features.ClassLabel(num_classes=data.synthetic_classes),
+            "segmentation_mask": tfds.features.LabeledImage(
+                labels=names, shape=(*data.image_size, 1)
+            ),
         }
         sizes = types.SimpleNamespace(num_examples=data.synthetic_records)
         self.info = types.SimpleNamespace(features=features, splits=dict.fromkeys(SPLITS, sizes))
@@ -41,12 +49,14 @@ class SyntheticSource:
         split: one of `SPLITS`; each has its own images.
         records, num_classes: how many.
         shape: (height, width, channels).
+        fields: which ones a record has; only label maps are left out where they are not asked for.
     """
 
     split: str
     records: int
     num_classes: int
     shape: tuple[int, int, int]
+    fields: tuple[str, ...] = ("image", "label")
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -67,7 +77,17 @@ class SyntheticSource:
         rng = np.random.default_rng((SPLITS.index(self.split), index))
         label = int(rng.integers(self.num_classes))
         fields = {"image": rng.integers(0, 256, self.shape, np.uint8), "label": label}
+        if "segmentation_mask" in self.fields:
+            fields["segmentation_mask"] = self._label_map(rng)
         return Record(fields, index, f"record {index} of the synthetic split {self.split!r}")
+
+    def _label_map(self, rng: np.random.Generator) -> np.ndarray:
+        """Returns uint8 [h, w, 1]: squares of one class each."""
+        height, width = self.shape[:2]
+        classes = min(self.num_classes, MAX_MASK_CLASSES)
+        coarse = rng.integers(classes, size=(-(-height // PATCH), -(-width // PATCH)))
+        whole = coarse.astype(np.uint8).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
+        return whole[:height, :width, None]
 
     def ids(self) -> np.ndarray:
         """Returns 0, 1, ... len - 1."""
