@@ -143,8 +143,9 @@ def get_config(arg: str = "") -> ConfigDict:
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification), or one of
-    # the averaged weights ('ema_accuracy', ...); '' = keep no best one
+    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification, 'mean_iou'
+    # | 'pixel_accuracy' | 'loss' in segmentation), or one of the averaged weights ('ema_accuracy',
+    # ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
@@ -158,6 +159,28 @@ def get_config(arg: str = "") -> ConfigDict:
     classification.label_smoothing = 0.1
     classification.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
     classification.cutmix_alpha = 0.0  # with both on, a fair coin picks one for each batch
+
+    # Task 'segmentation': label maps hold class numbers, 255 = ignored.
+    config.segmentation = segmentation = ConfigDict()
+    # label 0 is ignored, too, and label n + 1 is class n (ADE20K)
+    segmentation.reduce_zero_label = False
+    # the cross entropy is divided by: 'valid' labelled pixels | 'all' pixels (mmsegmentation)
+    segmentation.loss_mean = "valid"
+    segmentation.class_weights = ()  # of the cross entropy, one per class; () = all 1
+    # hard examples only, by the true class's probability: 'none' | 'ccnet' | 'ocnet' | 'mmseg'
+    segmentation.ohem = "none"
+    segmentation.ohem_threshold = 0.7  # pixels below are hard
+    segmentation.ohem_min_kept = 100_000  # pixels kept at least, per batch (mmseg: per image)
+    segmentation.auxiliary_weight = 0.4  # of the auxiliary head's loss
+    segmentation.branch_weight = 1.0  # of the losses of a head's further outputs (DANet has two)
+    segmentation.category_consistent = 0.0  # weight of CCNet's category-consistent loss; 0 = off
+    # (height, width) that whole pictures are fitted into for evaluation; () = data.image_size
+    segmentation.eval_size = ()
+    segmentation.inference = "whole"  # 'whole' | 'slide': windows whose logits are averaged
+    segmentation.slide_crop = ()  # (height, width) of the windows; () = data.image_size
+    segmentation.slide_stride = ()  # steps between windows; () = two thirds of them
+    segmentation.eval_scales = (1.0,)  # sizes whose probabilities are averaged
+    segmentation.eval_flip = False  # each also mirrored
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()

@@ -13,7 +13,6 @@ from pycocotools import mask as run_lengths
 
 from lambdanet.data import digits, photographs, scenes, storage
 
-
 CITATION = (
     "Digits: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine "
     "Learning Repository, 1998 (its test part, as in sklearn.datasets.load_digits). "
