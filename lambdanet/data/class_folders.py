@@ -103,16 +103,11 @@ def scan(
         }
     problems = search.problems if class_names else [*search.problems, "no class folders"]
     if problems:
-        more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-        listed = "\n  ".join(problems[:MAX_LISTED] + more)
         raise ValueError(
             f"{root} cannot be prepared; move these away or repair them (it was read as {layout}):"
-            f"\n  {listed}"
+            f"{listing(problems)}"
         )
-    notes = _confusable(class_names)
-    if search.litter:
-        counts = ", ".join(f"{count} {name}" for name, count in sorted(search.litter.items()))
-        notes = (*notes, f"passed over: {counts}")
+    notes = (*_confusable(class_names), *search.litter_notes())
     splits = splits or hold_out(found, val_fraction, test_fraction)
     return Folder(root, class_names, splits, notes)
 
@@ -144,7 +139,14 @@ def hold_out(
     return {name: [found[i] for i in rows] for name, rows in parts.items() if len(rows)}
 
 
-def _is_litter(name: str) -> bool:
+def listing(problems: list[str]) -> str:
+    """Returns one indented line per problem, at most MAX_LISTED, and how many more there are."""
+    more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
+    return "".join(f"\n  {line}" for line in problems[:MAX_LISTED] + more)
+
+
+def is_litter(name: str) -> bool:
+    """Whether systems leave a file or folder of that name behind."""
     return name.startswith(".") or name.lower() in LITTER
 
 
@@ -152,7 +154,7 @@ def _train_folder(root: Path) -> Path | None:
     """Returns the folder `train` if it holds a folder, the sign of the layout with splits."""
     for entry in sorted(root.iterdir()):
         if entry.name.lower() == "train" and entry.is_dir():
-            if any(e.is_dir() and not _is_litter(e.name) for e in entry.iterdir()):
+            if any(e.is_dir() and not is_litter(e.name) for e in entry.iterdir()):
                 return entry
     return None
 
@@ -169,8 +171,8 @@ def _confusable(class_names: tuple[str, ...]) -> tuple[str, ...]:
     )
 
 
-class _Search:
-    """A walk over the folders that collects problems and litter."""
+class Walk:
+    """A walk over the files of a folder that collects problems and litter."""
 
     def __init__(self, root: Path, on_file: Callable[[], object]):
         self.root, self.on_file = root, on_file
@@ -181,7 +183,7 @@ class _Search:
         """Returns what a folder holds, sorted, without the litter, which is counted."""
         found = []
         for entry in sorted(directory.iterdir()):
-            if not _is_litter(entry.name):
+            if not is_litter(entry.name):
                 found.append(entry)
             elif entry.name == ".DS_Store" or not entry.name.startswith("."):
                 self.litter[entry.name] += 1
@@ -191,7 +193,16 @@ class _Search:
 
     def report(self, path: Path, reason: str) -> None:
         """Adds a problem with a file or folder."""
-        self.problems.append(f"{_printable(path.relative_to(self.root).as_posix())}{reason}")
+        self.problems.append(f"{printable(path.relative_to(self.root).as_posix())}{reason}")
+
+    def litter_notes(self) -> tuple[str, ...]:
+        """Returns a note on what was passed over, if anything was."""
+        counts = ", ".join(f"{count} {name}" for name, count in sorted(self.litter.items()))
+        return (f"passed over: {counts}",) if counts else ()
+
+
+class _Search(Walk):
+    """The walk over class folders."""
 
     def split_folders(self, train: Path) -> dict[str, Path]:
         """Returns split name -> folder of the layout with splits."""
@@ -209,7 +220,7 @@ class _Search:
 
     def class_names(self, directory: Path) -> tuple[str, ...]:
         """Returns the sorted names of the class folders; reports those that cannot be stored."""
-        folders = [e for e in sorted(directory.iterdir()) if e.is_dir() and not _is_litter(e.name)]
+        folders = [e for e in sorted(directory.iterdir()) if e.is_dir() and not is_litter(e.name)]
         forms: dict[str, str] = {}
         for folder in folders:
             name = folder.name
@@ -243,7 +254,7 @@ class _Search:
             self.report(directory, "/: class without images")
         images = []
         for file in files:
-            reason = _why_no_image(file)
+            reason = why_no_image(file)
             if reason:
                 self.report(file, f": {reason}")
             else:
@@ -252,11 +263,12 @@ class _Search:
         return images
 
 
-def _printable(name: str) -> str:
+def printable(name: str) -> str:
+    """Returns a name without characters that would disturb a terminal."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
-def _why_no_image(file: Path) -> str:
+def why_no_image(file: Path) -> str:
     """Returns '' for an image that can be stored and read, else the reason why not."""
     try:
         if file.is_dir():

@@ -27,9 +27,9 @@ IGNORE = 255
 BAND = (0.25, 0.75)  # coverage between which a pixel belongs to nobody
 INK = 0.4  # of a cell, 0 to 1, where the edge of a stroke is
 SHARPNESS = 2.0  # coverage per ink, at the smallest size; it grows with the digit
-VISIBLE = 0.6  # least part of every digit that the others leave visible
+VISIBLE = 0.75  # least part of every digit that the others leave visible
 BRIGHTNESS = (0.5, 1.1)  # of the photograph, times its own
-DISTANCE = (60.0, 200.0)  # of a digit's colour from the mean colour below it, in RGB of 0 to 255
+DISTANCE = (90.0, 220.0)  # of a digit's colour from the mean colour below it, in RGB of 0 to 255
 OPACITY = (0.75, 1.0)  # the rest of the photograph's texture shows through
 
 

@@ -1,0 +1,279 @@
+"""Folders of pictures and of their masks: which belong together, and what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+from lambdanet.data import class_folders, class_histogram, decode, label_maps
+from lambdanet.data.class_histogram import Count
+from lambdanet.data.mask_coding import Coding, read_names, read_palette
+
+SPLIT_FOLDERS = {**class_folders.SPLIT_FOLDERS, "training": "train", "testing": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A picture and its mask: files relative to their folders."""
+
+    image: str
+    mask: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFolders:
+    """What a scan found.
+
+    Attributes:
+        images, masks: the folders.
+        coding: of the masks, with the names of all classes.
+        splits: split name -> pairs.
+        counts: split name -> histogram.
+        notes: what the user should know.
+    """
+
+    images: Path
+    masks: Path
+    coding: Coding
+    splits: dict[str, list[Pair]]
+    counts: dict[str, Count]
+    notes: tuple[str, ...] = ()
+
+
+def scan(
+    images: str | os.PathLike,
+    masks: str | os.PathLike,
+    *,
+    classes: str = "",
+    colours: str = "",
+    ignore: int = label_maps.IGNORE,
+    reduce_zero_label: bool = False,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    on_file: Callable[[], object] = lambda: None,
+) -> MaskFolders:
+    """Pairs pictures with masks, reads every mask, and refuses whatever does not fit.
+
+    A picture and a mask belong together if their paths within the two folders are equal up to the
+    ending: IMAGES/a/1.jpg and MASKS/a/1.png. If IMAGES has a folder `train` (or `training`), its
+    folders are the splits, and those of MASKS too; otherwise validation and test splits are taken,
+    see `hold_out`.
+
+    Args:
+        images, masks: the folders.
+        classes: a file of class names, see `read_names`; '': the numbers are the names, as many as
+            occur.
+        colours: a palette, see `read_palette`; '': the masks are index pictures.
+        ignore, reduce_zero_label: see `Coding`; not with a palette.
+        val_fraction, test_fraction: share of the pictures for these splits.
+        on_file: called after each pair.
+
+    Raises:
+        ValueError: lists all problems: names, partners that are missing, files that cannot be read,
+            sizes, labels.
+        OSError: a folder or a file of names cannot be read.
+    """
+    for folder in (images, masks):
+        if not Path(folder).is_dir():
+            raise ValueError(f"{folder} is not a directory")
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        raise ValueError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
+            "< 1"
+        )
+    if colours and (classes or reduce_zero_label or ignore != label_maps.IGNORE):
+        raise ValueError(
+            "a palette has the class names and the ignored colours in it: leave out --classes, "
+            "--ignore and --reduce-zero-label"
+        )
+    if colours:
+        coding, problems = read_palette(colours)
+    else:
+        names, problems = read_names(classes) if classes else ((), [])
+        coding = Coding(names, ignore, reduce_zero_label)
+    search = _Search(Path(images), Path(masks))
+    splits = search.pairs()
+    check = _Check(search, coding, labels=not problems)
+    counts = {split: check.count(pairs, on_file) for split, pairs in splits.items()}
+    problems = [*problems, *search.problems]
+    problems += [f"split {name!r} has no pairs" for name, pairs in splits.items() if not pairs]
+    number = len(coding.names) or class_histogram.occurring(counts)
+    if not problems and not number:
+        problems = ["no pixel has a class"]
+    if problems:
+        raise ValueError(
+            f"{images} and {masks} cannot be prepared; move these away or repair them:"
+            f"{class_folders.listing(problems)}"
+        )
+    if not coding.names:
+        coding = dataclasses.replace(coding, names=tuple(map(str, range(number))))
+    notes = search.notes()
+    if set(splits) == {""}:
+        parts = hold_out([pair.image for pair in splits[""]], val_fraction, test_fraction)
+        notes = (*notes, *_held_out_folders(splits[""], parts))
+        counts = {name: [counts[""][i] for i in rows] for name, rows in parts.items()}
+        splits = {name: [splits[""][i] for i in rows] for name, rows in parts.items()}
+    found = {name: class_histogram.total(pictures, number) for name, pictures in counts.items()}
+    notes = (*notes, *class_histogram.absent(found, coding.names))
+    return MaskFolders(Path(images), Path(masks), coding, splits, found, notes)
+
+
+def hold_out(files: list[str], val_fraction: float, test_fraction: float) -> dict[str, list[int]]:
+    """Takes validation and test splits from pictures: whole folders if there are several, since
+    pictures in a folder of their own (the frames of a video, the slices of a patient) are alike;
+    else single pictures.
+
+    Args:
+        files: with their folders.
+        val_fraction, test_fraction: share of all pictures, as near as whole folders come to it.
+
+    Returns:
+        Positions in `files` of 'train', 'validation' and 'test', in order, a pure function of the
+        arguments; a split without pictures is left out, training never is.
+    """
+    folders = [str(Path(file).parent) for file in files]
+    units = folders if len(set(folders)) > 1 else files
+    members: dict[str, list[int]] = {}
+    for position, unit in enumerate(units):
+        members.setdefault(unit, []).append(position)
+    # RandomState: its stream is frozen for good
+    order = [list(members)[i] for i in np.random.RandomState(0).permutation(len(members))]
+    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
+    for name, fraction in (("validation", val_fraction), ("test", test_fraction)):
+        wanted = fraction * len(files)
+        while len(order) > 1:
+            more = len(parts[name]) + len(members[order[0]])
+            if abs(more - wanted) >= abs(len(parts[name]) - wanted):
+                break
+            parts[name] += members[order.pop(0)]
+    parts["train"] = [position for unit in order for position in members[unit]]
+    return {name: sorted(rows) for name, rows in parts.items() if rows}
+
+
+def _held_out_folders(pairs: list[Pair], parts: dict[str, list[int]]) -> tuple[str, ...]:
+    def folders(rows: Iterable[int]) -> list[str]:
+        return sorted({str(Path(pairs[row].image).parent) for row in rows})
+
+    if len(folders(range(len(pairs)))) == 1:
+        return ()
+    return tuple(
+        f"{name} is made of whole folders: {', '.join(map(class_folders.printable, folders(rows)))}"
+        for name, rows in parts.items()
+        if name != "train"
+    )
+
+
+class _Search:
+    """The walk over both folders."""
+
+    def __init__(self, images: Path, masks: Path):
+        self.images, self.masks = images, masks
+        self.walks = {root: class_folders.Walk(root, lambda: None) for root in (images, masks)}
+        self.own: list[str] = []
+
+    @property
+    def problems(self) -> list[str]:
+        """All problems so far, by folder."""
+        return [*self.own, *(p for walk in self.walks.values() for p in walk.problems)]
+
+    def report(self, root: Path, file: str, reason: str) -> None:
+        """Adds a problem with a file of one of the folders."""
+        self.own.append(f"{class_folders.printable(f'{root.name}/{file}')}: {reason}")
+
+    def notes(self) -> tuple[str, ...]:
+        """Returns what was passed over."""
+        return tuple(note for walk in self.walks.values() for note in walk.litter_notes())
+
+    def pairs(self) -> dict[str, list[Pair]]:
+        """Returns split -> pairs; '' is the split of a folder without splits."""
+        splits = self._split_folders(self.images)
+        if "train" not in splits:
+            return {"": self._pairs_of(self.images, self.masks)}
+        theirs = self._split_folders(self.masks)
+        for root, own, other in ((self.images, splits, theirs), (self.masks, theirs, splits)):
+            for entry in self.walks[root].entries(root):
+                if entry not in own.values():
+                    self.report(root, entry.name, "beside train only folders of splits may stand")
+            for name in sorted(set(own) - set(other)):
+                self.report(root, own[name].name, f"the other folder has no split {name!r}")
+        return {
+            name: self._pairs_of(splits[name], theirs[name]) for name in splits if name in theirs
+        }
+
+    def _split_folders(self, root: Path) -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for entry in sorted(root.iterdir()):
+            name = SPLIT_FOLDERS.get(entry.name.lower())
+            if name and entry.is_dir():
+                if name in found:
+                    self.report(root, entry.name, f"a second folder of split {name!r}")
+                found.setdefault(name, entry)
+        return found
+
+    def _pairs_of(self, images: Path, masks: Path) -> list[Pair]:
+        ours, theirs = self._files(self.images, images), self._files(self.masks, masks)
+        for root, other, files, partners in (
+            (self.images, self.masks, ours, theirs),
+            (self.masks, self.images, theirs, ours),
+        ):
+            for stem in sorted(set(files) - set(partners)):
+                wanted = "mask" if root is self.images else "picture"
+                self.report(root, files[stem], f"no {wanted} of the name {stem}.* in {other.name}")
+        return [Pair(ours[stem], theirs[stem]) for stem in sorted(set(ours) & set(theirs))]
+
+    def _files(self, root: Path, folder: Path) -> dict[str, str]:
+        """Returns path without ending, within `folder` -> file, within `root`."""
+        found: dict[str, str] = {}
+        stack = [folder]
+        while stack:
+            for entry in self.walks[root].entries(stack.pop()):
+                if entry.is_dir():
+                    stack.append(entry)
+                    continue
+                file = entry.relative_to(root).as_posix()
+                stem = entry.relative_to(folder).with_suffix("").as_posix()
+                if found.setdefault(stem, file) != file:
+                    self.report(root, file, f"the same name as {found[stem]} up to the ending")
+        return found
+
+
+class _Check:
+    """Reads pairs and collects what is wrong with them."""
+
+    def __init__(self, search: _Search, coding: Coding, *, labels: bool):
+        self.search, self.coding, self.labels = search, coding, labels
+
+    def count(self, pairs: list[Pair], on_file: Callable[[], object]) -> list[np.ndarray]:
+        """Returns the histogram, int [256], of every pair that is right."""
+        found = []
+        for pair in pairs:
+            size = self._picture_size(pair)
+            labels = self._label_map(pair, size)
+            if labels is not None:
+                found.append(class_histogram.of_labels(labels))
+            on_file()
+        return found
+
+    def _picture_size(self, pair: Pair) -> tuple[int, int] | None:
+        file = self.search.images / pair.image
+        reason = class_folders.why_no_image(file)
+        if not reason:
+            try:
+                return decode.open_image(file.read_bytes()).size
+            except (OSError, ValueError) as error:
+                reason = str(error)
+        self.search.report(self.search.images, pair.image, reason)
+        return None
+
+    def _label_map(self, pair: Pair, size: tuple[int, int] | None) -> np.ndarray | None:
+        if not self.labels:
+            return None
+        try:
+            return self.coding.read((self.search.masks / pair.mask).read_bytes(), size)
+        except Exception as error:  # damaged files raise many types
+            self.search.report(self.search.masks, pair.mask, str(error))
+        return None
