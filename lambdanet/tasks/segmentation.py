@@ -64,9 +64,9 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     names, wanted = class_names(info, config), config.model.get("num_classes")
     known = len(names)
     if wanted is None and not known:
+        feature = info.features["segmentation_mask"]
         raise ValueError(
-            f"the feature {info.features['segmentation_mask']!r} does not say how many classes it has: set "
-            "model.num_classes"
+            f"the feature {feature!r} does not say how many classes it has: set model.num_classes"
         )
     if wanted is not None and wanted < known:
         raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
@@ -87,7 +87,8 @@ def example(
     """Returns dict(image uint8 [h, w, c], label_map uint8 [h, w]) of one record; 255 = ignored.
 
     Args:
-        record: with the fields image (a file's bytes, or pixels) and segmentation_mask (index picture).
+        record: with the fields image (a file's bytes, or pixels) and segmentation_mask (likewise,
+            of an index picture).
         info: of `read`.
         config: reads the sections data, segmentation and, where the data names no classes, model.
         rng: draws crop, flip and colours; None gives the whole picture, fitted into the canvas of
