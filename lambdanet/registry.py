@@ -110,6 +110,7 @@ class Registry:
         kind: what the entries are, for error messages ('attention', 'model').
         bounds: option -> least and greatest value of the numbers in it, for `option_problems`.
         largest: of integers of other options.
+        handed_in: parameters of the factories that the host gives, which are no options.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class Registry:
         *,
         bounds: Mapping[str, tuple[float, float]] | None = None,
         largest: int = LARGEST,
+        handed_in: tuple[str, ...] = HANDED_IN,
     ):
         self.kind, self.bounds, self.largest = kind, dict(bounds or {}), largest
+        self.handed_in = handed_in
         self._entries: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
 
     def register(self, name: str, factory: Callable[..., Any] | None = None, **preset: Any):
@@ -169,7 +172,7 @@ class Registry:
             also: keys that stand beside the options, for suggestions.
         """
         declared = self.parameters(name)
-        known = [p for p in declared if p not in HANDED_IN]
+        known = [p for p in declared if p not in self.handed_in]
         problems = {}
         for option, value in options.items():
             if option not in known:
@@ -200,7 +203,7 @@ class Registry:
         factory's own business.
         """
         declared = self.parameters(name)
-        unknown = {o: v for o, v in options.items() if o not in declared or o in HANDED_IN}
+        unknown = {o: v for o, v in options.items() if o not in declared or o in self.handed_in}
         if problems := self.option_problems(name, unknown):
             raise ValueError("; ".join(problems.values()))
 

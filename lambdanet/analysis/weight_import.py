@@ -17,7 +17,14 @@ from lambdanet.attention.slide import SlideAttention, head_major_qkv, reparamete
 from lambdanet.attention.window import resize_table
 from lambdanet.interop import files
 from lambdanet.interop.grids import Grid, Known, grids_of, rows_of
-from lambdanet.interop.names import NameMappingError, Place, choose_table, convert, find_places
+from lambdanet.interop.names import (
+    NameMappingError,
+    Place,
+    choose_table,
+    convert,
+    find_places,
+    whole,
+)
 from lambdanet.layers import resize_bilinear
 from lambdanet.ops.slide_mix import shift_weight
 from lambdanet.training.state import flatten_names, initialise, split_model, unflatten_names
@@ -221,7 +228,7 @@ def _slide_layers(model: nnx.Module) -> dict[str, SlideAttention]:
 
 
 def _targets(places: Sequence[Place]) -> list[str]:
-    return [target for _, targets in places for target in targets]
+    return [whole(target) for _, targets in places for target in targets]
 
 
 def _foreign(
@@ -391,7 +398,7 @@ def _lines(
             if isinstance(rule.transform, str)
             else rule.transform.__name__.strip("_").replace("_", " ")
         )
-        for target in targets or ("-",):
+        for target in map(whole, targets or ("-",)):
             said = notes.get(target)
             text = "dropped" if not targets else f"{how}, {said}" if said else how
             if said and target not in arrays:  # part of a joint projection now

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
-from lambdanet.interop.names import BATCH_NORM, CONV, POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, ConvNormAct, check_map
+from lambdanet.interop.names import POINTWISE, Rule, prefixed
+from lambdanet.layers import Captures, check_map
 from lambdanet.ops.wide_einsum import wide_einsum
 
 
@@ -212,103 +212,6 @@ def _full_map(weights: Sequence[jax.Array], spatial: tuple[int, ...]) -> jax.Arr
     return full
 
 
-class RCCAHead(nnx.Module):
-    """CCNet's segmentation head: logits(bottleneck([x, mix(rcca(reduce(x)))])).
-
-        h = reduce(x);  h = rcca(h), `recurrence` passes;  h = mix(h);  logits =
-        classify(dropout(bottleneck([x, h])))
-
-    `reduce`, `mix` and `bottleneck` are 3x3 convolutions without bias, batch norm and activation;
-    `classify` is a linear map per position with bias. The logits have the size of the input;
-    resizing them is the caller's business. The residual is inside the attention passes; the head
-    has none of its own.
-
-    Source: the RCCAModule of the CCNet code; the paper has 1x1 in place of 3x3 convolutions. Its
-    norms are InPlace-ABN: leaky ReLU with slope 0.01 after the norm
-    (`activation='leaky_relu_0.01'`), and |weight| + 1e-5 in place of the norm's weight. To read
-    official weights, replace every `*.1.weight` of a norm by its absolute value plus 1e-5 and then
-    use `TORCH_NAMES_RCCA_HEAD`. 'relu' is what mmsegmentation trains with.
-
-    Args:
-        dim: channels of the feature map (2048 of a ResNet-101).
-        num_classes: classes of the logits.
-        hidden: channels inside the attention; None means dim // 4.
-        dim_out: channels in front of the classifier.
-        recurrence: passes, R.
-        share_weights: all passes use the same weights.
-        reduction: queries and keys have hidden // reduction channels.
-        activation: after each norm, a name of `lambdanet.layers.ACTIVATIONS`.
-        dropout: rate at which whole channels are dropped in front of the classifier.
-        norm_momentum: decay of the running statistics.
-        dtype: activation dtype; None keeps the input's.
-        param_dtype: dtype of stored parameters.
-        rngs: initialisation source.
-
-    Raises:
-        ValueError: dropout outside [0, 1), an unknown activation, or what `CrissCross` refuses.
-    """
-
-    def __init__(
-        self,
-        dim: int,
-        num_classes: int,
-        *,
-        hidden: int | None = None,
-        dim_out: int = 512,
-        recurrence: int = 2,
-        share_weights: bool = True,
-        reduction: int = 8,
-        activation: str = "relu",
-        dropout: float = 0.1,
-        norm_momentum: float = 0.9,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
-        rngs: nnx.Rngs,
-    ):
-        if not 0.0 <= dropout < 1.0:
-            raise ValueError(f"criss-cross head: dropout is {dropout}; allowed: 0 <= dropout < 1")
-        hidden = dim // 4 if hidden is None else hidden
-        self.dim, self.num_classes, self.dtype = dim, num_classes, dtype
-        shared = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-
-        def conv(features_in: int, features: int) -> ConvNormAct:
-            return ConvNormAct(
-                features_in,
-                features,
-                3,
-                activation=activation,
-                norm_momentum=norm_momentum,
-                **shared,
-            )
-
-        self.reduce, self.mix = conv(dim, hidden), conv(hidden, hidden)
-        passes = dict(recurrence=recurrence, share_weights=share_weights, reduction=reduction)
-        self.attention = CrissCross(hidden, **passes, **shared)
-        self.bottleneck = conv(dim + hidden, dim_out)
-        self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
-        self.classify = nnx.Linear(dim_out, num_classes, **shared)
-
-    def __call__(
-        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b h w k"]:
-        """Maps [b, h, w, dim] to logits [b, h, w, num_classes]; `rngs.dropout` is read in the
-        training view.
-        """
-        check_map("criss-cross head", x, self.dim, (2,))
-        x = x.astype(self.dtype or x.dtype)
-        h = self.mix(self.attention(self.reduce(x)))
-        h = self.bottleneck(jnp.concatenate([x, h], -1))
-        return self.classify(self.dropout(h, rngs=rngs))
-
-    def macs(self, h: int, w: int) -> int:
-        """Multiply-accumulates of one sample."""
-        parts = (self.reduce, self.attention, self.mix, self.bottleneck)
-        return (
-            sum(part.macs(h, w) for part in parts)
-            + h * w * self.classify.in_features * self.num_classes
-        )
-
-
 TORCH_NAMES = (
     *prefixed(POINTWISE, r"query_conv\.", "passes/0/query"),
     *prefixed(POINTWISE, r"key_conv\.", "passes/0/key"),
@@ -317,14 +220,3 @@ TORCH_NAMES = (
     Rule(r"gamma\.scale", "passes/0/gamma", lambda scale: scale.reshape(1)),  # mmcv
 )
 """Names of the CrissCrossAttention of CCNet and of mmcv, for passes that share their weights."""
-
-_CONV_NORM_ACT = (*prefixed(CONV, r"0\.", "conv"), *prefixed(BATCH_NORM, r"1\.", "norm"))
-
-TORCH_NAMES_RCCA_HEAD = (
-    *prefixed(_CONV_NORM_ACT, r"conva\.", "reduce"),
-    *prefixed(TORCH_NAMES, r"cca\.", "attention"),
-    *prefixed(_CONV_NORM_ACT, r"convb\.", "mix"),
-    *prefixed(_CONV_NORM_ACT, r"bottleneck\.", "bottleneck"),
-    *prefixed(POINTWISE, r"bottleneck\.3\.", "classify"),
-)
-"""Names of CCNet's RCCAModule; see `RCCAHead` for the weights of its norms."""

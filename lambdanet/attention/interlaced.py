@@ -58,6 +58,7 @@ class InterlacedSparseAttention(nnx.Module):
         value_dim: channels of values; None means `dim`.
         dim_out: channels of the output; None means `dim`.
         mask_padding: whether padded positions are left out of softmaxes and batch statistics.
+        value_bias: a bias in the projections to values, as mmsegmentation has it.
         dropout: rate of channel dropout on the output in training. 0 by default: as a context block
             inside a network it must not need a random stream.
         norm_momentum: decay of the running statistics.
@@ -81,6 +82,7 @@ class InterlacedSparseAttention(nnx.Module):
         value_dim: int | None = None,
         dim_out: int | None = None,
         mask_padding: bool = False,
+        value_bias: bool = False,
         dropout: float = 0.0,
         norm_momentum: float = 0.9,
         dtype: Any = None,
@@ -98,11 +100,9 @@ class InterlacedSparseAttention(nnx.Module):
             raise ValueError(f"interlaced: dropout is {dropout}; allowed: 0 <= dropout < 1")
         self.dim, self.dim_out, self.dtype = dim, dim_out, dtype
         norms = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        attends = dict(mask_padding=mask_padding, value_bias=value_bias, **norms)
         self.blocks = nnx.List(
-            InterlacedPair(
-                dim, pair, key_dim, value_dim, dim_out, mask_padding=mask_padding, **norms
-            )
-            for pair in pairs
+            InterlacedPair(dim, pair, key_dim, value_dim, dim_out, **attends) for pair in pairs
         )
         many = len(pairs) > 1
         self.lift = PointwiseNormAct(dim, len(pairs) * dim_out, **norms) if many else None
@@ -139,6 +139,7 @@ class InterlacedPair(Captures, nnx.Module):
         value_dim: channels of values.
         dim_out: channels of the output.
         mask_padding: whether padded positions are left out.
+        value_bias: a bias in the projections to values.
         options: of `PointwiseNormAct`.
     """
 
@@ -151,13 +152,20 @@ class InterlacedPair(Captures, nnx.Module):
         dim_out: int,
         *,
         mask_padding: bool,
+        value_bias: bool,
         norm_momentum: float,
         dtype: Any,
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
         self.group_size, self.mask_padding = group_size, mask_padding
-        options = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        options = dict(
+            value_bias=value_bias,
+            norm_momentum=norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         self.long_range = InterlacedUnit(dim, key_dim, value_dim, dim_out, **options)
         self.short_range = InterlacedUnit(dim_out, key_dim, value_dim, dim_out, **options)
 
@@ -219,6 +227,7 @@ class InterlacedUnit(nnx.Module):
         key_dim: channels of queries and keys.
         value_dim: channels of values.
         dim_out: channels of the output.
+        value_bias: a bias in the projection to values.
         options: of `PointwiseNormAct`.
     """
 
@@ -229,6 +238,7 @@ class InterlacedUnit(nnx.Module):
         value_dim: int,
         dim_out: int,
         *,
+        value_bias: bool,
         norm_momentum: float,
         dtype: Any,
         param_dtype: Any,
@@ -239,7 +249,7 @@ class InterlacedUnit(nnx.Module):
         self.query = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
         self.key = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
         self.value = nnx.Linear(
-            dim, value_dim, use_bias=False, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+            dim, value_dim, use_bias=value_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         self.out = PointwiseNormAct(value_dim, dim_out, **norms)
 

@@ -36,7 +36,9 @@ class WindowAttention(Captures, nnx.Module):
 
     With a shift the windows lie `shift_size` further to the lower right. The map is rolled by so
     much, and a window that then holds positions of opposite borders is divided into regions that do
-    not see each other. On an axis that one window covers there is no shift.
+    not see each other. On an axis that one window covers there is no shift; with `shift_covered`
+    there is, and `size` cuts no window, as in the authors' code for dense tasks and what follows it
+    (mmsegmentation, Hugging Face's backbones).
 
     A map that the windows do not divide is continued below and on the right by zeros, and the
     output is cropped. They are padded before the projection, so that padded keys are its biases,
@@ -73,6 +75,7 @@ class WindowAttention(Captures, nnx.Module):
         scale: factor s of the products; None means (dim / num_heads)^-0.5.
         padding: 'pad_roll' | 'roll_pad', as above.
         mask_padding: leave padded keys out of the softmax.
+        shift_covered: shift, and do not cut windows, on axes that one window covers, too.
         size: map size (H, W) that windows are cut to; None leaves them.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
@@ -96,6 +99,7 @@ class WindowAttention(Captures, nnx.Module):
         scale: float | None = None,
         padding: str = "pad_roll",
         mask_padding: bool = False,
+        shift_covered: bool = False,
         size: Sequence[int] | None = None,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
@@ -119,12 +123,13 @@ class WindowAttention(Captures, nnx.Module):
         if padding not in PADDINGS:
             raise _error(f"padding is {padding!r}; allowed: {', '.join(PADDINGS)}")
         for axis, side in enumerate(size or ()):
-            if side < window[axis]:
+            if side < window[axis] and not shift_covered:
                 window = _replace(window, axis, side)
                 shift = _replace(shift, axis, min(shift[axis], side // 2))
         self.dim, self.num_heads, self.dtype = dim, num_heads, dtype
         self.window_size, self.shift_size = window, shift
         self.padding, self.mask_padding = padding, mask_padding
+        self.shift_covered = shift_covered
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
@@ -143,7 +148,7 @@ class WindowAttention(Captures, nnx.Module):
         x = x.astype(self.dtype or x.dtype)
         size = x.shape[1:3]
         shift = tuple(
-            0 if n <= w else s
+            0 if n <= w and not self.shift_covered else s
             for n, w, s in zip(size, self.window_size, self.shift_size, strict=True)
         )
         grid = self._grid(size)

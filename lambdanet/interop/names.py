@@ -94,7 +94,8 @@ class Rule:
       target: our '/'-path, in which `\1`, `\2`, ... stand for the groups of the pattern; a tuple of
         several paths cuts the transformed array along its LAST axis (the output channels) into
         pieces of the targets' own sizes, in that order; None drops the key (counters such as
-        `num_batches_tracked`).
+        `num_batches_tracked`). A path that ends in `#1/3` is the second of three equal parts of
+        that array along its last axis; other keys give the others.
       transform: a name in `TRANSFORMS` or a function `array -> array`; applied before the array is
         cut. A function may cut by itself and return a tuple, one array per target. With no target
         it only looks at what is dropped, and may refuse it with a ValueError.
@@ -178,6 +179,21 @@ def prefixed(rules: Sequence[Rule], torch: str, path: str) -> tuple[Rule, ...]:
     return tuple(out)
 
 
+_PART = re.compile(r"(.*)#(\d+)/(\d+)")
+
+
+def whole(path: str) -> str:
+    """Returns the path of the array that a target fills, of which it may be a part (`#1/3`)."""
+    part = _PART.fullmatch(path)
+    return part[1] if part else path
+
+
+def _part_shape(path: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape of what a target asks for."""
+    part, shape = _PART.fullmatch(path), tuple(shapes[whole(path)])
+    return (*shape[:-1], shape[-1] // int(part[3])) if part else shape
+
+
 Place = tuple[Rule, tuple[str, ...]]
 """A rule that knows a key, and our paths that it fills from it."""
 
@@ -207,7 +223,7 @@ def find_places(
         ]
         if len(places) > 1:
             places = [
-                place for place in places if all(path in paths for path in place[1])
+                place for place in places if all(whole(path) in paths for path in place[1])
             ] or places[:1]
             most = max(len(targets) for _, targets in places)
             places = [place for place in places if len(place[1]) == most]
@@ -234,7 +250,8 @@ def choose_table(
     def fitting(name: str) -> int:
         places = find_places(keys, tables[name], paths).values()
         return sum(
-            len(found) == 1 and all(path in paths for path in found[0][1]) for found in places
+            len(found) == 1 and all(whole(path) in paths for path in found[0][1])
+            for found in places
         )
 
     return max(tables, key=fitting)
@@ -293,20 +310,23 @@ def convert(
             origin |= {path: key for _, paths in places for path in paths}
             continue
         rule, paths = places[0]
-        absent = [path for path in paths if path not in target_shapes]
+        absent = [path for path in map(whole, paths) if path not in target_shapes]
         if absent:
             if all(in_head(path) for path in paths):
-                kept.update(paths)
+                kept.update(map(whole, paths))
                 continue
             near = [f"{path}{_nearest(path, target_shapes)}" for path in absent]
             unused.append(f"{key} {tuple(np.shape(array))}: the model has no {', '.join(near)}")
             continue
-        wanted = [tuple(target_shapes[path]) for path in paths]
+        wanted = [_part_shape(path, target_shapes) for path in paths]
         try:
             pieces = rule.apply(np.asarray(array), wanted)
             if reshape is not None:
                 cut = zip(paths, pieces, wanted, strict=True)
-                pieces = [reshape(path, piece, shape) for path, piece, shape in cut]
+                pieces = [
+                    piece if whole(path) != path else reshape(path, piece, shape)
+                    for path, piece, shape in cut
+                ]
         except ValueError as error:
             pieces, problem = None, f"{key} -> {', '.join(paths) or 'dropped'}: {error}"
         else:
@@ -323,17 +343,18 @@ def convert(
             origin[path] = key
         if problem:
             if paths and all(in_head(path) for path in paths):
-                kept.update(paths)
+                kept.update(map(whole, paths))
             else:
                 shapes.append(problem)
             continue
         found.update(zip(paths, pieces, strict=True))
 
-    missing = []
+    missing = _join_parts(found)
     if require_all:
         spare = [line.split(" ")[0] for line in unused]
+        filled = set(map(whole, origin))
         for path, shape in target_shapes.items():
-            if path in origin:
+            if path in filled:
                 continue
             if in_head(path):
                 kept.add(path)
@@ -349,6 +370,24 @@ def convert(
             "not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept))
         )
     return found
+
+
+def _join_parts(found: dict[str, np.ndarray]) -> list[str]:
+    """Puts the parts of arrays together, in place; returns one text per array that lacks some."""
+    parts: dict[str, dict[int, str]] = {}
+    for path in [path for path in found if whole(path) != path]:
+        part = _PART.fullmatch(path)
+        parts.setdefault(f"{part[1]}#{part[3]}", {})[int(part[2])] = path
+    missing = []
+    for label, places in parts.items():
+        path, count = label.rsplit("#", 1)
+        arrays = {index: found.pop(place) for index, place in places.items()}
+        lacking = [str(index + 1) for index in range(int(count)) if index not in arrays]
+        if lacking:
+            missing.append(f"{path}: of its {count} parts number {', '.join(lacking)}")
+        else:
+            found[path] = np.concatenate([arrays[index] for index in sorted(arrays)], axis=-1)
+    return missing
 
 
 def _nearest(name: str, names: Sequence[str] | Mapping[str, object], what: str = "nearest") -> str:

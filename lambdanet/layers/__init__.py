@@ -4,13 +4,14 @@ from lambdanet.layers.captures import Captures
 from lambdanet.layers.check import as_pair, check_map, is_count
 from lambdanet.layers.conv import ACTIVATIONS, Conv2d, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
+from lambdanet.layers.fpn import FeaturePyramid
 from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.initial import trunc_normal
 from lambdanet.layers.layer_scale import LayerScale
 from lambdanet.layers.norm import batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
 from lambdanet.layers.pooling import adaptive_avg_pool, avg_pool, max_over, max_pool, max_pool_cells
-from lambdanet.layers.resize import resize_bilinear, resize_macs
+from lambdanet.layers.resize import resize_bilinear, resize_macs, resize_nearest
 
 __all__ = [
     "ACTIVATIONS",
@@ -18,6 +19,7 @@ __all__ = [
     "Conv2d",
     "ConvNormAct",
     "DropPath",
+    "FeaturePyramid",
     "InitKeys",
     "LayerScale",
     "PointwiseNormAct",
@@ -33,5 +35,6 @@ __all__ = [
     "max_pool_cells",
     "resize_bilinear",
     "resize_macs",
+    "resize_nearest",
     "trunc_normal",
 ]

@@ -1,4 +1,4 @@
-"""Bilinear resizing with the two conventions of PyTorch."""
+"""Resizing of maps with PyTorch's conventions."""
 
 from __future__ import annotations
 
@@ -45,6 +45,35 @@ def resize_bilinear(
             y, shape, (axis,), scale, shift, "linear", antialias=False
         )
     return y.astype(x.dtype)
+
+
+def resize_nearest(x: Float[Array, "b h w c"], size: tuple[int, int]) -> Float[Array, "b oh ow c"]:
+    """Resizes a map to any size, each position from the one at floor(i * before / after) of its
+    axis, as `torch.nn.functional.interpolate(mode="nearest")`.
+
+    `jax.image.resize` takes floor((i + 0.5) * before / after) instead, which is another position
+    where the sizes are not multiples of each other.
+
+    Args:
+        x: map [b, h, w, c].
+        size: height and width of the result.
+
+    Returns:
+        Map [b, *size, c].
+
+    Raises:
+        ValueError: a size below 1.
+    """
+    if min(size) < 1:
+        raise ValueError(f"resize: size is {size}; allowed: a height and a width of 1 or more")
+    for axis, (before, after) in enumerate(zip(x.shape[1:3], size, strict=True), start=1):
+        if after == before:
+            continue
+        if after % before == 0:  # its gradient is a sum, that of a gather a scatter
+            x = jnp.repeat(x, after // before, axis=axis)
+        else:
+            x = jnp.take(x, jnp.arange(after) * before // after, axis=axis, mode="clip")
+    return x
 
 
 def resize_macs(before: tuple[int, int], after: tuple[int, int], channels: int) -> int:

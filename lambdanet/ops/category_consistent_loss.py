@@ -32,7 +32,8 @@ def category_consistent_loss(
     distance_weight: float = 1.0,
     regularisation_weight: float = 0.001,
 ) -> CategoryConsistentLoss:
-    r"""Returns the loss that is added to the segmentation loss on the features of an `RCCAHead`.
+    r"""Returns the loss that is added to the segmentation loss on the features of CCNet's
+    head, the map 'embedding' of `models.segmentation.CrissCrossHead`.
 
     With C the classes present in the batch, N_c their numbers of labelled positions, mu_c their
     mean features, dv and dd the two margins and |.| the Euclidean norm:

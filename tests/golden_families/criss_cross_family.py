@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 from golden_harness import Fixture, Ours, channels_first, channels_last, module_case
 
-from lambdanet.attention.criss_cross import TORCH_NAMES, TORCH_NAMES_RCCA_HEAD, CrissCross, RCCAHead
+from lambdanet.attention.criss_cross import TORCH_NAMES, CrissCross
 from lambdanet.ops.category_consistent_loss import category_consistent_loss
 
 
@@ -31,37 +31,6 @@ def block(fixture: Fixture) -> Ours:
         TORCH_NAMES,
         call,
     )
-
-
-def head(fixture: Fixture) -> Ours:
-    """RCCAModule, and what it gives inside and after one pass."""
-    config = fixture.config
-
-    def call(module, inputs):
-        x = channels_last(inputs["x"])
-        reduced = module.reduce(x)
-        outputs = {
-            "out/y": module(x),
-            "out/conva": reduced,
-            "out/cca_r2": module.attention(reduced),
-        }
-        module.attention.recurrence = 1  # a module made for this call
-        outputs |= {"out/y_r1": module(x), "out/cca_r1": module.attention(reduced)}
-        return {key: channels_first(array) for key, array in outputs.items()}
-
-    def build():
-        return RCCAHead(
-            config["in_channels"],
-            config["num_classes"],
-            hidden=config["inter_channels"],
-            dim_out=config["out_channels"],
-            recurrence=config["recurrence"],
-            activation="leaky_relu_0.01",
-            rngs=nnx.Rngs(0),
-        )
-
-    assert config["recurrence"] == 2
-    return module_case(fixture, build, TORCH_NAMES_RCCA_HEAD, call)
 
 
 def block_3d(fixture: Fixture) -> Ours:
@@ -148,7 +117,6 @@ def loss(fixture: Fixture) -> Ours:
 FAMILIES = {
     "criss_cross": block,
     "criss_cross_h1": block,
-    "criss_cross_rcca": head,
     "criss_cross3d": block_3d,
     "category_consistent_loss": loss,
 }

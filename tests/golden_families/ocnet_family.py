@@ -3,17 +3,19 @@
 from flax import nnx
 from golden_harness import Fixture, Ours, channels_first, channels_last, module_case
 
-from lambdanet.attention.ocnet import (
-    TORCH_NAMES,
-    AspObjectContext,
-    ObjectContext,
-    PyramidObjectContext,
-)
-
-ACTIVATION = dict(activation="leaky_relu_0.01")  # that of the in-place norms
+from lambdanet.attention.ocnet import TORCH_NAMES
+from models.segmentation import OCNetHead
 
 
-def _module(fixture: Fixture, kind, dim: int, **options) -> Ours:
+def _module(fixture: Fixture, variant: str, dim: int, **options) -> Ours:
+    """The block of a head, which has it behind a 3x3."""
+
+    def build():
+        info = [dict(channels=32, stride=8)]
+        return OCNetHead(
+            info, 3, variant=variant, channels=dim, **options, rngs=nnx.Rngs(0)
+        ).context
+
     def call(built, inputs):
         x = channels_last(inputs["x"])
         context = (
@@ -21,9 +23,7 @@ def _module(fixture: Fixture, kind, dim: int, **options) -> Ours:
         )
         return {"out/y": channels_first(built(x)), **context}
 
-    return module_case(
-        fixture, lambda: kind(dim, **options, **ACTIVATION, rngs=nnx.Rngs(0)), TORCH_NAMES, call
-    )
+    return module_case(fixture, build, TORCH_NAMES, call)
 
 
 def base(fixture: Fixture) -> Ours:
@@ -34,7 +34,7 @@ def base(fixture: Fixture) -> Ours:
     assert arguments["shared_query_key"]
     return _module(
         fixture,
-        ObjectContext,
+        "base",
         arguments["in_channels"],
         sizes=tuple(arguments["sizes"]),
         key_dim=arguments["key_channels"],
@@ -50,7 +50,7 @@ def pyramid(fixture: Fixture) -> Ours:
     arguments = fixture.config
     return _module(
         fixture,
-        PyramidObjectContext,
+        "pyramid",
         arguments["in_channels"],
         sizes=tuple(arguments["sizes"]),
         key_dim=arguments["key_channels"],
@@ -65,12 +65,12 @@ def asp(fixture: Fixture) -> Ours:
     """
     arguments = fixture.config
     width = arguments["out_features"]
+    assert 2 * width == arguments["features"]
     return _module(
         fixture,
-        AspObjectContext,
+        "asp",
         arguments["features"],
-        width=width,
-        dilations=tuple(arguments["dilations"]),
+        sizes=tuple(arguments["dilations"]),
         dim_out=2 * width,
     )
 

@@ -1,0 +1,119 @@
+"""Checks of a segmenter's options and of those of its parts, before anything is built."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lambdanet.registry import show
+
+from ..building import model_builder
+from ..option_checks import DTYPES, basic_problems
+from ..registration import registry as model_registry
+from .registration import registry
+
+HANDED_TO_BACKBONE = ("in_channels", "image_size", "remat", "dtype", "param_dtype")
+NO_CLASSES = 1  # TEMPORARY until backbones take 0
+REMATS = ("none", "block", "stage")
+
+
+def backbone_options(spec: Any, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Returns the name of a backbone and all options that it is built with.
+
+    Args:
+        spec: a name, or a mapping with `name` and options.
+        given: options of the segmenter; those that the backbone declares are handed on unless the
+            spec sets them.
+
+    Raises:
+        ValueError: no such model, or a spec of another form.
+    """
+    name, own = _name_and_options("backbone", spec)
+    factory, _ = model_registry.lookup(name)
+    if not hasattr(factory, "features") or hasattr(factory, "outputs"):
+        raise ValueError(f"'{name}' is no backbone; allowed: models with `features` of their own")
+    if "num_classes" in own:
+        raise ValueError("option 'num_classes' is the segmenter's; a backbone has none")
+    declared = model_registry.parameters(name)
+    handed = {key: given[key] for key in HANDED_TO_BACKBONE if key in declared and key in given}
+    return name, {**handed, "num_classes": NO_CLASSES, **own}
+
+
+def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """Returns what builds a head, with its options in place, and the parameters it declares.
+
+    Args:
+        spec: a name, or a mapping with `name` and options.
+
+    Raises:
+        ValueError: no such head, or wrong options, all in one message.
+    """
+    name, own = _name_and_options("head", spec)
+    factory, preset = registry.lookup(name)
+    options = {**preset, **own}
+    problems = list(registry.option_problems(name, options).values())
+    declared = registry.parameters(name)
+    missing = [
+        option
+        for option, parameter in declared.items()
+        if parameter.default is parameter.empty
+        and option not in options
+        and option not in registry.handed_in
+    ]
+    if missing:
+        problems.append(f"{registry.kind} '{name}' needs the options {', '.join(missing)}")
+    if not problems:
+        problems = getattr(factory, "option_problems", lambda options: [])(options)
+    if problems:
+        raise ValueError("; ".join(problems))
+    return functools.partial(factory, **options), declared
+
+
+def option_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with options of `Segmenter`, one text per problem, those of the
+    backbone and the heads included.
+
+    Args:
+        options: every option by name.
+    """
+    problems = basic_problems(
+        {**options, "blocks": (1,)},
+        choices={"remat": REMATS, "dtype": DTYPES, "param_dtype": DTYPES},
+        counts=("num_classes", "in_channels"),
+        flags=("align_corners",),
+    )
+    wrong_here = bool(problems)
+    depth = None
+    try:
+        # options that are wrong in the segmenter itself are named once
+        given = {} if wrong_here else {key: options[key] for key in HANDED_TO_BACKBONE}
+        name, own = backbone_options(options["backbone"], given)
+        builder = model_builder(name, **own)
+        blocks = getattr(builder, "keywords", {}).get("blocks")
+        depth = len(blocks) if isinstance(blocks, tuple) else None
+    except ValueError as error:
+        problems.append(f"backbone: {error}")
+    for part in ("head", "auxiliary"):
+        if part == "auxiliary" and options[part] is None:
+            continue
+        try:
+            build, _ = head_builder(options[part])
+        except ValueError as error:
+            problems.append(f"{part}: {error}")
+            continue
+        stage = build.keywords.get("stage")
+        if depth is not None and stage is not None and stage > depth:
+            problems.append(
+                f"{part}: stage is {stage}; allowed: None (the last), 1 to {depth}, as the "
+                "backbone has"
+            )
+    return problems
+
+
+def _name_and_options(part: str, spec: Any) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ValueError(f"{part} is {show(spec)}; allowed: a name, or a mapping with 'name'")
+    return spec["name"], {key: value for key, value in spec.items() if key != "name"}
