@@ -67,7 +67,8 @@ class Subject:
         workdir: the run whose checkpoint gives the weights; None = `weights`.
         weights: a file with weights instead; None with `workdir` None: as initialised.
         step: the checkpoint: 'latest', 'best' (by train.keep_best) or a step number.
-        average: which weights all modes but `accuracy` use: 'live' or 'ema'.
+        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of a PyTorch file that
+            has both, all modes. None = 'live' of a run, 'ema' of a file, as timm does.
     """
 
     config: ConfigDict
@@ -78,7 +79,7 @@ class Subject:
     workdir: str | os.PathLike | None
     weights: str | os.PathLike | None
     step: str
-    average: str
+    average: str | None
 
     @property
     def name(self) -> str:
@@ -105,14 +106,18 @@ class Subject:
         params, stats = state_lib.abstract_weights(self.build)
         if self.weights:
             model = nnx.eval_shape(self.build)
-            return weights_lib.read_weights(self.weights, model, params, stats), str(self.weights)
+            averaged = self.average != "live"
+            found = weights_lib.read_weights(
+                self.weights, model, params, stats, prefer_ema=averaged
+            )
+            return found, str(self.weights)
         if not self.workdir:
             raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
         if self.step not in ("best", "latest") and not self.step.isdigit():
             allowed = "best, latest, or the number of a step"
             raise ValueError(f"--step={self.step}; allowed: {allowed}")
         wanted = int(self.step) if self.step.isdigit() else self.step
-        which = which or self.average
+        which = which or self.average or "live"
         params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)
         return (params, stats), f"{self.workdir}, step {number}"
 
@@ -138,7 +143,7 @@ def load_subject(
     weights: str | os.PathLike | None = None,
     overrides: Mapping[str, str] | None = None,
     step: str = "latest",
-    average: str = "live",
+    average: str | None = None,
     needs_data: bool = True,
 ) -> Subject:
     """Reads and checks the config, and asks the data for its classes.
@@ -163,11 +168,9 @@ def load_subject(
     with config.ignore_type():  # only training reads these
         config.data.pseudo_labels = config.train.init_weights = ""
 
-    def build(data_options: dict[str, Any]) -> nnx.Module:
-        return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
-
     def shapes() -> nnx.Module:
-        return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
+        build = models.builder_from_config(config, tasks.options_without_data(config))
+        return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
 
     checks = dict(build=shapes, check_paths=needs_data, training=False)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
@@ -184,7 +187,11 @@ def load_subject(
             raise
         info, options = tasks.UNKNOWN, {}
         say(f"No data ({error}); the model is built as for its published number of classes.")
-    build_model = functools.partial(build, options)
+    build = models.builder_from_config(config, options)
+
+    def build_model() -> nnx.Module:
+        return build(rngs=nnx.Rngs(config.seed))
+
     graphdef = state_lib.views(build_model)[1]
     return Subject(
         config, task, info, build_model, graphdef, workdir, weights, str(step), average
@@ -436,7 +443,12 @@ if __name__ == "__main__":
     flags.DEFINE_string("workdir", None, "a training run; gives config and weights")
     flags.DEFINE_string("weights", None, "weights file instead of a checkpoint")
     flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' or a step number")
-    flags.DEFINE_enum("average", "live", ("live", "ema"), "weights of all modes but accuracy")
+    flags.DEFINE_enum(
+        "average",
+        None,
+        ("live", "ema"),
+        "of a run, in all modes but accuracy (default live); of a file that has both (ema)",
+    )
     flags.DEFINE_string(
         "output", None, "directory for results; default <workdir>/eval or runs/eval"
     )

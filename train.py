@@ -70,11 +70,9 @@ def run(
         FloatingPointError: a metric became infinite or NaN.
     """
 
-    def build(data_options: dict[str, Any]) -> nnx.Module:
-        return models.create_from_config(config, data_options, rngs=nnx.Rngs(config.seed))
-
     def shapes() -> nnx.Module:
-        return nnx.eval_shape(lambda: build(tasks.options_without_data(config)))
+        build = models.builder_from_config(config, tasks.options_without_data(config))
+        return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
 
     with signals.Received() as received:
         resumes = checkpoint_lib.newest_step(workdir) > 0
@@ -82,10 +80,10 @@ def run(
         config_lib.validate(config, base.get_config(), models.registry, **checks)
         use_compilation_cache(config.train.cache_dir)
         with run_lock.hold(workdir):
-            return _run(config, Path(workdir).absolute(), build, received, devices, stream)
+            return _run(config, Path(workdir).absolute(), received, devices, stream)
 
 
-def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
+def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     """The run itself, from the mesh to the report, with a checked config."""
     task, train, plain = tasks.get(config.task), config.train, config_lib.to_plain(config)
 
@@ -112,7 +110,11 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     }
 
     # ---- Model, optimiser, steps -----------------------------------------------------------------
-    build_model = functools.partial(build, task.model_options(info, config))
+    build = models.builder_from_config(config, task.model_options(info, config))
+
+    def build_model() -> nnx.Module:
+        return build(rngs=nnx.Rngs(config.seed))
+
     abstract_model = nnx.eval_shape(build_model)
     graphdef_train, graphdef_eval = state_lib.views(build_model, config.optim.frozen)
     lr = schedule.make_schedule(config.optim, **length)
@@ -146,9 +148,7 @@ def _run(config, workdir, build, received, devices, stream) -> dict[str, Any]:
     else:
         state = state_lib.initialise(init, shardings)
         if train.init_weights:
-            source, new_head = train.init_weights, train.init_head == "new"
-            where = (abstract_model, shardings)
-            state = weights_lib.start_from(state, source, *where, new_head=new_head)
+            state = weights_lib.start_from(state, train, abstract_model, shardings)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     memory = mesh.bytes_per_device(state)
     outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)

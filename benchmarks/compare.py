@@ -223,7 +223,7 @@ def prepare_step(run: Run) -> harness.Prepared:
 
     def build():
         options = tasks.get(config.task).model_options(info, config)
-        return models.create_from_config(config, options, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, **options, rngs=nnx.Rngs(0))
 
     batch_size = config.train.batch_size
     make, train_step, batch = model_suite.training_step(

@@ -80,7 +80,7 @@ def training_step(
         jax.config.update("jax_compilation_cache_dir", os.path.abspath(config.train.cache_dir))
 
     def build():
-        return models.create_from_config(config, {"num_classes": num_classes}, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, num_classes=num_classes, rngs=nnx.Rngs(0))
 
     lr = schedule.make_schedule(config.optim, total_steps=1000, steps_per_epoch=100)
     tx = optimizer.make_optimizer(config.optim, lr, *state.abstract_weights(build))

@@ -132,7 +132,7 @@ def prepare_compile(name: str, direction: str) -> Prepared:
     else:
 
         def build():
-            return models.create_from_config(config, {"num_classes": CLASSES}, rngs=nnx.Rngs(0))
+            return models.create_from_config(config, num_classes=CLASSES, rngs=nnx.Rngs(0))
 
         graphdef = state.views(build)[1]
         function = jax.jit(lambda params, stats, x: nnx.merge(graphdef, params, stats)(x))

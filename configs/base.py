@@ -134,6 +134,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.init_weights = ""
     # with init_weights, the classifier: 'load' | 'new' (other classes: keep the initialiser's)
     train.init_head = "load"
+    # with init_weights, of a PyTorch checkpoint that holds both: 'ema' (averaged, as timm) | 'live'
+    train.init_average = "ema"
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some
     train.auxiliary_losses = ()

@@ -65,7 +65,7 @@ def validate(
         schema: `configs.base.get_config()`: the allowed keys and their types.
         model_registry: the registry that `config.model.name` is looked up in.
         build: builds the model without allocating it, for example `lambda: nnx.eval_shape(lambda:
-            models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0)))`; called when
+            models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0)))`; called when
             everything that it reads is right, so that its own complaints (heads that do not divide)
             join the report.
         workdir: also check that this directory can be written to.

@@ -46,9 +46,7 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
     return model_builder(name, **overrides)(rngs=rngs)
 
 
-def create_from_config(
-    config: Any, data_options: Mapping[str, Any], *, rngs: nnx.Rngs
-) -> nnx.Module:
+def create_from_config(config: Any, *, rngs: nnx.Rngs, **data_options: Any) -> nnx.Module:
     """Builds `config.model`: `builder_from_config(config, data_options)(rngs=rngs)`."""
     return builder_from_config(config, data_options)(rngs=rngs)
 

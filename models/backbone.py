@@ -85,6 +85,15 @@ def check_images(x: jax.Array, channels: int) -> None:
         )
 
 
+def check_classifier(model: nnx.Module) -> None:
+    """Raises ValueError for a network that was built with num_classes=0."""
+    if model.head is None:
+        raise ValueError(
+            "the network has no classifier (num_classes=0): call its `features`, or build it with "
+            "num_classes"
+        )
+
+
 def summary_row(path: str, kind: str, shape: tuple[int, ...], macs: int = 0) -> dict[str, Any]:
     """Returns one line of `summary_rows`: a layer's path and type, the shape of its output without
     the batch, its multiply-accumulates.

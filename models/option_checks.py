@@ -47,7 +47,8 @@ def basic_problems(
         positive: options that are positive numbers.
         flags: options that are True or False.
 
-    `image_size` and `blocks`, which every family has, are checked, too, and upper bounds.
+    `image_size`, `blocks` and `num_classes`, which every family has, are checked, too, and upper
+    bounds.
     """
     checks = [
         (
@@ -58,6 +59,13 @@ def basic_problems(
         for name, allowed in choices.items()
     ]
     checks += [(name, positives((options[name],)), "a positive integer") for name in counts]
+    checks.append(
+        (
+            "num_classes",
+            positives((options["num_classes"],)) or options["num_classes"] == 0,
+            "a positive integer, or 0 for no classifier",
+        )
+    )
     checks += [
         (name, is_number(options[name]) and 0.0 <= options[name] < 1.0, "at least 0 and below 1")
         for name in rates

@@ -50,7 +50,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)
@@ -220,7 +220,7 @@ def test_every_network_for_the_digits_is_a_valid_run(task, tmp_path):
 
         def build(config=config):
             return nnx.eval_shape(
-                lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+                lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
             )
 
         validate(config, base.get_config(), models.registry, check_paths=False, build=build)

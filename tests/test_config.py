@@ -371,7 +371,7 @@ def check_model(overrides):
 
     def build():
         return nnx.eval_shape(
-            lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+            lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
         )
 
     configs.validate(config, base.get_config(), models.registry, build=build)

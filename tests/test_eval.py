@@ -43,7 +43,7 @@ def make_run(workdir, name: str, **options):
     config.model = {"name": name, **OPTIONS, **options}
 
     def build():
-        return models.create_from_config(config, {"num_classes": 3}, rngs=nnx.Rngs(0))
+        return models.create_from_config(config, num_classes=3, rngs=nnx.Rngs(0))
 
     workdir.mkdir()
     configs.save(config, workdir)

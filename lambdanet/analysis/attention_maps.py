@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
+from lambdanet.analysis.figure_text import literal_text
+from lambdanet.atomic import write_file
 from lambdanet.training.state import flatten_names
 
 # Queries shown, as fractions of height and width: the centre and four points around it.
@@ -111,9 +114,11 @@ def draw_maps(
     paths = []
     for name, values in maps.items():
         paths.append(folder / f"{name.replace('/', '.')}.png")
-        draw[values.ndim](
-            name, values.mean(axis=1) if values.ndim == 6 else values, images
-        ).savefig(paths[-1], dpi=110)
+        shown = values.mean(axis=1) if values.ndim == 6 else values
+        with literal_text():
+            figure = draw[values.ndim](name, shown, images)
+            save = functools.partial(figure.savefig, dpi=110, format="png")
+            write_file(paths[-1], save)
     return paths
 
 

@@ -15,7 +15,7 @@ from lambdanet.training.checkpoint_meta import CheckpointError
 MAY_CHANGE = (
     r"train\.(epochs|steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every)",
     r"train\.(tensorboard|report|cache_dir|damaged)",
-    r"train\.(init_weights|init_head)",  # only the start reads them
+    r"train\.(init_weights|init_head|init_average)",  # only the start reads them
     r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split)",
     r"data\.(eval_crop|eval_keep_aspect)",
     r"data\.pseudo_labels",  # what is in the file is compared by the data's position

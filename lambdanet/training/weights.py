@@ -12,8 +12,6 @@ from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
-HEAD = "head/fc"  # where every backbone has its classifier
-
 
 def read_weights(
     path: str | os.PathLike,
@@ -52,31 +50,39 @@ def read_weights(
         lambda: model.torch_names,
         shapes,
         grids=grids_of(model),
-        allow_head_mismatch=HEAD if new_head else None,
+        allow_head_mismatch=model.classifier if new_head else None,
         prefer_ema=prefer_ema,
     )
 
     def pick(name: str, leaf: Any) -> Any:
-        return leaf if new_head and name.startswith(HEAD + "/") else found[name].astype(leaf.dtype)
+        return (
+            leaf
+            if new_head and name.startswith(model.classifier + "/")
+            else found[name].astype(leaf.dtype)
+        )
 
     named = ({name: pick(name, leaf) for name, leaf in part.items()} for part in flat)
     return tuple(map(unflatten_names, named, trees))
 
 
-def start_from(
-    now: TrainState,
-    path: str,
-    model: Any,
-    shardings: Any,
-    *,
-    new_head: bool,
-    prefer_ema: bool = True,
-) -> TrainState:
+def start_from(now: TrainState, train: Any, model: Any, shardings: Any) -> TrainState:
     """Returns the state of step 0 with the weights of a file, also as the first moving averages;
     see `read_weights`.
+
+    Args:
+        now: the state, its arrays as initialised.
+        train: the config's section; reads init_weights, init_head and init_average.
+        model: see `read_weights`.
+        shardings: of the state.
     """
-    options = dict(new_head=new_head, prefer_ema=prefer_ema)
-    params, stats = read_weights(path, model, now.params, now.stats, **options)
+    params, stats = read_weights(
+        train.init_weights,
+        model,
+        now.params,
+        now.stats,
+        new_head=train.init_head == "new",
+        prefer_ema=train.init_average == "ema",
+    )
     # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only
     # once.
     params, stats, average = (

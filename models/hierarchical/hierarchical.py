@@ -17,7 +17,7 @@ from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys, trunc_normal
 
-from ..backbone import Classifier, check_images, summary_row
+from ..backbone import Classifier, check_classifier, check_images, summary_row
 from ..context import Context, place_context
 from .blocks import TransformerBlock
 from .embeddings import EmbedSpec, create_embed, layer_norm
@@ -73,7 +73,10 @@ class HierarchicalTransformer(nnx.Module):
         conv_init: 'fan_in' (PyTorch's default) | 'fan_out' (normal, variance 2 / fan_out).
         norm_epsilon: of the norms in the blocks and after the last one.
         family: whose name tables `torch_names` gives; None for none.
-        num_classes: outputs of the classifier.
+        output_norm: a norm of every map that `features` returns, which the next stage does not
+            see, as the segmenters of the Swin and CSWin papers have it.
+        num_classes: outputs of the classifier; 0 for a network with `features` only, without
+            classifier, its norm and the class token.
         in_channels: channels of the image.
         image_size: (height, width) of the images: the grid of learned positions, and the size for
             mixers and context blocks that are tied to one.
@@ -116,6 +119,7 @@ class HierarchicalTransformer(nnx.Module):
         conv_init: str = "fan_in",
         norm_epsilon: float = 1e-5,
         family: str | None = None,
+        output_norm: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -128,6 +132,7 @@ class HierarchicalTransformer(nnx.Module):
     ):
         rngs = InitKeys(rngs.params())
         inserted = place_context(context, blocks)
+        pool = pool if num_classes else "mean"
         self.in_channels, self.num_classes, self.pool, self.family = (
             in_channels,
             num_classes,
@@ -199,15 +204,22 @@ class HierarchicalTransformer(nnx.Module):
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
         last = {**options, "dtype": jnp.dtype(jnp.float32)}
-        self.norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=trunc_normal(0.02),
-            param_dtype=stored,
-            rngs=rngs,
-        )
+        norm = head = output_norms = None
+        if num_classes:
+            norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
+            head = Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=trunc_normal(0.02),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+        if output_norm:
+            output_norms = nnx.List(
+                layer_norm(width, epsilon=norm_epsilon, **options) for width in widths
+            )
+        self.norm, self.head, self.output_norms = norm, head, output_norms
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -215,7 +227,8 @@ class HierarchicalTransformer(nnx.Module):
         """Returns the output map of every stage, largest first; see `feature_info` for channels and
         strides.
 
-        The final norm is not part of them; norms after every stage (`stage_norm`) are.
+        The final norm is not part of them; norms after every stage (`stage_norm`) and of the
+        outputs (`output_norm`) are.
 
         Args:
             x: normalised images [b, h, w, in_channels].
@@ -224,14 +237,21 @@ class HierarchicalTransformer(nnx.Module):
         Raises:
             ValueError: wrong number of axes or channels, or an image too small for the embeddings.
         """
-        return self._run(x, rngs, with_token=False)
+        maps = self._run(x, rngs, with_token=False)
+        if self.output_norms is None:
+            return maps
+        return [norm(y) for norm, y in zip(self.output_norms, maps, strict=True)]
 
     def __call__(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b classes"]:
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
         as in `features`.
+
+        Raises:
+            ValueError: a network without classifier.
         """
+        check_classifier(self)
         last = self._run(x, rngs, with_token=self.pool == "cls")[-1]
         if self.pool == "cls":
             last = last[:, :1]
@@ -289,12 +309,16 @@ class HierarchicalTransformer(nnx.Module):
             lines = stage.rows(h, w, with_token=with_token)
             rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in lines]
             h, w = stage.embed.out_size(h, w)
+            if self.output_norms is not None:
+                shape = (h, w, self.stage_info[number][0])
+                rows.append(summary_row(f"output_norms/{number}", "layer_norm", shape))
         dim = self.stage_info[-1][0]
         if self.norm is not None:
             shape = (dim,) if self.pool == "cls" else (h, w, dim)
             rows.append(summary_row("norm", "layer_norm", shape))
-        macs = dim * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
+        if self.head is not None:
+            macs = dim * self.num_classes
+            rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

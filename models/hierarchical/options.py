@@ -38,10 +38,10 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems = basic_problems(
         options,
         choices=CHOICES,
-        counts=("num_classes", "in_channels"),
+        counts=("in_channels",),
         rates=("dropout_rate", "drop_path_rate"),
         positive=("norm_epsilon",),
-        flags=("position_embedding", "stage_norm"),
+        flags=("position_embedding", "stage_norm", "output_norm"),
     )
     scale, family = options["layer_scale"], options["family"]
     if scale is not None and not is_number(scale):

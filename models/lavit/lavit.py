@@ -28,7 +28,7 @@ from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
 from lambdanet.layers import InitKeys, trunc_normal
 
-from ..backbone import Classifier, check_images, summary_row
+from ..backbone import Classifier, check_classifier, check_images, summary_row
 from ..context import Context, place_context
 from ..hierarchical.blocks import TransformerBlock
 from ..hierarchical.embeddings import ConvEmbed, layer_norm
@@ -107,7 +107,10 @@ class LaViT(nnx.Module):
             only 'post'.
         pool: what the classifier sees: 'mean' over the last map, or 'cls', a token that the last
             stage carries along; `features` leaves it out.
-        num_classes: outputs of the classifier.
+        output_norm: a norm of every map that `features` returns, which the next stage does not
+            see.
+        num_classes: outputs of the classifier; 0 for a network with `features` only, without
+            classifier, its norm and the class token.
         in_channels: channels of the image.
         image_size: (height, width) of the images.
         dropout_rate: dropout before the classifier.
@@ -161,6 +164,7 @@ class LaViT(nnx.Module):
         position_embedding: bool = True,
         context: Context = None,
         pool: str = "mean",
+        output_norm: bool = False,
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
@@ -175,6 +179,7 @@ class LaViT(nnx.Module):
     ):
         rngs, depth = InitKeys(rngs.params()), len(blocks)
         inserted, specs = place_context(context, blocks), stage_specs(attention, depth)
+        pool = pool if num_classes else "mean"
         self.in_channels, self.num_classes = in_channels, num_classes
         self.loss_variant, self.loss_on = loss_variant, loss_on
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
@@ -271,17 +276,24 @@ class LaViT(nnx.Module):
         self.stages = nnx.List(stages)
         self.stage_info, self.pool = tuple(info), pool
         self.auxiliary_losses = ("symmetry", "diagonality") if any_less else ()
-        self.norm = layer_norm(
-            dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
-        )
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=trunc_normal(0.02),
-            param_dtype=stored,
-            rngs=rngs,
-        )
+        norm = head = output_norms = None
+        if num_classes:
+            norm = layer_norm(
+                dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
+            )
+            head = Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=trunc_normal(0.02),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+        if output_norm:
+            output_norms = nnx.List(
+                layer_norm(width, epsilon=EPSILON, **options) for width in widths
+            )
+        self.norm, self.head, self.output_norms = norm, head, output_norms
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -289,7 +301,8 @@ class LaViT(nnx.Module):
         """Returns the output map of every stage, largest first; see `feature_info` for channels and
         strides.
 
-        The final norm and a class token are not part of them.
+        The final norm and a class token are not part of them; norms of the outputs (`output_norm`)
+        are.
 
         Args:
             x: normalised images [b, h, w, in_channels].
@@ -299,7 +312,10 @@ class LaViT(nnx.Module):
             ValueError: wrong number of axes or channels, an image too small for the embeddings, or
                 of a size that less-attention refuses.
         """
-        return self._run(x, rngs)[0]
+        maps = self._run(x, rngs)[0]
+        if self.output_norms is None:
+            return maps
+        return [norm(y) for norm, y in zip(self.output_norms, maps, strict=True)]
 
     def __call__(
         self,
@@ -317,6 +333,7 @@ class LaViT(nnx.Module):
                 positions, without the class token.
             rngs: as in `features`.
         """
+        check_classifier(self)
         maps, last, handed = self._run(x, rngs)
         last = self.norm(last)
         pooled = (
@@ -376,11 +393,15 @@ class LaViT(nnx.Module):
         for number, stage in enumerate(self.stages):
             rows += [summary_row(f"stages/{number}/{n}", *rest) for n, *rest in stage.rows(h, w)]
             h, w = stage.embed.out_size(h, w)
-        dim = self.stage_info[-1][0]
-        shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
-        rows.append(summary_row("norm", "layer_norm", shape))
-        macs = dim * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
+            if self.output_norms is not None:
+                shape = (h, w, self.stage_info[number][0])
+                rows.append(summary_row(f"output_norms/{number}", "layer_norm", shape))
+        if self.head is not None:
+            dim = self.stage_info[-1][0]
+            shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
+            rows.append(summary_row("norm", "layer_norm", shape))
+            macs = dim * self.num_classes
+            rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

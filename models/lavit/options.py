@@ -55,9 +55,9 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems = basic_problems(
         options,
         choices=CHOICES,
-        counts=("num_classes", "in_channels"),
+        counts=("in_channels",),
         rates=("dropout_rate", "attention_dropout_rate", "drop_path_rate", "norm_momentum"),
-        flags=("position_embedding", "center_rows"),
+        flags=("position_embedding", "center_rows", "output_norm"),
     )
     if options["transform_bias"] not in (None, True, False):
         problems.append(

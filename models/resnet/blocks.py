@@ -25,11 +25,13 @@ POOL_WINDOWS = {"avg3": 3, "avg2": 2}
 STEMS = {
     "resnet": (((7, 2, 8),), True),
     "resnet_rs": (((3, 2, 4), (3, 1, 4), (3, 1, 8), (3, 2, 8)), False),
+    "resnet_c": (((3, 2, 4), (3, 1, 4), (3, 1, 8)), True),
+    "deep": (((3, 2, 8), (3, 1, 8), (3, 1, 16)), True),
     "tiered": (((3, 2, 3), (3, 1, 4), (3, 1, 8)), True),
     "cifar": (((3, 1, 8),), False),
 }
-"""Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width); max-pool
-3x3/2 after them.
+"""Stems: convolutions as (kernel size, stride, channels in eighths of the first stage's width);
+max-pool 3x3/2 after them.
 """
 
 
@@ -53,14 +55,16 @@ class Stem(nnx.Module):
     """The layers before the first stage.
 
     'resnet' is a 7x7/2 convolution and a max-pool; 'resnet_rs' three 3x3 convolutions and a fourth,
-    strided one in place of the pool (ResNet-D, ResNet-RS); 'tiered' three 3x3 convolutions of
-    growing width and a max-pool (timm); 'cifar' one 3x3 convolution without stride. Every
-    convolution has batch norm and activation.
+    strided one in place of the pool (ResNet-D, ResNet-RS); 'resnet_c' and 'deep' three 3x3
+    convolutions and a max-pool, of widths 32, 32, 64 (mmsegmentation's V1c) and 64, 64, 128
+    (PSPNet, CCNet; their pool rounds even sizes up, this one does not); 'tiered' three of growing
+    width and a max-pool (timm); 'cifar' one 3x3 convolution without stride. Every convolution has
+    batch norm and activation.
 
     Args:
         kind: a key of `STEMS`.
         in_channels: channels of the image.
-        width: output channels.
+        width: channels inside the first stage's blocks.
         activation: see `ConvNormAct`.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.
@@ -96,9 +100,10 @@ class Stem(nnx.Module):
                 ),
             )
             channels = channels_out
+        self.dim_out = channels
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
-        """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), width] with s =
+        """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), dim_out] with s =
         `stem_stride(kind)`.
         """
         for name in self.names:
@@ -151,6 +156,8 @@ class ResidualBlock(nnx.Module):
         dim: input channels.
         width: channels inside the block; the output has EXPANSION[kind] times as many.
         stride: 1 or 2.
+        dilations: of the 3x3 convolutions, first and second; a bottleneck has the first only, a
+            mixer in place of one has none.
         attention: spec of the mixer that replaces the 3x3 (of a basic block: the second one), or
             None.
         size: map size (height, width) at the block's input, for mixers that are tied to it.
@@ -173,6 +180,7 @@ class ResidualBlock(nnx.Module):
         width: int,
         *,
         stride: int,
+        dilations: tuple[int, int],
         attention: str | Mapping[str, Any] | None,
         size: tuple[int, int],
         shortcut: str,
@@ -194,7 +202,9 @@ class ResidualBlock(nnx.Module):
         # A basic block strides in its first convolution, so that its mixer sees the small map; a
         # bottleneck strides at the mixer.
         self.mixer_stride = stride if bottleneck else 1
-        first = dict(kernel_size=1) if bottleneck else dict(kernel_size=3, stride=stride)
+        first = dict(kernel_size=1)
+        if not bottleneck:
+            first = dict(kernel_size=3, stride=stride, dilation=dilations[0])
         self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)
         self.mixer_activation = activation if bottleneck and post_norm_act else "none"
         self.pool_window = POOL_WINDOWS[pool]
@@ -205,7 +215,8 @@ class ResidualBlock(nnx.Module):
                 if bottleneck
                 else dict(activation="none", zero_init=True)
             )
-            conv = ConvNormAct(width, width, 3, stride=self.mixer_stride, **last, **options)
+            last |= dict(stride=self.mixer_stride, dilation=dilations[0 if bottleneck else 1])
+            conv = ConvNormAct(width, width, 3, **last, **options)
         else:
             mixer = create_attention(
                 attention, width, size=mixer_size(kind, size, stride), **options

@@ -65,6 +65,17 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
 TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
     ("tiered", "conv"): {"timm": _byobnet()},
     ("resnet", "conv"): {"torchvision": _resnet(((r"conv1", r"bn1", "conv1"),), ("0", "1"))},
+    # mmsegmentation's ResNetV1c, of which its segmenters are made
+    ("resnet_c", "conv"): {
+        "mmseg": _resnet(
+            tuple((rf"stem\.{3 * i}", rf"stem\.{3 * i + 1}", f"conv{i + 1}") for i in range(3)),
+            ("0", "1"),
+        )
+    },
+    # CCNet's network, and others that follow PSPNet's
+    ("deep", "conv"): {
+        "ccnet": _resnet(tuple((f"conv{i}", f"bn{i}", f"conv{i}") for i in range(1, 4)), ("0", "1"))
+    },
     # timm's resnetrs: the strided convolution that replaces the max-pool is called maxpool.
     ("resnet_rs", "avg"): {
         "timm": _resnet(

@@ -10,7 +10,7 @@ from lambdanet.layers import ACTIVATIONS
 
 from ..context import context_problems
 from ..option_checks import DTYPES, MOST_BLOCKS, basic_problems, mixer_problems, positives
-from .blocks import EXPANSION, POOL_WINDOWS, STEMS
+from .blocks import EXPANSION, POOL_WINDOWS, STEMS, stem_stride
 
 CHOICES = {
     "block": tuple(EXPANSION),
@@ -34,15 +34,29 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
     problems = basic_problems(
         options,
         choices=CHOICES,
-        counts=("num_classes", "in_channels"),
+        counts=("in_channels",),
         rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
-        flags=("share_embeddings", "post_norm_act"),
+        flags=("share_embeddings", "post_norm_act", "contract_dilation"),
     )
 
     def require(name: str, good: Any, allowed: str) -> None:
         if not good:
             problems.append(f"{name} is {options[name]!r}; allowed: {allowed}")
 
+    stride = options["output_stride"]
+    if options["stem"] in STEMS:
+        strides = [stem_stride(options["stem"]) * 2**i for i in range(8)]
+        require(
+            "output_stride",
+            stride is None or (stride in strides and not isinstance(stride, bool)),
+            f"None, {', '.join(map(str, strides))} with stem {options['stem']!r}",
+        )
+    grid = options["multi_grid"]
+    require(
+        "multi_grid",
+        grid == () or (positives(grid) and max(grid) <= 64),
+        "a tuple of factors from 1 to 64, or ()",
+    )
     require("widths", positives(options["widths"]), "a tuple of positive integers, one per stage")
     if options["block"] == "basic":
         require(

@@ -17,7 +17,7 @@ from lambdanet.attention import create_attention
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
-from ..backbone import Classifier, Recompute, Row, check_images, summary_row
+from ..backbone import Classifier, Recompute, Row, check_classifier, check_images, summary_row
 from ..context import Context, place_context
 from ..registration import DIGITS, registry
 from . import names
@@ -85,11 +85,18 @@ class ResNet(Recompute):
         blocks: number of blocks per stage; every stage but the first halves the map.
         widths: inner channels of the blocks, per stage; the stem has widths[0] channels.
         block: 'bottleneck' | 'basic'.
-        num_classes: outputs of the classifier.
+        num_classes: outputs of the classifier; 0 for a network without one, which has `features`
+            only.
         in_channels: channels of the image.
         image_size: (height, width) of the images; read only by attention layers and context blocks
             that are tied to a map size.
-        stem: 'resnet' | 'resnet_rs' | 'tiered' | 'cifar' (stride 4, 4, 4, 1).
+        output_stride: total stride from which on stages dilate instead of striding (8 or 16 for
+            dense prediction); None for none that does.
+        contract_dilation: the first block of a stage that dilates keeps the dilation of the stage
+            before, as in torchvision and mmsegmentation; False: the stage's own, as in CCNet.
+        multi_grid: factors of the dilation of the last stage's blocks, in turn (its first block
+            then has the stage's own); () for none.
+        stem: 'resnet' | 'resnet_rs' | 'resnet_c' | 'deep' | 'tiered' (stride 4) | 'cifar' (1).
         attention: spec of the attention layer: a registered name, a mapping with `name` and its
             options, or None; a tuple gives each stage its own.
         attention_blocks: blocks in which `attention` replaces the 3x3 convolution: 'all', or a
@@ -138,6 +145,9 @@ class ResNet(Recompute):
         num_classes: int = 1000,
         in_channels: int = 3,
         image_size: tuple[int, int] = (224, 224),
+        output_stride: int | None = None,
+        contract_dilation: bool = True,
+        multi_grid: tuple[int, ...] = (),
         stem: str = "resnet",
         attention: AttentionSpec | tuple[AttentionSpec, ...] = None,
         attention_blocks: str | tuple[str | tuple[int, ...], ...] = "all",
@@ -182,18 +192,24 @@ class ResNet(Recompute):
         )
         stride = stem_stride(stem)
         size = tuple(strided_size(n, stride) for n in image_size)
-        dim, done, stages, info = widths[0], 0, [], []
+        dim, done, dilation, stages, info = self.stem.dim_out, 0, 1, [], []
         for number, (count, width, spec, where) in enumerate(
             zip(blocks, widths, specs, placed, strict=True)
         ):
-            made, sizes, shared = [], [], None
+            made, sizes, shared, before = [], [], None, dilation
+            step = 2 if number > 0 else 1
+            if output_stride is not None and stride * step > output_stride:
+                step, dilation = 1, dilation * step
+            grid = multi_grid if number == depth - 1 else ()
             if share_embeddings and spec is not None:
                 spec = {
                     **({"name": spec} if isinstance(spec, str) else spec),
                     "shared_embeddings": True,
                 }
             for index in range(count):
-                block_stride = 2 if number > 0 and index == 0 else 1
+                block_stride = step if index == 0 else 1
+                inner = dilation * (grid[index % len(grid)] if grid else 1)
+                contracted = contract_dilation and index == 0 and not grid
                 mixer = spec if where == "all" or index + 1 in where else None
                 if mixer is not None and share_embeddings and shared is None:
                     shared = _embedding(
@@ -204,6 +220,7 @@ class ResNet(Recompute):
                         dim,
                         width,
                         stride=block_stride,
+                        dilations=(before if contracted else inner, inner),
                         attention=mixer,
                         size=size,
                         context=inserted.get((number, index), ()),
@@ -225,15 +242,17 @@ class ResNet(Recompute):
             info.append((dim, stride))
         self.stages = nnx.List(stages)
         self.stage_info = tuple(info)
-        self.head = Classifier(
-            dim,
-            num_classes,
-            dropout_rate=dropout_rate,
-            kernel_init=nnx.initializers.normal(0.01),
-            param_dtype=stored,
-            rngs=rngs,
-        )
-        self.grammar = (stem, shortcut)
+        head = None
+        if num_classes:
+            head = Classifier(
+                dim,
+                num_classes,
+                dropout_rate=dropout_rate,
+                kernel_init=nnx.initializers.normal(0.01),
+                param_dtype=stored,
+                rngs=rngs,
+            )
+        self.head, self.grammar = head, (stem, shortcut)
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
@@ -262,7 +281,11 @@ class ResNet(Recompute):
     ) -> Float[Array, "b classes"]:
         """Maps normalised images [b, h, w, in_channels] to float32 logits [b, num_classes]; `rngs`
         as in `features`.
+
+        Raises:
+            ValueError: a network without classifier.
         """
+        check_classifier(self)
         last = self.features(x, rngs=rngs)[-1]
         return self.head(jnp.mean(last, axis=(1, 2), dtype=jnp.float32), rngs=rngs)
 
@@ -310,8 +333,9 @@ class ResNet(Recompute):
                 rows.append(summary_row(f"stages/{number}/embedding", "embedding", shape))
             for index, block in enumerate(stage.blocks):
                 h, w = add(f"stages/{number}/blocks/{index}", block.rows(h, w))
-        fc_macs = self.stage_info[-1][0] * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
+        if self.head is not None:
+            fc_macs = self.stage_info[-1][0] * self.num_classes
+            rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

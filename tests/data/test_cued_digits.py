@@ -109,7 +109,7 @@ def perturbed(context):
     """
     config = recipe.get_config("none")
     config.model.context = context
-    net = models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+    net = models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
     graphdef, weights = nnx.split(nnx.view(net, deterministic=True, use_running_average=True))
     rng = np.random.RandomState(0)
     return graphdef, jax.tree.map(

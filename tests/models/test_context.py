@@ -261,7 +261,7 @@ def test_config_section_becomes_entries():
         config = ConfigDict(dict(model=section, data=dict(channels=1, image_size=(8, 8))))
         for read in (config, ConfigDict(json.loads(config.to_json()))):
             model = nnx.eval_shape(
-                lambda c=read: models.create_from_config(c, {"num_classes": 3}, rngs=nnx.Rngs(0))
+                lambda c=read: models.create_from_config(c, num_classes=3, rngs=nnx.Rngs(0))
             )
             assert places(model) == expected
 

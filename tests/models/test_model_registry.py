@@ -97,7 +97,7 @@ def test_smoke_overrides_run_every_model():
             continue
         seen.add(kind)
         model = nnx.eval_shape(
-            lambda c=config: models.create_from_config(c, {"num_classes": 10}, rngs=nnx.Rngs(0))
+            lambda c=config: models.create_from_config(c, num_classes=10, rngs=nnx.Rngs(0))
         )
         view = nnx.view(
             model, deterministic=True, use_running_average=True, raise_if_not_found=False
@@ -129,21 +129,19 @@ def test_config_section_becomes_options():
     )
     for section in (config, ConfigDict(json.loads(config.to_json()))):
         model = nnx.eval_shape(
-            lambda c=section: models.create_from_config(c, {"num_classes": 7}, rngs=nnx.Rngs(0))
+            lambda c=section: models.create_from_config(c, num_classes=7, rngs=nnx.Rngs(0))
         )
         assert placement(model) == [(), (), (2,), (1,)]
         layer = model.stages[3].blocks[0].attention
         assert (layer.key_depth, layer.num_heads, layer.scope) == (8, 2, (3, 5))
         assert (model.in_channels, model.num_classes, model.head.dropout.rate) == (1, 7, 0.1)
     model = nnx.eval_shape(
-        lambda: models.create_from_config(
-            config, {"num_classes": 7, "in_channels": 2}, rngs=nnx.Rngs(0)
-        )
+        lambda: models.create_from_config(config, num_classes=7, in_channels=2, rngs=nnx.Rngs(0))
     )
     assert (model.in_channels, model.num_classes) == (2, 7)  # the task goes before config.data
     config.model.num_classes, config.model.in_channels = 3, 4
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, {"num_classes": 7}, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, num_classes=7, rngs=nnx.Rngs(0))
     )
     assert (model.in_channels, model.num_classes) == (4, 3)
 
@@ -153,7 +151,7 @@ def test_image_size_of_the_data_sizes_global_tables():
     config.model.name = "lambda_resnet26rpt_256"
     config.data.image_size = (64, 96)
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
     )
     assert model.stages[2].blocks[0].attention.size == (8, 12)
 
@@ -195,10 +193,10 @@ def test_errors_name_the_nearest():
         abstract("resnet50", width=(1, 2, 3, 4))
     config = ConfigDict(dict(model=dict(), data=dict(channels=1, image_size=(8, 8))))
     with pytest.raises(ValueError, match="config.model has no 'name'"):
-        models.create_from_config(config, {"num_classes": 2}, rngs=nnx.Rngs(0))
+        models.create_from_config(config, num_classes=2, rngs=nnx.Rngs(0))
     config.model.name = "resnet_digits"
     with pytest.raises(ValueError, match="no option 'num_clases'. Did you mean 'num_classes'"):
-        models.create_from_config(config, {"num_clases": 2}, rngs=nnx.Rngs(0))
+        models.create_from_config(config, num_clases=2, rngs=nnx.Rngs(0))
 
 
 def test_describe_shows_presets_and_options():

@@ -57,7 +57,7 @@ assert any(row["type"] == "Newcomer" for row in model.summary_rows(8, 8))
 
 assert name in attention_zoo.variants()
 compared = attention_zoo.get_config("digits," + name)
-build = lambda: create_from_config(compared, {"num_classes": 10}, rngs=nnx.Rngs(0))
+build = lambda: create_from_config(compared, num_classes=10, rngs=nnx.Rngs(0))
 abstract = nnx.eval_shape(build)
 assert any(row["type"] == "Newcomer" for row in abstract.summary_rows(8, 8))
 print(lambdanet.__file__)

@@ -76,7 +76,7 @@ def test_every_row_is_valid_and_its_smoke_version_builds(case):
 
     def build():
         return nnx.eval_shape(
-            lambda: models.create_from_config(smoke, {"num_classes": 10}, rngs=nnx.Rngs(0))
+            lambda: models.create_from_config(smoke, num_classes=10, rngs=nnx.Rngs(0))
         )
 
     # Full-size models are built in tests/models; here it is the options that count.
@@ -185,7 +185,7 @@ def test_every_hierarchical_row_is_valid():
 def test_weight_decay_spares_all_but_weights(name):
     config = imagenet300.get_config(f"{name},smoke")
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, {"num_classes": 10}, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
     )
     params = split_model(model)[1]
     check_rules(config.optim, params)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 import models
+from configs import base
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.interop.names import NameMappingError
@@ -40,10 +41,16 @@ def saved(tmp_path_factory):
     return path, flat
 
 
+def section(path, **options):
+    train = base.get_config().train
+    train.update({"init_weights": str(path)} | options)
+    return train
+
+
 def test_everything_is_taken_and_the_averages_start_there_too(saved):
     path, flat = saved
     now, shardings = fresh_state()
-    now = weights.start_from(now, path, build(), shardings, new_head=False)
+    now = weights.start_from(now, section(path), build(), shardings)
     for tree in ({**now.params}, now.ema["params"]):
         for name, leaf in state.flatten_names(tree).items():
             np.testing.assert_array_equal(leaf, flat[name], err_msg=name)
@@ -57,19 +64,19 @@ def test_a_new_head_keeps_its_initialisation(saved):
     path, flat = saved
     before, shardings = fresh_state(num_classes=7)
     head = np.asarray(before.params["head"]["fc"]["kernel"])
-    after = weights.start_from(before, path, build(7), shardings, new_head=True)
+    after = weights.start_from(before, section(path, init_head="new"), build(7), shardings)
     np.testing.assert_array_equal(after.params["head"]["fc"]["kernel"], head)
     stem = next(k for k in flat if k.startswith("stem") and k.endswith("kernel"))
     np.testing.assert_array_equal(state.flatten_names(after.params)[stem], flat[stem])
     same_size, shardings = fresh_state()
-    after = weights.start_from(same_size, path, build(), shardings, new_head=True)
+    after = weights.start_from(same_size, section(path, init_head="new"), build(), shardings)
     assert not np.array_equal(after.params["head"]["fc"]["kernel"], flat["head/fc/kernel"])
 
 
 def test_another_head_without_being_asked_for_is_an_error(saved):
     now, shardings = fresh_state(num_classes=7)
     with pytest.raises(NameMappingError, match="head/fc/kernel"):
-        weights.start_from(now, saved[0], build(7), shardings, new_head=False)
+        weights.start_from(now, section(saved[0]), build(7), shardings)
 
 
 PVT = dict(
@@ -121,7 +128,7 @@ def test_live_and_averaged_weights_by_choice(monkeypatch):
 
     monkeypatch.setattr(files, "read_state", read_state)
     now, shardings = fresh_state(ema=False)
-    for options in ({}, {"prefer_ema": False}):
+    for options in ({}, {"init_average": "live"}):
         with pytest.raises(files.WeightsFileError, match="enough"):
-            weights.start_from(now, "x.pth", build(), shardings, new_head=False, **options)
+            weights.start_from(now, section("x.pth", **options), build(), shardings)
     assert given == [True, False]
