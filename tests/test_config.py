@@ -105,6 +105,11 @@ WRONG = {
         {"data.source": "tfds", "data.data_dir": "no/where"},
         ["no/where", "lambdanet.data.prepare"],
     ),
+    "windows that nobody draws": (
+        {"data.cat_max_ratio": "0.75"},
+        ["data.cat_max_ratio = 0.75, data.crop = 'none'", "scale_crop"],
+    ),
+    "scales in the wrong order": ({"data.scale_range": "(2.0, 0.5)"}, ["data.scale_range", "low"]),
     "missing pseudo-labels": ({"data.pseudo_labels": "no.npz"}, ["no.npz", "pseudo_label"]),
     "unknown model": ({"model.name": "tiny_nett"}, ["'tiny_nett'", "Did you mean 'tiny_net'?"]),
     "unknown model option": (

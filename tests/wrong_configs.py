@@ -113,6 +113,10 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
     "data.crop": ("", "Shift", "center", "random"),
     "data.crop_scale": ("(0.5, 0.1)", "(0.0, 1.0)", "(0.1, 1.1)", "(0.1,)", "(1e-300, 1)"),
     "data.crop_ratio": ("(2.0, 1.0)", "(0.0, 1.0)", "(1e-300, 1e300)", "(1,)"),
+    "data.scale_range": ("(2.0, 0.5)", "(0.0, 1.0)", "(0.5, 1e300)", "(1.0,)", "2.0"),
+    "data.scale_base": ("-1", "100000000"),
+    "data.cat_max_ratio": ("0.0", "1.5", "75", "0.75"),  # the last: without crop 'scale_crop'
+    "data.photometric_distortion": ("1", "on"),
     "data.flip": ("1.5", "2"),
     "data.rand_augment": ("(100000, 9)", "(1.5, 9)", "(2, 31)", "(2,)", "(-1, 9)", "2"),
     "data.color_jitter": ("(0.1, 0.1)", "0.4", "(1e300, 0, 0)", "(-1, 0, 0)"),

@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from data_helpers import describe, jpeg, open_source, sizes
 from sklearn.datasets import load_digits
 
-from lambdanet.data import decode, digits, storage
+from lambdanet import data
+from lambdanet.data import decode, digits, label_maps, storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -207,3 +208,17 @@ def test_synthetic_source(config):
         ValueError, match="no split 'train_labelled'; allowed: train, validation, test"
     ):
         open_source(config, "train_labelled")
+
+
+def test_synthetic_label_maps_are_there_for_who_asks(config):
+    config.source, config.image_size, config.channels = "synthetic", (21, 13), 3
+    config.synthetic_records, config.synthetic_classes = 40, 300
+    mask, names = label_maps.find_mask(data.open_builder(config), "image")
+    assert mask == "segmentation_mask" and len(names) == 255  # more a label map cannot hold
+    features = {"image": "image", mask: mask}
+    first, second = (data.open_source(config, "train", features).read(7) for _ in range(2))
+    found = label_maps.read_label_map(first.fields[mask], 255, name="it", size=(13, 21))
+    assert np.array_equal(found[..., None], second.fields[mask])
+    assert len(np.unique(found)) == 6 and (found[:8, :8] == found[0, 0]).all()
+    plain = open_source(config, "train").read(7)
+    assert mask not in plain.fields and np.array_equal(plain.fields["image"], first.fields["image"])

@@ -1,0 +1,276 @@
+"""Folders of pictures and masks: pairs, codings, everything that is wrong at once, and the prepared
+set.
+"""
+
+import numpy as np
+import pytest
+from data_helpers import jpeg
+from PIL import Image
+
+from configs import base
+from lambdanet import data
+from lambdanet.data import label_maps, mask_coding, mask_folders, prepare
+
+SIZE = (12, 10)
+
+
+def label_map(seed, classes=3):
+    labels = np.random.default_rng(seed).integers(0, classes, SIZE[::-1]).astype(np.uint8)
+    labels[0, 0] = 255
+    return labels
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """images/<n>.jpg and masks/<n>.png, n = 0 to 9: classes 0 to 2, one ignored pixel each."""
+    for name in ("images", "masks"):
+        (tmp_path / name).mkdir()
+    for n in range(10):
+        (tmp_path / "images" / f"{n}.jpg").write_bytes(jpeg((200, 10 * n, 0), SIZE))
+        Image.fromarray(label_map(n)).save(tmp_path / "masks" / f"{n}.png")
+    (tmp_path / "names.txt").write_text("sky\nsea\nsand\n\n")
+    return tmp_path
+
+
+def run(folders, *options):
+    paths = [str(folders / name) for name in ("images", "masks", "out")]
+    return prepare.main(["segmentation", *paths, *options])
+
+
+def read(folders, split):
+    """Label maps of a prepared split, by file, and the classes."""
+    section = base.get_config().data
+    section.source, section.data_dir = "tfds", str(folders / "out")
+    builder = data.open_builder(section)
+    mask, names = label_maps.find_mask(builder, "image")
+    source = data.open_source(section, split, {"image": "image", "mask": mask})
+    records = [source.read(i) for i in range(len(source))]
+    found = {
+        r.name.rsplit("file ", 1)[1]: label_maps.read_label_map(
+            r.fields["mask"], len(names), name=r.name, size=SIZE
+        )
+        for r in records
+    }
+    images = {r.name.rsplit("file ", 1)[1]: r.fields["image"] for r in records}
+    return found, images, names
+
+
+def test_prepare_command_makes_a_set_that_every_reader_opens(folders, capsys):
+    options = ["--classes", str(folders / "names.txt"), "--val-fraction", "0.2"]
+    assert run(folders, *options) == 0
+    out = capsys.readouterr().out
+    assert "3 classes, train 8, validation 2" in out
+    assert "--config.data.source=tfds" in out and "--config.data.test_split=" in out
+    shares = [line.split() for line in out.splitlines()]
+    assert shares[0] == ["class", "train", "validation"]
+    every = np.stack([label_map(n) for n in range(10)])
+    files = []
+    for column, split in ((2, "train"), (5, "validation")):
+        found, images, names = read(folders, split)
+        assert names == ("sky", "sea", "sand")
+        files += list(found)
+        for file, labels in found.items():
+            assert np.array_equal(labels, every[int(file[0])])
+            assert images[file] == (folders / "images" / file).read_bytes()
+        numbers = np.stack(list(found.values()))
+        for row, value in ((1, 0), (2, 1), (3, 2), (4, 255)):
+            cells = shares[row][column - (row == 4) :]
+            assert float(cells[0]) == pytest.approx(100 * (numbers == value).mean(), abs=0.006)
+            assert int(cells[2]) == len(found)
+    assert sorted(files) == [f"{n}.jpg" for n in range(10)]
+    assert run(folders, *options) == 1
+    assert "is a prepared data set already" in capsys.readouterr().err
+
+
+def test_numbers_are_the_names_if_nobody_gave_any(folders, capsys):
+    assert run(folders, "--val-fraction", "0") == 0
+    assert "3 classes, train 10" in capsys.readouterr().out
+    assert read(folders, "train")[2] == ("0", "1", "2")
+
+
+def test_palette_pictures_and_reduced_zero_labels(folders, capsys):
+    for n in range(10):
+        image = Image.fromarray(label_map(n) % 255, "P")  # the ignored pixel is 0, too
+        image.putpalette(list(range(255, -1, -1)) * 3)
+        image.save(folders / "masks" / f"{n}.png")
+    (folders / "names.txt").write_text("sea\nsand\n")
+    options = ["--classes", str(folders / "names.txt"), "--reduce-zero-label", "--val-fraction=0"]
+    assert run(folders, *options) == 0
+    for file, labels in read(folders, "train")[0].items():
+        stored = label_map(int(file[0])) % 255
+        assert np.array_equal(labels, np.where(stored == 0, 255, stored.astype(int) - 1))
+
+
+def test_another_value_may_be_the_ignored_one(folders):
+    assert run(folders, "--ignore", "2") == 1  # 255 is then no class
+    for n in range(10):
+        Image.fromarray(label_map(n) % 255).save(folders / "masks" / f"{n}.png")
+    assert run(folders, "--ignore", "2", "--val-fraction", "0") == 0
+    found, _, names = read(folders, "train")
+    assert names == ("0", "1") and set(np.unique(found["3.jpg"])) == {0, 1, 255}
+
+
+def test_colours_become_classes(folders, capsys):
+    colours = np.array([(0, 0, 0), (0, 0, 255), (255, 200, 0)], np.uint8)
+    for n in range(10):
+        coded = colours[label_map(n) % 255]
+        coded[0, 0] = (255, 255, 255)
+        Image.fromarray(coded).save(folders / "masks" / f"{n}.png")
+    palette = folders / "palette.csv"
+    palette.write_text("name,r,g,b\nsky,0,0,0\nignore,255,255,255\nsea,0,0,255\nsand, 255,200,0\n")
+    assert run(folders, "--val-fraction=0") == 1
+    assert "masks/0.png: a colour picture where a label map is expected" in capsys.readouterr().err
+    assert run(folders, "--colours", str(palette), "--val-fraction=0") == 0
+    found, _, names = read(folders, "train")
+    assert names == ("sky", "sea", "sand")
+    assert all(np.array_equal(m, label_map(int(file[0]))) for file, m in found.items())
+
+
+def test_everything_that_is_wrong_is_said_at_once(folders, capsys):
+    images, masks = folders / "images", folders / "masks"
+    (images / "0.jpg").unlink()
+    (masks / "1.png").unlink()
+    Image.fromarray(label_map(2)[:-1]).save(masks / "2.png")
+    Image.fromarray(label_map(3) + np.uint8(5) * (label_map(3) == 2)).save(masks / "3.png")
+    noise = np.random.default_rng(0).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
+    Image.fromarray(noise).save(masks / "4.png")
+    (masks / "5.png").unlink()
+    Image.fromarray(label_map(5)).save(masks / "5.jpg")
+    (images / "6.jpg").write_text("no picture")
+    (masks / "7.png").write_bytes((masks / "7.png").read_bytes()[:60])
+    Image.fromarray(label_map(8)).save(masks / "8.tif")
+    (folders / "names.txt").write_text("sky\nsea\nsand\n")
+    assert run(folders, "--classes", str(folders / "names.txt")) == 1
+    err = capsys.readouterr().err
+    for problem in (
+        "masks/0.png: no picture of the name 0.* in images",
+        "images/1.jpg: no mask of the name 1.* in masks",
+        "masks/2.png: the label map has 12 x 9 pixels, its picture 12 x 10",
+        "masks/3.png: label 7 at row",
+        "allowed: 0 to 2 (3 classes) and 255 (ignore)",
+        "masks/4.png: a colour picture",
+        "masks/5.jpg: a label map in format JPEG",
+        "images/6.jpg: not an image",
+        "masks/7.png: ",
+        "masks/8.tif: the same name as 8.png up to the ending",
+    ):
+        assert problem in err
+    assert not (folders / "out").exists()
+
+
+def test_problems_of_names_are_said_with_the_others(folders, capsys):
+    (folders / "images" / "0.jpg").unlink()
+    names = folders / "names.txt"
+    for text, problems in (
+        ("sky\nsea\nsky\n", ["names.txt: class 'sky' stands on lines 1, 3; names must differ"]),
+        ("sky\n\nsea", ["names.txt: line 2: a class name must have printable characters"]),
+        ("", ["names.txt: no class names"]),
+        ("\n".join(map(str, range(256))), ["names.txt: 256 classes; allowed: up to 255"]),
+    ):
+        names.write_text(text)
+        assert run(folders, "--classes", str(names)) == 1
+        err = capsys.readouterr().err
+        assert "masks/0.png: no picture" in err and all(p in err for p in problems)
+    names.write_bytes(b"\xff\xfe")
+    assert run(folders, "--classes", str(names)) == 1
+    assert "names.txt: is no UTF-8 text" in capsys.readouterr().err
+    assert run(folders, "--classes", str(folders / "nowhere.txt")) == 1
+    assert "nowhere.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("a,0,0,0\nb,0,0,0\n", "line 2 has colour (0, 0, 0) once more"),
+        ("a,0,0,0\na,1,0,0\n", "class 'a' stands on lines 1, 2"),
+        ("a,0,0,256\n", "line 1 is 'a,0,0,256'; it must read 'name,red,green,blue'"),
+        ("name,r,g,b\na,0,0\n", "line 2 is 'a,0,0'"),
+        ("ignore,0,0,0\n", "no class names"),
+    ],
+)
+def test_palettes_that_cannot_be(tmp_path, text, problem):
+    (tmp_path / "palette.csv").write_text(text)
+    _, problems = mask_coding.read_palette(tmp_path / "palette.csv")
+    assert any(problem in found for found in problems)
+
+
+def test_colours_beyond_the_palette_are_named_with_their_place():
+    coding = mask_coding.Coding(("a",), colours={(1, 2, 3): 0})
+    pixels = np.full((4, 5, 3), (1, 2, 3), np.uint8)
+    pixels[2, 1:3] = (9, 2, 3)
+    with pytest.raises(ValueError, match=r"colour \(9, 2, 3\) at row 2, column 1, and 1 such"):
+        coding._by_colour(pixels)
+
+
+def test_a_palette_stands_alone(folders, capsys):
+    (folders / "p.csv").write_text("a,0,0,0\n")
+    assert run(folders, "--colours", str(folders / "p.csv"), "--ignore", "0") == 1
+    assert "leave out --classes, --ignore and --reduce-zero-label" in capsys.readouterr().err
+
+
+def test_split_folders_are_the_splits(folders, capsys):
+    for kind, ending in (("images", "jpg"), ("masks", "png")):
+        for split, numbers in (("training", range(7)), ("validation", range(7, 10))):
+            (folders / kind / split / "deep").mkdir(parents=True)
+            for n in numbers:
+                name = f"{n}.{ending}"
+                (folders / kind / name).rename(folders / kind / split / "deep" / name)
+    assert run(folders) == 0
+    assert "3 classes, train 7, validation 3" in capsys.readouterr().out
+    assert "training/deep/0.jpg" in read(folders, "train")[0]
+    (folders / "images" / "test").mkdir()
+    (folders / "images" / "more").mkdir()
+    (folders / "masks" / "training" / "deep" / "0.png").rename(folders / "masks" / "0.png")
+    with pytest.raises(ValueError) as error:
+        mask_folders.scan(folders / "images", folders / "masks")
+    for problem in (
+        "images/test: the other folder has no split 'test'",
+        "images/more: beside train only folders of splits may stand",
+        "masks/0.png: beside train only folders",
+        "images/training/deep/0.jpg: no mask",
+    ):
+        assert problem in str(error.value)
+
+
+def test_whole_folders_are_held_out():
+    files = [f"{video}/{n}.jpg" for video in "abcde" for n in range(20)]
+    parts = mask_folders.hold_out(files, 0.2, 0.2)
+    videos = {name: {files[i][0] for i in rows} for name, rows in parts.items()}
+    assert [len(v) for v in videos.values()] == [3, 1, 1]
+    assert sorted(sum(map(list, videos.values()), [])) == list("abcde")
+    assert parts == mask_folders.hold_out(files, 0.2, 0.2)
+    single = mask_folders.hold_out([f"{n}.jpg" for n in range(100)], 0.1, 0.05)
+    assert {name: len(rows) for name, rows in single.items()} == {
+        "train": 85,
+        "validation": 10,
+        "test": 5,
+    }
+    assert list(mask_folders.hold_out(["a.jpg"], 0.9, 0.0)) == ["train"]
+
+
+def test_classes_that_never_occur_are_said(folders, capsys):
+    (folders / "names.txt").write_text("sky\nsea\nsand\nunicorn\n")
+    assert run(folders, "--classes", str(folders / "names.txt")) == 0
+    assert "note: classes that never occur in train: unicorn" in capsys.readouterr().out
+    assert read(folders, "train")[2][3] == "unicorn"
+
+
+def test_masks_without_any_class_and_folders_that_are_none(folders, capsys):
+    for n in range(10):
+        Image.fromarray(label_map(n) | 255).save(folders / "masks" / f"{n}.png")
+    assert run(folders) == 1
+    assert "no pixel has a class" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="nowhere is not a directory"):
+        mask_folders.scan(folders / "nowhere", folders / "masks")
+    assert prepare.main(["segmentation", *[str(folders / "images")] * 2, str(folders / "images/x")])
+    assert "lies in" in capsys.readouterr().err
+
+
+def test_a_turned_photo_needs_the_mask_of_the_upright_picture(folders, capsys):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    Image.new("RGB", SIZE).save(folders / "images" / "0.jpg", exif=exif)
+    assert run(folders) == 1
+    assert "masks/0.png: the label map has 12 x 10 pixels, its picture 10 x 12 (the camera's" in (
+        capsys.readouterr().err
+    )
