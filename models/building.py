@@ -1,4 +1,4 @@
-"""From a name and options to a function that builds the model, which models that hold others use."""
+"""From a name and options to a function that builds the model, for models that hold others, too."""
 
 from __future__ import annotations
 

@@ -117,20 +117,19 @@ class CrissCrossHead(ContextHead):
         return logits, embedded
 
     def rows(self, sizes: Sizes) -> list[Row]:
-        """Returns the summary for maps of these sizes."""
+        """Returns the summary for maps of these sizes; the embedding, which evaluation leaves out,
+        has no multiply-adds.
+        """
         rows = super().rows(sizes)
         if self.embed is not None:
             h, w = sizes[self.index]
-            dims = self.embed.in_features, self.embed.out_features
-            rows.append(("embed", "linear", (h, w, dims[1]), h * w * dims[0] * dims[1]))
+            rows.append(("embed", "linear", (h, w, self.embed.out_features), 0))
         return rows
 
     @property
     def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
-        """Names of CCNet's RCCAModule ('ccnet' for files with InPlace-ABN, 'official' where its
-        norms are plain ones) and of mmsegmentation's CCHead.
-        """
-        return {**super().torch_names, "ccnet": _rcca(inplace=True), "official": OFFICIAL_NAMES}
+        """Names of CCNet's RCCAModule with its in-place norms and of mmsegmentation's CCHead."""
+        return {**super().torch_names, "ccnet": _rcca(inplace=True)}
 
 
 def _rcca(*, inplace: bool) -> tuple[Rule, ...]:

@@ -1,1 +1,154 @@
-"""Published networks by name."""
+"""Published segmentation networks by name, and small ones for pictures of 96 x 96.
+
+The options of the parts are those of the sources that the heads name; where they leave something
+open, or where nobody has published a network (LaViT, the lambda networks), they follow
+mmsegmentation's configurations. Classes: 19 for the networks of the Cityscapes papers, 150 (ADE20K)
+for the others, 21 for torchvision's. `align_corners` is True where crops of 769 x 769 are used.
+
+- ccnet, ocnet, isanet, nonlocal: ResNets with the three-convolution stem and output stride 8;
+  danet: with the plain stem and dilations 4, 8, 16 in the last blocks, as in its released
+  evaluation. The auxiliary head is on the third stage.
+- fcn: torchvision's.
+- upernet: norms on the backbone's maps where it has none of its own, an auxiliary head on the third
+  stage. Swin's windows are those of its code for dense tasks: shifted also where one window covers
+  the map.
+- semantic_fpn: no auxiliary head; PVT without its class token.
+- LaViT with factored transforms, whose full ones would hold heads x N^2 numbers per layer at the
+  sizes of this task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..registration import registry
+from .segmenter import Segmenter
+
+CITYSCAPES = dict(num_classes=19, image_size=(769, 769), align_corners=True)
+ADE20K = dict(num_classes=150, image_size=(512, 512))
+
+OFFICIAL = dict(channels=512, bias=True)
+"""Of the auxiliary heads of the CCNet and OCNet code."""
+
+LEAKY = dict(activation="leaky_relu_0.01")
+
+
+def _auxiliary(**options: Any) -> dict[str, Any]:
+    return dict(name="fcn", stage=3, **{"channels": 256, **options})
+
+
+def _dilated() -> None:
+    """ResNets with output stride 8 under the heads with attention."""
+    deep = dict(output_stride=8, stem="deep")
+    heads = {
+        "ccnet": (
+            deep,
+            dict(name="criss_cross", channels=512, **LEAKY),
+            _auxiliary(**OFFICIAL, **LEAKY),
+        ),
+        "danet": (dict(output_stride=8, multi_grid=(1, 2, 4)), dict(name="danet"), _auxiliary()),
+        **{
+            f"ocnet_{variant}": (
+                deep,
+                dict(name="ocnet", variant=variant),
+                _auxiliary(**OFFICIAL, **LEAKY, dropout=0.05),
+            )
+            for variant in ("base", "pyramid", "asp")
+        },
+        "isanet": (
+            deep,
+            dict(name="isa", block_dropout=0.05, dropout=0.0),
+            _auxiliary(**OFFICIAL, dropout=0.05),
+        ),
+        "nonlocal": (deep, dict(name="nonlocal"), _auxiliary()),
+    }
+    for depth in ("resnet50", "resnet101"):
+        for name, (backbone, head, auxiliary) in heads.items():
+            parts = dict(backbone=dict(name=depth, **backbone), head=head, auxiliary=auxiliary)
+            registry.register(f"{name}_{depth}", Segmenter, **parts, **CITYSCAPES)
+        registry.register(
+            f"fcn_{depth}",
+            Segmenter,
+            backbone=dict(name=depth, output_stride=8),
+            head="fcn",
+            auxiliary=_auxiliary(),
+            num_classes=21,
+            image_size=(520, 520),
+        )
+
+
+def windows(side: int) -> tuple[Mapping[str, Any], ...]:
+    """Returns the attention of a Swin stage in dense tasks: windows as they lie, then shifted by
+    half, with the shift also where one window covers the map.
+    """
+    options = dict(window_size=side, shift_covered=True)
+    return dict(name="window", **options), dict(name="shifted_window", **options)
+
+
+def _upernet() -> None:
+    swin = (windows(7),) * 4
+    slide_swin = ("slide", "slide", windows(7), windows(7))
+    normed = dict(output_norm=True)
+    backbones: dict[str, dict[str, Any]] = {"resnet50": {}, "resnet101": {}, "lambda_resnet50": {}}
+    for size, rate in (("tiny", 0.3), ("small", 0.3), ("base", 0.5)):
+        rates = dict(drop_path_rate=rate, **normed)
+        backbones[f"swin_{size}"] = dict(attention=swin, **rates)
+        backbones[f"slide_swin_{size}"] = dict(attention=slide_swin, **rates)
+        backbones[f"cswin_{size}"] = dict(rates)
+        backbones[f"slide_cswin_{size}"] = dict(rates)
+    for size in ("mini", "tiny", "small", "base"):
+        backbones[f"nat_{size}"] = dict(normed)
+    for size in ("tiny", "small", "base"):
+        backbones[f"lavit_{size}"] = dict(transform="kron", **normed)
+    for name, options in backbones.items():
+        registry.register(
+            f"upernet_{name}",
+            Segmenter,
+            backbone=dict(name=name, **options),
+            head="upernet",
+            auxiliary=_auxiliary(),
+            **ADE20K,
+        )
+
+
+def _semantic_fpn() -> None:
+    backbones: dict[str, dict[str, Any]] = {"resnet50": {}, "resnet101": {}, "lambda_resnet50": {}}
+    for size in ("tiny", "small", "medium", "large"):
+        backbones[f"pvt_{size}"] = backbones[f"slide_pvt_{size}"] = dict(pool="mean")
+    for number in range(6):
+        backbones[f"pvt_v2_b{number}"] = {}
+    for size in ("mini", "tiny", "small", "base"):
+        backbones[f"nat_{size}"] = dict(output_norm=True)
+    for size in ("tiny", "small", "base"):
+        backbones[f"lavit_{size}"] = dict(transform="kron")
+    for name, options in backbones.items():
+        backbone = dict(name=name, **options)
+        registry.register(
+            f"semantic_fpn_{name}", Segmenter, backbone=backbone, head="semantic_fpn", **ADE20K
+        )
+
+
+def _small() -> None:
+    """For 96 x 96: a ResNet of basic blocks with maps of 24, 12 and 12 positions."""
+    backbone = dict(name="resnet18", blocks=(2, 2, 2), widths=(32, 64, 128), output_stride=8)
+    common = dict(backbone=backbone, num_classes=11, image_size=(96, 96))
+    heads: dict[str, Any] = {
+        "fcn": dict(name="fcn", channels=64),
+        "upernet": dict(name="upernet", channels=64),
+        "semantic_fpn": dict(name="semantic_fpn", neck_channels=64, channels=64),
+        "criss_cross": dict(name="criss_cross", channels=64),
+        "danet": dict(name="danet", channels=64),
+        "ocnet": dict(name="ocnet", channels=64),
+        "isa": dict(name="isa", channels=64, group_size=(4, 4)),
+        "nonlocal": dict(name="nonlocal", channels=64),
+        "lambda": dict(name="context", channels=64, block=dict(name="lambda", scope=7)),
+    }
+    for name, head in heads.items():
+        registry.register(f"small_{name}", Segmenter, head=head, **common)
+
+
+_dilated()
+_upernet()
+_semantic_fpn()
+_small()

@@ -1,6 +1,4 @@
-"""Criss-cross attention against loops over pairs, what it links, what it holds in memory, and
-CCNet's head.
-"""
+"""Criss-cross attention against loops over pairs, what it links, and what it holds in memory."""
 
 import itertools
 import math
@@ -14,7 +12,7 @@ from jaxpr_macs import jaxpr_macs
 from jaxpr_sizes import largest_array
 
 from lambdanet.attention import create_attention
-from lambdanet.attention.criss_cross import TORCH_NAMES, CrissCross, RCCAHead
+from lambdanet.attention.criss_cross import TORCH_NAMES, CrissCross
 from lambdanet.interop.names import convert
 
 DIM = 8
@@ -216,50 +214,3 @@ def test_names_of_mmcv():
     np.testing.assert_array_equal(
         ours["passes/0/query/kernel"], state["query_conv.weight"][:, :, 0, 0].T
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# The head; its values are in the golden tests
-
-
-def test_head_counts():
-    made = nnx.eval_shape(lambda: RCCAHead(2048, 19, rngs=nnx.Rngs(0)))
-    convolutions = 9 * (2048 * 512 + 512 * 512 + 2560 * 512)
-    assert parameters(made) == convolutions + 3 * 2 * 512 + 328_321 + 512 * 19 + 19 == 23_934_100
-    small = RCCAHead(16, 3, hidden=8, dim_out=12, rngs=nnx.Rngs(0))
-    small = nnx.view(small, deterministic=True, use_running_average=True)
-    x = image(5, 3, dim=16, batch=1)
-    assert small.macs(5, 3) == jaxpr_macs(small, x)
-    assert jax.eval_shape(small, x).shape == (1, 5, 3, 3)
-
-
-def test_head_drops_whole_channels_in_training():
-    """With a classifier that only passes channels on, training differs from evaluation by one
-    factor per channel.
-    """
-    made = RCCAHead(8, 32, hidden=8, dim_out=32, dropout=0.5, rngs=nnx.Rngs(0))
-    made.classify.kernel[...] = jnp.eye(32)
-    x = image(3, 4)
-    evaluation = nnx.view(made, deterministic=True, use_running_average=True)(x)
-    training = nnx.view(made, deterministic=False, use_running_average=True)
-    kept = np.asarray(training(x, rngs=nnx.Rngs(dropout=1))) / np.where(
-        evaluation > 0, evaluation, np.nan
-    )
-    spread = np.nanmax(kept, (1, 2)) - np.nanmin(kept, (1, 2))  # [b, channel]
-    assert np.nanmax(spread) < 1e-5
-    assert set(np.round(np.nanmax(kept, (1, 2))[~np.isnan(spread)], 4)) == {0.0, 2.0}
-    with pytest.raises(ValueError, match="rngs"):
-        training(x)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(dropout=1.0), "dropout is 1.0; allowed: 0 <= dropout < 1"),
-        (dict(activation="leaky"), "activation is 'leaky'.*leaky_relu_0.01"),
-        (dict(recurrence=0), "recurrence is 0"),
-    ],
-)
-def test_wrong_head_options_are_named(options, message):
-    with pytest.raises(ValueError, match=message):
-        nnx.eval_shape(lambda: RCCAHead(32, 3, **options, rngs=nnx.Rngs(0)))

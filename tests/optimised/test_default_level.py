@@ -21,9 +21,9 @@ from flax import nnx
 from jax.extend.core import jaxprs_in_params
 
 from lambdanet.attention import create_attention, kind, list_attention
-from lambdanet.attention.criss_cross import RCCAHead
 from lambdanet.training.state import split_model
 from models import create_model, list_models
+from models.segmentation import CrissCrossHead
 
 DIM, SIZE, SIDE, BATCH = 16, (5, 7), 64, 8
 SAME = 1e-4  # float32 at both levels: the rounding of sums in another order
@@ -47,7 +47,12 @@ def make_block(name, dtype):
 
 
 def make_head(name, dtype):
-    return RCCAHead(DIM, 3, hidden=8, dim_out=8, dropout=0.0, dtype=dtype, rngs=nnx.Rngs(0))
+    class OneMap(CrissCrossHead):
+        def __call__(self, x, *, rngs=None):
+            return super().__call__([x], rngs=rngs)
+
+    info = [dict(channels=DIM, stride=8)]
+    return OneMap(info, 3, channels=8, dropout=0.0, dtype=dtype, rngs=nnx.Rngs(0))
 
 
 def make_backbone(name, dtype):
