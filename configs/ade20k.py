@@ -9,8 +9,8 @@ part runs ten steps on synthetic images.
 
 DIR is a prepared TFDS set: `scene_parse150` of TFDS, or what `python -m lambdanet.data.prepare
 segmentation IMAGES MASKS DIR` makes of the images and index masks of SceneParse150, in which 0
-means 'other' (segmentation.reduce_zero_label). The backbone's weights are train.init_weights; from random
-ones nobody reaches the published numbers.
+means 'other' (segmentation.reduce_zero_label). The backbone's weights are train.init_weights; from
+random ones nobody reaches the published numbers.
 
 Recipes (mmsegmentation 1.2 and the PVT line), by the name's beginning and backbone:
     transformers with UPerNet   AdamW 6e-5, weight decay 0.01, linear to 0, warm-up of 1500 steps

@@ -312,7 +312,7 @@ def panels(
 
 def write_predictions(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> list[tuple[str, ...]]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Writes label maps and overlays of pictures; see `segmentation_files`."""
     from lambdanet.tasks import segmentation_files
 

@@ -28,7 +28,7 @@ MOST_NAMED = 5  # classes that a line of the table names
 
 def write(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> list[tuple[str, ...]]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Writes for every picture NAME_labels.png, whose values are the classes (a palette shows their
     colours), and NAME_overlay.png; and legend.png.
 
@@ -42,7 +42,7 @@ def write(
             the size of the picture.
 
     Returns:
-        (picture, label map, classes by share) of each.
+        (columns, rows): picture, label map, classes by share.
 
     Raises:
         ValueError, OSError: a picture cannot be read; names it.
@@ -56,8 +56,7 @@ def write(
         nothing = jnp.zeros((1, *size), jnp.int32)
         return pixel_scores(logits, nothing, align_corners=align)[1][0].astype(jnp.uint8)
 
-    classes = segmentation.model_options(info, config)["num_classes"]
-    names, rows = all_names(info, config, classes), []
+    names, rows = all_names(info, config, model.num_classes), []
     for name, path in files.items():
         try:
             image, scaled = read_picture(path, config.data)
@@ -70,7 +69,7 @@ def write(
         _save(folder / f"{name}_overlay.png", mixed)
         rows.append((str(path), str(written), _shares(labels, names)))
     _save(folder / "legend.png", label_colours.legend(names))
-    return rows
+    return ("picture", "label map", "classes"), rows
 
 
 def read_picture(
