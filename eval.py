@@ -1,7 +1,8 @@
-"""Looks at a model: accuracy, summary, speed, attention maps, export, pseudo-labels.
+"""Looks at a model: accuracy, summary, speed, attention maps, predictions, export, pseudo-labels.
 
     python eval.py --mode=accuracy --workdir=runs/digits
     python eval.py --mode=summary --config=configs/imagenet90.py:lccc
+    python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
     python eval.py --mode=export --workdir=runs/digits --step=best
     python eval.py --mode=describe --name='lambda_*'
 
@@ -15,17 +16,12 @@ results to --output as JSON. From Python, each mode is a function of a subject:
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import ConfigDict
@@ -34,104 +30,21 @@ import models
 from configs import base
 from lambdanet import attention, data, tasks
 from lambdanet import config as config_lib
-from lambdanet.analysis import attention_maps, export, speed, summary
-from lambdanet.analysis import text as text_lib
-from lambdanet.analysis.predict import predict
-from lambdanet.atomic import write_file
+from lambdanet.analysis.modes import (
+    accuracy,
+    draw_attention,
+    export_model,
+    label_split,
+    measure_speed,
+    say,
+    summarise,
+    write_predictions,
+    write_results,
+)
+from lambdanet.analysis.subject import AVERAGES, Subject, check_choice
 from lambdanet.config_flag import ConfigFlag, apply_overrides
-from lambdanet.data import pseudo_labels
-from lambdanet.interop import files
-from lambdanet.interop.grids import grids_of
-from lambdanet.ops.images import normalise
-from lambdanet.training import checkpoint, evaluate, mesh, start_up
+from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
-from lambdanet.training import step as step_lib
-from lambdanet.training import weights as weights_lib
-
-Weights = tuple[dict, dict]
-AVERAGES = ("live", "ema")
-console = text_lib.console(130)
-
-# ---- The model and its weights -------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """The model under evaluation.
-
-    Attributes:
-        config: the whole config, checked.
-        task: its module of lambdanet.tasks.
-        info: what the task found in the data; `tasks.UNKNOWN` where there is none.
-        build: makes the model.
-        graphdef: its evaluation view.
-        workdir: the run whose checkpoint gives the weights; None = `weights`.
-        weights: a file with weights instead; None with `workdir` None: as initialised.
-        step: the checkpoint: 'latest', 'best' (by train.keep_best) or a step number.
-        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of a PyTorch file that
-            has both, all modes. None = 'live' of a run, 'ema' of a file, as timm does.
-    """
-
-    config: ConfigDict
-    task: Any
-    info: data.DataInfo
-    build: Callable[[], nnx.Module]
-    graphdef: nnx.GraphDef
-    workdir: str | os.PathLike | None
-    weights: str | os.PathLike | None
-    step: str
-    average: str | None
-
-    @property
-    def name(self) -> str:
-        """The model's name."""
-        return self.config.model.name
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        return (*self.config.data.image_size, self.config.data.channels)
-
-    def forward(self, weights: Weights, images: jax.Array) -> jax.Array:
-        """The model's output for uint8 images [b, h, w, c]; `weights` is (params, stats)."""
-        normal = normalise(images, self.config.data.mean, self.config.data.std)
-        return nnx.merge(self.graphdef, *weights)(normal)
-
-    def load_weights(self, which: str | None = None) -> tuple[Weights, str]:
-        """Returns ((params, stats), where they come from); `which`: 'live' | 'ema', None =
-        `average`.
-
-        Raises:
-            ValueError: no weights were named, or they do not fit.
-        """
-        params, stats = state_lib.abstract_weights(self.build)
-        if self.weights:
-            model = nnx.eval_shape(self.build)
-            averaged = self.average != "live"
-            found = weights_lib.read_weights(
-                self.weights, model, params, stats, prefer_ema=averaged
-            )
-            return found, str(self.weights)
-        if not self.workdir:
-            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
-        wanted = int(self.step) if self.step.isdecimal() else self.step
-        which = which or self.average or "live"
-        params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)
-        return (params, stats), f"{self.workdir}, step {number}"
-
-    def split(self, name: str | None = None) -> str:
-        """Returns the split to evaluate: the one named, else data.test_split, else eval_split."""
-        split = name or self.config.data.test_split or self.config.data.eval_split
-        if not split:
-            raise ValueError("the config names no test_split and no eval_split: give --split=NAME")
-        return split
-
-    def batches(self, split: str, batch_size: int = 0) -> data.EvalBatches:
-        """Returns a split's batches; `batch_size` 0 = the config's, rounded up to the devices."""
-        train = self.config.train
-        wanted = batch_size or train.eval_batch_size or train.batch_size
-        size = -(-wanted // jax.device_count()) * jax.device_count()
-        return tasks.eval_batches(self.config, self.info, split, batch_size=size)
 
 
 def load_subject(
@@ -159,7 +72,7 @@ def load_subject(
         ConfigError, ValueError: what is wrong and what is allowed.
     """
     overrides, step, trusted = overrides or {}, str(step), config is not None
-    _check_choice(step, average, weights)
+    check_choice(step, average, weights)
     if config is None:
         if not workdir:
             raise ValueError("give --workdir=DIR (a training run) or --config=configs/FILE.py")
@@ -201,225 +114,6 @@ def load_subject(
     )  # fmt: skip
 
 
-def _check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:
-    """Raises ValueError for a step or an average that no weights can be chosen by."""
-    if step not in ("best", "latest") and not step.isdecimal():
-        raise ValueError(f"--step={step}; allowed: best, latest, or the number of a step")
-    if weights and step != "latest":
-        raise ValueError(
-            f"--step={step} and --weights={weights}: a file has no steps; leave one out"
-        )
-    if average not in (None, *AVERAGES):
-        raise ValueError(f"--average={average}; allowed: {', '.join(AVERAGES)}")
-
-
-def _check_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError if an option of a mode is too small."""
-    if value < least:
-        raise ValueError(f"--{name}={value}; allowed: {least} or more")
-
-
-# ---- Output --------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Prints a text as it is."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints a table; long cells are folded, never cut."""
-    say(title)
-    console.print(text_lib.console_table(columns, rows))
-
-
-def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:
-    """Writes <folder>/<mode>.json."""
-    text = json.dumps({"model": subject.name} | results, indent=2) + "\n"
-    say(f"Written: {write_file(folder / f'{mode}.json', text)}")
-
-
-# ---- Modes: functions of a subject, each returns what it found as plain values
-# --------------------
-
-
-def accuracy(subject: Subject, *, split: str | None = None, batch_size: int = 0) -> dict[str, Any]:
-    """The task's metrics of the live and, if the run kept them, the averaged weights.
-
-    Args:
-        subject: of `load_subject`.
-        split: None = the test split, else the evaluation split.
-        batch_size: 0 = the config's.
-
-    Returns:
-        dict(split, live, ema): per kind of weights the metrics, count and source.
-    """
-    _check_least("batch_size", batch_size, 0)
-    split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
-    loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
-    eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
-    found = evaluate.evaluate(
-        jax.jit(eval_step),
-        {which: weights for which, (weights, _) in loaded.items()},
-        subject.batches(split, batch_size),
-        sharding=mesh.batch_sharding(mesh.make_mesh()),
-    )
-    finish = tasks.finisher(subject.config, subject.info)
-    results, rows, metrics = {"split": split}, [], subject.task.METRICS
-    for which, (_, source) in loaded.items():
-        values = finish(found.sums[which], found.rows[which])
-        skipped = {"skipped_records": found.skipped} if found.skipped else {}
-        results[which] = {**values, "count": found.count, **skipped, "source": source}
-        shown = (
-            f"{100 * values[k]:.2f}" if m == "max" else f"{values[k]:.4f}"
-            for k, m in metrics.items()
-        )
-        rows.append((which, *shown, found.count, source))
-    titles = (f"{name} %" if mode == "max" else name for name, mode in metrics.items())
-    show_table(f"{subject.name} on {split}", ("weights", *titles, "images", "from"), rows)
-    return results
-
-
-def summarise(subject: Subject) -> dict[str, Any]:
-    """Path, type, output shape, parameters and MACs of every layer; nothing is allocated.
-
-    Weights that were named are read, so that it is known whether they fit.
-    """
-    if subject.weights:
-        say(f"The weights of {subject.load_weights()[1]} fit.")
-    model = nnx.view(
-        nnx.eval_shape(subject.build), deterministic=True, use_running_average=True,
-        raise_if_not_found=False,
-    )  # fmt: skip
-    rows = summary.summarise(model, *subject.image_shape[:2])
-    abstract = state_lib.abstract_weights(subject.build)
-    flops = summary.compiler_flops(subject.forward, abstract, subject.image_shape)
-    totals = summary.totals(rows)
-    say(f"{subject.name}, {'x'.join(map(str, subject.image_shape))}")
-    console.print(summary.summary_table(rows))
-    say(
-        f"{2 * totals['macs']:,} FLOPs by the papers' closed forms, two per MAC. The compiler "
-        "counts "
-        f"{flops:,.0f}\nfor the lowerings chosen here: with element-wise work, without taps on "
-        "padding, loop bodies once."
-    )
-    return {**totals, "compiler_flops": flops, "rows": rows}
-
-
-def measure_speed(
-    subject: Subject, *, batch_sizes: Sequence[int] = (1, 8, 64), repeats: int = 20
-) -> dict[str, Any]:
-    """Times the forward pass by batch size, on one device; without weights as initialised."""
-    _check_least("repeats", repeats, 1)
-    for size in batch_sizes:
-        _check_least("batch_sizes", size, 1)
-    if subject.workdir or subject.weights:
-        weights, _ = subject.load_weights()
-    else:  # the values of the weights do not change the time
-        weights = jax.jit(lambda: state_lib.split_model(subject.build())[1:])()
-    shape = subject.image_shape
-    results = speed.measure(subject.forward, weights, shape, batch_sizes, repeats=repeats)
-    device = jax.devices()[0].device_kind
-    say(f"{subject.name}: forward pass on {shape} images, {device}")
-    console.print(speed.speed_table(results))
-    return {"device": device, "results": results}
-
-
-def draw_attention(
-    subject: Subject, folder: str | os.PathLike, *, split: str | None = None, images: int = 3
-) -> dict[str, Any]:
-    """Writes a PNG per attention layer: where several queries of the first images look."""
-    _check_least("images", images, 1)
-    weights, source = subject.load_weights()
-    pictures = _first_images(subject.batches(subject.split(split)), images)
-    normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
-    maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
-    paths = attention_maps.draw_maps(maps, pictures, folder)
-    rows = [(k, v.shape, path) for (k, v), path in zip(maps.items(), paths, strict=True)]
-    title = f"{subject.name}: attention of {source}"
-    show_table(title, ("layer", "map", "picture"), rows)
-    return {"pictures": {layer: str(path) for layer, _, path in rows}}
-
-
-def _first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
-    """Returns the first `count` images that could be read, or all if there are fewer; raises
-    ValueError if there is none.
-    """
-    found: list[np.ndarray] = []
-    for batch in batches:
-        found += list(batch["image"][np.asarray(batch["mask"]) > 0])
-        if len(found) >= count:
-            break
-    if not found:
-        raise ValueError("no image of the split can be read")
-    return np.stack(found[:count])
-
-
-def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
-    """Writes one StableHLO file that runs without this library, and the weights as safetensors."""
-    (weights, source), folder = subject.load_weights(), Path(folder)
-    forward, shape = functools.partial(subject.forward, weights), subject.image_shape
-    program = export.export_model(forward, folder / "model.stablehlo", image_shape=shape)
-    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
-    difference = export.check_exported(program, forward, images)
-    flat = state_lib.flatten_names(weights[0]) | state_lib.flatten_names(weights[1])
-    options = (
-        {}
-        if subject.info is tasks.UNKNOWN
-        else subject.task.model_options(subject.info, subject.config)
-    )
-    plain = options | config_lib.to_plain(subject.config.model)
-    plain["image_size"] = plain.get("image_size", shape[:2])
-    abstract = nnx.eval_shape(subject.build)
-    path = folder / "model.safetensors"
-    files.save_safetensors(path, flat, files.export_metadata(plain, grids_of(abstract)))
-    written = ((program, "program and weights, needs jax only"), (path, "weights, for --weights"))
-    rows = [(file, f"{file.stat().st_size / 1e6:.2f}", what) for file, what in written]
-    show_table(f"{subject.name} from {source}", ("file", "MB", "holds"), rows)
-    say(
-        f"Reloaded: outputs differ by {difference:.1e} of the largest one. Use it anywhere, after "
-        f"`import jax.export`:\n  exported = jax.export.deserialize(bytearray(open({str(program)!r}"
-        f", 'rb').read()))\n  logits = exported.call(images)  # uint8 [batch, "
-        f"{', '.join(map(str, shape))}]"
-    )
-    return {"source": source, "platforms": export.PLATFORMS, "reload_difference": difference}
-
-
-def label_split(
-    subject: Subject, folder: str | os.PathLike, *, split: str | None = None, threshold: float = 0.9
-) -> dict[str, Any]:
-    """Writes class-balanced labels above a confidence for a split (None: data.pseudo_split), for
-    data.pseudo_labels of another run.
-
-    Raises:
-        ValueError: a task without one class per image; no record reaches the threshold.
-    """
-    known = subject.info is not tasks.UNKNOWN
-    if known and pseudo_labels.FIELD not in subject.info.features:
-        raise ValueError(
-            f"task = {subject.config.task!r} reads no field {pseudo_labels.FIELD!r}, the class of "
-            "an image, so there is nothing to label; allowed: 'classification'"
-        )
-    split, folder = split or subject.config.data.pseudo_split, Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    weights, source = subject.load_weights()
-    ids, probabilities = predict(subject.forward, weights, subject.batches(split))
-    path, count = folder / "pseudo_labels.json", probabilities.shape[1]
-    chosen = pseudo_labels.write(path, ids, probabilities, threshold, count, split=split)
-    names = [
-        *subject.info.classes,
-        *(f"class {i}" for i in range(len(subject.info.classes), count)),
-    ]
-    rows = zip(names, chosen["class_counts"], strict=True)
-    show_table(f"Pseudo-labels for {split} by {source}", ("class", "labelled"), rows)
-    say(
-        f"{chosen['selected']} of {chosen['records']} records; {chosen['qualified']} reach "
-        f"{threshold}"
-    )
-    say(f"Written: {path}; train with --config.data.pseudo_labels={path}")
-    return chosen
-
-
 def describe(name: str = "*") -> None:
     """Prints signature, options and paper of one model or block, or the names of a pattern."""
     found = [("model", n, models.describe) for n in models.list_models(name)]
@@ -434,7 +128,10 @@ def describe(name: str = "*") -> None:
 
 # ---- Flags ---------------------------------------------------------------------------------------
 
-MODES = ("accuracy", "summary", "speed", "attention", "export", "pseudo_label", "describe")
+MODES = (
+    *("accuracy", "summary", "speed", "attention", "predict", "export", "pseudo_label"),
+    "describe",
+)
 NEED_DATA = ("accuracy", "attention", "pseudo_label")
 
 
@@ -475,6 +172,7 @@ def run(mode: str, given: Any, recipe: Any) -> None:
         "attention": lambda: draw_attention(
             subject, folder / "attention", split=given.split, images=given.images
         ),
+        "predict": lambda: write_predictions(subject, folder / "predictions", given.pictures),
         "export": lambda: export_model(subject, folder),
         "pseudo_label": lambda: label_split(
             subject, folder, split=given.split, threshold=given.threshold
@@ -507,6 +205,7 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 0, "0 = that of the config", lower_bound=0)
     flags.DEFINE_multi_integer("batch_sizes", [1, 8, 64], "speed (repeat the flag)", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "speed: timed calls per batch size", lower_bound=1)
+    flags.DEFINE_string("pictures", "", "predict: a picture, or a folder of them")
     flags.DEFINE_integer("images", 3, "attention: number of images", lower_bound=1)
     flags.DEFINE_float("threshold", 0.9, "pseudo_label: least confidence", 0.0, 1.0)
     flags.DEFINE_string("name", "*", "describe: a model or attention block, or a pattern")

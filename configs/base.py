@@ -145,8 +145,9 @@ def get_config(arg: str = "") -> ConfigDict:
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification), or one of
-    # the averaged weights ('ema_accuracy', ...); '' = keep no best one
+    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification, 'mean_iou'
+    # | 'pixel_accuracy' | 'loss' in segmentation), or one of the averaged weights ('ema_accuracy',
+    # ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
@@ -160,6 +161,28 @@ def get_config(arg: str = "") -> ConfigDict:
     classification.label_smoothing = 0.1
     classification.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
     classification.cutmix_alpha = 0.0  # with both on, a fair coin picks one for each batch
+
+    # Task 'segmentation': label maps hold class numbers, 255 = ignored.
+    config.segmentation = segmentation = ConfigDict()
+    # label 0 is ignored, too, and label n + 1 is class n (ADE20K)
+    segmentation.reduce_zero_label = False
+    # the cross entropy is divided by: 'valid' labelled pixels | 'all' pixels (mmsegmentation)
+    segmentation.loss_mean = "valid"
+    segmentation.class_weights = ()  # of the cross entropy, one per class; () = all 1
+    # hard examples only, by the true class's probability: 'none' | 'ccnet' | 'ocnet' | 'mmseg'
+    segmentation.ohem = "none"
+    segmentation.ohem_threshold = 0.7  # pixels below are hard
+    segmentation.ohem_min_kept = 100_000  # pixels kept at least, per batch (mmseg: per image)
+    segmentation.auxiliary_weight = 0.4  # of the auxiliary head's loss
+    segmentation.branch_weight = 1.0  # of the losses of a head's further outputs (DANet has two)
+    segmentation.category_consistent = 0.0  # weight of CCNet's category-consistent loss; 0 = off
+    # (height, width) that whole pictures are fitted into for evaluation; () = data.image_size
+    segmentation.eval_size = ()
+    segmentation.inference = "whole"  # 'whole' | 'slide': windows whose logits are averaged
+    segmentation.slide_crop = ()  # (height, width) of the windows; () = data.image_size
+    segmentation.slide_stride = ()  # steps between windows; () = two thirds of them
+    segmentation.eval_scales = (1.0,)  # sizes whose probabilities are averaged
+    segmentation.eval_flip = False  # each also mirrored
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()
@@ -182,26 +205,29 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and
     augmentation as they are.
 
-    The model gets one block per stage and narrow stages: four, or where it has options for each
-    stage, such as heads, as many as its preset has.
+    The model, or the backbone of a segmenter, gets one block per stage and narrow stages: four, or
+    where it has options for each stage, such as heads, as many as its preset has.
     """
     from models import registry  # here, so that reading a config alone starts no JAX
 
-    stages = 4
-    if "num_heads" in registry.parameters(config.model.name):
-        stages = len(registry.lookup(config.model.name)[1]["blocks"])
     config.data.source = "synthetic"
     config.data.synthetic_records = 64
     config.data.synthetic_classes = 10
     config.data.image_size = (32, 32)
+    config.data.scale_base = min(config.data.scale_base, 32)
     config.data.num_workers = 0
     config.data.train_split, config.data.eval_split, config.data.test_split = (
         "train",
         "validation",
         "",
     )
-    config.model.blocks = (1,) * stages
-    config.model.widths = (8, 16, 24, 32)[:stages]
+    if "backbone" in registry.parameters(config.model.name):
+        config.model.update(_small_segmenter(config.model))
+    else:
+        config.model.update(_small_stages(config.model.name))
+    segmentation = config.segmentation
+    segmentation.eval_size = segmentation.slide_crop = segmentation.slide_stride = ()
+    segmentation.class_weights = ()
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0
@@ -209,3 +235,31 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     config.train.report = False
     config.mesh.data, config.mesh.fsdp = -1, 1
     return config
+
+
+def _small_stages(name: str, stages: int = 4) -> dict:
+    from models import registry
+
+    preset = registry.lookup(name)[1]
+    if "num_heads" in registry.parameters(name):
+        stages = len(preset["blocks"])
+    return {"blocks": (1,) * stages, "widths": (8, 16, 24, 32)[:stages]}
+
+
+def _small_segmenter(model: ConfigDict) -> dict:
+    from models import registry
+    from models.segmentation import registry as heads
+
+    parts = {**registry.lookup(model.name)[1], **model.to_dict()}
+    small = {}
+    for part in ("backbone", "head", "auxiliary"):
+        spec = parts.get(part)
+        spec = {"name": spec} if isinstance(spec, str) else dict(spec or {})
+        if part == "backbone":
+            stages = len(spec.get("blocks", (1,) * 4))
+            small[part] = {**spec, **_small_stages(spec["name"], stages)}
+        elif spec:
+            declared = heads.parameters(spec["name"])
+            narrow = {k: 8 for k in ("channels", "neck_channels", "dim_out") if k in declared}
+            small[part] = {**spec, **narrow}
+    return small

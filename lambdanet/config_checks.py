@@ -18,7 +18,9 @@ from ml_collections import ConfigDict
 
 from lambdanet import tasks
 from lambdanet.data import decode, geometry, sources
+from lambdanet.ops import segmentation_loss
 from lambdanet.registry import is_number
+from lambdanet.tasks import segmentation
 from lambdanet.training import optimizer, schedule
 
 Check = tuple[Callable[[Any], bool], str | Collection[str]]
@@ -141,6 +143,10 @@ _DECAY = (lambda v: 0 <= v <= 0.9999999), "a number from 0 to 0.9999999"
 _EPOCHS = _number(0, 1e6)
 _SPLITS = "a split such as 'train', a slice of it that is not empty ('train[:90%]'), or a sum of "
 _SPLITS += "such ('train+validation')"
+_SIDES = (
+    (lambda v: len(v) in (0, 2) and all(type(x) is int and 1 <= x <= 16384 for x in v)),
+    "(height, width), both integers from 1 to 16,384; or ()",
+)
 _REGEXES = (
     (lambda v: all(_is_regex(x) for x in v)),
     "regular expressions that compile, for example r'.*bias$'",
@@ -245,6 +251,25 @@ CHECKS: dict[str, Check] = {
     "classification.label_smoothing": _BELOW_1,
     "classification.mixup_alpha": _off_or(0.01, 100),
     "classification.cutmix_alpha": _off_or(0.01, 100),
+    "segmentation.loss_mean": _one_of(*segmentation_loss.MEANS),
+    "segmentation.class_weights": (
+        (lambda v: all(is_number(x) and 0 <= x <= 1e6 for x in v) and (not v or sum(v) > 0)),
+        "numbers from 0 to 1e6, one per class and not all 0; or ()",
+    ),
+    "segmentation.ohem": _one_of(*segmentation_loss.OHEMS),
+    "segmentation.ohem_threshold": _PROBABILITY,
+    "segmentation.ohem_min_kept": _integer(0, 10**8),
+    "segmentation.auxiliary_weight": _number(0, 1e6),
+    "segmentation.branch_weight": _number(0, 1e6),
+    "segmentation.category_consistent": _number(0, 1e6),
+    "segmentation.eval_size": _SIDES,
+    "segmentation.inference": _one_of(*segmentation.INFERENCES),
+    "segmentation.slide_crop": _SIDES,
+    "segmentation.slide_stride": _SIDES,
+    "segmentation.eval_scales": (
+        (lambda v: 1 <= len(v) <= 32 and all(0.05 <= x <= 20 for x in v)),
+        "one to 32 numbers from 0.05 to 20",
+    ),
     "mesh.data": (
         (lambda v: v == -1 or 1 <= v <= 2**20),
         "-1 (all remaining devices) or an integer from 1 to 1,048,576",
@@ -317,6 +342,24 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         ("train.keep_best", "data.eval_split"),
         lambda c: not c.train.keep_best or bool(c.data.eval_split),
         "the best checkpoint is chosen on eval_split: name one, or set keep_best to ''",
+    ),
+    (
+        ("segmentation.slide_stride", "segmentation.slide_crop", "data.image_size"),
+        lambda c: all(
+            step <= side
+            for step, side in zip(
+                c.segmentation.slide_stride,
+                c.segmentation.slide_crop or c.data.image_size,
+                strict=False,
+            )
+        ),
+        "a slide_stride beyond the windows leaves gaps between them; slide_crop = () is image_size",
+    ),
+    (
+        ("task", "data.pseudo_labels"),
+        lambda c: c.task == "classification" or not c.data.pseudo_labels,
+        "pseudo-labels are classes of whole images: only 'classification' has them; set "
+        "pseudo_labels to ''",
     ),
     (
         ("data.pseudo_labels", "data.pseudo_split"),

@@ -24,6 +24,11 @@ Traced:
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
 
+A task may also have, on the host, for eval.py:
+    class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
+    write_predictions(model, files, folder, *, info, config) -> (columns, rows)    writes what the
+        model says of pictures, name -> path, into a folder; a row tells what of each
+
 Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
 loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its
 sum says over how much, by which micro-batches are averaged. `config` is the whole config; in
@@ -41,9 +46,9 @@ from typing import Any
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
-from lambdanet.tasks import classification
+from lambdanet.tasks import classification, segmentation
 
-TASKS: dict[str, ModuleType] = {"classification": classification}
+TASKS: dict[str, ModuleType] = {"classification": classification, "segmentation": segmentation}
 
 CONTRACT = (
     "METRICS",
@@ -57,6 +62,8 @@ CONTRACT = (
     "finish",
     "panels",
 )
+
+OPTIONAL = ("class_table", "write_predictions")
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""

@@ -6,8 +6,8 @@ import numpy as np
 from flax import nnx
 from golden_harness import Fixture, Ours, channels_first, channels_last, module_case
 
-from lambdanet.attention.category_consistent_loss import category_consistent_loss
 from lambdanet.attention.criss_cross import TORCH_NAMES, CrissCross
+from lambdanet.ops.category_consistent_loss import category_consistent_loss
 
 
 def block(fixture: Fixture) -> Ours:

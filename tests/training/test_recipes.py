@@ -10,10 +10,13 @@ from flax import nnx
 import models
 import train
 from configs import (
+    ade20k,
     attention_zoo,
     base,
     cifar,
+    cityscapes,
     cued_digits,
+    digit_scenes,
     digits,
     digits_semi,
     imagenet90,
@@ -45,6 +48,9 @@ RECIPES = {
     ],
     digits_semi: list(digits_semi.ROLES),
     cued_digits: ["none", "nonlocal", "lambda"],
+    digit_scenes: [f"segment,{head}" for head in digit_scenes.HEADS],
+    ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
+    cityscapes: ["ccnet_resnet101", "danet_resnet101", "ocnet_base_resnet101"],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
@@ -62,6 +68,8 @@ STEPPED = [
     (imagenet350, "50@128"),
     (imagenet350, "420@320"),
     (imagenet300, "slide_swin_tiny"),
+    (ade20k, "semantic_fpn_pvt_small"),
+    (cityscapes, "ccnet_resnet101"),
 ]
 
 

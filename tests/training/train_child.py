@@ -27,7 +27,8 @@ class Signalling:
                 # The save before runs in the background; kill -9 in the middle of one is a case of
                 # its own (test_checkpoint.py).
                 workdir = next(a.partition("=")[2] for a in sys.argv if a.startswith("--workdir="))
-                while not (Path(workdir) / "checkpoints" / "10").is_dir():
+                saved = Path(workdir) / "checkpoints"
+                while not any(folder.name.isdigit() for folder in saved.glob("*")):
                     time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL if self._action == "kill" else signal.SIGTERM)
         return next(self._batches)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.attention.category_consistent_loss import category_consistent_loss
+from lambdanet.ops.category_consistent_loss import category_consistent_loss
 
 CLASSES, IGNORED = 5, 255
 loss = jax.jit(

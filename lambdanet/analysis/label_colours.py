@@ -1,0 +1,67 @@
+"""Colours of classes in pictures of label maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from lambdanet.analysis.text import visible
+
+IGNORED_COLOUR = (224, 224, 192)
+
+
+def palette(count: int = 256) -> UInt8[np.ndarray, "count 3"]:
+    """Returns one colour per class, far apart for neighbouring numbers: Pascal VOC's, which spread
+    the bits of the number over red, green and blue from the highest on; 255 (ignored) is cream.
+    """
+    colours = np.zeros((count, 3), np.uint8)
+    numbers = np.arange(count)
+    for place in range(7, -1, -1):
+        for channel in range(3):
+            colours[:, channel] |= (((numbers >> channel) & 1) << place).astype(np.uint8)
+        numbers = numbers >> 3
+    if count > 255:
+        colours[255] = IGNORED_COLOUR
+    return colours
+
+
+def paint(labels: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a label map in its colours."""
+    return palette()[np.asarray(labels)]
+
+
+def index_image(labels: Int[np.ndarray, "h w"]) -> Image.Image:
+    """Returns a label map as a palette image: its values are the classes, its look the colours."""
+    image = Image.fromarray(np.asarray(labels, np.uint8), mode="P")
+    image.putpalette(palette().tobytes())
+    return image
+
+
+def overlay(
+    image: UInt8[np.ndarray, "h w c"], labels: Int[np.ndarray, "h w"], strength: float = 0.5
+) -> UInt8[np.ndarray, "h w 3"]:
+    """Returns a picture (grey or RGB) with its label map laid over it."""
+    mixed = (1 - strength) * image[..., :3] + strength * paint(labels)
+    return np.round(mixed).astype(np.uint8)
+
+
+def legend(names: Sequence[str], *, rows: int = 30) -> Image.Image:
+    """Returns a picture of all classes' colours and names, in columns of `rows`."""
+    font = ImageFont.load_default(size=14)
+    texts = [f"{number}  {visible(name)}" for number, name in enumerate(names)]
+    widths = [
+        max(int(font.getlength(text)) for text in texts[i : i + rows]) + 50
+        for i in range(0, len(texts), rows)
+    ]
+    image = Image.new("RGB", (sum(widths), 22 * min(rows, len(texts)) + 8), "white")
+    drawing, colours = ImageDraw.Draw(image), palette()
+    for number, text in enumerate(texts):
+        column, row = divmod(number, rows)
+        left, top = sum(widths[:column]) + 8, 22 * row + 6
+        box = (left, top, left + 24, top + 16)
+        drawing.rectangle(box, fill=tuple(map(int, colours[number])), outline="black")
+        drawing.text((left + 32, top), text, fill="black", font=font)
+    return image

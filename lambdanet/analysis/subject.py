@@ -1,0 +1,112 @@
+"""The model under evaluation with its config, data and weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from lambdanet import data, tasks
+from lambdanet.ops.images import normalise
+from lambdanet.training import checkpoint
+from lambdanet.training import state as state_lib
+from lambdanet.training import weights as weights_lib
+
+Weights = tuple[dict, dict]
+AVERAGES = ("live", "ema")
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """The model under evaluation.
+
+    Attributes:
+        config: the whole config, checked.
+        task: its module of lambdanet.tasks.
+        info: what the task found in the data; `tasks.UNKNOWN` where there is none.
+        build: makes the model.
+        graphdef: its evaluation view.
+        workdir: the run whose checkpoint gives the weights; None = `weights`.
+        weights: a file with weights instead; None with `workdir` None: as initialised.
+        step: the checkpoint: 'latest', 'best' (by train.keep_best) or a step number.
+        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of a PyTorch file that
+            has both, all modes. None = 'live' of a run, 'ema' of a file, as timm does.
+    """
+
+    config: ConfigDict
+    task: Any
+    info: data.DataInfo
+    build: Callable[[], nnx.Module]
+    graphdef: nnx.GraphDef
+    workdir: str | os.PathLike | None
+    weights: str | os.PathLike | None
+    step: str
+    average: str | None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.config.model.name
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        return (*self.config.data.image_size, self.config.data.channels)
+
+    def forward(self, weights: Weights, images: jax.Array) -> jax.Array:
+        """The model's output for uint8 images [b, h, w, c]; `weights` is (params, stats)."""
+        normal = normalise(images, self.config.data.mean, self.config.data.std)
+        return nnx.merge(self.graphdef, *weights)(normal)
+
+    def load_weights(self, which: str | None = None) -> tuple[Weights, str]:
+        """Returns ((params, stats), where they come from); `which`: 'live' | 'ema', None =
+        `average`.
+
+        Raises:
+            ValueError: no weights were named, or they do not fit.
+        """
+        params, stats = state_lib.abstract_weights(self.build)
+        if self.weights:
+            model = nnx.eval_shape(self.build)
+            averaged = self.average != "live"
+            found = weights_lib.read_weights(
+                self.weights, model, params, stats, prefer_ema=averaged
+            )
+            return found, str(self.weights)
+        if not self.workdir:
+            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
+        wanted = int(self.step) if self.step.isdecimal() else self.step
+        which = which or self.average or "live"
+        params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)
+        return (params, stats), f"{self.workdir}, step {number}"
+
+    def split(self, name: str | None = None) -> str:
+        """Returns the split to evaluate: the one named, else data.test_split, else eval_split."""
+        split = name or self.config.data.test_split or self.config.data.eval_split
+        if not split:
+            raise ValueError("the config names no test_split and no eval_split: give --split=NAME")
+        return split
+
+    def batches(self, split: str, batch_size: int = 0) -> data.EvalBatches:
+        """Returns a split's batches; `batch_size` 0 = the config's, rounded up to the devices."""
+        train = self.config.train
+        wanted = batch_size or train.eval_batch_size or train.batch_size
+        size = -(-wanted // jax.device_count()) * jax.device_count()
+        return tasks.eval_batches(self.config, self.info, split, batch_size=size)
+
+
+def check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:
+    """Raises ValueError for a step or an average that no weights can be chosen by."""
+    if step not in ("best", "latest") and not step.isdecimal():
+        raise ValueError(f"--step={step}; allowed: best, latest, or the number of a step")
+    if weights and step != "latest":
+        raise ValueError(
+            f"--step={step} and --weights={weights}: a file has no steps; leave one out"
+        )
+    if average not in (None, *AVERAGES):
+        raise ValueError(f"--average={average}; allowed: {', '.join(AVERAGES)}")

@@ -1,0 +1,319 @@
+"""A class for every pixel: cross entropy of up-sampled logits; mean IoU and pixel accuracy from one
+confusion matrix.
+
+Models have `outputs(images, rngs=...)`: 'logits' at any resolution, and further maps by name, of
+which 'auxiliary' (an auxiliary head) and all others but 'embedding' are logits, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorflow_datasets as tfds
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lambdanet.analysis.sliding_window import looker
+from lambdanet.data import augment, decode, geometry, label_maps, sources
+from lambdanet.data.record import DataInfo, Record
+from lambdanet.ops.category_consistent_loss import category_consistent_loss
+from lambdanet.ops.images import normalise
+from lambdanet.ops.segmentation_loss import segmentation_loss
+from lambdanet.ops.upsampled_pixels import IGNORED, class_counts, pixel_scores
+from lambdanet.tasks import segmentation_classes
+from lambdanet.tasks.segmentation_classes import all_names, class_iou, class_names
+
+METRICS = {"mean_iou": "max", "pixel_accuracy": "max", "loss": "min"}
+INFERENCES = ("whole", "slide")
+THUMBNAIL = 96  # pixels of the longer side of the predictions that go to the report
+Batch = dict[str, jax.Array]
+Terms = dict[str, tuple[jax.Array, jax.Array]]
+
+
+def read(builder: Any) -> DataInfo:
+    """Uses the feature 'image', or the only image beside the label maps, and the label maps.
+
+    Raises:
+        ValueError: none or several candidates; lists all features.
+    """
+    features = builder.info.features
+    images = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
+    masks = [k for k in images if k in label_maps.FEATURES]
+    masks += [k for k in images if isinstance(features[k], tfds.features.LabeledImage)]
+    plain = [k for k in images if k not in masks]
+    only = len(plain) == 1
+    image = plain[0] if only else sources.find_feature(builder, "image", tfds.features.Image)
+    mask, names = label_maps.find_mask(builder, image)
+    return DataInfo({"image": image, "segmentation_mask": mask}, names)
+
+
+def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
+    """Returns the number of classes: that of the data, unless the model's section asks for more.
+
+    Raises:
+        ValueError: the model's section has fewer classes than the data, or the data does not say
+            how many it has and the section does not either, or there are more than 255.
+    """
+    names, wanted = class_names(info, config), config.model.get("num_classes")
+    known = len(names)
+    if wanted is None and not known:
+        feature = info.features["segmentation_mask"]
+        raise ValueError(
+            f"the feature {feature!r} does not say how many classes it has: set model.num_classes"
+        )
+    if wanted is not None and wanted < known:
+        raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
+    count = known if wanted is None else wanted
+    if count > label_maps.MAX_CLASSES:
+        raise ValueError(f"{count} classes; allowed: up to {label_maps.MAX_CLASSES} in label maps")
+    return {"num_classes": count}
+
+
+# --------------------------------------------------------------------------------------------------
+# Examples
+# --------------------------------------------------------------------------------------------------
+
+
+def example(
+    record: Record, info: DataInfo, config: Any, rng: np.random.Generator | None
+) -> dict[str, np.ndarray]:
+    """Returns dict(image uint8 [h, w, c], label_map uint8 [h, w]) of one record; 255 = ignored.
+
+    Args:
+        record: with the fields image (a file's bytes, or pixels) and segmentation_mask (likewise,
+            of an index picture).
+        info: of `read`.
+        config: reads the sections data, segmentation and, where the data names no classes, model.
+        rng: draws crop, flip and colours; None gives the whole picture, fitted into the canvas of
+            evaluation (segmentation.eval_size, else data.image_size).
+
+    Raises:
+        UnusableRecordError: labels beyond the classes, another size than the picture's, a colour
+            picture in place of an index picture.
+        ValueError, OSError: the image cannot be decoded.
+    """
+    data, own = config.data, config.segmentation
+    picture = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
+    labels = label_maps.read_label_map(
+        record.fields["segmentation_mask"],
+        len(class_names(info, config)) or config.model.num_classes,
+        reduce_zero_label=own.reduce_zero_label,
+        name=record.name,
+        size=picture.size,
+    )
+    if rng is None:
+        drawn = geometry.fitted(picture.size, _evaluation_data(config))
+        image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
+    else:
+        drawn = geometry.draw(picture.size, data, rng, labels)
+        image = augment.recolour(geometry.warp_image(picture, drawn, data.channels), data, rng)
+        image = geometry.paint_padding(image, drawn)
+    return {"image": image, "label_map": geometry.warp_labels(labels, drawn).astype(np.uint8)}
+
+
+def blank(config: Any) -> dict[str, np.ndarray]:
+    """Returns a black image without labels, of the size of evaluation."""
+    size = _evaluation_data(config).image_size
+    image = np.zeros((*size, config.data.channels), np.uint8)
+    return {"image": image, "label_map": np.full(size, IGNORED, np.uint8)}
+
+
+def _evaluation_data(config: Any) -> Any:
+    """The section `data` with the canvas of evaluation as its image_size."""
+    size = tuple(config.segmentation.eval_size or config.data.image_size)
+    return SimpleNamespace(**{**vars(config.data), "image_size": size})
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------
+
+
+def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
+    """Returns the batch."""
+    return batch
+
+
+def loss(
+    model: nnx.Module, batch: Batch, config: Any, rngs: nnx.Rngs
+) -> tuple[Float[Array, ""], Terms]:
+    """Cross entropy of the logits, of the auxiliary head and of the head's further maps, and the
+    category-consistent loss, times their weights.
+
+    Hard examples are mined for the main logits only: on both it does harm (OCNet).
+
+    Args:
+        model: training view with `outputs`; see the module's docstring.
+        batch: image uint8 [b, h, w, c], label_map [b, h, w].
+        config: reads data.mean, data.std and the section `segmentation`.
+        rngs: stream `dropout`.
+
+    Returns:
+        (what is minimised, shown): loss and, if it has several terms, cross_entropy and
+        auxiliary_NAME (without their weights), each as (sum, weight of the pixels); pixel_accuracy
+        as (right, labelled).
+
+    Raises:
+        ValueError: the category-consistent loss is asked for, and the model has no 'embedding'.
+    """
+    own, data = config.segmentation, config.data
+    labels = batch["label_map"].astype(jnp.int32)
+    maps = dict(model.outputs(normalise(batch["image"], data.mean, data.std), rngs=rngs))
+    options = dict(mean=own.loss_mean, class_weights=tuple(own.class_weights))
+    options["align_corners"] = model.align_corners
+    mining = dict(ohem=own.ohem, threshold=own.ohem_threshold, min_kept=own.ohem_min_kept)
+    logits = maps.pop("logits")
+    main = segmentation_loss(logits, labels, **options, **mining)
+    embedding = maps.pop("embedding", None)
+    value, shown = main.value, {}
+    for name, further in maps.items():
+        weight = own.auxiliary_weight if name == "auxiliary" else own.branch_weight
+        if weight:
+            term = segmentation_loss(further, labels, **options).value
+            shown[f"auxiliary_{'head' if name == 'auxiliary' else name}"] = term
+            value = value + weight * term
+    if own.category_consistent:
+        if embedding is None:
+            raise ValueError(
+                f"segmentation.category_consistent={own.category_consistent}: the head of "
+                f"{config.model.name!r} gives no 'embedding'; set it to 0 or take a head that does"
+            )
+        term = _category_consistency(embedding, labels, logits.shape[-1])
+        shown["auxiliary_category_consistent"] = term
+        value = value + own.category_consistent * term
+    if shown:
+        shown["cross_entropy"] = main.value
+    terms = {"loss": value, **shown}
+    sums = {name: (term * main.weight, main.weight) for name, term in terms.items()}
+    return value, sums | {"pixel_accuracy": (main.right, main.valid)}
+
+
+def _category_consistency(
+    features: Float[Array, "b h w c"], labels: Int[Array, "b height width"], classes: int
+) -> Float[Array, ""]:
+    """The category-consistent loss of features, each with the label at its middle."""
+    at = [
+        ((np.arange(few) + 0.5) * many / few).astype(int)
+        for few, many in zip(features.shape[1:3], labels.shape[1:], strict=True)
+    ]
+    nearest = labels[:, at[0]][:, :, at[1]]
+    return category_consistent_loss(features, nearest, classes, ignore_label=IGNORED).total
+
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation
+# --------------------------------------------------------------------------------------------------
+
+
+def scores(
+    model: nnx.Module, images: Float[Array, "b h w c"], config: Any
+) -> tuple[Float[Array, "b oh ow k"], bool]:
+    """Returns logits of normalised images of any size, and the `align_corners` to resize them with:
+    the model's own, at low resolution, or full ones of several windows or views.
+
+    Args:
+        model: evaluation view.
+        images: normalised.
+        config: reads the section `segmentation` and data.image_size.
+    """
+    own = config.segmentation
+    if own.inference == "whole" and tuple(own.eval_scales) == (1.0,) and not own.eval_flip:
+        return model.outputs(images)["logits"].astype(jnp.float32), model.align_corners
+    crop = stride = None
+    if own.inference == "slide":
+        crop = tuple(own.slide_crop or config.data.image_size)
+        stride = tuple(own.slide_stride) or tuple(math.ceil(2 * side / 3) for side in crop)
+    views = dict(scales=tuple(own.eval_scales), flip=own.eval_flip)
+    return looker(model, crop=crop, stride=stride, **views)(images), False
+
+
+def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
+    """Counts the pixels of the images with mask 1 by true and predicted class.
+
+    Args:
+        model: evaluation view.
+        batch: image uint8 [b, h, w, c], label_map [b, h, w], mask float32 [b].
+        config: reads data.mean, data.std and what `scores` does.
+
+    Returns:
+        (sums, rows): confusion int32 [true class, predicted class] and loss, the sum of cross
+        entropies; and for each image intersection and union of truth and prediction and the pixels
+        in truth by class, int32 [b, k], and its prediction, uint8, made smaller to THUMBNAIL
+        pixels.
+    """
+    images = normalise(batch["image"], config.data.mean, config.data.std)
+    labels = jnp.where(batch["mask"][:, None, None] > 0, batch["label_map"], IGNORED)
+    labels = labels.astype(jnp.int32)
+    logits, align_corners = scores(model, images, config)
+    each, predicted = pixel_scores(logits, labels, align_corners=align_corners)
+    counts = class_counts(labels, predicted, logits.shape[-1])
+    right = jnp.diagonal(counts, axis1=1, axis2=2)
+    step = max(-(-max(labels.shape[1:]) // THUMBNAIL), 1)
+    true = counts.sum(2)
+    rows = {
+        "intersection": right,
+        "union": true + counts.sum(1) - right,
+        "true": true,
+        "prediction": predicted[:, step // 2 :: step, step // 2 :: step].astype(jnp.uint8),
+    }
+    return {"confusion": counts.sum(0), "loss": each.sum()}, rows
+
+
+def finish(
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+) -> dict[str, float]:
+    """Returns mean IoU and pixel accuracy in [0, 1], and the mean loss of the labelled pixels.
+
+    Raises:
+        ValueError: no pixel has a label.
+    """
+    counts = np.asarray(sums["confusion"], np.float64)
+    right, true = np.diag(counts), counts.sum(1)
+    if not counts.any():
+        raise ValueError("no pixel of the split has a label: all are 255 (ignored)")
+    return {
+        "mean_iou": float(np.nanmean(class_iou(right, true + counts.sum(0) - right, true))),
+        "pixel_accuracy": float(right.sum() / true.sum()),
+        "loss": float(sums["loss"] / true.sum()),
+    }
+
+
+def class_table(
+    sums: Mapping[str, np.ndarray], info: DataInfo, config: Any
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Returns (columns, rows, remark) of the results by class; see `segmentation_classes.table`."""
+    counts = np.asarray(sums["confusion"], np.float64)
+    return segmentation_classes.table(counts, all_names(info, config, len(counts)))
+
+
+def panels(
+    side: Any,
+    below: Any,
+    *,
+    rows: Mapping[str, np.ndarray],
+    examples: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
+) -> list[str]:
+    """Draws IoU by class, and pictures with truth and prediction; see `segmentation_panels`."""
+    from lambdanet.tasks import segmentation_panels  # imports matplotlib
+
+    counts = rows["union"].shape[1]
+    names = all_names(info, config, counts)
+    return segmentation_panels.panels(side, below, rows=rows, examples=examples, names=names)
+
+
+def write_predictions(
+    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Writes label maps and overlays of pictures; see `segmentation_files`."""
+    from lambdanet.tasks import segmentation_files
+
+    return segmentation_files.write(model, files, folder, info=info, config=config)

@@ -1,0 +1,253 @@
+"""Whole runs of segmentation: killed and continued, on eight devices, on two processes; and what
+eval.py makes of a run. One straight run of eight steps on one device is the reference.
+"""
+
+import contextlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+import eval as program
+import train
+from configs import digit_scenes
+from lambdanet.config import to_json
+from lambdanet.data import digit_scenes as builder
+from lambdanet.training.metrics import read_records
+
+HERE = Path(__file__).resolve().parent
+RECIPE = f"{HERE.parents[1]}/configs/digit_scenes.py:segment,none"
+STEPS, HALF = 8, 4
+
+
+def settings(data_dir):
+    """What differs from the recipe, by key."""
+    backbone = dict(name="resnet18", blocks=(1, 1), widths=(8, 16), output_stride=4)
+    return {
+        "data.data_dir": str(data_dir),
+        "data.image_size": (64, 64),
+        "data.train_split": "train[:64]",
+        "data.eval_split": "validation[:24]",
+        "data.test_split": "test[:37]",
+        "data.flip": 0.5,
+        "model.backbone": backbone,
+        "model.head": dict(name="fcn", channels=8),
+        "model.auxiliary": dict(name="fcn", stage=1, channels=8),
+        "segmentation.ohem": "ocnet",
+        "segmentation.ohem_min_kept": 2000,
+        "optim.schedule": "constant",
+        "optim.warmup_epochs": 0.0,
+        "optim.lr": 0.01,
+        "train.batch_size": 16,
+        "train.steps": STEPS,
+        "train.log_every": 1,
+        "train.ema_decay": 0.9,
+        "train.eval_every": 0.0,
+        "train.save_every": 1.0,  # four steps
+        "train.keep_last": 3,
+        "train.report": False,
+        "train.cache_dir": "",
+    }
+
+
+def make_config(data_dir):
+    config = digit_scenes.get_config("segment,none")
+    for key, value in settings(data_dir).items():
+        section, name = key.split(".")
+        config[section][name] = value
+    return config
+
+
+def flags_of(data_dir, workdir, **changed):
+    given = settings(data_dir) | changed
+    flags = [f"--config={RECIPE}", f"--workdir={workdir}"]
+    return flags + [f"--config.{key}={value}" for key, value in given.items()]
+
+
+@contextlib.contextmanager
+def quick_compilation():
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)
+
+
+def start_child(script, *args, devices=1):
+    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+    if devices > 1:
+        fake = f"--xla_force_host_platform_device_count={devices}"
+        environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fake}"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe
+    )
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Runs:
+    """The reference run and the finished children."""
+
+    def __init__(self, root):
+        self.root, self.data = root, root / "data"
+        self.config = make_config(self.data)
+        builder.prepare(str(self.data), (64, 64))
+        self.outcome = train.run(
+            self.config, root / "straight", stream=io.StringIO(), devices=jax.devices()[:1]
+        )
+        text = to_json(self.config)
+        job = dict(workdir=str(root / "fsdp4"), config=text, steps=HALF, data=2, fsdp=4)
+        pair = ["--distributed", "--num_processes=2"]
+        pair += [f"--coordinator_address=127.0.0.1:{free_port()}"]
+        short = flags_of(self.data, root / "pair", **{"train.steps": HALF})
+        kill = flags_of(self.data, root / "kill")
+        children = {
+            "kill": start_child("train_child.py", "kill", "6", *kill),
+            "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
+            "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
+            "devices": start_child("devices_child.py", json.dumps([job]), devices=8),
+        }
+        try:
+            self.output = {name: child.communicate(timeout=300) for name, child in children.items()}
+        finally:
+            for child in children.values():
+                child.kill()
+        self.code = {name: child.returncode for name, child in children.items()}
+
+    def state(self, name, step=STEPS):
+        folder = self.root / name / "checkpoints" / str(step) / "state"
+        reader = ocp.PyTreeCheckpointer()
+        args = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            reader.metadata(folder).item_metadata.tree,
+        )
+        return reader.restore(folder, restore_args=args)
+
+    def losses(self, name):
+        records = read_records(self.root / name)
+        return {r["step"]: r["loss"] for r in records if r["split"] == "train"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    with quick_compilation():
+        yield Runs(tmp_path_factory.mktemp("segmentation"))
+
+
+def test_the_reference_run_learns_and_ends_with_the_test_split(runs):
+    losses = runs.losses("straight")
+    assert sorted(losses) == list(range(1, STEPS + 1)) and losses[STEPS] < losses[1]
+    assert runs.outcome["count"] == 37 and 0 <= runs.outcome["mean_iou"] <= 1
+    last = read_records(runs.root / "straight")[-1]
+    assert last["split"] == "test" and last["pixel_accuracy"] == runs.outcome["pixel_accuracy"]
+    first = read_records(runs.root / "straight")[0]
+    assert {"auxiliary_head", "cross_entropy", "pixel_accuracy"} <= set(first)
+
+
+def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
+    assert runs.code["kill"] == -9, runs.output["kill"]
+    stream = io.StringIO()
+    outcome = train.run(runs.config, runs.root / "kill", stream=stream, devices=jax.devices()[:1])
+    assert f"continuing from step {HALF}" in stream.getvalue()
+    one, other = runs.state("straight"), runs.state("kill")
+    assert sorted(one) == sorted(other)
+    for key in one:
+        np.testing.assert_array_equal(one[key], other[key], err_msg=key)
+    assert runs.losses("kill") == runs.losses("straight")
+    for name in ("mean_iou", "pixel_accuracy", "loss", "ema_mean_iou"):
+        assert outcome[name] == runs.outcome[name]
+
+
+def test_eight_devices_train_like_one(runs):
+    assert runs.code["devices"] == 0, runs.output["devices"]
+    one, eight = runs.losses("straight"), runs.losses("fsdp4")
+    for step in range(1, HALF + 1):
+        assert eight[step] == pytest.approx(one[step], abs=2e-4), step
+
+
+def test_two_processes_train_and_evaluate_like_one(runs, tmp_path):
+    assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
+        runs.output["pair0"],
+        runs.output["pair1"],
+    )
+    one, two = runs.losses("straight"), runs.losses("pair")
+    for step in range(1, HALF + 1):
+        assert two[step] == pytest.approx(one[step], abs=2e-4), step
+    last = [json.loads(runs.output[p][0].splitlines()[-1]) for p in ("pair0", "pair1")]
+    assert last[0]["count"] == last[1]["count"] == 37
+    # The same checkpoint, evaluated by one process: every pixel is counted once.
+    found = evaluate("accuracy", runs.root / "pair", tmp_path)["live"]
+    for name in ("mean_iou", "pixel_accuracy", "loss"):
+        assert last[0][name] == last[1][name] == pytest.approx(found[name], abs=1e-5)
+
+
+FLAGS = dict(
+    weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
+    repeats=1, images=1, threshold=0.9, name="*", pictures="",
+)  # fmt: skip
+
+
+def evaluate(mode, workdir, output, overrides=None, **given):
+    recipe = SimpleNamespace(path=None, overrides=overrides or {})
+    flags = SimpleNamespace(**FLAGS | given, workdir=workdir, output=str(output))
+    program.run(mode, flags, recipe)
+    return json.loads((output / f"{mode}.json").read_text())
+
+
+def test_accuracy_shows_the_classes(runs, tmp_path, capsys):
+    found = evaluate("accuracy", runs.root / "straight", tmp_path)
+    assert found["live"]["mean_iou"] == pytest.approx(runs.outcome["mean_iou"], abs=1e-6)
+    assert [row["class"] for row in found["ema"]["classes"]][:2] == ["background", "0"]
+    assert "IoU %" in capsys.readouterr().out
+    slid = evaluate(
+        "accuracy", runs.root / "straight", tmp_path,
+        {"segmentation.inference": "slide", "segmentation.slide_crop": "(48, 48)",
+         "segmentation.eval_flip": "true", "segmentation.eval_scales": "(0.75, 1.0)"},
+    )  # fmt: skip
+    assert 0 <= slid["live"]["mean_iou"] <= 1 and slid["live"]["count"] == 37
+
+
+def test_predictions_of_pictures_of_any_size(runs, tmp_path):
+    pictures = tmp_path / "pictures"
+    (pictures / "below").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, size in (("a.png", (50, 70)), ("a.jpg", (64, 64)), ("below/b.png", (33, 47))):
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(pictures / name)
+    output = tmp_path / "out"
+    found = evaluate("predict", runs.root / "straight", output, pictures=str(pictures))
+    folder = output / "predictions"
+    written = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
+    assert written == sorted(
+        [f"{n}_{k}.png" for n in ("a.png", "a.jpg", "below/b") for k in ("labels", "overlay")]
+        + ["legend.png"]
+    )
+    with Image.open(folder / "below" / "b_labels.png") as image:
+        assert image.mode == "P" and image.size == (47, 33) and np.asarray(image).max() < 11
+    assert len(found["pictures"]) == 3
+    with pytest.raises(ValueError, match="no picture there"):
+        evaluate("predict", runs.root / "straight", output, pictures=str(tmp_path / "nothing"))
+
+
+def test_summary_speed_and_export(runs, tmp_path):
+    summary = evaluate("summary", runs.root / "straight", tmp_path)
+    assert summary["parameters"] == sum(row["parameters"] for row in summary["rows"])
+    assert evaluate("speed", runs.root / "straight", tmp_path)["results"]
+    exported = evaluate("export", runs.root / "straight", tmp_path)
+    assert exported["reload_difference"] < 1e-5
+    with pytest.raises(ValueError, match="the task 'segmentation' has none"):
+        evaluate("pseudo_label", runs.root / "straight", tmp_path, split="test[:10]")
