@@ -39,7 +39,7 @@ def get_config(arg: str = "upernet_swin_tiny") -> ConfigDict:
     name, smoke = base.split_arg(arg)
     config = base.get_config()
     config.task = "segmentation"
-    config.model.name = name = name or "upernet_swin_tiny"
+    config.model.name = name = base.check_segmenter(name or "upernet_swin_tiny")
 
     config.data.source, config.data.data_dir = "tfds", "data/scene_parse150/1.0.0"
     config.data.eval_split, config.data.test_split = "test", ""  # their validation set

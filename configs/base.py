@@ -201,6 +201,16 @@ def split_arg(arg: str) -> tuple[str, bool]:
     return ",".join(p for p in parts if p != "smoke"), "smoke" in parts
 
 
+def check_segmenter(name: str) -> str:
+    """Returns the name of a preset of models/segmentation; raises ValueError with all of them."""
+    from models import registry  # here, so that reading a config alone starts no JAX
+
+    known = [n for n in registry.names("*_*") if "backbone" in registry.parameters(n)]
+    if name not in known:
+        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}")
+    return name
+
+
 def apply_smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and
     augmentation as they are.

@@ -41,7 +41,7 @@ def get_config(arg: str = "ccnet_resnet101") -> ConfigDict:
     name, smoke = base.split_arg(arg)
     config = base.get_config()
     config.task = "segmentation"
-    config.model.name = name = name or "ccnet_resnet101"
+    config.model.name = name = base.check_segmenter(name or "ccnet_resnet101")
     config.model.align_corners = True
 
     config.data.source, config.data.data_dir = "tfds", "data/cityscapes"

@@ -13,7 +13,7 @@ from flax import nnx
 from PIL import Image
 
 from configs import base
-from lambdanet import data
+from lambdanet import data, tasks
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 from lambdanet.layers.resize import resize_bilinear
 from lambdanet.ops.segmentation_loss import segmentation_loss
@@ -92,6 +92,7 @@ def test_the_number_of_classes(config):
     assert segmentation.model_options(INFO, config) == {"num_classes": 3}
     config.segmentation.reduce_zero_label = True
     assert segmentation.model_options(INFO, config) == {"num_classes": 2}
+    assert tasks.options_without_data(config) == {"num_classes": 1}
     unnamed = DataInfo(INFO.features, ())
     with pytest.raises(ValueError, match="'segmentation_mask' does not say how many"):
         segmentation.model_options(unnamed, config)

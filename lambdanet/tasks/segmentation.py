@@ -63,6 +63,8 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     """
     names, wanted = class_names(info, config), config.model.get("num_classes")
     known = len(names)
+    if not info.features:  # nobody has looked at the data
+        return {"num_classes": wanted or 1}
     if wanted is None and not known:
         feature = info.features["segmentation_mask"]
         raise ValueError(
