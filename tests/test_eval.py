@@ -21,7 +21,7 @@ import train
 from configs import base
 from lambdanet import config as configs
 from lambdanet import data
-from lambdanet.analysis import export
+from lambdanet.analysis import export, modes
 from lambdanet.config_flag import load_recipe
 from lambdanet.data import pseudo_labels
 from lambdanet.training.checkpoint import Checkpoints
@@ -282,11 +282,11 @@ def test_pictures_come_from_as_many_batches_as_they_need():
         dict(image=black + i, mask=np.array(mask, np.float32))
         for i, mask in enumerate([[0, 0, 0, 0], [1, 0, 1, 1], [1, 1, 0, 0]])
     ]
-    first = program._first_images(batches, 4)
+    first = modes.first_images(batches, 4)
     assert first[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
-    assert len(program._first_images(batches, 99)) == 5
+    assert len(modes.first_images(batches, 99)) == 5
     with pytest.raises(ValueError, match="no image of the split"):
-        program._first_images(batches[:1], 3)
+        modes.first_images(batches[:1], 3)
 
 
 def test_a_task_without_classes_has_nothing_to_label(workdir, tmp_path):

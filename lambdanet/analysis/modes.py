@@ -157,7 +157,7 @@ def draw_attention(
     """Writes a PNG per attention layer: where several queries of the first images look."""
     _check_least("images", images, 1)
     weights, source = subject.load_weights()
-    pictures = _first_images(subject.batches(subject.split(split)), images)
+    pictures = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
     maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
     paths = attention_maps.draw_maps(maps, pictures, folder)
@@ -167,7 +167,7 @@ def draw_attention(
     return {"pictures": {layer: str(path) for layer, _, path in rows}}
 
 
-def _first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
+def first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
     """Returns the first `count` images that could be read, or all if there are fewer; raises
     ValueError if there is none.
     """
