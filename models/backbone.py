@@ -104,13 +104,15 @@ def without_classifier(
     """
     if model.head is not None:
         return tables
-    return {
-        grammar: tuple(
+    dropped = {
+        grammar: [
             replace(rule, target=None, transform="copy") if _classifies(rule) else rule
             for rule in rules
-        )
+        ]
         for grammar, rules in tables.items()
     }
+    # Rules that differed in their targets alone are one now.
+    return {grammar: tuple(dict.fromkeys(rules)) for grammar, rules in dropped.items()}
 
 
 def _classifies(rule: Rule) -> bool:

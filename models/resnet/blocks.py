@@ -26,9 +26,9 @@ STEMS = {
     "resnet": (((7, 2, 8),), True),
     "resnet_rs": (((3, 2, 4), (3, 1, 4), (3, 1, 8), (3, 2, 8)), False),
     "tiered": (((3, 2, 3), (3, 1, 4), (3, 1, 8)), True),
+    "cifar": (((3, 1, 8),), False),
     "deep": (((3, 2, 8), (3, 1, 8), (3, 1, 16)), True),
     "deep_narrow": (((3, 2, 4), (3, 1, 4), (3, 1, 8)), True),
-    "cifar": (((3, 1, 8),), False),
 }
 """Stems: convolutions as (kernel size, stride, channels in eighths of the stem's width); max-pool
 3x3/2 after them.

@@ -40,11 +40,11 @@ def captured(built, x):
     return y, nnx.to_pure_dict(sown)["attention_map"][0]
 
 
-def places(length, window, shift, padding):
+def places(length, window, shift, padding, fit):
     """For every position of the padded axis: its place on the rolled axis, and the number of its
     region.
     """
-    shift = 0 if length <= window else shift
+    shift = 0 if fit and length <= window else shift
     padded = -(-length // window) * window
     position = np.arange(padded)
     if padding == "pad_roll":  # what wraps around was above the first shifted window
@@ -59,7 +59,8 @@ def by_hand(built, x):
     """
     x, size, window = np.float64(x), x.shape[1:3], built.window_size
     axes = [
-        places(*each, built.padding) for each in zip(size, window, built.shift_size, strict=True)
+        places(*each, built.padding, built.fit)
+        for each in zip(size, window, built.shift_size, strict=True)
     ]
     padded = tuple(len(place) for place, _ in axes)
     full = np.zeros((len(x), *padded, DIM))
@@ -120,6 +121,10 @@ CASES = {
     ),
     "padded keys masked": ((2, 4), dict(mask_padding=True, qkv_bias=False, scale=1.0)),
     "one window, larger than the map": ((1, 2), dict(window_size=4, shift_size="half")),
+    "one shifted window": (
+        (3, 2),
+        dict(window_size=(3, 4), shift_size="half", fit=False, size=(3, 2)),
+    ),
 }
 
 
