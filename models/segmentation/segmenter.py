@@ -63,8 +63,8 @@ class Segmenter(nnx.Module):
     def __init__(
         self,
         *,
-        backbone: Spec,
-        head: Spec,
+        backbone: Spec = "resnet50",
+        head: Spec = "fcn",
         auxiliary: Spec | None = None,
         align_corners: bool = False,
         num_classes: int = 150,
