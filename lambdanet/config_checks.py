@@ -241,7 +241,7 @@ CHECKS: dict[str, Check] = {
     ),
     "train.ema_decay": _DECAY,
     "train.eval_every": _EPOCHS,
-    "train.init_head": _one_of("load", "new"),
+    "train.init_head": _one_of("load", "new", "backbone"),
     "train.init_average": _one_of("ema", "live"),
     "train.eval_batch_size": _integer(0, 2**20),
     "train.save_every": _EPOCHS,

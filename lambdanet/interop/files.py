@@ -199,7 +199,8 @@ def load_weights_file(
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
     grids: Mapping[str, grids_lib.Grid] | None = None,
-    allow_head_mismatch: str | None = None,
+    allow_head_mismatch: Sequence[str] = (),
+    part: str = "",
     prefer_ema: bool = True,
 ) -> dict[str, np.ndarray]:
     """Reads weights for a model from a file of any supported kind, see `read_state`.
@@ -211,7 +212,9 @@ def load_weights_file(
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       grids: of the model's tables of positions, see `grids.grids_of`; tables that are for another
         map or window are refused, also where they have as many rows.
-      allow_head_mismatch: path prefix of a classifier that may differ, see `names.convert`.
+      allow_head_mismatch: paths of a classifier that may differ, see `names.convert`.
+      part: path of the part of the model that the file is of, which has all of `target_shapes`; a
+        file with our names is then read by the table 'lambdanet' of `tables`. '' = the whole.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
     Returns:
@@ -225,10 +228,15 @@ def load_weights_file(
     """
     numbers = sum(map(math.prod, target_shapes.values()))
     state, ours, metadata = read_state(path, prefer_ema=prefer_ema, numbers=numbers)
-    known = {} if ours else tables()
-    grammar = None if ours else choose_table(known, state, target_shapes)
-    rules = OWN_NAMES if ours else known[grammar]
-    check = grids_lib.checker(known_grids(metadata) if ours else grids_lib.Known(), grids or {})
+    known = {} if ours and not part else tables()
+    foreign = {name: table for name, table in known.items() if name != OWN_TABLE}
+    grammar = None if ours else choose_table(foreign, state, target_shapes)
+    rules = known.get(OWN_TABLE, OWN_NAMES) if ours else foreign[grammar]
+    sizes = known_grids(metadata) if ours else grids_lib.Known()
+    if part:
+        inside = {f"{part}/{path}": size for path, size in sizes.sizes.items()}
+        sizes = dataclasses.replace(sizes, sizes=inside)
+    check = grids_lib.checker(sizes, grids or {})
     try:
         arrays = convert(
             state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=check

@@ -256,7 +256,7 @@ def convert(
     rules: Sequence[Rule],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
-    allow_head_mismatch: str | None = None,
+    allow_head_mismatch: Sequence[str] = (),
     require_all: bool = True,
     reshape: Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
@@ -266,7 +266,7 @@ def convert(
       torch_state: PyTorch key -> array in PyTorch's layout.
       rules: the model's table, see `find_places` for keys that stand in several of its rules.
       target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
-      allow_head_mismatch: path prefix of the classifier ("head/fc"). What lies under it may be
+      allow_head_mismatch: paths of the classifier ("head/fc"). What lies under them may be
         missing, unused or of another shape; those paths are then left out of the result, so that
         the caller keeps its own, and a warning names them.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
@@ -289,10 +289,10 @@ def convert(
     kept: set[str] = set()
     unused, shapes, conflicts = [], [], []
 
+    heads = tuple(head.rstrip("/") + "/" for head in allow_head_mismatch)
+
     def in_head(path: str) -> bool:
-        return allow_head_mismatch is not None and (path + "/").startswith(
-            allow_head_mismatch.rstrip("/") + "/"
-        )
+        return (path + "/").startswith(heads)
 
     for key, array in torch_state.items():
         places = known[key]

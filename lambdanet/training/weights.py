@@ -19,7 +19,7 @@ def read_weights(
     params: dict,
     stats: dict,
     *,
-    new_head: bool = False,
+    head: str = "load",
     prefer_ema: bool = True,
 ) -> tuple[dict, dict]:
     """Reads a weights file, ours or PyTorch's, strictly: every parameter and statistic must be in
@@ -31,7 +31,9 @@ def read_weights(
             gives its `torch_names` for files with PyTorch's names.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
-        new_head: keep the classifier of `params` (arrays, then), whatever the file has for it.
+        head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
+            whatever the file has for it; 'backbone', all but the backbone, of which the file is,
+            with a classifier of its own or without.
         prefer_ema: of a PyTorch checkpoint with live and averaged weights take the averaged ones.
 
     Returns:
@@ -41,25 +43,35 @@ def read_weights(
         FileNotFoundError, WeightsFileError: no such file, or one that cannot be read.
         NameMappingError: missing, unused and mis-shaped names and tables for another map or
             window, all at once.
+        ValueError: 'backbone' for a model that has none.
     """
     trees = params, stats
     flat = [flatten_names(tree) for tree in trees]
     shapes = {name: tuple(leaf.shape) for part in flat for name, leaf in part.items()}
+    part = "backbone" if head == "backbone" else ""
+    if part and not hasattr(model, part):
+        raise ValueError(
+            "train.init_head='backbone' is for models of a backbone and heads, and "
+            f"{type(model).__name__} is a backbone itself; allowed: 'load', 'new'"
+        )
+    new = model.classifier if head == "new" else ()
+
+    def kept(name: str) -> bool:
+        return any(name.startswith(f"{path}/") for path in new) or not name.startswith(part)
+
+    shapes = {name: shape for name, shape in shapes.items() if name.startswith(part)}
     found = files.load_weights_file(
         path,
-        lambda: model.torch_names,
+        lambda: model.backbone_names if part else model.torch_names,
         shapes,
         grids=grids_of(model),
-        allow_head_mismatch=model.classifier if new_head else None,
+        allow_head_mismatch=new,
+        part=part,
         prefer_ema=prefer_ema,
     )
 
     def pick(name: str, leaf: Any) -> Any:
-        return (
-            leaf
-            if new_head and name.startswith(model.classifier + "/")
-            else found[name].astype(leaf.dtype)
-        )
+        return leaf if kept(name) else found[name].astype(leaf.dtype)
 
     named = ({name: pick(name, leaf) for name, leaf in part.items()} for part in flat)
     return tuple(map(unflatten_names, named, trees))
@@ -80,7 +92,7 @@ def start_from(now: TrainState, train: Any, model: Any, shardings: Any) -> Train
         model,
         now.params,
         now.stats,
-        new_head=train.init_head == "new",
+        head=train.init_head,
         prefer_ema=train.init_average == "ema",
     )
     # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only

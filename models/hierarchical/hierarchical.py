@@ -91,14 +91,14 @@ class HierarchicalTransformer(nnx.Module):
         rngs: initialisation source.
 
     Attributes:
-        classifier: path of the layer that depends on the classes.
+        classifier: paths of the layers that depend on the classes.
 
     Raises:
         ValueError: no position left in a stage, a mixer that takes no tokens with pool='cls'.
             `models.create_model` checks the options before, all in one message.
     """
 
-    classifier: ClassVar[str] = "head/fc"
+    classifier: ClassVar[tuple[str, ...]] = ("head/fc",)
     option_problems = staticmethod(option_problems)
 
     def __init__(
@@ -318,7 +318,7 @@ class HierarchicalTransformer(nnx.Module):
             shape = (dim,) if self.pool == "cls" else (h, w, dim)
             rows.append(summary_row("norm", "layer_norm", shape))
         macs = dim * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
+        rows.append(summary_row(self.classifier[0], "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

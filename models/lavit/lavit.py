@@ -126,14 +126,14 @@ class LaViT(nnx.Module):
     Attributes:
         auxiliary_losses: names of the terms that `return_auxiliary` gives; () without
             less-attention.
-        classifier: path of the layer that depends on the classes.
+        classifier: paths of the layers that depend on the classes.
 
     Raises:
         ValueError: no position left in a stage. `models.create_model` checks the options before,
             all in one message.
     """
 
-    classifier: ClassVar[str] = "head/fc"
+    classifier: ClassVar[tuple[str, ...]] = ("head/fc",)
     option_problems = staticmethod(option_problems)
 
     def __init__(
@@ -401,7 +401,7 @@ class LaViT(nnx.Module):
         shape = (h * w + 1, dim) if self.pool == "cls" else (h, w, dim)
         rows.append(summary_row("norm", "layer_norm", shape))
         macs = dim * self.num_classes
-        rows.append(summary_row(self.classifier, "linear", (self.num_classes,), macs))
+        rows.append(summary_row(self.classifier[0], "linear", (self.num_classes,), macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

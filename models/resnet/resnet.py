@@ -137,14 +137,14 @@ class ResNet(Recompute):
         rngs: initialisation source.
 
     Attributes:
-        classifier: path of the layer that depends on the classes.
+        classifier: paths of the layers that depend on the classes.
 
     Raises:
         ValueError: `share_embeddings` with a layer that has none. `models.create_model` checks the
             options before, all in one message.
     """
 
-    classifier: ClassVar[str] = "head/fc"
+    classifier: ClassVar[tuple[str, ...]] = ("head/fc",)
     option_problems = staticmethod(option_problems)
 
     def __init__(
@@ -349,7 +349,7 @@ class ResNet(Recompute):
                 h, w = add(f"stages/{number}/blocks/{index}", block.rows(h, w))
         if self.head is not None:
             fc_macs = self.stage_info[-1][0] * self.num_classes
-            rows.append(summary_row(self.classifier, "linear", (self.num_classes,), fc_macs))
+            rows.append(summary_row(self.classifier[0], "linear", (self.num_classes,), fc_macs))
         return rows
 
     def macs(self, h: int, w: int) -> int:

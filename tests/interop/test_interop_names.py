@@ -128,7 +128,7 @@ def test_what_is_dropped_may_be_looked_at():
     rules = (Rule(r"ones", None, only_ones),)
     assert convert({"ones": np.ones(3)}, rules, {}) == {}
     with pytest.raises(NameMappingError, match="ones -> dropped: not ones"):
-        convert({"ones": numbered(3)}, rules, {}, allow_head_mismatch="head")
+        convert({"ones": numbered(3)}, rules, {}, allow_head_mismatch=("head",))
 
 
 def test_arrays_of_another_shape_may_be_reshaped():
@@ -227,7 +227,7 @@ def test_head_may_differ_only_where_allowed(head, caplog):
     with pytest.raises(NameMappingError, match="head/fc/bias"):
         convert(state, HEAD, HEAD_SHAPES)
     with caplog.at_level(logging.WARNING):
-        out = convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch="head/fc")
+        out = convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch=("head/fc",))
     assert set(out) == {"body/kernel"}
     assert "keeps its own: head/fc/bias, head/fc/kernel" in caplog.text
     with pytest.raises(NameMappingError, match="body/kernel"):  # the rest stays strict
@@ -235,21 +235,21 @@ def test_head_may_differ_only_where_allowed(head, caplog):
             {**head, "body.weight": numbered(3, 4)},
             HEAD,
             HEAD_SHAPES,
-            allow_head_mismatch="head/fc",
+            allow_head_mismatch=("head/fc",),
         )
 
 
 def test_allowed_head_is_taken_when_it_fits_and_dropped_when_the_model_has_none():
     state = {"body.weight": numbered(3, 3), "fc.weight": numbered(10, 3), "fc.bias": numbered(10)}
-    assert set(convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch="head/fc")) == set(HEAD_SHAPES)
-    assert set(convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch="head/fc")) == {
+    assert set(convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch=("head/fc",))) == set(HEAD_SHAPES)
+    assert set(convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch=("head/fc",))) == {
         "body/kernel"
     }
     with pytest.raises(NameMappingError, match="2 unused"):
         convert(state, HEAD, {"body/kernel": (3, 3)})
     # A prefix ends at a slash: "head/f" does not excuse "head/fc".
     with pytest.raises(NameMappingError, match="2 unused"):
-        convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch="head/f")
+        convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch=("head/f",))
 
 
 def test_unknown_transform_is_refused_where_the_rule_is_written():
