@@ -123,6 +123,10 @@ class Rule:
                 "transforms are "
                 f"{', '.join(TRANSFORMS)}; anything else is passed as a function"
             )
+        if self.piece is not None and not isinstance(self.target, str):
+            raise ValueError(
+                f"the rule {self.pattern!r} fills a piece of {self.target!r}; allowed: of one path"
+            )
 
     def targets(self, match: re.Match) -> tuple[str, ...]:
         """Our paths for one matched key."""

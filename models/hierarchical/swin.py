@@ -8,9 +8,10 @@ the paper's; `slide_swin_*_release` the window of 56 of the released configurati
 images leaves global attention without shifts in the last two stages.
 
 Deviations: maps that the patches, the merging or the windows do not divide are padded with zeros at
-the bottom and the right, as in the authors' code for dense tasks; Slide-Swin runs on maps of any
-shape, the public code on square ones. Drop path is that of the authors' code: 0.2, 0.3 and 0.5 for
-Tiny, Small and Base, in both papers.
+the bottom and the right, as in the authors' code for dense tasks, whose windows also keep their
+size and shift on small maps: `attention=(windows(7, fit=False),) * 4` in Python. Slide-Swin runs on
+maps of any shape, the public code on square ones. Drop path is that of the authors' code: 0.2, 0.3
+and 0.5 for Tiny, Small and Base, in both papers.
 """
 
 from __future__ import annotations

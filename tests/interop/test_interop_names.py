@@ -65,6 +65,22 @@ def test_fused_projection_is_cut_along_the_output_channels():
         convert({"qkv.weight": weight, "qkv.bias": numbered(8)}, rules, shapes)
 
 
+def test_separate_projections_are_joined_along_the_output_channels():
+    rules = [
+        Rule(rf"{name}\.weight", "qkv/kernel", "linear", piece=(index, 3))
+        for index, name in enumerate("qkv")
+    ]
+    arrays = {f"{name}.weight": numbered(2, 4) + 10 * index for index, name in enumerate("vqk")}
+    out = convert(arrays, rules, {"qkv/kernel": (4, 6)})
+    joint = np.concatenate([arrays[f"{name}.weight"].T for name in "qkv"], axis=1)
+    np.testing.assert_array_equal(out["qkv/kernel"], joint)
+    del arrays["k.weight"]
+    with pytest.raises(NameMappingError, match=r"missing.*\n +qkv/kernel \[2/3\] \(4, 2\)"):
+        convert(arrays, rules, {"qkv/kernel": (4, 6)})
+    with pytest.raises(ValueError, match="fills a piece of None; allowed: of one path"):
+        Rule("q", None, piece=(0, 3))
+
+
 def test_prefixes_nest_and_keep_the_groups_of_the_part():
     part = (
         Rule(r"branch(\d)\.w", r"branches/\1/kernel", "linear"),
