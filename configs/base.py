@@ -132,8 +132,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.steps = 0  # > 0 overrides epochs
     # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
     train.init_weights = ""
-    # with init_weights: 'load' all | 'new': the layers that depend on the classes stay as initialised
-    # | 'backbone': the file is of a backbone, all else stays as initialised (segmentation)
+    # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |
+    # 'backbone': the file is of a backbone, all else stays as initialised (segmentation)
     train.init_head = "load"
     # with init_weights, of a PyTorch checkpoint that holds both: 'ema' (averaged, as timm) | 'live'
     train.init_average = "ema"

@@ -4,6 +4,7 @@ Our own files say so in their metadata (`layout: lambdanet`) and hold '/'-paths;
 taken as PyTorch's names and layouts and goes through a name table (`lambdanet.interop.names`).
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -49,6 +50,7 @@ LAYOUT = "lambdanet"
 LAYOUT_VERSION = "1"
 _NPZ_METADATA = "__metadata__"
 OWN_NAMES = (Rule(r".+", r"\g<0>"),)
+OWN_TABLE = "lambdanet"  # name of the table of such names among a model's tables for its parts
 
 
 def export_metadata(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from flax import nnx
 
+from lambdanet.interop.files import OWN_TABLE
 from lambdanet.interop.names import Rule, prefixed
 
 from ..backbone import CLASSIFIER_PARTS
@@ -108,7 +109,7 @@ def backbone_tables(backbone: nnx.Module) -> Mapping[str, Table]:
         torch = backbone.torch_names
     except ValueError:
         torch = {}
-    return {"lambdanet": own, **{name: prefixed(t, "", "backbone") for name, t in torch.items()}}
+    return {OWN_TABLE: own, **{name: prefixed(t, "", "backbone") for name, t in torch.items()}}
 
 
 def _is_neck(rule: Rule) -> bool:

@@ -257,7 +257,9 @@ def test_head_may_differ_only_where_allowed(head, caplog):
 
 def test_allowed_head_is_taken_when_it_fits_and_dropped_when_the_model_has_none():
     state = {"body.weight": numbered(3, 3), "fc.weight": numbered(10, 3), "fc.bias": numbered(10)}
-    assert set(convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch=("head/fc",))) == set(HEAD_SHAPES)
+    assert set(convert(state, HEAD, HEAD_SHAPES, allow_head_mismatch=("head/fc",))) == set(
+        HEAD_SHAPES
+    )
     assert set(convert(state, HEAD, {"body/kernel": (3, 3)}, allow_head_mismatch=("head/fc",))) == {
         "body/kernel"
     }

@@ -254,7 +254,7 @@ def test_the_classifier_depends_on_the_classes_and_nothing_else_does(name):
         flat = nnx.to_flat_state(nnx.state(model))
         return {"/".join(map(str, path)): leaf.shape for path, leaf in flat}, model.classifier
 
-    (three, path), (four, _) = shapes(3), shapes(4)
+    (three, (path,)), (four, _) = shapes(3), shapes(4)
     assert {n for n in three if three[n] != four[n]} == {f"{path}/kernel", f"{path}/bias"}
 
 

@@ -132,3 +132,37 @@ def test_live_and_averaged_weights_by_choice(monkeypatch):
         with pytest.raises(files.WeightsFileError, match="enough"):
             weights.start_from(now, section("x.pth", **options), build(), shardings)
     assert given == [True, False]
+
+
+def test_a_segmenter_starts_from_a_classifier_and_keeps_its_own_heads(tmp_path):
+    def classifier():
+        return models.create_model("pvt_tiny", image_size=(16, 64), rngs=nnx.Rngs(0), **PVT)
+
+    flat = {n: a for p in state.split_model(classifier())[1:]
+            for n, a in state.flatten_names(p).items()}  # fmt: skip
+    path = tmp_path / "w.safetensors"
+    metadata = files.export_metadata({"name": "pvt_tiny"}, grids_of(nnx.eval_shape(classifier)))
+    files.save_safetensors(path, flat, metadata)
+
+    def segmenter(size=(16, 64)):
+        options = {k: v for k, v in PVT.items() if k != "num_classes"}
+        return models.create_model(
+            "segmenter", backbone=dict(name="pvt_tiny", **options), num_classes=5, image_size=size,
+            head=dict(name="fcn", channels=8), rngs=nnx.Rngs(1),
+        )  # fmt: skip
+
+    model = segmenter()
+    params, stats = state.split_model(model)[1:]
+    read = weights.read_weights(path, model, params, stats, head="backbone")
+    found = state.flatten_names(read[0])
+    for name, leaf in state.flatten_names(params).items():
+        of_file = flat[name.removeprefix("backbone/")] if name.startswith("backbone/") else leaf
+        np.testing.assert_array_equal(found[name], of_file, err_msg=name)
+    with pytest.raises(NameMappingError, match="head/"):  # or everything has to be there
+        weights.read_weights(path, model, params, stats)
+    wide = nnx.eval_shape(lambda: segmenter((32, 32)))
+    with pytest.raises(NameMappingError, match="for a map of 4x16, the model has a map of 8x8"):
+        weights.read_weights(path, wide, *state.split_model(wide)[1:], head="backbone")
+    plain = nnx.eval_shape(classifier)
+    with pytest.raises(ValueError, match="init_head='backbone' is for .*allowed: 'load', 'new'"):
+        weights.read_weights(path, plain, *state.split_model(plain)[1:], head="backbone")
