@@ -91,7 +91,9 @@ class FeaturePyramid(nnx.Module):
         beyond = 0 if extra == "pool" else levels - len(used)
         self.beyond = nnx.List(conv(first if n == 0 else dim, stride=2) for n in range(beyond))
 
-    def __call__(self, maps: Sequence[Float[Array, "b h w c"]]) -> list[Float[Array, "b h w d"]]:
+    def __call__(
+        self, maps: Sequence[Float[Array, "b _h _w _c"]]
+    ) -> list[Float[Array, "b _oh _ow d"]]:
         """Maps those of the backbone, finest first, to `num_levels` maps with `dim` channels.
 
         Raises:

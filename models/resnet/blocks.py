@@ -61,7 +61,8 @@ class Stem(nnx.Module):
     max-pool, of width, width and twice the width (64, 64, 128: the segmentation networks of CCNet,
     OCNet and DANet) or of half, half and the whole width (32, 32, 64: He et al. 2019, "Bag of
     Tricks for Image Classification", ResNet-C; mmsegmentation's ResNetV1c); 'cifar' one 3x3
-    convolution without stride. Every convolution has batch norm and activation.
+    convolution without stride, 'strided' one with stride 2. Every convolution has batch norm and
+    activation.
 
     Args:
         kind: a key of `STEMS`.

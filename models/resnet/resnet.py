@@ -99,8 +99,8 @@ class ResNet(Recompute):
         in_channels: channels of the image.
         image_size: (height, width) of the images; read only by attention layers and context blocks
             that are tied to a map size.
-        stem: 'resnet' | 'resnet_rs' | 'tiered' | 'deep' | 'deep_narrow' (stride 4) | 'cifar'
-            (stride 1), see `Stem`.
+        stem: 'resnet' | 'resnet_rs' | 'tiered' | 'deep' | 'deep_narrow' (stride 4) | 'strided'
+            (2) | 'cifar' (1), see `Stem`.
         output_stride: the largest total stride, a power of two from that of the stem on: stages
             that would pass it dilate their 3x3 convolutions instead, each by twice as much as the
             stage before; their mixers see the finer map and neither stride nor dilate. None for no

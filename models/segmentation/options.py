@@ -80,6 +80,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         {**options, "blocks": (1,)},
         choices={"remat": REMATS, "dtype": DTYPES, "param_dtype": DTYPES},
         counts=("num_classes", "in_channels"),
+        positive=("classifier_std",),
         flags=("align_corners",),
     )
     wrong_here = bool(problems)

@@ -60,6 +60,10 @@ class SegmentationHead(nnx.Module):
         return sum(row[-1] for row in self.rows(sizes))
 
 
+CLASSIFIER_STD = 0.01
+"""Standard deviation that classifiers start with, mmsegmentation's."""
+
+
 class PixelClassifier(nnx.Linear):
     """Dropout of whole channels and a linear layer at every position; float32 logits.
 
@@ -77,7 +81,7 @@ class PixelClassifier(nnx.Linear):
     def __init__(
         self, dim: int, num_classes: int, *, dropout: float, param_dtype: Any, rngs: nnx.Rngs
     ):
-        init = nnx.initializers.normal(0.01)
+        init = nnx.initializers.normal(CLASSIFIER_STD)
         super().__init__(dim, num_classes, kernel_init=init, param_dtype=param_dtype, rngs=rngs)
         self.dropout = nnx.Dropout(dropout, broadcast_dims=(1, 2))
 

@@ -135,13 +135,21 @@ def _semantic_fpn() -> None:
 
 
 def _small() -> None:
-    """For 96 x 96: a ResNet of basic blocks with maps of 24, 12 and 12 positions."""
-    backbone = dict(name="resnet18", blocks=(2, 2, 2), widths=(32, 64, 128), output_stride=8)
-    common = dict(backbone=backbone, num_classes=11, image_size=(96, 96))
+    """For 96 x 96: a ResNet of basic blocks with maps of 48 positions a side and thrice 24, since
+    strokes are 2 to 8 pixels wide.
+    """
+    backbone = dict(
+        name="resnet18",
+        stem="strided",
+        blocks=(1, 1, 1, 1),
+        widths=(24, 48, 64, 64),
+        output_stride=4,
+    )
+    common = dict(backbone=backbone, classifier_std=0.15, num_classes=11, image_size=(96, 96))
     heads: dict[str, Any] = {
         "fcn": dict(name="fcn", channels=64),
-        "upernet": dict(name="upernet", channels=64),
-        "semantic_fpn": dict(name="semantic_fpn", neck_channels=64, channels=64),
+        "upernet": dict(name="upernet", channels=32),
+        "semantic_fpn": dict(name="semantic_fpn", neck_channels=32, channels=32),
         "criss_cross": dict(name="criss_cross", channels=64),
         "danet": dict(name="danet", channels=64),
         "ocnet": dict(name="ocnet", channels=64),

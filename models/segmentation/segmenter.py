@@ -18,7 +18,7 @@ from ..building import model_builder
 from ..registration import registry as model_registry
 from . import names
 from .options import backbone_options, head_builder, option_problems
-from .parts import Sizes
+from .parts import CLASSIFIER_STD, PixelClassifier, Sizes
 
 Spec = str | Mapping[str, Any]
 
@@ -41,6 +41,9 @@ class Segmenter(nnx.Module):
             The usual one is dict(name='fcn', stage=3, channels=256).
         align_corners: how logits are resized to the image, and maps inside the heads; True is what
             the networks for crops of 769 x 769 were trained with, see `resize_bilinear`.
+        classifier_std: standard deviation that the kernels of the classifiers start with. Small
+            networks that start from nothing and have few steps see only the background for long at
+            0.01; with 1 / sqrt(channels) the classes part from the first step on.
         num_classes: outputs.
         in_channels: channels of the image.
         image_size: (height, width) of the images in training; read by what is tied to a map size.
@@ -67,6 +70,7 @@ class Segmenter(nnx.Module):
         head: Spec = "fcn",
         auxiliary: Spec | None = None,
         align_corners: bool = False,
+        classifier_std: float = CLASSIFIER_STD,
         num_classes: int = 150,
         in_channels: int = 3,
         image_size: tuple[int, int] = (512, 512),
@@ -101,6 +105,9 @@ class Segmenter(nnx.Module):
                 host["map_sizes"] = tuple(self.feature_sizes(*image_size))
             built[part] = build(info, num_classes, **host)
         self.head, self.auxiliary = built["head"], built["auxiliary"]
+        for _, module in nnx.iter_modules(self):
+            if isinstance(module, PixelClassifier):  # of a normal distribution
+                module.kernel[...] *= classifier_std / CLASSIFIER_STD
         self.classifier = tuple(
             f"{part}/{path}"
             for part, made in built.items()

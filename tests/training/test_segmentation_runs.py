@@ -23,6 +23,7 @@ import train
 from configs import digit_scenes
 from lambdanet.config import to_json
 from lambdanet.data import digit_scenes as builder
+from lambdanet.data import scenes
 from lambdanet.training.metrics import read_records
 
 HERE = Path(__file__).resolve().parent
@@ -36,9 +37,9 @@ def settings(data_dir):
     return {
         "data.data_dir": str(data_dir),
         "data.image_size": (64, 64),
-        "data.train_split": "train[:64]",
-        "data.eval_split": "validation[:24]",
-        "data.test_split": "test[:37]",
+        "data.train_split": "train",
+        "data.eval_split": "validation",
+        "data.test_split": "test",
         "data.flip": 0.5,
         "model.backbone": backbone,
         "model.head": dict(name="fcn", channels=8),
@@ -106,7 +107,9 @@ class Runs:
     def __init__(self, root):
         self.root, self.data = root, root / "data"
         self.config = make_config(self.data)
-        builder.prepare(str(self.data), (64, 64))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(scenes, "SPLITS", {"train": 64, "validation": 24, "test": 37})
+            builder.prepare(str(self.data), (64, 64))
         self.outcome = train.run(
             self.config, root / "straight", stream=io.StringIO(), devices=jax.devices()[:1]
         )
@@ -249,5 +252,5 @@ def test_summary_speed_and_export(runs, tmp_path):
     assert evaluate("speed", runs.root / "straight", tmp_path)["results"]
     exported = evaluate("export", runs.root / "straight", tmp_path)
     assert exported["reload_difference"] < 1e-5
-    with pytest.raises(ValueError, match="the task 'segmentation' has none"):
+    with pytest.raises(ValueError, match="'segmentation' reads no field 'label'"):
         evaluate("pseudo_label", runs.root / "straight", tmp_path, split="test[:10]")
