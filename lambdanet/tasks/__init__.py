@@ -26,8 +26,9 @@ Traced:
 
 A task may also have, on the host, for eval.py:
     class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
-    write_predictions(model, files, folder, *, info, config) -> (columns, rows)    writes what the
-        model says of pictures, name -> path, into a folder; a row tells what of each
+    write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
+        writes what the model says of pictures, name -> path, into a folder; a row tells what of
+        each, a problem which cannot be read
 
 Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
 loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its

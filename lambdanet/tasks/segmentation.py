@@ -314,7 +314,7 @@ def panels(
 
 def write_predictions(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
     """Writes label maps and overlays of pictures; see `segmentation_files`."""
     from lambdanet.tasks import segmentation_files
 
