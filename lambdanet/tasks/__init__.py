@@ -44,6 +44,9 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import jax
+import numpy as np
+
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
@@ -124,6 +127,32 @@ def eval_batches(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def check_evaluation(
+    eval_step: Callable[..., Any], state: Any, config: Any, batch_size: int
+) -> None:
+    """Traces one step of evaluation, which computes nothing: what a model refuses of the pictures
+    of evaluation, whose size need not be that of training, is known before the first step.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        state: with params and stats, arrays or their shapes.
+        config: the whole config.
+        batch_size: global, over all processes.
+
+    Raises:
+        ValueError: what the model says, and where the sizes come from.
+    """
+    blank = get(config.task).blank(data.attributes(config)) | {"mask": np.float32(1)}
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype)
+        for name, value in blank.items()
+    }
+    try:
+        jax.eval_shape(eval_step, state.params, state.stats, batch)
+    except ValueError as error:
+        raise ValueError(f"evaluation, with images of {batch['image'].shape}: {error}") from error
 
 
 def finisher(config: Any, info: DataInfo) -> Callable[[dict, dict], dict[str, float]]:
