@@ -4,19 +4,22 @@ A call is checked when it returns, its arguments then, too: what refuses wrong s
 error that says what to do, is to be seen doing so.
 """
 
+import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
+from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from flax import nnx
 
 # Whatever has annotations of shapes.
 PACKAGES = (
-    *("lambdanet.analysis", "lambdanet.attention", "lambdanet.data.pseudo_labels"),
-    *("lambdanet.layers", "lambdanet.ops", "lambdanet.tasks.classification", "models"),
-    "lambdanet.tasks.classification_panels",
+    *("lambdanet.analysis", "lambdanet.attention", "lambdanet.data.label_maps"),
+    *("lambdanet.data.pseudo_labels", "lambdanet.layers", "lambdanet.ops", "models"),
+    *("lambdanet.tasks.classification", "lambdanet.tasks.classification_panels"),
+    *("lambdanet.tasks.segmentation", "lambdanet.tasks.segmentation_classes"),
 )
 
 
@@ -37,6 +40,8 @@ _CONF = BeartypeConf(
 def install() -> None:
     """To be called before anything imports lambdanet or models."""
     jaxtyping.Array = _ARRAY
+    # The containers of NNX are of typing's, which their successors will not be.
+    warnings.filterwarnings("ignore", category=BeartypeDecorHintPep585DeprecationWarning)
     jaxtyping.install_import_hook(PACKAGES, "type_checker.checked")
 
 

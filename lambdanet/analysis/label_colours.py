@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanet.analysis.text import visible
@@ -28,12 +28,12 @@ def palette(count: int = 256) -> UInt8[np.ndarray, "count 3"]:
     return colours
 
 
-def paint(labels: Int[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
+def paint(labels: Integer[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
     """Returns a label map in its colours."""
     return palette()[np.asarray(labels)]
 
 
-def index_image(labels: Int[np.ndarray, "h w"]) -> Image.Image:
+def index_image(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
     """Returns a label map as a palette image: its values are the classes, its look the colours."""
     image = Image.fromarray(np.asarray(labels, np.uint8), mode="P")
     image.putpalette(palette().tobytes())
@@ -41,7 +41,7 @@ def index_image(labels: Int[np.ndarray, "h w"]) -> Image.Image:
 
 
 def overlay(
-    image: UInt8[np.ndarray, "h w c"], labels: Int[np.ndarray, "h w"], strength: float = 0.5
+    image: UInt8[np.ndarray, "h w c"], labels: Integer[np.ndarray, "h w"], strength: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Returns a picture (grey or RGB) with its label map laid over it."""
     mixed = (1 - strength) * image[..., :3] + strength * paint(labels)

@@ -270,7 +270,10 @@ def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
 
 
 def finish(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray | jax.Array],
+    info: DataInfo,
+    config: Any,
 ) -> dict[str, float]:
     """Returns mean IoU and pixel accuracy in [0, 1], and the mean loss of the labelled pixels.
 

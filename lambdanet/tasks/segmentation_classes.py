@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from lambdanet.data.record import DataInfo
 
@@ -23,7 +23,7 @@ def all_names(info: DataInfo, config: Any, count: int) -> list[str]:
 
 
 def class_iou(
-    right: Float[np.ndarray, " k"], union: Float[np.ndarray, " k"], true: Float[np.ndarray, " k"]
+    right: Num[np.ndarray, " k"], union: Num[np.ndarray, " k"], true: Num[np.ndarray, " k"]
 ) -> Float[np.ndarray, " k"]:
     """Returns each class's intersection over union; nan for a class that no pixel has in truth,
     which says nothing about the model. Where such a class is predicted nevertheless, the IoU of the
@@ -38,7 +38,7 @@ def class_iou(
 
 
 def table(
-    counts: Float[np.ndarray, "k k"], names: Sequence[str]
+    counts: Num[np.ndarray, "k k"], names: Sequence[str]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark): IoU, accuracy and share of the pixels by class, in percent,
     and which classes the mean leaves out.

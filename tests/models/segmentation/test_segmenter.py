@@ -149,7 +149,7 @@ def test_a_config_section_becomes_a_segmenter():
     )
     config = ConfigDict(dict(model=section, data=dict(channels=3, image_size=(64, 64))))
     model = nnx.eval_shape(
-        lambda: models.create_from_config(config, {"num_classes": 4}, rngs=nnx.Rngs(0))
+        lambda: models.create_from_config(config, num_classes=4, rngs=nnx.Rngs(0))
     )
     assert model.head.attention.blocks[0].group_size == (2, 2)
     assert model.classifier == ("head/classify",)
