@@ -43,6 +43,7 @@ from lambdanet.analysis.modes import (
 )
 from lambdanet.analysis.subject import AVERAGES, Subject, check_choice
 from lambdanet.config_flag import ConfigFlag, apply_overrides
+from lambdanet.data.class_folders import listing
 from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
 
@@ -181,6 +182,8 @@ def run(mode: str, given: Any, recipe: Any) -> None:
     results = modes[mode]()
     if mode != "pseudo_label":  # that file is the result
         write_results(folder, mode, subject, results)
+    if problems := results.get("problems"):
+        raise ValueError(f"{len(problems)} pictures are left out:{listing(problems)}")
 
 
 if __name__ == "__main__":

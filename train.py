@@ -128,6 +128,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
+    if evaluated:
+        tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from PIL import Image
 
-from configs import base
+import train
+from configs import base, digit_scenes
 from lambdanet import data, tasks
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 from lambdanet.layers.resize import resize_bilinear
@@ -243,6 +244,19 @@ def test_scores_count_every_labelled_pixel_of_the_images_that_count(config):
     assert found["loss"] == pytest.approx(float(mean), rel=1e-5)
     np.testing.assert_array_equal(per_image["intersection"].sum(0), right)
     np.testing.assert_array_equal(per_image["prediction"][:2], predictions[:2])
+
+
+def test_what_evaluation_refuses_is_said_before_the_first_step(tmp_path):
+    """Not at the first evaluation, which may be hours later: it may see other sizes."""
+    config = digit_scenes.get_config("segment,none,smoke")
+    config.model.backbone.attention = {"name": "bottleneck_attention", "num_heads": 2}
+    config.model.backbone.attention_blocks = ((), (), "all")
+    config.segmentation.eval_size = (48, 64)
+    with pytest.raises(
+        ValueError, match=r"^evaluation, with images of \(8, 48, 64, 3\): .*size \(4, 4\)"
+    ):
+        train.run(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_predictions_for_the_report_are_small(config):

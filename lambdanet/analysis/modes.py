@@ -23,6 +23,7 @@ from lambdanet.analysis.predict import predict
 from lambdanet.analysis.subject import Subject
 from lambdanet.atomic import write_file
 from lambdanet.data import pseudo_labels
+from lambdanet.data.class_folders import is_litter
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
@@ -247,7 +248,8 @@ def label_split(
 
 
 def write_predictions(subject: Subject, folder: Path, pictures: str) -> dict[str, Any]:
-    """Writes what the model says of pictures, in the form of its task.
+    """Writes what the model says of pictures, in the form of its task; pictures that cannot be read
+    are left out, and named as `problems` in what is returned.
 
     Args:
         subject: of `load_subject`.
@@ -267,22 +269,24 @@ def write_predictions(subject: Subject, folder: Path, pictures: str) -> dict[str
     weights, source = subject.load_weights()
     info = data.DataInfo({}, ()) if subject.info is tasks.UNKNOWN else subject.info
     model = nnx.merge(subject.graphdef, *weights)
-    columns, rows = write(model, found, folder, info=info, config=subject.config)
+    columns, rows, problems = write(model, found, folder, info=info, config=subject.config)
     show_table(f"{subject.name} from {source}: predictions", columns, rows)
     say(f"Written: {folder}")
-    return {"source": source, "pictures": [dict(zip(columns, row, strict=True)) for row in rows]}
+    shown = [dict(zip(columns, row, strict=True)) for row in rows]
+    return {"source": source, "pictures": shown, "problems": problems}
 
 
 def find_pictures(path: Path) -> dict[str, Path]:
     """Returns the pictures at a path by name: the path within the folder without its suffix, or
-    with it where two would have the same.
+    with it where two would have the same. What systems leave in folders is passed over.
 
     Raises:
         ValueError: there is none.
     """
     if path.is_file():
         return {path.stem: path}
-    found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
+    found = sorted(p for p in found if not any(map(is_litter, p.relative_to(path).parts)))
     if not found:
         raise ValueError(
             f"--pictures={path}: no picture there; looked for names that end with "

@@ -181,6 +181,7 @@ def draw_curves(
 def _label(metric: str) -> str:
     """Returns the name of a metric in words: 'ema_top5' is 'top-5 of averaged weights'."""
     name = metric.removeprefix(AVERAGED).replace("top5", "top-5 accuracy").replace("_", " ")
+    name = name.replace("mean iou", "mean IoU")
     return name + (" of averaged weights" if metric.startswith(AVERAGED) else "")
 
 

@@ -133,7 +133,10 @@ def translate(
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         others = f", and {wrong.sum() - 1} such pixels more" if wrong.sum() > 1 else ""
-        hint = "" if reduce_zero_label else "; where 0 is no class, ask for reduce_zero_label"
+        shifted = (
+            not reduce_zero_label and stored[wrong].max() == stored[wrong].min() == num_classes
+        )
+        hint = "; where 0 is no class, ask for reduce_zero_label" if shifted else ""
         raise ValueError(
             f"label {stored[row, column]} at row {row}, column {column}{others}; allowed: {first} "
             f"to {num_classes - 1 + first} ({num_classes} classes) and {ignore} (ignore){hint}"

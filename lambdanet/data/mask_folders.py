@@ -74,7 +74,7 @@ def scan(
 
     Raises:
         ValueError: lists all problems: names, partners that are missing, files that cannot be read,
-            sizes, labels.
+            sizes, labels, fewer than two classes.
         OSError: a folder or a file of names cannot be read.
     """
     for folder in (images, masks):
@@ -102,8 +102,8 @@ def scan(
     problems = [*problems, *search.problems]
     problems += [f"split {name!r} has no pairs" for name, pairs in splits.items() if not pairs]
     number = len(coding.names) or class_histogram.occurring(counts)
-    if not problems and not number:
-        problems = ["no pixel has a class"]
+    if not problems:
+        problems = _too_few(class_histogram.total(sum(counts.values(), []), number), colours)
     if problems:
         raise ValueError(
             f"{images} and {masks} cannot be prepared; move these away or repair them:"
@@ -120,6 +120,19 @@ def scan(
     found = {name: class_histogram.total(pictures, number) for name, pictures in counts.items()}
     notes = (*notes, *class_histogram.absent(found, coding.names))
     return MaskFolders(Path(images), Path(masks), coding, splits, found, notes)
+
+
+def _too_few(whole: Count, colours: str) -> list[str]:
+    """Returns the problem of masks with fewer than two classes, of which nothing can be learnt."""
+    found = np.flatnonzero(whole.pixels[:-1])
+    if len(found) > 1:
+        return []
+    reason = f"only class {found[0]} has pixels" if len(found) else "no pixel has a class"
+    if not whole.pixels[-1]:
+        return [reason]
+    share = f"{100 * whole.pixels[-1] / whole.pixels.sum():.2f} % are ignored"
+    hint = "; masks of black and white need --colours with rows like 'thing,255,255,255'"
+    return [f"{reason}, {share}{'' if colours else hint}"]
 
 
 def hold_out(files: list[str], val_fraction: float, test_fraction: float) -> dict[str, list[int]]:

@@ -26,8 +26,9 @@ Traced:
 
 A task may also have, on the host, for eval.py:
     class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
-    write_predictions(model, files, folder, *, info, config) -> (columns, rows)    writes what the
-        model says of pictures, name -> path, into a folder; a row tells what of each
+    write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
+        writes what the model says of pictures, name -> path, into a folder; a row tells what of
+        each, a problem which cannot be read
 
 Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
 loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its
@@ -42,6 +43,9 @@ import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
+
+import jax
+import numpy as np
 
 from lambdanet import data
 from lambdanet.data.record import DataInfo
@@ -123,6 +127,32 @@ def eval_batches(
         process_index=process_index,
         process_count=process_count,
     )
+
+
+def check_evaluation(
+    eval_step: Callable[..., Any], state: Any, config: Any, batch_size: int
+) -> None:
+    """Traces one step of evaluation, which computes nothing: what a model refuses of the pictures
+    of evaluation, whose size need not be that of training, is known before the first step.
+
+    Args:
+        eval_step: of `make_eval_step`.
+        state: with params and stats, arrays or their shapes.
+        config: the whole config.
+        batch_size: global, over all processes.
+
+    Raises:
+        ValueError: what the model says, and where the sizes come from.
+    """
+    blank = get(config.task).blank(data.attributes(config)) | {"mask": np.float32(1)}
+    batch = {
+        name: jax.ShapeDtypeStruct((batch_size, *np.shape(value)), np.asarray(value).dtype)
+        for name, value in blank.items()
+    }
+    try:
+        jax.eval_shape(eval_step, state.params, state.stats, batch)
+    except ValueError as error:
+        raise ValueError(f"evaluation, with images of {batch['image'].shape}: {error}") from error
 
 
 def finisher(config: Any, info: DataInfo) -> Callable[[dict, dict], dict[str, float]]:

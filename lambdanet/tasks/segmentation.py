@@ -185,7 +185,8 @@ def loss(
         if embedding is None:
             raise ValueError(
                 f"segmentation.category_consistent={own.category_consistent}: the head of "
-                f"{config.model.name!r} gives no 'embedding'; set it to 0 or take a head that does"
+                f"{config.model.name!r} gives no 'embedding'; set it to 0, or take a head that "
+                "does: 'criss_cross' with embedding_channels=16"
             )
         term = _category_consistency(embedding, labels, logits.shape[-1])
         shown["auxiliary_category_consistent"] = term
@@ -317,7 +318,7 @@ def panels(
 
 def write_predictions(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
     """Writes label maps and overlays of pictures; see `segmentation_files`."""
     from lambdanet.tasks import segmentation_files
 

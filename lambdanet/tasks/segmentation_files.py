@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Int, UInt8
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lambdanet.analysis import label_colours
 from lambdanet.atomic import write_file
@@ -28,7 +28,7 @@ MOST_NAMED = 5  # classes that a line of the table names
 
 def write(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
     """Writes for every picture NAME_labels.png, whose values are the classes (a palette shows their
     colours), and NAME_overlay.png; and legend.png.
 
@@ -42,10 +42,8 @@ def write(
             the size of the picture.
 
     Returns:
-        (columns, rows): picture, label map, classes by share.
-
-    Raises:
-        ValueError, OSError: a picture cannot be read; names it.
+        (columns, rows, problems): picture, label map, classes by share; the pictures that cannot be
+        read, and why.
     """
     graphdef, state = nnx.split(model)
 
@@ -56,12 +54,16 @@ def write(
         nothing = jnp.zeros((1, *size), jnp.int32)
         return pixel_scores(logits, nothing, align_corners=align)[1][0].astype(jnp.uint8)
 
-    names, rows = all_names(info, config, model.num_classes), []
+    names, rows, problems = all_names(info, config, model.num_classes), [], []
     for name, path in files.items():
         try:
             image, scaled = read_picture(path, config.data)
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{path}: cannot be read ({error})") from error
+        except UnidentifiedImageError:
+            problems.append(f"{path}: not an image")
+            continue
+        except Exception as error:  # damaged files raise many types
+            problems.append(f"{path}: cannot be read ({error})")
+            continue
         labels = np.asarray(predict(state, scaled, image.shape[:2]))
         written = folder / f"{name}_labels.png"
         _save(written, label_colours.index_image(labels))
@@ -69,7 +71,7 @@ def write(
         _save(folder / f"{name}_overlay.png", mixed)
         rows.append((str(path), str(written), _shares(labels, names)))
     _save(folder / "legend.png", label_colours.legend(names))
-    return ("picture", "label map", "classes"), rows
+    return ("picture", "label map", "classes"), rows, problems
 
 
 def read_picture(

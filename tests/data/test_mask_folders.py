@@ -266,6 +266,30 @@ def test_masks_without_any_class_and_folders_that_are_none(folders, capsys):
     assert "lies in" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("names", ["", "background\nthing\n"])
+def test_black_and_white_masks_are_no_class_and_ignored_pixels(folders, capsys, names):
+    """255 would count nowhere, and all else be background."""
+    for n in range(10):
+        Image.fromarray((label_map(n) != 0) * np.uint8(255)).save(folders / "masks" / f"{n}.png")
+    (folders / "names.txt").write_text(names)
+    assert run(folders, *(["--classes", str(folders / "names.txt")] if names else [])) == 1
+    said = capsys.readouterr().err
+    assert "only class 0 has pixels, 6" in said and "% are ignored; masks of black" in said
+    assert "need --colours with rows like 'thing,255,255,255'" in said
+    (folders / "palette.csv").write_text("background,0,0,0\nthing,255,255,255\n")
+    assert run(folders, "--colours", str(folders / "palette.csv"), "--val-fraction=0") == 0
+    found, _, names = read(folders, "train")
+    assert names == ("background", "thing")
+    assert all(np.array_equal(m, label_map(int(file[0])) != 0) for file, m in found.items())
+
+
+def test_pictures_of_one_class_only_teach_nothing(folders, capsys):
+    for n in range(10):
+        Image.fromarray(label_map(n) & 0).save(folders / "masks" / f"{n}.png")
+    assert run(folders, "--classes", str(folders / "names.txt")) == 1
+    assert capsys.readouterr().err.endswith("  only class 0 has pixels\n")
+
+
 def test_a_turned_photo_needs_the_mask_of_the_upright_picture(folders, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn

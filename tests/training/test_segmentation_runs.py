@@ -246,6 +246,29 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
         evaluate("predict", runs.root / "straight", output, pictures=str(tmp_path / "nothing"))
 
 
+def test_pictures_that_cannot_be_read_keep_no_others_waiting(runs, tmp_path, capsys):
+    pictures, output = tmp_path / "pictures", tmp_path / "out"
+    (pictures / "__MACOSX").mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)).save(
+        pictures / "z.png"
+    )
+    whole = (pictures / "z.png").read_bytes()
+    (pictures / "cut.png").write_bytes(whole[:2000])
+    (pictures / "text.jpg").write_text("no picture")
+    Image.fromarray(np.full((40, 40), 40_000, np.uint16)).save(pictures / "deep.png")
+    for litter in ("._z.png", "__MACOSX/z.png"):
+        (pictures / litter).write_text("left by a system")
+    with pytest.raises(ValueError, match="^3 pictures are left out:") as error:
+        evaluate("predict", runs.root / "straight", output, pictures=str(pictures))
+    cut, deep, text = str(error.value).splitlines()[1:]
+    assert "cut.png: cannot be read (" in cut and "deep.png: cannot be read (pixel mode" in deep
+    assert text.endswith("text.jpg: not an image")
+    written = sorted(p.name for p in (output / "predictions").iterdir())
+    assert written == ["legend.png", "z_labels.png", "z_overlay.png"]
+    found = json.loads((output / "predict.json").read_text())
+    assert len(found["pictures"]) == 1 and len(found["problems"]) == 3
+
+
 def test_summary_speed_and_export(runs, tmp_path):
     summary = evaluate("summary", runs.root / "straight", tmp_path)
     assert summary["parameters"] == sum(row["parameters"] for row in summary["rows"])
