@@ -60,10 +60,9 @@ def run(
         stream: where progress is shown; None = standard output.
 
     Returns:
-        step, total_steps, interrupted, train_seconds (over all calls that made up the run),
-        parameters, bytes_per_device (of the state); if not interrupted also the metrics and count
-        on the test split (without one, the eval split), with the prefix 'ema_' too if averages are
-        kept, and report, its path; skipped_records and test_skipped_records if there were any.
+        step, total_steps, interrupted, train_seconds (of all calls of the run), parameters,
+        bytes_per_device (of the state); if not interrupted also metrics ('ema_*', too) and count of
+        the test (else the eval) split, report (its path); (test_)skipped_records if any.
 
     Raises:
         ConfigError, CheckpointError, WorkdirBusyError, ValueError: before any training.
@@ -128,8 +127,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
-    if evaluated:
-        tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
+    tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
