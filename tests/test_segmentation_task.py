@@ -250,10 +250,10 @@ def test_what_evaluation_refuses_is_said_before_the_first_step(tmp_path):
     """Not at the first evaluation, which may be hours later: it may see other sizes."""
     config = digit_scenes.get_config("segment,none,smoke")
     config.model.backbone.attention = {"name": "bottleneck_attention", "num_heads": 2}
-    config.model.backbone.attention_blocks = ((), (), "all")
+    config.model.backbone.attention_blocks = ((), (), (), "all")
     config.segmentation.eval_size = (48, 64)
     with pytest.raises(
-        ValueError, match=r"^evaluation, with images of \(8, 48, 64, 3\): .*size \(4, 4\)"
+        ValueError, match=r"^evaluation, with images of \(8, 48, 64, 3\): .*size \(8, 8\)"
     ):
         train.run(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
