@@ -38,12 +38,12 @@ def get_config(arg: str = "small_semantic_fpn") -> ConfigDict:
     config.data.flip, config.data.photometric_distortion = 0.5, True
 
     config.optim.name = "adamw"
-    config.optim.lr, config.optim.weight_decay = 1e-3, 0.05
+    config.optim.lr, config.optim.weight_decay = 2e-3, 0.05
     config.optim.schedule, config.optim.poly_power = "poly", 0.9
     config.optim.warmup_epochs, config.optim.clip_norm = 1.0, 1.0
 
     config.train.batch_size = 8
-    config.train.steps = 700
+    config.train.steps = 1200
     config.train.eval_every = config.train.save_every = 10.0
     config.train.keep_best = "mean_iou"
     return base.apply_smoke(config) if smoke else config

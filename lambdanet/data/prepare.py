@@ -157,7 +157,8 @@ def _say(
     print(f"{destination}: {classes} classes, {sizes}")
     for note in notes:
         print(f"note: {note}")
-    print(f"train with {training_options(destination, splits, source)}")
+    recipe = "--config=configs/own_masks.py " if source == "tfds" else ""
+    print(f"train with {recipe}{training_options(destination, splits, source)}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,8 @@ def test_prepare_command_makes_a_set_that_every_reader_opens(folders, capsys):
     assert run(folders, *options) == 0
     out = capsys.readouterr().out
     assert "3 classes, train 8, validation 2" in out
-    assert "--config.data.source=tfds" in out and "--config.data.test_split=" in out
+    assert "train with --config=configs/own_masks.py --config.data.source=tfds" in out
+    assert "--config.data.test_split=" in out
     shares = [line.split() for line in out.splitlines()]
     assert shares[0] == ["class", "train", "validation"]
     every = np.stack([label_map(n) for n in range(10)])

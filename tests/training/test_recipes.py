@@ -22,6 +22,7 @@ from configs import (
     imagenet90,
     imagenet300,
     imagenet350,
+    own_masks,
 )
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
@@ -51,6 +52,7 @@ RECIPES = {
     digit_scenes: [f"segment,{head}" for head in digit_scenes.HEADS],
     ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
     cityscapes: ["ccnet_resnet101", "danet_resnet101", "ocnet_base_resnet101"],
+    own_masks: ["", "upernet_swin_tiny"],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
