@@ -71,7 +71,9 @@ def run(
 
     def shapes() -> nnx.Module:
         build = models.builder_from_config(config, tasks.options_without_data(config))
-        return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
+        model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
+        tasks.check_model(config, model)
+        return model
 
     with signals.Received() as received:
         resumes = checkpoint_lib.newest_step(workdir) > 0

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import eval as program
 import train
 from configs import base
 from lambdanet import data, tasks
+from lambdanet.config import ConfigError
 from lambdanet.data import sources
 from lambdanet.ops.images import normalise
 from lambdanet.training import state
@@ -39,6 +41,20 @@ def test_every_task_has_exactly_the_names_of_the_contract(name):
     # Whatever else a task defines for itself (and its tests) is no second interface to the loop.
     assert own >= set(tasks.CONTRACT) - {"METRICS"}
     assert name in base.get_config(), "its own keys have a section of its name"
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "fix"),
+    [
+        ("segmentation", "resnet18", "model.name='segmenter' with model.backbone='resnet18'"),
+        ("classification", "small_fcn", "set task='segmentation'"),
+    ],
+)
+def test_a_model_of_another_task_is_refused_with_the_way_to_go(task, model, fix, config, tmp_path):
+    config.task, config.model.name, config.train.keep_best = task, model, ""
+    for start in (lambda: train.run(config, tmp_path), lambda: program.load_subject(config)):
+        with pytest.raises(ConfigError, match=fix):
+            start()
 
 
 @pytest.mark.parametrize("name", tasks.TASKS)

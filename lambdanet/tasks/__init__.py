@@ -24,7 +24,8 @@ Traced:
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
 
-A task may also have, on the host, for eval.py:
+A task may also have, on the host, and the last two for eval.py:
+    check_model(model, name)    raises ValueError if this kind of model cannot do it
     class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
     write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
         writes what the model says of pictures, name -> path, into a folder; a row tells what of
@@ -67,7 +68,7 @@ CONTRACT = (
     "panels",
 )
 
-OPTIONAL = ("class_table", "write_predictions")
+OPTIONAL = ("check_model", "class_table", "write_predictions")
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""
@@ -85,6 +86,13 @@ def get(name: str) -> ModuleType:
 def options_without_data(config: Any) -> dict[str, Any]:
     """Returns the task's `model_options` for a model that is only built to check its options."""
     return get(config.task).model_options(UNKNOWN, config)
+
+
+def check_model(config: Any, model: Any) -> None:
+    """Raises ValueError if the config's task needs another kind of model."""
+    check = getattr(get(config.task), "check_model", None)
+    if check is not None:
+        check(model, config.model.name)
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:

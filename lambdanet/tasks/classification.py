@@ -46,6 +46,12 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     return {"num_classes": known if wanted is None else wanted}
 
 
+def check_model(model: Any, name: str) -> None:
+    """Raises ValueError for a model with `outputs`, which gives every pixel a class."""
+    if hasattr(model, "outputs"):
+        raise ValueError(f"{name!r} classifies pixels: set task='segmentation'")
+
+
 # --------------------------------------------------------------------------------------------------
 # Examples
 # --------------------------------------------------------------------------------------------------

@@ -78,6 +78,15 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     return {"num_classes": count}
 
 
+def check_model(model: Any, name: str) -> None:
+    """Raises ValueError if a model has no `outputs`, the logits of every pixel."""
+    if not hasattr(model, "outputs"):
+        raise ValueError(
+            f"{name!r} classifies whole images; for the task 'segmentation' take model.name="
+            f"'segmenter' with model.backbone={name!r} and a model.head"
+        )
+
+
 # --------------------------------------------------------------------------------------------------
 # Examples
 # --------------------------------------------------------------------------------------------------
