@@ -216,7 +216,8 @@ def load_weights_file(
         map or window are refused, also where they have as many rows.
       allow_head_mismatch: paths of a classifier that may differ, see `names.convert`.
       part: path of the part of the model that the file is of, which has all of `target_shapes`; a
-        file with our names is then read by the table 'lambdanet' of `tables`. '' = the whole.
+        file with our names is then read by the table 'lambdanet' of `tables`, and of one that is of
+        a whole model with such a part, the part alone. '' = the whole.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
 
     Returns:
@@ -236,7 +237,9 @@ def load_weights_file(
     rules = known.get(OWN_TABLE, OWN_NAMES) if ours else foreign[grammar]
     sizes = known_grids(metadata) if ours else grids_lib.Known()
     if part:
-        inside = {f"{part}/{path}": size for path, size in sizes.sizes.items()}
+        if ours:
+            state = _part_of(state, part)
+        inside = {f"{part}/{path}": s for path, s in _part_of(sizes.sizes, part).items()}
         sizes = dataclasses.replace(sizes, sizes=inside)
     check = grids_lib.checker(sizes, grids or {})
     try:
@@ -248,6 +251,13 @@ def load_weights_file(
             f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"
         ) from None
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+
+
+def _part_of(named: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Returns what lies below `part`, by the names there; all where nothing does."""
+    start = f"{part}/"
+    inside = {name.removeprefix(start): v for name, v in named.items() if name.startswith(start)}
+    return inside or dict(named)
 
 
 def _kind(path: str | os.PathLike) -> str:

@@ -163,6 +163,16 @@ def test_a_segmenter_starts_from_a_classifier_and_keeps_its_own_heads(tmp_path):
     wide = nnx.eval_shape(lambda: segmenter((32, 32)))
     with pytest.raises(NameMappingError, match="for a map of 4x16, the model has a map of 8x8"):
         weights.read_weights(path, wide, *state.split_model(wide)[1:], head="backbone")
+    # a segmenter's own file gives its backbone, too, under whatever head
+    whole = {n: a for p in (params, stats) for n, a in state.flatten_names(p).items()}
+    metadata = files.export_metadata({"name": "segmenter"}, grids_of(model))
+    files.save_safetensors(path, {n: a + 1 for n, a in whole.items()}, metadata)
+    read = weights.read_weights(path, model, params, stats, head="backbone")
+    for name, leaf in state.flatten_names(params).items():
+        expected = leaf + name.startswith("backbone/")
+        np.testing.assert_array_equal(state.flatten_names(read[0])[name], expected, err_msg=name)
+    with pytest.raises(NameMappingError, match="for a map of 4x16, the model has a map of 8x8"):
+        weights.read_weights(path, wide, *state.split_model(wide)[1:], head="backbone")
     plain = nnx.eval_shape(classifier)
     with pytest.raises(ValueError, match="init_head='backbone' is for .*allowed: 'load', 'new'"):
         weights.read_weights(path, plain, *state.split_model(plain)[1:], head="backbone")
