@@ -56,8 +56,7 @@ def run(
     Args:
         config: see configs/base.py.
         workdir: made if needed; gets config.json, metrics.jsonl, checkpoints/, report.png and .md.
-        devices: None = all.
-        stream: where progress is shown; None = standard output.
+        devices, stream (where progress is shown): None = all, standard output.
 
     Returns:
         step, total_steps, interrupted, train_seconds (of all calls of the run), parameters,
@@ -72,8 +71,7 @@ def run(
     def shapes() -> nnx.Module:
         build = models.builder_from_config(config, tasks.options_without_data(config))
         model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
-        tasks.check_model(config, model)
-        return model
+        return tasks.check_model(config, model)
 
     with signals.Received() as received:
         resumes = checkpoint_lib.newest_step(workdir) > 0
