@@ -5,12 +5,11 @@ python -m lambdanet.data.cued_picture docs/images/cued_digits.png
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
-from lambdanet.data import cued_digits
+from lambdanet.data import cued_digits, picture_program
 
 
 def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 6) -> None:
@@ -44,30 +43,10 @@ def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 6) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses `argv` (default: the process's arguments), draws the picture and returns the exit
-    status.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m lambdanet.data.cued_picture", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("picture", metavar="FILE", help="the picture to write")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(64, 64),
-        metavar=("H", "W"),
-        help="canvas; default 64 64",
-    )
-    args = parser.parse_args(argv)
-    try:
-        cued_digits.check_size(tuple(args.size))
-        picture(args.picture, tuple(args.size))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(args.picture)
-    return 0
+    """Draws the picture that `argv` asks for; see `picture_program`."""
+    about = __doc__.split("\n")[0]
+    size = (64, 64)
+    return picture_program.run(argv, "cued_picture", about, size, cued_digits.check_size, picture)
 
 
 if __name__ == "__main__":

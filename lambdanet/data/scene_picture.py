@@ -5,14 +5,13 @@ python -m lambdanet.data.scene_picture docs/images/digit_scenes.png
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import digit_scenes, photographs, scenes
+from lambdanet.data import digit_scenes, photographs, picture_program, scenes
 
 
 def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 7) -> None:
@@ -60,30 +59,10 @@ def picture(path: str | os.PathLike, size: tuple[int, int], columns: int = 7) ->
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parses `argv` (default: the process's arguments), draws the picture and returns the exit
-    status.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m lambdanet.data.scene_picture", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("picture", metavar="FILE", help="the picture to write")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs=2,
-        default=(96, 96),
-        metavar=("H", "W"),
-        help="canvas; default 96 96",
-    )
-    args = parser.parse_args(argv)
-    try:
-        digit_scenes.check_size(tuple(args.size))
-        picture(args.picture, tuple(args.size))
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(args.picture)
-    return 0
+    """Draws the picture that `argv` asks for; see `picture_program`."""
+    about = __doc__.split("\n")[0]
+    size = (96, 96)
+    return picture_program.run(argv, "scene_picture", about, size, digit_scenes.check_size, picture)
 
 
 if __name__ == "__main__":

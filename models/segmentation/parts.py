@@ -51,10 +51,6 @@ class SegmentationHead(nnx.Module):
         """Name tables by framework, see `models.segmentation.names`; empty where there is none."""
         return {}
 
-    def rows(self, sizes: Sizes) -> list[Row]:
-        """Returns the summary for maps of these sizes, of all stages."""
-        raise NotImplementedError
-
     def macs(self, sizes: Sizes) -> int:
         """Multiply-accumulates of one sample with maps of these sizes."""
         return sum(row[-1] for row in self.rows(sizes))

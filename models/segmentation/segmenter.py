@@ -41,9 +41,8 @@ class Segmenter(nnx.Module):
             The usual one is dict(name='fcn', stage=3, channels=256).
         align_corners: how logits are resized to the image, and maps inside the heads; True is what
             the networks for crops of 769 x 769 were trained with, see `resize_bilinear`.
-        classifier_std: standard deviation that the kernels of the classifiers start with. Small
-            networks that start from nothing and have few steps see only the background for long at
-            0.01; with 1 / sqrt(channels) the classes part from the first step on.
+        classifier_std: standard deviation that the kernels of the classifiers start with; 0.01 is
+            mmsegmentation's.
         num_classes: outputs.
         in_channels: channels of the image.
         image_size: (height, width) of the images in training; read by what is tied to a map size.

@@ -5,20 +5,15 @@ One straight run of twenty steps on one device is the reference. The other runs 
 together, since each process spends seconds on imports and compiling.
 """
 
-import contextlib
 import io
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from run_helpers import finish, free_port, quick_compilation, saved_state, start_child
 
 import train
 from configs import digits
@@ -58,37 +53,6 @@ def flags_of(config, workdir, **overrides):
     return flags
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    """Compiles without optimisation, three times faster; children do the same, so all run the same
-    programs.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-def start_child(script, *args, devices=1):
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    if devices > 1:
-        flags = (
-            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        )
-        environment |= {"XLA_FLAGS": flags}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe
-    )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Runs:
     """The reference run and the finished children with their work directories."""
 
@@ -125,22 +89,10 @@ class Runs:
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps(jobs), devices=8),
         }
-        try:
-            self.output = {name: child.communicate(timeout=300) for name, child in children.items()}
-        finally:
-            for child in children.values():
-                child.kill()
-        self.code = {name: child.returncode for name, child in children.items()}
+        self.output, self.code = finish(children)
 
     def state(self, name, step=STEPS):
-        """All arrays of a checkpoint by name, on the host, read without any of our own code."""
-        folder = self.root / name / "checkpoints" / str(step) / "state"
-        reader = ocp.PyTreeCheckpointer()
-        args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            reader.metadata(folder).item_metadata.tree,
-        )
-        return reader.restore(folder, restore_args=args)
+        return saved_state(self.root / name, step)
 
     def steps(self, name):
         return sorted(

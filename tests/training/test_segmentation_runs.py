@@ -2,21 +2,16 @@
 eval.py makes of a run. One straight run of eight steps on one device is the reference.
 """
 
-import contextlib
 import io
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from run_helpers import finish, free_port, quick_compilation, saved_state, start_child
 
 import eval as program
 import train
@@ -75,32 +70,6 @@ def flags_of(data_dir, workdir, **changed):
     return flags + [f"--config.{key}={value}" for key, value in given.items()]
 
 
-@contextlib.contextmanager
-def quick_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", False)
-
-
-def start_child(script, *args, devices=1):
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    if devices > 1:
-        fake = f"--xla_force_host_platform_device_count={devices}"
-        environment |= {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {fake}"}
-    pipe = subprocess.PIPE
-    return subprocess.Popen(
-        [sys.executable, HERE / script, *args], env=environment, text=True, stdout=pipe, stderr=pipe
-    )
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Runs:
     """The reference run and the finished children."""
 
@@ -125,21 +94,10 @@ class Runs:
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps([job]), devices=8),
         }
-        try:
-            self.output = {name: child.communicate(timeout=300) for name, child in children.items()}
-        finally:
-            for child in children.values():
-                child.kill()
-        self.code = {name: child.returncode for name, child in children.items()}
+        self.output, self.code = finish(children)
 
     def state(self, name, step=STEPS):
-        folder = self.root / name / "checkpoints" / str(step) / "state"
-        reader = ocp.PyTreeCheckpointer()
-        args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            reader.metadata(folder).item_metadata.tree,
-        )
-        return reader.restore(folder, restore_args=args)
+        return saved_state(self.root / name, step)
 
     def losses(self, name):
         records = read_records(self.root / name)
