@@ -4,14 +4,12 @@ A call is checked when it returns, its arguments then, too: what refuses wrong s
 error that says what to do, is to be seen doing so.
 """
 
-import warnings
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jaxtyping
 import numpy as np
 from beartype import BeartypeConf, FrozenDict, beartype
-from beartype.roar import BeartypeDecorHintPep585DeprecationWarning
 from flax import nnx
 
 # Whatever has annotations of shapes.
@@ -40,8 +38,6 @@ _CONF = BeartypeConf(
 def install() -> None:
     """To be called before anything imports lambdanet or models."""
     jaxtyping.Array = _ARRAY
-    # The containers of NNX are of typing's, which their successors will not be.
-    warnings.filterwarnings("ignore", category=BeartypeDecorHintPep585DeprecationWarning)
     jaxtyping.install_import_hook(PACKAGES, "type_checker.checked")
 
 

@@ -146,9 +146,8 @@ class ResidualBlock(nnx.Module):
           with attention 3x3/stride -> attention -> norm
 
     where each convolution has batch norm and, but for the last, activation. Attention in a strided
-    bottleneck works at the resolution of the block's input. The last batch norm of the branch
-    starts at scale zero. The shortcut is the identity where shapes allow it, else 1x1 convolution
-    and batch norm. `pre`, `standard`, `identity` and `post` are the context blocks of that
+    bottleneck works at the resolution of the block's input. The shortcut is the identity where
+    shapes allow it, else 1x1 convolution and batch norm. `pre`, `standard`, `identity` and `post` are the context blocks of that
     placement, one after the other; without any, nothing. They carry their own residuals and gates;
     drop path drops those of `pre` and `standard` with the branch.
 
@@ -171,6 +170,7 @@ class ResidualBlock(nnx.Module):
         shortcut: 'conv' (stride in the 1x1 convolution) | 'avg' (2x2 average pooling before it).
         pool: a key of `POOL_WINDOWS`.
         post_norm_act: norm and activation after the mixer of a bottleneck.
+        zero_init_last: start the scale of the branch's last norm at zero.
         context: (placement, attention spec) of every context block in here, in their order.
         drop_path_rate: probability of dropping the branch.
         activation: see `ConvNormAct`.
@@ -193,6 +193,7 @@ class ResidualBlock(nnx.Module):
         shortcut: str,
         pool: str,
         post_norm_act: bool,
+        zero_init_last: bool,
         context: Iterable[tuple[str, Mapping[str, Any]]],
         drop_path_rate: float,
         activation: str,
@@ -222,7 +223,7 @@ class ResidualBlock(nnx.Module):
             last = (
                 dict(activation=activation)
                 if bottleneck
-                else dict(activation="none", zero_init=True)
+                else dict(activation="none", zero_init=zero_init_last)
             )
             dilation = dilations[0 if bottleneck else 1]
             conv = ConvNormAct(
@@ -233,9 +234,11 @@ class ResidualBlock(nnx.Module):
                 attention, width, size=mixer_size(kind, size, stride), **options
             )
             if post_norm_act or not bottleneck:
-                norm = batch_norm(width, zero_init=not bottleneck, momentum=norm_momentum, **stored)
+                zero_init = zero_init_last and not bottleneck
+                norm = batch_norm(width, zero_init=zero_init, momentum=norm_momentum, **stored)
         if bottleneck:
-            conv3 = ConvNormAct(width, self.dim_out, activation="none", zero_init=True, **options)
+            last = dict(activation="none", zero_init=zero_init_last)
+            conv3 = ConvNormAct(width, self.dim_out, **last, **options)
         self.conv2, self.attention, self.norm_attention, self.conv3 = conv, mixer, norm, conv3
 
         inserted: dict[str, list[nnx.Module]] = {}

@@ -39,7 +39,7 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
         counts=("in_channels",),
         counts_or_zero=("num_classes",),
         rates=("dropout_rate", "drop_path_rate", "norm_momentum"),
-        flags=("share_embeddings", "post_norm_act"),
+        flags=("share_embeddings", "post_norm_act", "zero_init_last"),
     )
 
     def require(name: str, good: Any, allowed: str) -> None:

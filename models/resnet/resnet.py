@@ -87,8 +87,8 @@ class ResNet(Recompute):
     Sources: He et al. 2016 (stem 'resnet', shortcut 'conv'); Bello et al. 2021, "Revisiting
     ResNets" (stem 'resnet_rs', shortcut 'avg', context squeeze-excite); Bello 2021,
     "LambdaNetworks"; timm's byobnet (stem 'tiered', pool 'avg2'). Drop path grows linearly over all
-    blocks from 0 to its rate. Convolutions start He-normal over the outgoing fan, the last norm of
-    each branch at zero, the classifier at normal 0.01.
+    blocks from 0 to its rate. Convolutions start He-normal over the outgoing fan, the classifier at
+    normal 0.01.
 
     Args:
         blocks: number of blocks per stage; every stage but the first halves the map.
@@ -126,6 +126,9 @@ class ResNet(Recompute):
         pool: pooling after the attention layer of a strided bottleneck: 'avg3' (3x3, TensorFlow's
             'SAME') | 'avg2' (2x2).
         post_norm_act: batch norm and activation after the attention layer of a bottleneck.
+        zero_init_last: start the last norm of each branch at scale zero, so that every block starts
+            as its shortcut (Goyal et al. 2017, "Accurate, Large Minibatch SGD"). Long trainings
+            gain by it; short ones of small networks lose, see docs/segmentation.md.
         dropout_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.
@@ -168,6 +171,7 @@ class ResNet(Recompute):
         shortcut: str = "conv",
         pool: str = "avg3",
         post_norm_act: bool = True,
+        zero_init_last: bool = True,
         dropout_rate: float = 0.0,
         drop_path_rate: float = 0.0,
         norm_momentum: float = 0.9,
@@ -199,6 +203,7 @@ class ResNet(Recompute):
             shortcut=shortcut,
             pool=pool,
             post_norm_act=post_norm_act,
+            zero_init_last=zero_init_last,
             **options,
         )
         stride = stem_stride(stem)

@@ -135,30 +135,29 @@ def _semantic_fpn() -> None:
 
 
 def _small() -> None:
-    """For 96 x 96: a ResNet of basic blocks with maps of 48 positions a side and thrice 24, since
-    strokes are 2 to 8 pixels wide.
+    """For 96 x 96: ResNets of basic blocks. Strokes are 2 to 8 pixels wide, so a pyramid's maps have
+    48, 24, 12 and 6 positions a side, and a single map 24. For trainings of minutes: no norm starts
+    at zero, nothing is dropped, the classifiers start with larger weights.
     """
-    backbone = dict(
-        name="resnet18",
-        stem="strided",
-        blocks=(1, 1, 1, 1),
-        widths=(24, 48, 64, 64),
-        output_stride=4,
-    )
-    common = dict(backbone=backbone, classifier_std=0.15, num_classes=11, image_size=(96, 96))
-    heads: dict[str, Any] = {
-        "fcn": dict(name="fcn", channels=64),
-        "upernet": dict(name="upernet", channels=32),
-        "semantic_fpn": dict(name="semantic_fpn", neck_channels=32, channels=32),
-        "criss_cross": dict(name="criss_cross", channels=64),
-        "danet": dict(name="danet", channels=64),
-        "ocnet": dict(name="ocnet", channels=64),
-        "isa": dict(name="isa", channels=64, group_size=(4, 4)),
-        "nonlocal": dict(name="nonlocal", channels=64),
-        "lambda": dict(name="context", channels=64, block=dict(name="lambda", scope=7)),
+    resnet = dict(name="resnet18", stem="strided", blocks=(1, 1, 1, 1), zero_init_last=False)
+    pyramid = dict(resnet, widths=(24, 48, 96, 128))
+    single = dict(resnet, widths=(24, 48, 64, 64), output_stride=4)
+    wide = dict(channels=64, dropout=0.0)
+    heads: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "upernet": (pyramid, dict(channels=32, dropout=0.0)),
+        "semantic_fpn": (pyramid, dict(neck_channels=32, channels=32, dropout=0.0)),
+        "fcn": (single, wide),
+        "criss_cross": (single, wide),
+        "danet": (single, wide),
+        "ocnet": (single, wide),
+        "isa": (single, dict(wide, group_size=(4, 4))),
+        "nonlocal": (single, wide),
+        "lambda": (single, dict(wide, name="context", block=dict(name="lambda", scope=7))),
     }
-    for name, head in heads.items():
-        registry.register(f"small_{name}", Segmenter, head=head, **common)
+    common = dict(classifier_std=0.15, num_classes=11, image_size=(96, 96))
+    for name, (backbone, options) in heads.items():
+        head = {"name": name, **options}
+        registry.register(f"small_{name}", Segmenter, backbone=backbone, head=head, **common)
 
 
 _dilated()

@@ -110,8 +110,10 @@ def test_evaluation_treats_images_alone_and_jit_changes_nothing():
     assert float(jnp.abs(call(ResNet.__call__, training, x) - together).max()) > 1e-2
 
 
+@pytest.mark.parametrize("zero_init_last", [True, False])
 @pytest.mark.parametrize("block", ["bottleneck", "basic"])
-def test_every_block_starts_as_its_shortcut(block):
+@pytest.mark.parametrize("attention", [LAMBDA, None])
+def test_every_block_starts_as_its_shortcut_unless_told_otherwise(attention, block, zero_init_last):
     def outputs_and_shortcuts(model, x):
         pairs = []
         for residual in (block for stage in model.stages for block in stage.blocks):
@@ -122,10 +124,11 @@ def test_every_block_starts_as_its_shortcut(block):
             pairs.append((x, nnx.relu(identity)))
         return pairs
 
-    model = tiny(block=block, shortcut="avg")
-    for y, expected in call(outputs_and_shortcuts, model, nnx.relu(images(2, 9, 6, 8))):
-        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    options = dict(attention=attention, block=block, shortcut="avg", zero_init_last=zero_init_last)
+    pairs = call(outputs_and_shortcuts, tiny(**options), nnx.relu(images(2, 9, 6, 8)))
+    for y, expected in pairs:
         assert float(y.max()) > 0.1
+        assert np.allclose(y, expected, rtol=1e-5, atol=1e-5) == zero_init_last
 
 
 @functools.cache
