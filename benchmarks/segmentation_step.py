@@ -29,7 +29,8 @@ from benchmarks import harness, model_suite, torch_segmentation
 from benchmarks.segmentation_worker import compiled_mib, training_config
 from lambdanet.analysis.text import markdown_table
 
-NETWORKS = ("fcn_resnet50", "ccnet_resnet50", "upernet_swin_tiny")
+# Those of a group are in memory together, 5 to 6 GB each, and take turns.
+GROUPS = (("fcn_resnet50", "ccnet_resnet50"), ("upernet_swin_tiny",))
 BASELINE = ("torch", "fcn_resnet50")
 # Relative. Many layers of float32 in two orders of summation.
 LOSS_TOLERANCE, NORM_TOLERANCE = 1e-5, 2e-3
@@ -58,11 +59,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3, help="steps that count, after one more")
     args = parser.parse_args(argv)
-    names = [name for name in NETWORKS if fnmatch.fnmatchcase(name, args.only)]
-    if not names or args.rounds < 1:
+    groups = [[n for n in group if fnmatch.fnmatchcase(n, args.only)] for group in GROUPS]
+    if not any(groups) or args.rounds < 1:
         parser.error(f"--only={args.only} --rounds={args.rounds}: nothing to do")
     sizes = dict(side=args.side, batch=args.batch, classes=args.classes)
-    records = measure(names, rounds=args.rounds, **sizes)
+    records = {}
+    for names in groups:
+        records |= measure(names, rounds=args.rounds, **sizes)
     problems = differences(records)
     _print_report(records, sizes)
     for problem in problems:

@@ -10,7 +10,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-_TILE = 2  # outputs per axis of a tile; it reads two more positions
+BAND_ELEMENTS = 2**22
+"""Numbers of transformed tiles that a band has at most."""
+FEWEST_TILES = 256
+"""Tiles of a band in any case: matrix products of few rows are slow."""
+_SIDE = 2  # outputs per axis of a tile; it reads two more positions
+_TILES = 16  # positions of a transformed tile
 
 Line = Any  # arrays along an axis: a list, or an array's first axis
 Grid = list[list]  # 4 x 4 arrays, one per position of a tile
@@ -74,49 +79,107 @@ _convolve.defvjp(_forward, _backward)
 
 
 # --------------------------------------------------------------------------------------------------
-# Tiles: [b, rows, e, columns, e, c], each of the e x e maps being cut by itself
+# Bands of tiles, one after the other. Outside a loop XLA's CPU backend keeps the forward pass's
+# tiles for the backward pass, four times the map, and makes those of many layers at once.
 # --------------------------------------------------------------------------------------------------
+
+
+def _bands(shape: Sequence[int], dilation: int) -> tuple[int, int]:
+    """Returns into how many bands the rows of tiles of a map are cut, and how many each has."""
+    rows, channels = _tiles(shape[1], dilation), shape[3]
+    row = tile_count((shape[0], 1, *shape[2:]), dilation)
+    most = max(max(BAND_ELEMENTS // (_TILES * channels), FEWEST_TILES) // row, 1)
+    count = -(-rows // most)
+    return count, -(-rows // count)
+
+
+def _filled(x: jax.Array, axis: int, tiles: int, dilation: int, before: int) -> jax.Array:
+    """Zeros around an axis: `before`, and up to the last position that so many tiles reach."""
+    padding = [(0, 0)] * x.ndim
+    length = (tiles + (before > 0)) * _SIDE * dilation
+    padding[axis] = (before, length - x.shape[axis] - before)
+    return jnp.pad(x, padding)
 
 
 def _apply(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax.Array:
     """A^T [kernels * (B^T x B)] A, the products over channels by `spec`."""
-    b, h, w, channels = x.shape
-    tiles, found = _inputs(x, dilation), []
-    for parts, matrices in zip(tiles, kernels, strict=True):
+    (h, w), step = x.shape[1:3], _SIDE * dilation
+    count, rows = _bands(x.shape, dilation)
+    x = _filled(x, 1, count * rows, dilation, dilation)
+
+    def band(number: Any) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(x, number * rows * step, (rows + 1) * step, 1)
+        return _apply_to_band(part, kernels, spec, dilation)
+
+    def body(number: Any, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(y, band(number), number * rows * step, 1)
+
+    if count == 1:
+        return band(0)[:, :h, :w]
+    one = jax.eval_shape(band, 0)
+    y = jnp.zeros((one.shape[0], count * one.shape[1], *one.shape[2:]), one.dtype)
+    return jax.lax.fori_loop(0, count, body, y)[:, :h, :w]
+
+
+def _apply_to_band(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax.Array:
+    b, channels, found = x.shape[0], x.shape[3], []
+    for parts, matrices in zip(_inputs(x, dilation), kernels, strict=True):
         products = [
             jnp.einsum(spec, part.reshape(-1, channels), matrix).reshape(*part.shape[:-1], -1)
             for part, matrix in zip(parts, matrices, strict=True)
         ]
         found.append(jnp.stack(_reduce(products), 4))  # [b, rows, e, columns, 2, e, d]
     y = jnp.stack(_reduce(found), 2)
-    rows, columns = (n * _TILE * dilation for n in (y.shape[1], y.shape[4]))
-    return y.reshape(b, rows, columns, -1)[:, :h, :w]
+    rows, columns = (n * _SIDE * dilation for n in (y.shape[1], y.shape[4]))
+    return y.reshape(b, rows, columns, -1)
 
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int) -> jax.Array:
-    found = []
-    for parts, others in zip(_inputs(x, dilation), _outputs(gradient, dilation), strict=True):
-        products = [
-            jnp.einsum("nc,nd->cd", *(a.reshape(-1, a.shape[-1]) for a in pair))
-            for pair in zip(parts, others, strict=True)
+    step = _SIDE * dilation
+    count, rows = _bands(x.shape, dilation)
+    x = _filled(x, 1, count * rows, dilation, dilation)
+    gradient = _filled(gradient, 1, count * rows, dilation, 0)
+
+    def band(number: Any) -> Grid:
+        start = number * rows * step
+        part = jax.lax.dynamic_slice_in_dim(x, start, (rows + 1) * step, 1)
+        other = jax.lax.dynamic_slice_in_dim(gradient, start, rows * step, 1)
+        grids = _inputs(part, dilation), _outputs(other, dilation)
+        return [
+            [
+                jnp.einsum("nc,nd->cd", *(a.reshape(-1, a.shape[-1]) for a in pair))
+                for pair in zip(*lines, strict=True)
+            ]
+            for lines in zip(*grids, strict=True)
         ]
-        found.append(jnp.stack(_three(products)))
-    return jnp.stack(_three(found))
+
+    if count == 1:
+        found = band(0)
+    else:
+        zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(band, 0))
+        found = jax.lax.fori_loop(
+            0, count, lambda number, sums: jax.tree.map(jnp.add, sums, band(number)), zeros
+        )
+    return jnp.stack(_three([jnp.stack(_three(products)) for products in found]))
+
+
+# --------------------------------------------------------------------------------------------------
+# Tiles: [b, rows, e, columns, e, c], each of the e x e maps being cut by itself
+# --------------------------------------------------------------------------------------------------
 
 
 def _inputs(x: jax.Array, dilation: int) -> Grid:
-    """B^T x B."""
-    rows = _differences(_overlapping(x, 1, dilation))
+    """B^T x B of rows with zeros above and below; those beside them are added here."""
+    tiles, rows = _tiles(x.shape[2], dilation), _differences(_overlapping(x, 1, dilation))
+    rows = [_filled(row, 3, tiles, dilation, dilation) for row in rows]
     return [_differences(_overlapping(row, 3, dilation)) for row in rows]
 
 
 def _outputs(y: jax.Array, dilation: int) -> Grid:
-    """A y A^T."""
-    b, h, w, channels = y.shape
-    rows, columns = (_tiles(n, dilation) for n in (h, w))
-    step = _TILE * dilation
-    y = jnp.pad(y, ((0, 0), (0, rows * step - h), (0, columns * step - w), (0, 0)))
-    y = y.reshape(b, rows, _TILE, dilation, columns, _TILE, dilation, channels)
+    """A y A^T of whole rows of tiles."""
+    b, _, w, channels = y.shape
+    y = _filled(y, 2, _tiles(w, dilation), dilation, 0)
+    y = y.reshape(b, -1, _SIDE, dilation, _tiles(w, dilation), _SIDE, dilation, channels)
     return [
         _spread(row[:, :, :, :, 0], row[:, :, :, :, 1]) for row in _spread(y[:, :, 0], y[:, :, 1])
     ]
@@ -128,19 +191,16 @@ def _kernels(kernel: jax.Array) -> Grid:
 
 
 def _tiles(length: int, dilation: int) -> int:
-    return -(-length // (_TILE * dilation))
+    return -(-length // (_SIDE * dilation))
 
 
 def _overlapping(x: jax.Array, axis: int, dilation: int) -> Line:
-    """The four positions of every tile along an axis [..., length, ...], as [..., tiles, e, ...];
-    zeros outside.
+    """The four positions of every tile along an axis [..., (tiles + 1) 2 e, ...] with zeros around,
+    as [..., tiles, e, ...].
     """
-    tiles, step = _tiles(x.shape[axis], dilation), _TILE * dilation
-    padding = [(0, 0)] * x.ndim
-    padding[axis] = (dilation, (tiles + 1) * step - x.shape[axis] - dilation)
-    x = jnp.pad(x, padding)
-    x = x.reshape(*x.shape[:axis], tiles + 1, _TILE, dilation, *x.shape[axis + 1 :])
-    even, odd = (jax.lax.index_in_dim(x, n, axis + 1, keepdims=False) for n in range(_TILE))
+    tiles = x.shape[axis] // (_SIDE * dilation) - 1
+    x = x.reshape(*x.shape[:axis], tiles + 1, _SIDE, dilation, *x.shape[axis + 1 :])
+    even, odd = (jax.lax.index_in_dim(x, n, axis + 1, keepdims=False) for n in range(_SIDE))
     return [
         jax.lax.slice_in_dim(part, start, start + tiles, axis=axis)
         for start in (0, 1)
