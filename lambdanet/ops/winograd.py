@@ -22,7 +22,10 @@ Grid = list[list]  # 4 x 4 arrays, one per position of a tile
 
 
 def winograd_convolution(
-    x: Float[Array, "b h w c"], kernel: Float[Array, "3 3 c d"], dilation: int = 1
+    x: Float[Array, "b h w c"],
+    kernel: Float[Array, "3 3 c d"],
+    dilation: int = 1,
+    band_rows: int = 0,
 ) -> Float[Array, "b h w d"]:
     """Convolution of stride 1 with zeros around the map that keep its size, in 2.25 times fewer
     multiplications.
@@ -44,12 +47,13 @@ def winograd_convolution(
         x: the map; sides that are no multiple of twice the dilation are filled up with zeros.
         kernel: [row, column, input channel, output channel].
         dilation: positions between taps, e; as many zeros lie on every side.
+        band_rows: rows of tiles that are worked on at once; 0 = by `BAND_ELEMENTS`.
 
     Returns:
         The map in the dtype of `x`.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    return _convolve(x.astype(wide), kernel.astype(wide), dilation).astype(x.dtype)
+    return _convolve(x.astype(wide), kernel.astype(wide), dilation, band_rows).astype(x.dtype)
 
 
 def tile_count(shape: Sequence[int], dilation: int) -> int:
@@ -58,21 +62,22 @@ def tile_count(shape: Sequence[int], dilation: int) -> int:
     return b * _tiles(h, dilation) * _tiles(w, dilation) * dilation**2
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
-    return _apply(x, _kernels(kernel), "nc,cd->nd", dilation)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, dilation: int, band_rows: int) -> jax.Array:
+    return _apply(x, _kernels(kernel), "nc,cd->nd", dilation, band_rows)
 
 
-def _forward(x, kernel, dilation):
-    return _convolve(x, kernel, dilation), (x, kernel)
+def _forward(x, kernel, dilation, band_rows):
+    return _convolve(x, kernel, dilation, band_rows), (x, kernel)
 
 
-def _backward(dilation, kept, gradient):
+def _backward(dilation, band_rows, kept, gradient):
     x, kernel = kept
     turned = (3, 1, 2, 0)  # where `_kernels` puts those of the kernel read backwards
     grid = _kernels(kernel)
     grid = [[grid[i][j] for j in turned] for i in turned]
-    return (_apply(gradient, grid, "nd,cd->nc", dilation), _kernel_gradient(x, gradient, dilation))
+    back = _apply(gradient, grid, "nd,cd->nc", dilation, band_rows)
+    return back, _kernel_gradient(x, gradient, dilation, band_rows)
 
 
 _convolve.defvjp(_forward, _backward)
@@ -84,11 +89,11 @@ _convolve.defvjp(_forward, _backward)
 # --------------------------------------------------------------------------------------------------
 
 
-def _bands(shape: Sequence[int], dilation: int) -> tuple[int, int]:
+def _bands(shape: Sequence[int], dilation: int, most: int) -> tuple[int, int]:
     """Returns into how many bands the rows of tiles of a map are cut, and how many each has."""
     rows, channels = _tiles(shape[1], dilation), shape[3]
     row = tile_count((shape[0], 1, *shape[2:]), dilation)
-    most = max(max(BAND_ELEMENTS // (_TILES * channels), FEWEST_TILES) // row, 1)
+    most = most or max(max(BAND_ELEMENTS // (_TILES * channels), FEWEST_TILES) // row, 1)
     count = -(-rows // most)
     return count, -(-rows // count)
 
@@ -101,10 +106,10 @@ def _filled(x: jax.Array, axis: int, tiles: int, dilation: int, before: int) -> 
     return jnp.pad(x, padding)
 
 
-def _apply(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax.Array:
+def _apply(x: jax.Array, kernels: Grid, spec: str, dilation: int, most: int) -> jax.Array:
     """A^T [kernels * (B^T x B)] A, the products over channels by `spec`."""
     (h, w), step = x.shape[1:3], _SIDE * dilation
-    count, rows = _bands(x.shape, dilation)
+    count, rows = _bands(x.shape, dilation, most)
     x = _filled(x, 1, count * rows, dilation, dilation)
 
     def band(number: Any) -> jax.Array:
@@ -134,9 +139,9 @@ def _apply_to_band(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax
     return y.reshape(b, rows, columns, -1)
 
 
-def _kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int) -> jax.Array:
+def _kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int, most: int) -> jax.Array:
     step = _SIDE * dilation
-    count, rows = _bands(x.shape, dilation)
+    count, rows = _bands(x.shape, dilation, most)
     x = _filled(x, 1, count * rows, dilation, dilation)
     gradient = _filled(gradient, 1, count * rows, dilation, 0)
 
