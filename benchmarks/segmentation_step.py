@@ -150,6 +150,7 @@ def rows_of(records: Mapping[tuple[str, str], Record]) -> list[list[str]]:
     for (framework, name), record in records.items():
         walls = [step["s"] for step in record["steps"][1:]]
         row = [name, framework, f"{record['parameters'] / 1e6:.2f}"]
+        row.append(f"{record['macs'] / 1e9:.0f}" if "macs" in record else "")
         row += [f"{min(walls):.2f}", f"{statistics.median(walls):.2f}"]
         row.append(f"{least((framework, name), 'cpu_s'):.2f}")
         for other in (("torch", name), BASELINE):
@@ -187,17 +188,25 @@ def _print_report(records: Mapping[tuple[str, str], Record], sizes: Mapping[str,
         "`torch` is torchvision's `fcn_resnet50` and transformers' UPerNet, with the same weights,"
     )
     print(
-        "in eager mode. Every network has a process of its own, and they take turns. Seconds: the"
+        "in eager mode. Every network has a process of its own; the FCNs and CCNet take turns step"
     )
-    print("least, the median, the least of CPU time. Ratios, PyTorch's least seconds / ours, wall")
-    print("and CPU: above 1, ours is faster. MiB: the largest resident memory of the process,")
-    print("libraries and compiler included, and what the compiled program asks for.\n")
-    head = ("network", "framework", "M parameters", "s", "median s", "CPU s")
+    print(
+        "by step, then the UPerNets. GMAC: of one image in evaluation, the auxiliary head left out."
+    )
+    print(
+        "Seconds: the least, the median, the least of CPU time. Ratios, PyTorch's least seconds /"
+    )
+    print("ours, wall and CPU: above 1, ours is faster. MiB: the largest resident memory of the")
+    print("process, libraries and compiler included, and what the compiled program asks for.\n")
+    head = ("network", "framework", "M parameters", "GMAC", "s", "median s", "CPU s")
     head += ("same network", "torchvision's FCN", "resident MiB", "compiled MiB")
     print("\n".join(markdown_table(head, rows_of(records), left={0, 1})))
     print("\n## Memory beside mmsegmentation's\n")
     print("Its figures are of a GPU in training with two images of 512 x 1024 and 19 classes, with")
-    print("ResNet-50; ours what the program of the same network asks for, compiled for CPU.\n")
+    print(
+        "ResNet-50; ours what the program of the same network asks for, in 10^9 bytes, compiled for CPU"
+    )
+    print("(Winograd's tiles and kernels, which only CPU has, included).\n")
     rows = [
         [name, f"{theirs:.1f}", f"{openmm_mib(options) / 1e9 * 2**20:.1f}"]
         for name, (theirs, options) in OPENMM.items()

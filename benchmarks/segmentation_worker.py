@@ -88,19 +88,20 @@ def without_dropout(name: str) -> dict[str, Any]:
 
 
 def prepare_ours(config: Any, classes: int, batch: int, path: Path) -> tuple[Step, dict[str, Any]]:
-    """Compiles the step that train.py runs, and returns (step, facts: parameters, MiB of the
-    compiled program, seconds to compile).
+    """Compiles the step that train.py runs, and returns (step, facts: parameters, multiply-adds
+    of one image, MiB of the compiled program, seconds to compile).
     """
     make, train_step, rows = model_suite.training_step(
         config, num_classes=classes, batch_size=batch
     )
     current = [make()]
+
+    def build() -> nnx.Module:
+        return models.create_from_config(config, num_classes=classes, rngs=nnx.Rngs(0))
+
+    model = nnx.eval_shape(build)
     if path.exists():
-
-        def build() -> nnx.Module:
-            return models.create_from_config(config, num_classes=classes, rngs=nnx.Rngs(0))
-
-        found = weights.read_weights(path, nnx.eval_shape(build), *state.abstract_weights(build))
+        found = weights.read_weights(path, model, *state.abstract_weights(build))
         params, stats = jax.tree.map(jax.numpy.array, found)
         current[0] = current[0].replace(params=params, stats=stats)
     began = time.perf_counter()
@@ -113,7 +114,8 @@ def prepare_ours(config: Any, classes: int, batch: int, path: Path) -> tuple[Ste
         return float(loss / weight), float(terms["grad_norm"][0])
 
     size = sum(leaf.size for leaf in jax.tree.leaves(current[0].params))
-    return step, dict(parameters=size, compile_s=seconds, compiled_mib=compiled_mib(compiled))
+    facts = dict(parameters=size, macs=model.macs(*config.data.image_size))
+    return step, dict(**facts, compile_s=seconds, compiled_mib=compiled_mib(compiled))
 
 
 def compiled_mib(compiled: Any) -> float:
