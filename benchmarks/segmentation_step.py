@@ -203,10 +203,8 @@ def _print_report(records: Mapping[tuple[str, str], Record], sizes: Mapping[str,
     print("\n".join(markdown_table(head, rows_of(records), left={0, 1})))
     print("\n## Memory beside mmsegmentation's\n")
     print("Its figures are of a GPU in training with two images of 512 x 1024 and 19 classes, with")
-    print(
-        "ResNet-50; ours what the program of the same network asks for, in 10^9 bytes, compiled for CPU"
-    )
-    print("(Winograd's tiles and kernels, which only CPU has, included).\n")
+    print("ResNet-50; ours what the program of the same network asks for in 10^9 bytes, compiled")
+    print("for CPU (Winograd's tiles and kernels, which only CPU has, included).\n")
     rows = [
         [name, f"{theirs:.1f}", f"{openmm_mib(options) / 1e9 * 2**20:.1f}"]
         for name, (theirs, options) in OPENMM.items()
