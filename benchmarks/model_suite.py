@@ -66,11 +66,11 @@ def prepare_dispatch(name: str) -> Prepared:
 def training_step(
     config: Any, *, num_classes: int, batch_size: int
 ) -> tuple[Callable[[], state.TrainState], Callable[..., Any], dict[str, jax.Array]]:
-    """Builds what train.py jits, on one device and for random images.
+    """Builds what train.py jits, on one device and for the random images of `random_batch`.
 
     Args:
         config: a whole config.
-        num_classes: of the labels; the task is classification.
+        num_classes: of the labels.
         batch_size: images per step.
 
     Returns:
@@ -91,14 +91,19 @@ def training_step(
     task, options = tasks.get(config.task), dict(seed=0, schedule=lr, mesh=device_mesh)
     train_step = step.make_train_step(graphdef, tx, config, loss=task.loss, mix=task.mix, **options)
     train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
-    rng = np.random.default_rng(0)
-    shape = (batch_size, *config.data.image_size, config.data.channels)
-    batch = {
-        "image": rng.integers(0, 256, shape, np.uint8),
-        "label": rng.integers(0, num_classes, batch_size, np.int32),
-    }
+    batch = random_batch(config, num_classes=num_classes, batch_size=batch_size)
     batch = mesh.put_batch(batch, mesh.batch_sharding(device_mesh))
     return jax.jit(init, out_shardings=shardings), train_step, batch
+
+
+def random_batch(config: Any, *, num_classes: int, batch_size: int) -> dict[str, np.ndarray]:
+    """Draws images, and a label for each of them or, in segmentation, for each of their pixels."""
+    rng = np.random.default_rng(0)
+    shape = (batch_size, *config.data.image_size, config.data.channels)
+    image = rng.integers(0, 256, shape, np.uint8)
+    if config.task == "segmentation":
+        return {"image": image, "label_map": rng.integers(0, num_classes, shape[:3], np.uint8)}
+    return {"image": image, "label": rng.integers(0, num_classes, batch_size, np.int32)}
 
 
 def check_step(

@@ -12,6 +12,7 @@ import pytest
 from lambdanet.ops.convolution import convolution
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.window_taps import gather_back, tap_views
+from lambdanet.ops.winograd import winograd_convolution
 
 once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
@@ -22,6 +23,10 @@ CASES = [
     ("product", (2, 9, 7, 3), (4, 2, 3, 5), dict(stride=(4, 2))),
     ("product", (1, 4, 7, 2), (2, 1, 2, 3), dict(stride=(2, 2))),
     ("product", (2, 6, 5, 2), (3, 2, 2, 3), dict(stride=(2, 1), padding=((1, 1), (0, 2)))),
+    ("winograd", (2, 5, 4, 3), (3, 3, 3, 6), dict(padding=((1, 1), (1, 1)))),
+    ("winograd", (1, 1, 6, 2), (3, 3, 2, 2), dict(padding=((1, 1), (1, 1)))),
+    ("winograd", (2, 13, 9, 2), (3, 3, 2, 3), dict(padding=((2, 2), (2, 2)), dilation=(2, 2))),
+    ("winograd", (1, 2, 7, 3), (3, 3, 3, 1), dict(padding=((4, 4), (4, 4)), dilation=(4, 4))),
     ("blocks", (2, 5, 4, 12), (3, 3, 3, 8), dict(groups=4, padding=((1, 1), (1, 1)))),
     (
         "blocks",
@@ -56,6 +61,24 @@ def test_lowerings_equal_xlas_convolution(impl, shape, sides, options):
             np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.parametrize(("shape", "dilation"), [((2, 7, 5, 3), 1), ((1, 13, 6, 2), 2)])
+@pytest.mark.parametrize("band_rows", [1, 3])
+def test_bands_of_winograds_tiles_equal_one_band(shape, dilation, band_rows):
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        x, kernel = (jnp.asarray(rng.standard_normal(s)) for s in (shape, (3, 3, shape[3], 4)))
+
+        def results(x, kernel, rows):
+            y, back = jax.vjp(lambda *a: winograd_convolution(*a, dilation, rows), x, kernel)
+            return y, *back(jnp.sin(y))
+
+        traced = [str(jax.make_jaxpr(results, 2)(x, kernel, rows)) for rows in (0, band_rows)]
+        assert ["dynamic_update_slice" in jaxpr for jaxpr in traced] == [False, True]
+        banded, whole = (once(results, static_argnums=2)(x, kernel, n) for n in (band_rows, 0))
+        for ours, expected in zip(banded, whole, strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_auto_takes_the_first_that_the_operation_allows():
     def primitives(x, kernel, **options):
         jaxpr = jax.make_jaxpr(functools.partial(convolution, **options))(
@@ -76,6 +99,54 @@ def test_auto_takes_the_first_that_the_operation_allows():
         assert "conv_general_dilated" in jaxpr and "custom_vjp" not in jaxpr
 
 
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options", "taken"),
+    [
+        ((1, 16, 16, 64), (64, 64), {}, True),
+        ((1, 15, 15, 64), (64, 65), {}, True),
+        ((1, 16, 16, 64), (64, 63), {}, False),  # few channels
+        ((1, 14, 16, 64), (64, 64), {}, False),  # few tiles
+        ((1, 16, 16, 64), (64, 64), dict(stride=(2, 2)), False),
+        ((1, 16, 16, 64), (64, 64), dict(padding=((0, 0), (0, 0))), False),
+        ((1, 16, 16, 64), (64, 64), dict(dilation=(4, 4), padding=((4, 4), (4, 4))), True),
+        # tiles of 8 x 8 on a map of 10 x 10 are mostly beyond it
+        ((4, 10, 10, 64), (64, 64), dict(dilation=(4, 4), padding=((4, 4), (4, 4))), False),
+    ],
+)
+def test_auto_takes_winograd_where_it_saves_most(shape, kernel, options, taken):
+    options = {"padding": ((1, 1), (1, 1)), **options}
+    x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (3, 3, *kernel)))
+    jaxpr = str(jax.make_jaxpr(functools.partial(convolution, **options))(x, kernel))
+    assert ("dot_general" in jaxpr) == taken and ("conv_general_dilated" in jaxpr) != taken
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_winograd_is_as_exact_as_xlas_convolution(dtype):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal(s) for s in ((2, 12, 12, 96), (3, 3, 96, 80), (2, 12, 12, 80))]
+    x, kernel, cotangent = (jnp.asarray(a, dtype) for a in arrays)
+
+    @functools.partial(once, static_argnums=0)
+    def results(impl, x, kernel, cotangent):
+        options = dict(padding=((1, 1), (1, 1)), impl=impl)
+        y, back = jax.vjp(lambda *a: convolution(*a, **options), x, kernel)
+        return y, *back(cotangent)
+
+    with jax.enable_x64(True):
+        wide = [a.astype(jnp.float64) for a in (x, kernel, cotangent)]
+        exact = [np.asarray(a) for a in results("conv", *wide)]
+        assert all(a.dtype == np.float64 for a in exact)
+    errors = [
+        [
+            float(np.linalg.norm(np.asarray(a, np.float64) - e))
+            for a, e in zip(found, exact, strict=True)
+        ]
+        for found in (results(impl, x, kernel, cotangent) for impl in ("winograd", "conv"))
+    ]
+    for ours, direct in zip(*errors, strict=True):
+        assert ours < 2 * direct
+
+
 def test_half_precision_products_sum_in_float32():
     x = jnp.asarray([256.0] + [1.0] * 8, jnp.bfloat16).reshape(
         1, 1, 1, 9
@@ -90,7 +161,7 @@ def test_half_precision_products_sum_in_float32():
         (
             (3, 3, 4, 2),
             dict(impl="fast"),
-            "impl is 'fast'; allowed: auto, conv, product, blocks, shift",
+            "impl is 'fast'; allowed: auto, conv, product, winograd, blocks, shift",
         ),
         (
             (3, 3, 4, 2),
@@ -102,6 +173,11 @@ def test_half_precision_products_sum_in_float32():
             (3, 3, 4, 2),
             dict(impl="product", dilation=(2, 2)),
             r"'product' does not allow .*\(2, 2\).*; allowed: conv$",
+        ),
+        (
+            (3, 3, 4, 2),
+            dict(impl="winograd", stride=(1, 2), padding=((1, 1), (1, 1))),
+            r"'winograd' does not allow .* stride \(1, 2\).*; allowed: product, conv$",
         ),
         ((3, 3, 2, 4), dict(impl="shift", groups=2), "; allowed: conv, blocks$"),
     ],
