@@ -147,9 +147,9 @@ class ResidualBlock(nnx.Module):
 
     where each convolution has batch norm and, but for the last, activation. Attention in a strided
     bottleneck works at the resolution of the block's input. The shortcut is the identity where
-    shapes allow it, else 1x1 convolution and batch norm. `pre`, `standard`, `identity` and `post` are the context blocks of that
-    placement, one after the other; without any, nothing. They carry their own residuals and gates;
-    drop path drops those of `pre` and `standard` with the branch.
+    shapes allow it, else 1x1 convolution and batch norm. `pre`, `standard`, `identity` and `post`
+    are the context blocks of that placement, one after the other; without any, nothing. They carry
+    their own residuals and gates; drop path drops those of `pre` and `standard` with the branch.
 
     Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Hu
     et al. 2018, "Squeeze-and-Excitation Networks", for the four placements; where the paper leaves

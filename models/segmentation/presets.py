@@ -135,9 +135,9 @@ def _semantic_fpn() -> None:
 
 
 def _small() -> None:
-    """For 96 x 96: ResNets of basic blocks. Strokes are 2 to 8 pixels wide, so a pyramid's maps have
-    48, 24, 12 and 6 positions a side, and a single map 24. For trainings of minutes: no norm starts
-    at zero, nothing is dropped, the classifiers start with larger weights.
+    """For 96 x 96: ResNets of basic blocks. Strokes are 2 to 8 pixels wide, so a pyramid's maps
+    have 48, 24, 12 and 6 positions a side, and a single map 24. For trainings of minutes: no norm
+    starts at zero, nothing is dropped, the classifiers start with larger weights.
     """
     resnet = dict(name="resnet18", stem="strided", blocks=(1, 1, 1, 1), zero_init_last=False)
     pyramid = dict(resnet, widths=(24, 48, 96, 128))
