@@ -18,7 +18,7 @@ IMPLS = ("auto", "conv", "product", "winograd", "blocks", "shift")
 Pair = tuple[int, int]
 
 _BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
-_WIDE, _TILES = 64, 64  # channels and tiles from which on 'auto' takes 'winograd'
+_WIDE, _TILES = 128, 256  # channels and tiles from which on 'auto' takes 'winograd'
 _FEW = 32  # numbers per window up to which 'auto' takes 'product' where windows overlap
 
 
@@ -50,8 +50,8 @@ def convolution(
             one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
         'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels,
-            'product' where windows share nothing or hold few numbers, 'winograd' from 64 channels
-            and 64 tiles on.
+            'product' where windows share nothing or hold few numbers, 'winograd' from 128
+            channels and 256 tiles on.
 
     Args:
         x: the map.

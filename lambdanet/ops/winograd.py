@@ -47,7 +47,8 @@ def winograd_convolution(
         x: the map; sides that are no multiple of twice the dilation are filled up with zeros.
         kernel: [row, column, input channel, output channel].
         dilation: positions between taps, e; as many zeros lie on every side.
-        band_rows: rows of tiles that are worked on at once; 0 = by `BAND_ELEMENTS`.
+        band_rows: rows of tiles that are worked on at once, at most half of them; 0 = by
+            `BAND_ELEMENTS`.
 
     Returns:
         The map in the dtype of `x`.
@@ -85,7 +86,8 @@ _convolve.defvjp(_forward, _backward)
 
 # --------------------------------------------------------------------------------------------------
 # Bands of tiles, one after the other. Outside a loop XLA's CPU backend keeps the forward pass's
-# tiles for the backward pass, four times the map, and makes those of many layers at once.
+# tiles for the backward pass, four times the map, makes those of many layers at once, and fuses what
+# makes the map (norms, activations) into all sixteen of its transforms.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -94,6 +96,7 @@ def _bands(shape: Sequence[int], dilation: int, most: int) -> tuple[int, int]:
     rows, channels = _tiles(shape[1], dilation), shape[3]
     row = tile_count((shape[0], 1, *shape[2:]), dilation)
     most = most or max(max(BAND_ELEMENTS // (_TILES * channels), FEWEST_TILES) // row, 1)
+    most = min(most, max(rows // 2, 1))  # a loop of one turn is no loop
     count = -(-rows // most)
     return count, -(-rows // count)
 

@@ -137,15 +137,16 @@ def _semantic_fpn() -> None:
 def _small() -> None:
     """For 96 x 96: ResNets of basic blocks. Strokes are 2 to 8 pixels wide, so a pyramid's maps
     have 48, 24, 12 and 6 positions a side, and a single map 24. For trainings of minutes: no norm
-    starts at zero, nothing is dropped, the classifiers start with larger weights.
+    starts at zero, nothing is dropped, the classifiers start with larger weights, and semantic FPN
+    adds up the backbone's maps themselves (a neck without norms needs twice as many steps).
     """
-    resnet = dict(name="resnet18", stem="strided", blocks=(1, 1, 1, 1), zero_init_last=False)
-    pyramid = dict(resnet, widths=(24, 48, 96, 128))
-    single = dict(resnet, widths=(24, 48, 64, 64), output_stride=4)
+    resnet = dict(name="resnet18", stem="strided", zero_init_last=False)
+    pyramid = dict(resnet, blocks=(1, 1, 2, 1), widths=(16, 48, 96, 128))
+    single = dict(resnet, blocks=(1, 1, 1, 1), widths=(24, 48, 64, 64), output_stride=4)
     wide = dict(channels=64, dropout=0.0)
     heads: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "upernet": (pyramid, dict(channels=32, dropout=0.0)),
-        "semantic_fpn": (pyramid, dict(neck_channels=32, channels=32, dropout=0.0)),
+        "semantic_fpn": (pyramid, dict(neck_channels=None, channels=32, dropout=0.0)),
         "fcn": (single, wide),
         "criss_cross": (single, wide),
         "danet": (single, wide),
