@@ -42,6 +42,7 @@ def get_config(arg: str = "segment") -> ConfigDict:
 
     config.data.source = "digit_scenes"
     config.data.image_size, config.data.channels = (96, 96), 3
+    config.data.num_threads = 1  # more readers take the cores away that the small steps need
     # 88 % of the pixels are background
     config.segmentation.class_weights = (1.0, *(2.0,) * 10)
 

@@ -86,8 +86,8 @@ _convolve.defvjp(_forward, _backward)
 
 # --------------------------------------------------------------------------------------------------
 # Bands of tiles, one after the other. Outside a loop XLA's CPU backend keeps the forward pass's
-# tiles for the backward pass, four times the map, makes those of many layers at once, and fuses what
-# makes the map (norms, activations) into all sixteen of its transforms.
+# tiles for the backward pass, four times the map, makes those of many layers at once, and fuses
+# what makes the map (norms, activations) into all sixteen of its transforms.
 # --------------------------------------------------------------------------------------------------
 
 
