@@ -18,7 +18,7 @@ IMPLS = ("auto", "conv", "product", "winograd", "blocks", "shift")
 Pair = tuple[int, int]
 
 _BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
-_WIDE, _TILES = 128, 256  # channels and tiles from which on 'auto' takes 'winograd'
+_WIDE, _WORK = 128, 2**15  # channels, tiles times channels from which on 'auto' takes 'winograd'
 _FEW = 32  # numbers per window up to which 'auto' takes 'product' where windows overlap
 
 
@@ -51,7 +51,8 @@ def convolution(
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
         'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels,
             'product' where windows share nothing or hold few numbers, 'winograd' from 128
-            channels and 256 tiles on.
+            channels on, with 256 tiles of 128 channels, 128 of 256 and so on; not where the batch
+            is symbolic (export).
 
     Args:
         x: the map.
@@ -132,10 +133,12 @@ def _fastest(
         _separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW
     ):
         return "product"
-    if "winograd" in allowed and min(kernel[2:]) >= _WIDE:
+    # Exported with symbolic shapes, nobody knows how many tiles there will be.
+    known = all(isinstance(n, int) for n in x)
+    if known and "winograd" in allowed and min(kernel[2:]) >= _WIDE:
         tiles = tile_count(x, dilation[0])
         # A tile costs 16 products per pair of channels, a position 9: with a third saved at least.
-        if tiles >= _TILES and 16 * tiles <= 6 * math.prod(x[:3]):
+        if tiles * min(kernel[2:]) >= _WORK and 16 * tiles <= 6 * math.prod(x[:3]):
             return "winograd"
     return allowed[-1]
 

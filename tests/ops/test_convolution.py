@@ -133,6 +133,15 @@ def test_auto_takes_winograd_where_it_saves_most(shape, kernel, options, taken):
     assert ("dot_general" in jaxpr) == taken and ("conv_general_dilated" in jaxpr) != taken
 
 
+def test_symbolic_batches_are_exported():
+    (batch,) = jax.export.symbolic_shape("batch")
+    x = jax.ShapeDtypeStruct((batch, 32, 32, 128), jnp.float32)
+    same = functools.partial(convolution, padding=((1, 1), (1, 1)))
+    kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
+    exported = jax.export.export(jax.jit(same))(x, kernel)
+    assert "convolution" in exported.mlir_module() and exported.out_avals[0].shape == x.shape
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_winograd_is_as_exact_as_xlas_convolution(dtype):
     rng = np.random.default_rng(0)
