@@ -150,7 +150,7 @@ def _small() -> None:
         "fcn": (single, wide),
         "criss_cross": (single, wide),
         "danet": (single, wide),
-        "ocnet": (single, wide),
+        "ocnet": (single, dict(channels=64, block_dropout=0.0)),
         "isa": (single, dict(wide, group_size=(4, 4))),
         "nonlocal": (single, wide),
         "lambda": (single, dict(wide, name="context", block=dict(name="lambda", scope=7))),
