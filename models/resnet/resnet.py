@@ -128,7 +128,7 @@ class ResNet(Recompute):
         post_norm_act: batch norm and activation after the attention layer of a bottleneck.
         zero_init_last: start the last norm of each branch at scale zero, so that every block starts
             as its shortcut (Goyal et al. 2017, "Accurate, Large Minibatch SGD"). Long trainings
-            gain by it; short ones of small networks lose, see docs/segmentation.md.
+            gain by it; short ones of small networks lose, see docs/digit_scenes.md.
         dropout_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.

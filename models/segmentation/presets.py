@@ -138,7 +138,7 @@ def _small() -> None:
     """For 96 x 96: ResNets of basic blocks. Strokes are 2 to 8 pixels wide, so a pyramid's maps
     have 48, 24, 12 and 6 positions a side, and a single map 24. For trainings of minutes: no norm
     starts at zero, nothing is dropped, the classifiers start with larger weights, and semantic FPN
-    adds up the backbone's maps themselves (a neck without norms needs twice as many steps).
+    adds up the backbone's maps themselves (under a neck, which has no norms, it learns slower).
     """
     resnet = dict(name="resnet18", stem="strided", zero_init_last=False)
     pyramid = dict(resnet, blocks=(1, 1, 2, 1), widths=(16, 48, 96, 128))
