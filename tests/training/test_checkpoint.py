@@ -115,12 +115,13 @@ def largest_file(folder):
     return max((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_size)
 
 
-def flip_a_bit(folder):
-    # Data files start with a header; the middle of the largest one is array data, which orbax
-    # itself does not check.
+def flip_bits(folder, places=16):
+    # Data files start with a header; the rest of the largest one is array data, which orbax itself
+    # does not check, and now and then what a later write has replaced. One place may be there.
     file = largest_file(folder / "state")
     raw = bytearray(file.read_bytes())
-    raw[len(raw) // 2] ^= 0x10
+    for place in range(1, places):
+        raw[place * len(raw) // places] ^= 0x10
     file.write_bytes(raw)
 
 
@@ -154,7 +155,25 @@ def lose_arrays(folder):
     largest_file(folder / "state").unlink()
 
 
-DAMAGE = [flip_a_bit, cut_short, break_meta, remove_index, edit_meta, edit_config, lose_arrays]
+DAMAGE = [flip_bits, cut_short, break_meta, remove_index, edit_meta, edit_config, lose_arrays]
+
+
+def test_one_flipped_bit_is_named_or_changes_nothing(tmp_path):
+    save(tmp_path, (10, None)).close()
+    wanted, named = make_state(step=10), 0
+    file = largest_file(tmp_path / "checkpoints" / "10" / "state")
+    whole = file.read_bytes()
+    for place in range(1, 8):
+        raw = bytearray(whole)
+        raw[place * len(raw) // 8] ^= 0x10
+        file.write_bytes(raw)
+        try:
+            state = checkpoint.Checkpoints(tmp_path).restore(abstract(wanted))[0]
+        except checkpoint.CheckpointError:
+            named += 1
+        else:
+            jax.tree.map(np.testing.assert_array_equal, state, wanted)
+    assert named >= 4
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
