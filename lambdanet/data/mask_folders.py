@@ -276,8 +276,10 @@ class _Check:
         reason = class_folders.why_no_image(file)
         if not reason:
             try:
-                return decode.open_image(file.read_bytes()).size
-            except (OSError, ValueError) as error:
+                picture = decode.open_image(file.read_bytes())
+                picture.load()  # a picture that is cut off has a whole header
+                return picture.size
+            except Exception as error:  # damaged files raise many types
                 reason = str(error)
         self.search.report(self.search.images, pair.image, reason)
         return None

@@ -44,15 +44,16 @@ def convolution(
             are copies, which pays for the first convolution of a network, of few numbers.
         'winograd': 3x3, stride 1, as much padding as dilation; less than half of the products of
             matrices, see `lambdanet.ops.winograd`. On CPU up to twice as fast in training where
-            there are many channels and positions. Not for forward-mode differentiation.
+            there are many channels and positions. Not for forward-mode differentiation (`jax.jvp`),
+            nor for empty or symbolic shapes.
         'blocks': grouped kernels only; neighbouring groups are joined to blocks with zeros off
             their diagonal, and every block is an ordinary convolution. On CPU the convolution of
             one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
         'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels,
             'product' where windows share nothing or hold few numbers, 'winograd' from 128
-            channels on, with 256 tiles of 128 channels, 128 of 256 and so on; not where the batch
-            is symbolic (export).
+            channels on, with 256 tiles of 128 channels, 128 of 256 and so on. For `jax.jvp` of what
+            has 'shift' or 'winograd' take impl='conv'.
 
     Args:
         x: the map.
@@ -116,6 +117,8 @@ def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
     if groups == 1:
         tiled = sides == (3, 3) and stride == (1, 1) and dilation[0] == dilation[1]
         tiled = tiled and tuple(map(tuple, padding)) == ((dilation[0],) * 2,) * 2
+        # Exported with symbolic shapes, nobody knows how many tiles there will be.
+        tiled = tiled and all(isinstance(n, int) and n > 0 for n in (*x, *kernel, *dilation))
         return (
             *(("product",) if dilation == (1, 1) else ()),
             *(("winograd",) if tiled else ()),
@@ -133,9 +136,7 @@ def _fastest(
         _separate(kernel, stride, padding) or math.prod(kernel[:3]) <= _FEW
     ):
         return "product"
-    # Exported with symbolic shapes, nobody knows how many tiles there will be.
-    known = all(isinstance(n, int) for n in x)
-    if known and "winograd" in allowed and min(kernel[2:]) >= _WIDE:
+    if "winograd" in allowed and min(kernel[2:]) >= _WIDE:
         tiles = tile_count(x, dilation[0])
         # A tile costs 16 products per pair of channels, a position 9: with a third saved at least.
         if tiles * min(kernel[2:]) >= _WORK and 16 * tiles <= 6 * math.prod(x[:3]):

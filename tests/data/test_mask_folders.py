@@ -159,6 +159,18 @@ def test_everything_that_is_wrong_is_said_at_once(folders, capsys):
     assert not (folders / "out").exists()
 
 
+def test_pictures_that_are_cut_off_are_all_named_before_anything_is_written(folders, capsys):
+    for n in (2, 5):
+        noise = np.random.default_rng(n).integers(0, 256, (*SIZE[::-1], 3), np.uint8)
+        file = folders / "images" / f"{n}.jpg"
+        Image.fromarray(noise).save(file, quality=95)
+        file.write_bytes(file.read_bytes()[:-60])
+    assert run(folders, "--classes", str(folders / "names.txt")) == 1
+    said = capsys.readouterr().err
+    assert "2.jpg" in said and "5.jpg" in said and "truncated" in said.lower()
+    assert not (folders / "out").exists()
+
+
 def test_problems_of_names_are_said_with_the_others(folders, capsys):
     (folders / "images" / "0.jpg").unlink()
     names = folders / "names.txt"

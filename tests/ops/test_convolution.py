@@ -201,6 +201,11 @@ def test_half_precision_products_sum_in_float32():
             dict(impl="winograd", stride=(1, 2), padding=((1, 1), (1, 1))),
             r"'winograd' does not allow .* stride \(1, 2\).*; allowed: product, conv$",
         ),
+        (
+            (3, 3, 4, 0),
+            dict(impl="winograd", padding=((1, 1), (1, 1))),
+            "'winograd' does not allow .*; allowed: product, conv$",
+        ),
         ((3, 3, 2, 4), dict(impl="shift", groups=2), "; allowed: conv, blocks$"),
     ],
 )
