@@ -278,7 +278,8 @@ def write_predictions(subject: Subject, folder: Path, pictures: str) -> dict[str
 
 def find_pictures(path: Path) -> dict[str, Path]:
     """Returns the pictures at a path by name: the path within the folder without its suffix, or
-    with it where two would have the same. What systems leave in folders is passed over.
+    with it where two would have the same (all of them where that does not help). What systems leave
+    in folders is passed over.
 
     Raises:
         ValueError: there is none.
@@ -294,7 +295,9 @@ def find_pictures(path: Path) -> dict[str, Path]:
         )
     names = [p.relative_to(path) for p in found]
     stems = [str(name.with_suffix("")) for name in names]
-    return {
+    chosen = {
         stem if stems.count(stem) == 1 else str(name): p
         for stem, name, p in zip(stems, names, found, strict=True)
     }
+    # a.jpg and a.png beside a.jpg.png: whole names are always different
+    return chosen if len(chosen) == len(found) else dict(zip(map(str, names), found, strict=True))
