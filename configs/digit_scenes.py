@@ -5,7 +5,8 @@
     python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
 
 Argument: 'segment' (default), then ',HEAD' of `HEADS` ('semantic_fpn' by default; 'none' is a plain
-FCN), on small ResNets (models/segmentation/presets.py); ',smoke' as last part runs ten steps on synthetic images.
+FCN), on small ResNets (models/segmentation/presets.py); ',smoke' as last part runs ten steps on
+synthetic images.
 Numbers: our own, chosen on the validation split (docs/digit_scenes.md says how); the test split is
 read once, after the last step.
 """
