@@ -69,6 +69,26 @@ def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     return functools.partial(factory, **options), declared
 
 
+def describe_parts(given: Mapping[str, Any]) -> str:
+    """Returns what the parts of a segmenter are, and their options, as text.
+
+    Args:
+        given: the options `backbone`, `head` and `auxiliary`.
+    """
+    lines = []
+    for part, spec in given.items():
+        known = model_registry if part == "backbone" else registry
+        if spec is None:
+            lines.append(f"{part}: none here; allowed: {', '.join(registry.names())}")
+            continue
+        name, own = _name_and_options(part, spec)
+        lines.append(f"{part}: '{name}', described by that name; options of config.model.{part}:")
+        # the classes are the segmenter's
+        options = [o for o in known.options(name, **own) if not o.startswith("num_classes:")]
+        lines += [f"  {option}" for option in options]
+    return "\n".join(lines)
+
+
 def option_problems(options: Mapping[str, Any]) -> list[str]:
     """Returns what is wrong with options of `Segmenter`, one text per problem, those of the
     backbone and the heads included.

@@ -17,7 +17,7 @@ from ..backbone import check_images, summary_row
 from ..building import model_builder
 from ..registration import registry as model_registry
 from . import names
-from .options import backbone_options, head_builder, option_problems
+from .options import backbone_options, describe_parts, head_builder, option_problems
 from .parts import CLASSIFIER_STD, PixelClassifier, Sizes
 
 Spec = str | Mapping[str, Any]
@@ -60,7 +60,9 @@ class Segmenter(nnx.Module):
             before, those of the parts included, all in one message.
     """
 
+    PARTS = ("backbone", "head", "auxiliary")
     option_problems = staticmethod(option_problems)
+    describe_parts = staticmethod(describe_parts)
 
     def __init__(
         self,
