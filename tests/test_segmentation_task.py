@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from PIL import Image
 
+import eval as program
 import train
 from configs import base, digit_scenes
 from lambdanet import data, tasks
@@ -103,6 +104,24 @@ def test_the_number_of_classes(config):
     config.model.num_classes = 256
     with pytest.raises(ValueError, match="256 classes; allowed: up to 255"):
         segmentation.model_options(unnamed, config)
+
+
+def test_class_weights_are_counted_where_the_classes_are_known(config, tmp_path):
+    weights = config.segmentation.class_weights = (1.0, 2.0)
+    with pytest.raises(ValueError, match=r"2 numbers; allowed: 3, one per class \(sky, sea, sand"):
+        segmentation.check_data(INFO, config)
+    config.segmentation.reduce_zero_label = True
+    segmentation.check_data(INFO, config)
+    config.segmentation.update(reduce_zero_label=False, class_weights=())
+    segmentation.check_data(INFO, config)
+    # a run says so before anything is traced, an evaluation does not read them
+    config.segmentation.class_weights, config.model.name = weights, "small_fcn"
+    config.data.source, config.data.synthetic_classes = "synthetic", 3
+    config.data.synthetic_records, config.train.keep_best = 12, ""
+    config.train.batch_size, config.train.cache_dir = 4, ""
+    with pytest.raises(ValueError, match="^segmentation.class_weights has 2 numbers"):
+        train.run(config, tmp_path, stream=io.StringIO())
+    assert program.load_subject(config).info.classes
 
 
 def record(labels, size=None):

@@ -24,7 +24,8 @@ Traced:
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
 
-A task may also have, on the host, and the last two for eval.py:
+A task may also have, on the host, the first for train.py and the last two for eval.py:
+    check_data(info, config)    raises ValueError if options of training do not fit the data
     check_model(model, name)    raises ValueError if this kind of model cannot do it
     class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
     write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
@@ -68,7 +69,7 @@ CONTRACT = (
     "panels",
 )
 
-OPTIONAL = ("check_model", "class_table", "write_predictions")
+OPTIONAL = ("check_data", "check_model", "class_table", "write_predictions")
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""
@@ -94,6 +95,13 @@ def check_model(config: Any, model: Any) -> Any:
     if check is not None:
         check(model, config.model.name)
     return model
+
+
+def check_data(config: Any, info: DataInfo) -> None:
+    """Raises ValueError if options of training do not fit the data."""
+    check = getattr(get(config.task), "check_data", None)
+    if check is not None:
+        check(info, config)
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:
