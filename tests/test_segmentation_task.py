@@ -16,7 +16,8 @@ import eval as program
 import train
 from configs import base, digit_scenes
 from lambdanet import data, tasks
-from lambdanet.data.record import DataInfo, Record, UnusableRecordError
+from lambdanet.data import examples
+from lambdanet.data.record import CorruptRecordError, DataInfo, Record
 from lambdanet.layers.resize import resize_bilinear
 from lambdanet.ops.segmentation_loss import segmentation_loss
 from lambdanet.tasks import segmentation, segmentation_classes
@@ -159,11 +160,45 @@ def test_examples_of_training_and_evaluation(config):
 def test_wrong_label_maps_name_file_value_and_place(config):
     plain, labels = data.attributes(config), np.zeros((4, 5), np.uint8)
     labels[2, 3] = 3
-    with pytest.raises(UnusableRecordError, match="file a.png: label 3 at row 2, column 3"):
+    with pytest.raises(CorruptRecordError, match="file a.png: label 3 at row 2, column 3"):
         segmentation.example(record(labels), INFO, plain, None)
     labels[2, 3] = 1
-    with pytest.raises(UnusableRecordError, match="5 x 4 pixels, its picture 6 x 4"):
+    with pytest.raises(CorruptRecordError, match="5 x 4 pixels, its picture 6 x 4"):
         segmentation.example(record(labels, (4, 6)), INFO, plain, None)
+
+
+class Stored:
+    """A set of records in memory."""
+
+    def __init__(self, *records):
+        self.records, self.read = records, records.__getitem__
+
+    def __len__(self):
+        return len(self.records)
+
+
+def test_records_with_wrong_label_maps_are_skipped_like_damaged_pictures(config, caplog):
+    right = np.ones((16, 24), np.uint8)
+    cut = record(right)
+    cut.fields["segmentation_mask"] = cut.fields["segmentation_mask"][:-30]
+    wrong = {
+        "label 7 at row 0": record(right * 7),
+        "24 x 16 pixels, its picture 20 x 16": record(right, (16, 20)),
+        "cannot decode the label map": cut,
+    }
+    make = tasks.example_maker(config, INFO)
+    part = data.Part(Stored(*wrong.values(), record(right)))
+    for number, message in enumerate(wrong):
+        with pytest.raises(CorruptRecordError, match=f"file a.png: .*{message}.*on_error='skip'"):
+            examples.TrainExamples([part], make, "raise")(number, np.random.default_rng(0))
+    config.data.on_error = "skip"
+    found = examples.TrainExamples([part], make, "skip")(0, np.random.default_rng(0))
+    assert found["skipped"] == 3 and (found["label_map"] == 1).all()
+    assert all(message in caplog.text for message in wrong)
+    given = tasks.get("segmentation").blank(data.attributes(config))
+    batches = data.eval_batches(part, make, given, config.data, batch_size=4)
+    (rows,) = batches
+    assert rows["mask"].tolist() == [0, 0, 0, 1] and batches.num_records == 4
 
 
 # ---- Training ------------------------------------------------------------------------------------

@@ -118,8 +118,8 @@ def example(
             evaluation (segmentation.eval_size, else data.image_size).
 
     Raises:
-        UnusableRecordError: labels beyond the classes, another size than the picture's, a colour
-            picture in place of an index picture.
+        CorruptRecordError: labels beyond the classes, another size than the picture's, a colour
+            picture in place of an index picture, a label map that cannot be decoded.
         ValueError, OSError: the image cannot be decoded.
     """
     data, own = config.data, config.segmentation
