@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
+from lambdanet.interop.names import NameMappingError
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
 HEADS = {
@@ -121,7 +122,7 @@ def start_from(now: TrainState, train: Any, model: Any, shardings: Any) -> Train
         for head, taken in HEADS.items():
             if head != train.init_head and _fits(read, head):
                 advice = f"  This file fits with --config.train.init_head={head}, which {taken}."
-                raise type(error)(f"{error}\n{advice}") from error
+                raise NameMappingError(f"{error}\n{advice}") from error
         raise
     # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only
     # once.
