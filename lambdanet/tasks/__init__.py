@@ -97,11 +97,15 @@ def check_model(config: Any, model: Any) -> Any:
     return model
 
 
-def check_data(config: Any, info: DataInfo) -> None:
-    """Raises ValueError if options of training do not fit the data."""
-    check = getattr(get(config.task), "check_data", None)
-    if check is not None:
-        check(info, config)
+def read_for_training(config: Any) -> DataInfo:
+    """Opens the data and returns what the config's task finds in it; raises ValueError if it lacks
+    something, or if options of training do not fit it.
+    """
+    task = get(config.task)
+    info = task.read(data.open_builder(config.data))
+    if hasattr(task, "check_data"):
+        task.check_data(info, config)
+    return info
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:
