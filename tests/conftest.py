@@ -43,7 +43,7 @@ type_checker.install()
 # Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
 # and single tests elsewhere that are marked `slow`.
 SLOW_FILES = {
-    *("test_benchmark_models.py", "test_benchmarks.py", "test_compare.py", "test_every_block.py"),
+    *("test_benchmark_models.py", "test_benchmarks.py", "test_compare.py"),
     *("test_golden.py", "test_hierarchical_counts.py", "test_matrix.py", "test_memory_growth.py"),
     *("test_model_registry.py", "test_newcomer.py", "test_package.py", "test_parameter_counts.py"),
     *("test_recipes.py", "test_resume.py", "test_run_errors.py", "test_start_up.py"),

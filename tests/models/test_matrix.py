@@ -4,7 +4,7 @@ out.
 One network per family holds all mixers in both of its stages, and its training step is traced:
 every pair builds, fits, has gradients of the right shapes. Real steps are run of as many blocks as
 it takes for each mixer and each family to be in one of them. ResNets are trained with every block
-in test_every_block.py.
+in tests/optimised/test_every_block.py.
 """
 
 import functools

@@ -1,122 +1,41 @@
-"""Every head on every family of backbones, and every attention block in the head `context`."""
+"""Every head on every family of backbones, and every attention block in the head `context`, by
+shapes; real gradients: tests/optimised/test_segmentation_steps.py.
+"""
 
 import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from flax import nnx
+from segmentation_matrix import BLOCKS, CLASSES, FAMILIES, HEADS, SIDE, build, evaluation, gradients
 
-import models
 from lambdanet.attention import kind, list_attention
-from lambdanet.training.state import flatten_names
-from models.segmentation import registry
-
-SIDE, CLASSES = 16, 4
-FAMILIES = {
-    **{
-        f"{family}_digits": {}
-        for family in (
-            "resnet",
-            "lambda_resnet",
-            "pvt",
-            "slide_pvt",
-            "pvt_v2",
-            "slide_pvt_v2",
-            "swin",
-            "slide_swin",
-            "cswin",
-            "slide_cswin",
-            "nat",
-            "slide_nat",
-            "lavit",
-        )
-    },
-    **{
-        name: dict(blocks=(1, 1), widths=(8, 8))
-        for name in ("resnet_rs50", "se_resnet50", "gc_resnet50", "resnet18")
-    },
-    "resnet50": dict(blocks=(1, 1), widths=(8, 8), output_stride=4, stem="deep"),
-}
-HEADS = {
-    **{name: dict(name=name, channels=8) for name in registry.names() if name != "ocnet"},
-    "context": dict(name="context", channels=8, block=dict(name="mhsa", num_heads=2)),
-    "isa": dict(name="isa", channels=8, group_size=(2, 2)),
-    **{
-        f"ocnet_{variant}": dict(name="ocnet", channels=8, variant=variant)
-        for variant in ("base", "pyramid", "asp")
-    },
-}
-# Options for maps of 8 x 8, where the defaults are for larger ones.
-BLOCKS = {
-    "cross_shaped_window": dict(stripe_width=2),
-    "halo_attention": dict(block_size=4, halo_size=1),
-    "lambda": dict(key_depth=4, scope=3),
-    "neighborhood": dict(kernel_size=3),
-    "shifted_window": dict(window_size=4),
-    "spatial_reduction": dict(sr_ratio=2),
-    "window": dict(window_size=4),
-}
-
-
-def build(family, head):
-    backbone = dict(name=family, **FAMILIES[family])
-    return models.create_model(
-        "segmenter",
-        backbone=backbone,
-        head=head,
-        auxiliary=dict(name="fcn", stage=1, channels=8),
-        num_classes=CLASSES,
-        in_channels=1,
-        image_size=(SIDE, SIDE),
-        rngs=nnx.Rngs(0),
-    )
-
-
-def gradients(make):
-    """Loss and gradients of one training step, by path; a function without arguments."""
-    draw = np.random.default_rng(0)
-    image = draw.standard_normal((2, SIDE, SIDE, 1)).astype(np.float32)
-
-    def run():
-        graphdef, params, rest = nnx.split(make(), nnx.Param, ...)
-
-        def loss(params):
-            model = nnx.merge(graphdef, params, rest, copy=True)
-            outputs = model.outputs(jnp.asarray(image), rngs=nnx.Rngs(dropout=0))
-            return sum(jnp.mean(jnp.sin(y + 1)) for y in outputs.values())
-
-        value, found = jax.value_and_grad(loss)(params)
-        return value, flatten_names(nnx.to_pure_dict(found))
-
-    return run
+from models.segmentation.options import head_builder
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_head_on_every_family(family):
-    """Built and run with shapes alone."""
-    for head in HEADS.values():
-        model = nnx.eval_shape(functools.partial(build, family, head))
-        view = nnx.view(
-            model, deterministic=True, use_running_average=True, raise_if_not_found=False
-        )
-        graphdef, state = nnx.split(view)
-        x = jax.ShapeDtypeStruct((2, SIDE, SIDE, 1), jnp.float32)
-        logits = jax.eval_shape(lambda s, x, g=graphdef: nnx.merge(g, s)(x), state, x)
-        assert logits.shape == (2, SIDE, SIDE, CLASSES) and logits.dtype == jnp.float32
+    """Built and run with shapes alone: a segmenter, and the other heads on its backbone's maps."""
 
+    def run(x):
+        model = evaluation(build(family, "fcn"))
+        maps = model.features(x)
+        logits = {}
+        for name, spec in HEADS.items():
+            make, declared = head_builder(spec)
+            sizes = dict(map_sizes=tuple(y.shape[1:3] for y in maps))
+            needs = sizes if "map_sizes" in declared else {}
+            dtypes = dict(dtype=jnp.dtype("float32"), param_dtype=jnp.dtype("float32"))
+            head = make(model.feature_info, CLASSES, **needs, **dtypes, rngs=nnx.Rngs(0))
+            logits[name] = evaluation(head)(maps)
+        return logits | {"segmenter": model(x)}
 
-@pytest.mark.parametrize("number", range(len(HEADS)))
-def test_steps(number):
-    """Real gradients of every head, on one family each."""
-    head, family = list(HEADS)[number], list(FAMILIES)[number % len(FAMILIES)]
-    run = gradients(functools.partial(build, family, HEADS[head]))
-    value, found = jax.jit(run)()
-    assert np.isfinite(value)
-    assert all(np.isfinite(gradient).all() for gradient in found.values())
-    still = [path for path, g in found.items() if path.endswith("classify/kernel") and not g.any()]
-    assert not still
+    found = jax.eval_shape(run, jax.ShapeDtypeStruct((2, SIDE, SIDE, 1), jnp.float32))
+    assert found.pop("segmenter").shape == (2, SIDE, SIDE, CLASSES)
+    for name, logits in found.items():
+        assert logits.shape[0] == 2 and logits.shape[-1] == CLASSES, name
+        assert logits.dtype == jnp.float32, name
 
 
 @pytest.mark.parametrize("name", [n for n in list_attention() if kind(n) != "carried"])
