@@ -166,7 +166,9 @@ def run(mode: str, given: Any, recipe: Any) -> None:
     )
     config_lib.check_workdir(folder, "output" if given.output else "workdir")
     modes = {
-        "accuracy": lambda: accuracy(subject, split=given.split, batch_size=given.batch_size),
+        "accuracy": lambda: accuracy(
+            subject, split=given.split, batch_size=given.batch_size, folder=folder
+        ),
         "summary": lambda: summarise(subject),
         "speed": lambda: measure_speed(
             subject, batch_sizes=given.batch_sizes, repeats=given.repeats

@@ -147,8 +147,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
     # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification, 'mean_iou'
-    # | 'pixel_accuracy' | 'loss' in segmentation), or one of the averaged weights ('ema_accuracy',
-    # ...); '' = keep no best one
+    # | 'pixel_accuracy' | 'loss' in segmentation, 'box_ap' | 'mask_ap' | 'voc_ap50' and more in
+    # detection), or one of the averaged weights ('ema_accuracy', ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
@@ -184,6 +184,18 @@ def get_config(arg: str = "") -> ConfigDict:
     segmentation.slide_stride = ()  # steps between windows; () = two thirds of them
     segmentation.eval_scales = (1.0,)  # sizes whose probabilities are averaged
     segmentation.eval_flip = False  # each also mirrored
+
+    # Task 'detection': boxes with classes, perhaps masks. Thresholds of the detector itself are
+    # options of the model.
+    config.detection = detection = ConfigDict()
+    # places for the objects of a picture; of more, training takes the largest, evaluation refuses
+    detection.max_objects = 100
+    detection.masks = False  # instance segmentation: 'mask_rcnn'
+    detection.mask_bytes = 65536  # places for the true masks of a picture, as run lengths
+    # headline: 'coco' (box_ap, mean over IoU 0.5 to 0.95) | 'voc' (voc_ap50, COCO's beside it)
+    detection.metric = "coco"
+    # from which score on detections are drawn, and counted as confusions in the report
+    detection.shown_score = 0.5
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()

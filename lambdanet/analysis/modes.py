@@ -32,6 +32,7 @@ from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 
 console = text_lib.console(130)
+_MOST_COLUMNS = 5  # metrics of a table beside each other
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 # ---- Output --------------------------------------------------------------------------------------
@@ -63,13 +64,21 @@ def _check_least(name: str, value: int, least: int) -> None:
 # ---- Modes ---------------------------------------------------------------------------------------
 
 
-def accuracy(subject: Subject, *, split: str | None = None, batch_size: int = 0) -> dict[str, Any]:
+def accuracy(
+    subject: Subject,
+    *,
+    split: str | None = None,
+    batch_size: int = 0,
+    folder: str | os.PathLike | None = None,
+) -> dict[str, Any]:
     """The task's metrics of the live and, if the run kept them, the averaged weights.
 
     Args:
         subject: of `load_subject`.
         split: None = the test split, else the evaluation split.
         batch_size: 0 = the config's.
+        folder: where the task's files of results go, such as predictions.json of detection; None =
+            none are written.
 
     Returns:
         dict(split, live, ema): per kind of weights the metrics, count and source.
@@ -85,26 +94,48 @@ def accuracy(subject: Subject, *, split: str | None = None, batch_size: int = 0)
         sharding=mesh.batch_sharding(mesh.make_mesh()),
     )
     finish = tasks.finisher(subject.config, subject.info)
-    results, rows, metrics = {"split": split}, [], subject.task.METRICS
+    results, metrics = {"split": split}, tasks.metrics(subject.config)
     for which, (_, source) in loaded.items():
         values = finish(found.sums[which], found.rows[which])
         skipped = {"skipped_records": found.skipped} if found.skipped else {}
         results[which] = {**values, "count": found.count, **skipped, "source": source}
-        shown = (
-            f"{100 * values[k]:.2f}" if m == "max" else f"{values[k]:.4f}"
-            for k, m in metrics.items()
-        )
-        rows.append((which, *shown, found.count, source))
-    titles = (f"{name} %" if mode == "max" else name for name, mode in metrics.items())
-    show_table(f"{subject.name} on {split}", ("weights", *titles, "images", "from"), rows)
+    _show_metrics(f"{subject.name} on {split}", metrics, results, list(loaded))
     class_table = getattr(subject.task, "class_table", None)
+    about = dict(info=subject.info, config=subject.config)
     for which in loaded if class_table else ():
-        columns, lines, remark = class_table(found.sums[which], subject.info, subject.config)
+        columns, lines, remark = class_table(found.sums[which], found.rows[which], **about)
         show_table(f"Classes, {which} weights", columns, lines)
         if remark:
             say(remark)
         results[which]["classes"] = [dict(zip(columns, line, strict=True)) for line in lines]
+    write = getattr(subject.task, "write_results", None)
+    for which in loaded if write and folder else ():
+        prefix = "" if which == "live" else f"{which}_"
+        paths = write(found.rows[which], Path(folder), **about, prefix=prefix)
+        say(f"Written: {', '.join(map(str, paths))}")
     return results
+
+
+def _show_metrics(
+    title: str, metrics: Mapping[str, str], results: Mapping[str, Any], weights: list[str]
+) -> None:
+    """Prints the metrics by kind of weights; where they are many, one below the other."""
+    titles = [f"{name} %" if mode == "max" else name for name, mode in metrics.items()]
+    cells = [
+        [
+            f"{100 * results[which][name]:.2f}" if mode == "max" else f"{results[which][name]:.4f}"
+            for name, mode in metrics.items()
+        ]
+        for which in weights
+    ]
+    rows = [
+        (which, *line, results[which]["count"], results[which]["source"])
+        for which, line in zip(weights, cells, strict=True)
+    ]
+    columns = ("weights", *titles, "images", "from")
+    if len(metrics) > _MOST_COLUMNS:
+        columns, *rows = zip(columns, *rows, strict=True)
+    show_table(title, columns, rows)
 
 
 def summarise(subject: Subject) -> dict[str, Any]:

@@ -78,8 +78,11 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     return {"num_classes": count}
 
 
-def check_model(model: Any, name: str) -> None:
+def check_model(model: Any, config: Any) -> None:
     """Raises ValueError if a model has no `outputs`, the logits of every pixel."""
+    name = config.model.name
+    if hasattr(model, "detect"):
+        raise ValueError(f"{name!r} finds objects: set task='detection'")
     if not hasattr(model, "outputs"):
         raise ValueError(
             f"{name!r} classifies whole images; for the task 'segmentation' take model.name="
@@ -301,7 +304,7 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark) of the results by class; see `segmentation_classes.table`."""
     counts = np.asarray(sums["confusion"], np.float64)
