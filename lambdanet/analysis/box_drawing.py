@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Integer, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from lambdanet.analysis.label_colours import palette
@@ -24,7 +24,7 @@ def class_colour(number: int) -> tuple[int, int, int]:
 def draw_objects(
     image: UInt8[np.ndarray, "h w c"],
     boxes: Float[np.ndarray, "n 4"],
-    classes: Sequence[int],
+    classes: Integer[np.ndarray, " n"],
     labels: Sequence[str],
     masks: Bool[np.ndarray, "n h w"] | None = None,
 ) -> Image.Image:
@@ -45,7 +45,7 @@ def draw_objects(
     if masks is not None and len(masks):
         mixed = pixels.astype(np.float32)
         for mask, number in zip(masks, classes, strict=True):
-            mixed[mask] = 0.5 * mixed[mask] + 0.5 * np.array(class_colour(number), np.float32)
+            mixed[mask] = 0.5 * mixed[mask] + 0.5 * np.array(class_colour(int(number)), np.float32)
         pixels = np.round(mixed).astype(np.uint8)
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     drawn = Image.fromarray(np.ascontiguousarray(pixels))
@@ -53,7 +53,9 @@ def draw_objects(
     line, size = max(2, round(longer / 300)), max(13, round(longer / 50))
     font = ImageFont.load_default(size=size)
     for box, number in zip(boxes, classes, strict=True):
-        pen.rectangle(_whole(box, factor, drawn.size), outline=class_colour(number), width=line)
+        pen.rectangle(
+            _whole(box, factor, drawn.size), outline=class_colour(int(number)), width=line
+        )
     for box, number, label in zip(boxes, classes, labels, strict=True):
         left, top, _, _ = _whole(box, factor, drawn.size)
         text = visible(label)
@@ -61,7 +63,7 @@ def draw_objects(
         width, height = round(font.getlength(text)) + 6, size + 6
         left = max(0, min(left, drawn.width - width))
         top = top - height if top >= height else min(top, drawn.height - height)
-        colour = class_colour(number)
+        colour = class_colour(int(number))
         pen.rectangle((left, top, left + width - 1, top + height - 1), fill=colour)
         pen.text((left + 3, top + 1), text, fill=_readable_on(colour), font=font)
     return drawn

@@ -112,9 +112,7 @@ def write(
         written.parent.mkdir(parents=True, exist_ok=True)
         write_file(written, lambda temporary, drawn=drawn: drawn.save(temporary, format="png"))
         number = len(images) + 1
-        images.append(
-            {"id": number, "file_name": str(path), "height": size[0], "width": size[1]}
-        )
+        images.append({"id": number, "file_name": str(path), "height": size[0], "width": size[1]})
         coded = detection_scores.encode(masks) if own.masks else [None] * len(boxes)
         for box, cls, value, code in zip(boxes, classes, scores, coded, strict=True):
             left, top, right, bottom = box.astype(np.float64).tolist()
