@@ -216,20 +216,36 @@ def split_arg(arg: str) -> tuple[str, bool]:
 
 def check_segmenter(name: str) -> str:
     """Returns the name of a preset of models/segmentation; raises ValueError with all of them."""
+    return _check_kind(name, "outputs")
+
+
+def check_detector(name: str) -> str:
+    """Returns the name of a preset of models/detection; raises ValueError with all of them."""
+    return _check_kind(name, "detect")
+
+
+def _check_kind(name: str, method: str) -> str:
     from models import registry  # here, so that reading a config alone starts no JAX
 
-    known = [n for n in registry.names("*_*") if "backbone" in registry.parameters(n)]
+    known = [n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method)]
     if name not in known:
         raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}")
     return name
+
+
+def uses_masks(name: str) -> bool:
+    """Returns whether a detector learns masks, by its preset."""
+    from models import registry
+
+    return bool(registry.lookup(name)[1].get("masks"))
 
 
 def apply_smoke(config: ConfigDict) -> ConfigDict:
     """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and
     augmentation as they are.
 
-    The model, or the backbone of a segmenter, gets one block per stage and narrow stages: four, or
-    where it has options for each stage, such as heads, as many as its preset has.
+    The model, or the backbone of a segmenter or detector, gets one block per stage and narrow
+    stages: four, or where it has options for each stage, such as heads, as many as its preset has.
     """
     from models import registry  # here, so that reading a config alone starts no JAX
 
@@ -245,12 +261,13 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
         "",
     )
     if "backbone" in registry.parameters(config.model.name):
-        config.model.update(_small_segmenter(config.model))
+        config.model.update(_small_parts(config.model))
     else:
         config.model.update(_small_stages(config.model.name))
     segmentation = config.segmentation
     segmentation.eval_size = segmentation.slide_crop = segmentation.slide_stride = ()
     segmentation.class_weights = ()
+    config.detection.max_objects = 8
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0
@@ -269,12 +286,22 @@ def _small_stages(name: str, stages: int = 4) -> dict:
     return {"blocks": (1,) * stages, "widths": (8, 16, 24, 32)[:stages]}
 
 
-def _small_segmenter(model: ConfigDict) -> dict:
+SMALL_DETECTOR = {
+    **dict(channels=8, fc_channels=16, mask_channels=8, num_convs=1, mask_convs=1),
+    **dict(proposals_before=(64, 64), proposals_after=(32, 32), rpn_samples=32, roi_samples=16),
+    **dict(candidates=64, before_nms=64, max_detections=16),
+}
+"""Options of detectors in smoke runs, those that a model has."""
+
+
+def _small_parts(model: ConfigDict) -> dict:
     from models import registry
     from models.segmentation import registry as heads
 
     parts = {**registry.lookup(model.name)[1], **model.to_dict()}
-    small = {}
+    declared = registry.parameters(model.name)
+    is_detector = "head" not in declared
+    small = {k: v for k, v in SMALL_DETECTOR.items() if is_detector and k in declared}
     for part in ("backbone", "head", "auxiliary"):
         spec = parts.get(part)
         spec = {"name": spec} if isinstance(spec, str) else dict(spec or {})

@@ -154,8 +154,8 @@ class MetricLog:
     Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train
     records hold the means over the steps since the one before; images_per_second and eta_seconds
     count the time spent in training only (not in compiling, evaluation or saving) and are missing
-    while there is nothing to count. Auxiliary losses are records' keys auxiliary_NAME, and stand at
-    the end of the live line by their names.
+    while there is nothing to count. Auxiliary losses are records' keys auxiliary_NAME, the parts of
+    a loss NAME_loss; both stand at the end of the live line by their names.
 
     Args:
         workdir: directory of the run.
@@ -254,9 +254,10 @@ class MetricLog:
             shown = f" {rate:.0f} img/s ETA {_duration(eta)}"
         self.start_clock(queued)
         self._record(step, "train", {**values, **speed})
-        auxiliary = {k: v for k, v in values.items() if k.startswith("auxiliary_")}
-        for name, value in auxiliary.items():
-            shown += f" {name.removeprefix('auxiliary_')} {value:.2e}"
+        for name, value in values.items():
+            if name.startswith("auxiliary_") or name.endswith("_loss"):
+                name = name.removeprefix("auxiliary_").removesuffix("_loss")
+                shown += f" {name} {value:.2e}"
         # Fits 80 columns without auxiliary losses, or a terminal would cut the end.
         headline = (
             f" {self.headline[:8]} {values[self.headline]:.3f}" if self.headline in values else ""
