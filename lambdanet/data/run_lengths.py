@@ -61,3 +61,18 @@ def decode(counts: bytes, size: tuple[int, int]) -> np.ndarray:
 def encode(bitmap: np.ndarray) -> bytes:
     """Returns the run lengths of a bitmap [h, w]."""
     return coco_masks.encode(np.asfortranarray(bitmap, np.uint8))["counts"]
+
+
+def of_polygons(polygons: list[list[float]], size: tuple[int, int]) -> bytes:
+    """Returns the run lengths of polygons (x, y, x, y, ...) together, in a picture of (width,
+    height); pixels as pycocotools sets them.
+    """
+    width, height = size
+    return coco_masks.merge(coco_masks.frPyObjects(polygons, height, width))["counts"]
+
+
+def compress(counts: list[int], size: tuple[int, int]) -> bytes:
+    """Returns run lengths in printable characters, from numbers that fill the (width, height)."""
+    width, height = size
+    whole = {"size": [height, width], "counts": counts}
+    return coco_masks.frPyObjects(whole, height, width)["counts"]
