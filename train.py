@@ -269,7 +269,8 @@ def main(argv: list[str]) -> None:
         if given.verbosity > 0:
             raise
         leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
-    print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
+    shown = {k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}
+    print(json.dumps(metrics.json_value(shown)))
 
 
 if __name__ == "__main__":

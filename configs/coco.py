@@ -45,9 +45,12 @@ def get_config(arg: str = "mask_rcnn,resnet50") -> ConfigDict:
     *parts, last = (rest or "mask_rcnn,resnet50").split(",")
     schedule = last if last in SCHEDULES else "1x"
     parts = parts if last in SCHEDULES else [*parts, last]
+    parts = parts or ["mask_rcnn", "resnet50"]
     config = base.get_config()
     config.task = "detection"
-    config.model.name = name = base.check_detector("_".join(parts))
+    name = "_".join(parts)
+    name += "_mmdet" * (parts[-1] == "resnet50")
+    config.model.name = base.check_detector(name)
     config.detection.masks = base.uses_masks(name)
 
     config.data.source, config.data.data_dir = "tfds", "data/coco"

@@ -30,6 +30,7 @@ from lambdanet.ops.images import normalise
 from lambdanet.training import evaluate, mesh
 from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
+from lambdanet.training.metrics import json_value
 
 console = text_lib.console(130)
 _MOST_COLUMNS = 5  # metrics of a table beside each other
@@ -51,7 +52,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:
     """Writes <folder>/<mode>.json."""
-    text = json.dumps({"model": subject.name} | results, indent=2) + "\n"
+    text = json.dumps(json_value({"model": subject.name} | results), indent=2) + "\n"
     say(f"Written: {write_file(folder / f'{mode}.json', text)}")
 
 
@@ -237,7 +238,7 @@ def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
     say(
         f"Reloaded: outputs differ by {difference:.1e} of the largest one. Use it anywhere, after "
         f"`import jax.export`:\n  exported = jax.export.deserialize(bytearray(open({str(program)!r}"
-        f", 'rb').read()))\n  logits = exported.call(images)  # uint8 [batch, "
+        f", 'rb').read()))\n  outputs = exported.call(images)  # uint8 [batch, "
         f"{', '.join(map(str, shape))}]"
     )
     return {"source": source, "platforms": export.PLATFORMS, "reload_difference": difference}
