@@ -280,6 +280,26 @@ def test_grey_transparent_and_palette_pictures(mode, channels):
     assert decode.open_image(buffer.getvalue()).size == (90, 70)
 
 
+@pytest.mark.parametrize("seed", [0, None])
+def test_jpegs_that_are_decoded_at_a_part_of_their_size(seed):
+    """What a JPEG is decoded at, to save time, is not its size; boxes and masks are in that."""
+    buffer, turned = io.BytesIO(), io.BytesIO()
+    _, masks = record((400, 300), 3)
+    image = Image.fromarray(masks[0].astype(np.uint8) * 255)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # upright again by a quarter turn
+    image.rotate(90, expand=True).save(turned, "JPEG", exif=exif)
+    image.save(buffer, "JPEG")
+    for value in (buffer.getvalue(), turned.getvalue()):
+        made = example(record((400, 300), 3, image=value)[0], settings(flip=1.0), seed)
+        height, width = made["image_shape"]
+        seen = made["image"][:height, :width, 0] > 128
+        pasted = paste(made["masks"][0], made["boxes"][0], (height, width))
+        assert made["valid"].sum() == 3 and iou(pasted, seen) > 0.95
+        if seed is None:
+            assert made["original_shape"].tolist() == [300, 400]
+
+
 def test_other_crops_are_refused():
     with pytest.raises(ValueError, match="data.crop='shift' is not for boxes; allowed in detect"):
         example(record()[0], settings(crop="shift", shift=2))
