@@ -32,7 +32,7 @@ def _backbones() -> dict[str, dict[str, Any]]:
         found[f"swin_{size}"] = dict(attention=(dense,) * 4, **rates)
         found[f"slide_swin_{size}"] = dict(attention=("slide", "slide", dense, dense), **rates)
     for size in ("tiny", "small", "medium", "large"):
-        found[f"pvt_{size}"] = found[f"slide_pvt_{size}"] = dict(pool="mean")
+        found[f"pvt_{size}"] = found[f"slide_pvt_{size}"] = dict(pool="mean", image_size=(224, 224))
     for number in range(6):
         found[f"pvt_v2_b{number}"] = {}
     for size in ("mini", "tiny", "small", "base"):
@@ -63,6 +63,7 @@ def _torchvision() -> None:
     registry.register(
         "retinanet_resnet50_torchvision",
         RetinaNet,
+        extra="on_output",
         extra_relu=True,
         loss_average="image",
         max_detections=300,
