@@ -30,13 +30,13 @@ import models
 from configs import base
 from lambdanet import attention, data, tasks
 from lambdanet import config as config_lib
+from lambdanet.analysis.accuracy import accuracy
+from lambdanet.analysis.console import say
 from lambdanet.analysis.modes import (
-    accuracy,
     draw_attention,
     export_model,
     label_split,
     measure_speed,
-    say,
     summarise,
     write_predictions,
     write_results,

@@ -18,7 +18,7 @@ from flax import nnx
 from lambdanet import config as config_lib
 from lambdanet import data, tasks
 from lambdanet.analysis import attention_maps, export, speed, summary
-from lambdanet.analysis import text as text_lib
+from lambdanet.analysis.console import check_least, console, say, show_table
 from lambdanet.analysis.predict import predict
 from lambdanet.analysis.subject import Subject
 from lambdanet.atomic import write_file
@@ -27,27 +27,10 @@ from lambdanet.data.class_folders import is_litter
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
-from lambdanet.training import evaluate, mesh
 from lambdanet.training import state as state_lib
-from lambdanet.training import step as step_lib
 from lambdanet.training.metrics import json_value
 
-console = text_lib.console(130)
-_MOST_COLUMNS = 5  # metrics of a table beside each other
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-# ---- Output --------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Prints a text as it is."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints a table; long cells are folded, never cut."""
-    say(title)
-    console.print(text_lib.console_table(columns, rows))
 
 
 def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:
@@ -56,87 +39,7 @@ def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, 
     say(f"Written: {write_file(folder / f'{mode}.json', text)}")
 
 
-def _check_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError if an option of a mode is too small."""
-    if value < least:
-        raise ValueError(f"--{name}={value}; allowed: {least} or more")
-
-
 # ---- Modes ---------------------------------------------------------------------------------------
-
-
-def accuracy(
-    subject: Subject,
-    *,
-    split: str | None = None,
-    batch_size: int = 0,
-    folder: str | os.PathLike | None = None,
-) -> dict[str, Any]:
-    """The task's metrics of the live and, if the run kept them, the averaged weights.
-
-    Args:
-        subject: of `load_subject`.
-        split: None = the test split, else the evaluation split.
-        batch_size: 0 = the config's.
-        folder: where the task's files of results go, such as predictions.json of detection; None =
-            none are written.
-
-    Returns:
-        dict(split, live, ema): per kind of weights the metrics, count and source.
-    """
-    _check_least("batch_size", batch_size, 0)
-    split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
-    loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
-    eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
-    found = evaluate.evaluate(
-        jax.jit(eval_step),
-        {which: weights for which, (weights, _) in loaded.items()},
-        subject.batches(split, batch_size),
-        sharding=mesh.batch_sharding(mesh.make_mesh()),
-    )
-    finish = tasks.finisher(subject.config, subject.info)
-    results, metrics = {"split": split}, tasks.metrics(subject.config)
-    for which, (_, source) in loaded.items():
-        values = finish(found.sums[which], found.rows[which])
-        skipped = {"skipped_records": found.skipped} if found.skipped else {}
-        results[which] = {**values, "count": found.count, **skipped, "source": source}
-    _show_metrics(f"{subject.name} on {split}", metrics, results, list(loaded))
-    class_table = getattr(subject.task, "class_table", None)
-    about = dict(info=subject.info, config=subject.config)
-    for which in loaded if class_table else ():
-        columns, lines, remark = class_table(found.sums[which], found.rows[which], **about)
-        show_table(f"Classes, {which} weights", columns, lines)
-        if remark:
-            say(remark)
-        results[which]["classes"] = [dict(zip(columns, line, strict=True)) for line in lines]
-    write = getattr(subject.task, "write_results", None)
-    for which in loaded if write and folder else ():
-        prefix = "" if which == "live" else f"{which}_"
-        paths = write(found.rows[which], Path(folder), **about, prefix=prefix)
-        say(f"Written: {', '.join(map(str, paths))}")
-    return results
-
-
-def _show_metrics(
-    title: str, metrics: Mapping[str, str], results: Mapping[str, Any], weights: list[str]
-) -> None:
-    """Prints the metrics by kind of weights; where they are many, one below the other."""
-    titles = [f"{name} %" if mode == "max" else name for name, mode in metrics.items()]
-    cells = [
-        [
-            f"{100 * results[which][name]:.2f}" if mode == "max" else f"{results[which][name]:.4f}"
-            for name, mode in metrics.items()
-        ]
-        for which in weights
-    ]
-    rows = [
-        (which, *line, results[which]["count"], results[which]["source"])
-        for which, line in zip(weights, cells, strict=True)
-    ]
-    columns = ("weights", *titles, "images", "from")
-    if len(metrics) > _MOST_COLUMNS:
-        columns, *rows = zip(columns, *rows, strict=True)
-    show_table(title, columns, rows)
 
 
 def summarise(subject: Subject) -> dict[str, Any]:
@@ -169,9 +72,9 @@ def measure_speed(
     subject: Subject, *, batch_sizes: Sequence[int] = (1, 8, 64), repeats: int = 20
 ) -> dict[str, Any]:
     """Times the forward pass by batch size, on one device; without weights as initialised."""
-    _check_least("repeats", repeats, 1)
+    check_least("repeats", repeats, 1)
     for size in batch_sizes:
-        _check_least("batch_sizes", size, 1)
+        check_least("batch_sizes", size, 1)
     if subject.workdir or subject.weights:
         weights, _ = subject.load_weights()
     else:  # the values of the weights do not change the time
@@ -188,7 +91,7 @@ def draw_attention(
     subject: Subject, folder: str | os.PathLike, *, split: str | None = None, images: int = 3
 ) -> dict[str, Any]:
     """Writes a PNG per attention layer: where several queries of the first images look."""
-    _check_least("images", images, 1)
+    check_least("images", images, 1)
     weights, source = subject.load_weights()
     pictures = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
