@@ -191,3 +191,13 @@ def test_the_stem_and_the_first_stage_are_frozen_and_all_statistics():
     for tree, stays in ((params, ("backbone/stem/", "backbone/stages/0/")), (stats, "backbone/")):
         frozen = flatten_names(match_mask(config.optim.frozen, tree))
         assert frozen and all(value == path.startswith(stays) for path, value in frozen.items())
+
+
+def test_bitmaps_of_objects_count_as_memory(config):
+    from lambdanet.config_memory import batch_problems
+
+    config.detection.max_objects = 10_000
+    assert not batch_problems(config, limit=2**30)
+    config.detection.masks = True
+    (text,) = batch_problems(config, limit=2**30)
+    assert "detection.max_objects = 10000" in text
