@@ -34,7 +34,7 @@ def test_padding_changes_nothing(name):
     Biases and the means of norms are zero here, so that padding is zero in every map, as what lies
     beyond a canvas is.
     """
-    numbers = dict(candidates=500, before_nms=1000, max_detections=60)
+    numbers = dict(candidates=500, before_nms=1000, max_detections=400)
     model = loud(build(name, score_threshold=0.0, **(numbers if name == "retinanet" else {})))
     # what is seen lowers the scores, so that anchors in the padding would come first
     scores = model.head.classify if name == "retinanet" else model.rpn.objectness
