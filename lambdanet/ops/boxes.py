@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 CLAMPS = ("both", "upper")
 LARGEST_LOG_RATIO = math.log(1000 / 16)
 """What the log of a box's size over its anchor's is clamped to."""
+_LEAST_SIDE = 1e-6  # in pixels, of what is encoded
 
 
 def box_area(boxes: Float[Array, "*n 4"]) -> Float[Array, "*n"]:
@@ -82,8 +83,9 @@ def encode_boxes(
         anchors: not empty, one for each box.
         stds: one number for each of dx, dy, dw, dh; torchvision's weights are 1 / std.
     """
-    tiny = jnp.finfo(boxes.dtype).tiny
-    sizes, anchor_sizes = (jnp.maximum(x[..., 2:] - x[..., :2], tiny) for x in (boxes, anchors))
+    sizes, anchor_sizes = (
+        jnp.maximum(x[..., 2:] - x[..., :2], _LEAST_SIDE) for x in (boxes, anchors)
+    )
     moved = (boxes[..., :2] + boxes[..., 2:]) / 2 - (anchors[..., :2] + anchors[..., 2:]) / 2
     deltas = jnp.concatenate([moved / anchor_sizes, jnp.log(sizes / anchor_sizes)], -1)
     return deltas / jnp.asarray(stds, boxes.dtype)

@@ -128,16 +128,16 @@ def _resolve(overlaps, alive):
         overlaps: uint32 [32], the boxes of the word that each of them overlaps.
         alive: bool [32], those that no earlier word suppresses.
     """
-    earlier = overlaps & (_BITS - 1)
+    alive = _pack(alive, 0)
 
-    def keep(state):
-        kept, _ = state
-        return _pack(alive & ((earlier & kept) == 0), 0), kept
+    def keep(kept, box):
+        bit, earlier = box
+        return kept | jnp.where((earlier & kept) == 0, alive & bit, jnp.uint32(0)), None
 
-    # A bit depends on lower ones only: each pass makes at least one more right, most make many.
-    first = _pack(alive, 0)
-    kept, _ = jax.lax.while_loop(lambda state: state[0] != state[1], keep, (first, ~first))
-    return kept
+    # Always 32 steps: a loop until nothing changes is no faster, and all devices would wait for one
+    # another in each step of it.
+    boxes = (_BITS, overlaps & (_BITS - 1))
+    return jax.lax.scan(keep, jnp.uint32(0), boxes, unroll=8)[0]
 
 
 def _pack(flags, axis):
