@@ -8,9 +8,9 @@ instance segmentation without a download.
     python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
 
 Argument: 'segment' (default), then ',HEAD' of `HEADS` ('semantic_fpn' by default; 'none' is a plain
-FCN); 'detect', then ',DETECTOR' of `DETECTORS` ('faster_rcnn' by default); 'instances', which is Mask
-R-CNN; all on small ResNets (models/segmentation/presets.py, models/detection/presets.py). ',smoke'
-as last part runs ten steps on synthetic images.
+FCN); 'detect', then ',DETECTOR' of `DETECTORS` ('faster_rcnn' by default); 'instances', which is
+Mask R-CNN; all on small ResNets (models/segmentation/presets.py, models/detection/presets.py).
+',smoke' as last part runs ten steps on synthetic images.
 Numbers: our own, chosen on the validation split (docs/digit_scenes.md says how); the test split is
 read once, after the last step.
 """

