@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 TRAIN_IMAGES = 118_287
-SCHEDULES = {"1x": (12.0, (8.0, 11.0)), "3x": (36.0, (27.0, 33.0))}
+SCHEDULES = {"1x": (12.0, (8, 11)), "3x": (36.0, (27, 33))}
 """Epochs in all, and those after which the rate falls."""
 FROZEN = (r"backbone/(stem|stages/0)/.*", r"backbone/.*/(mean|var)")
 """Of ResNets: parameters of the first parts, statistics of every norm."""

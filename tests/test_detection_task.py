@@ -168,7 +168,7 @@ def test_objects_are_legible_at_any_size():
 def test_recipes_say_what_is_learnt():
     config = coco.get_config("mask_rcnn,lambda_resnet50,3x")
     assert config.detection.masks and config.model.name == "mask_rcnn_lambda_resnet50"
-    assert (config.train.epochs, config.optim.step_epochs) == (36.0, (27.0, 33.0))
+    assert (config.train.epochs, config.optim.step_epochs) == (36.0, (27, 33))
     assert (config.optim.lr, config.optim.frozen) == (0.02, coco.FROZEN)
     assert round(config.optim.warmup_epochs * coco.TRAIN_IMAGES / 16) == 500
     swin = coco.get_config("retinanet,swin_tiny")
@@ -177,7 +177,7 @@ def test_recipes_say_what_is_learnt():
     assert coco.get_config("").model.name == "mask_rcnn_resnet50_mmdet"
     assert own_objects.get_config("small_mask_rcnn").detection.masks
     assert digit_scenes.get_config("instances").train.keep_best == "mask_ap"
-    with pytest.raises(ValueError, match="argument 'upernet'; allowed: retinanet, faster_rcnn"):
+    with pytest.raises(ValueError, match="argument 'upernet'; allowed: faster_rcnn, retinanet"):
         digit_scenes.get_config("detect,upernet")
 
 
