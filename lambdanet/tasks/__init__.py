@@ -24,7 +24,8 @@ Traced:
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
 
-A task may also have, on the host, and the last two for eval.py:
+A task may also have, on the host, the first for train.py and the last two for eval.py:
+    check_data(info, config)    raises ValueError if options of training do not fit the data
     check_model(model, name)    raises ValueError if this kind of model cannot do it
     class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
     write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
@@ -68,7 +69,7 @@ CONTRACT = (
     "panels",
 )
 
-OPTIONAL = ("check_model", "class_table", "write_predictions")
+OPTIONAL = ("check_data", "check_model", "class_table", "write_predictions")
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""
@@ -94,6 +95,17 @@ def check_model(config: Any, model: Any) -> Any:
     if check is not None:
         check(model, config.model.name)
     return model
+
+
+def read_for_training(config: Any) -> DataInfo:
+    """Opens the data and returns what the config's task finds in it; raises ValueError if it lacks
+    something, or if options of training do not fit it.
+    """
+    task = get(config.task)
+    info = task.read(data.open_builder(config.data))
+    if hasattr(task, "check_data"):
+        task.check_data(info, config)
+    return info
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:
