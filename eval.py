@@ -46,6 +46,7 @@ from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
 from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
+from models import segmentation
 
 
 def load_subject(
@@ -117,15 +118,19 @@ def load_subject(
 
 
 def describe(name: str = "*") -> None:
-    """Prints signature, options and paper of one model or block, or the names of a pattern."""
+    """Prints signature, options and paper of what has that name, or the names of a pattern."""
     found = [("model", n, models.describe) for n in models.list_models(name)]
     found += [("attention", n, attention.describe) for n in attention.list_attention(name)]
+    heads = segmentation.registry
+    found += [("head", n, heads.describe) for n in heads.names(name)]
     if not found:
         raise ValueError(
-            f"--name={name}: no such model or attention block; leave it out to see all"
+            f"--name={name}: no such model, attention block or segmentation head; leave it out to "
+            "see all"
         )
     listed = "\n".join(f"{kind:<10} {n}" for kind, n, _ in found)
-    say(listed if len(found) > 1 else found[0][2](found[0][1]))
+    one = len({n for _, n, _ in found}) == 1  # a block and a head may share a name
+    say("\n\n".join(f"{kind}: {text(n)}" for kind, n, text in found) if one else listed)
 
 
 # ---- Flags ---------------------------------------------------------------------------------------
@@ -214,5 +219,5 @@ if __name__ == "__main__":
     flags.DEFINE_string("pictures", "", "predict: a picture, or a folder of them")
     flags.DEFINE_integer("images", 3, "attention: number of images", lower_bound=1)
     flags.DEFINE_float("threshold", 0.9, "pseudo_label: least confidence", 0.0, 1.0)
-    flags.DEFINE_string("name", "*", "describe: a model or attention block, or a pattern")
+    flags.DEFINE_string("name", "*", "describe: a model, attention block or head, or a pattern")
     app.run(main)

@@ -96,7 +96,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
 
     # ---- Data ------------------------------------------------------------------------------------
     data.prepare_embedded(config.data)
-    info = task.read(data.open_builder(config.data))
+    info = tasks.read_for_training(config)
     finish, make_example = tasks.finisher(config, info), tasks.example_maker(config, info)
     parts = data.training_parts(config.data, info.features)
     steps_per_epoch = sum(map(len, parts)) / train.batch_size

@@ -43,7 +43,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.std = (0.5,)  # per channel, likewise
     # turn photos as their camera says they were taken; False: pixels as they lie in the file
     data.exif_orientation = True
-    # corrupt record: 'raise' (names it) or 'skip' (replaced by the next record, counted, reported)
+    # corrupt record, or one whose label map does not fit: 'raise' (names it) or 'skip' (replaced by
+    # the next record, counted, reported)
     data.on_error = "raise"
     data.num_workers = 0  # reader processes; 0 = threads of this process only
     data.num_threads = (

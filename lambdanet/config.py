@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lambdanet import config_memory, config_model
 from lambdanet.atomic import write_file
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS, DATA_PATHS, START_PATHS
+from lambdanet.config_checks import CHECKS, CROSS_CHECKS, DATA_PATHS, START, START_PATHS
 from lambdanet.registry import LARGEST, Registry, is_number, show, suggest
 from lambdanet.training import schedule
 
@@ -71,9 +71,9 @@ def validate(
         workdir: also check that this directory can be written to.
         check_paths: data directories and label files must exist, and batches must fit into this
             machine's memory; False where no data is read (model summary, export).
-        training: with `build`, also check what training asks of the model: its auxiliary losses,
-            something left to train, and memory.
-        resumes: the run goes on from a checkpoint; files that only a start reads are not looked at.
+        training: also check what only training reads and, with `build`, what it asks of the model:
+            its auxiliary losses, something left to train, and memory.
+        resumes: the run goes on from a checkpoint; what only a start reads is not looked at.
 
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
@@ -112,7 +112,9 @@ def validate(
             add(key, f"{key} = {show(value)}: must be {text}")
     cause: Exception | None = None
     conditions = CROSS_CHECKS + (DATA_PATHS if check_paths else ())
-    for keys, holds, text in conditions + (START_PATHS if check_paths and not resumes else ()):
+    if training and not resumes:
+        conditions += START + (START_PATHS if check_paths else ())
+    for keys, holds, text in conditions:
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {show(values[k])}' for k in keys)}: {text}")
     sections = {key.partition(".")[0] for key in failed}

@@ -21,7 +21,7 @@ from lambdanet.data import decode, geometry, sources
 from lambdanet.ops import segmentation_loss
 from lambdanet.registry import is_number
 from lambdanet.tasks import detection_scores, segmentation
-from lambdanet.training import optimizer, schedule
+from lambdanet.training import optimizer, schedule, weights
 
 Check = tuple[Callable[[Any], bool], str | Collection[str]]
 Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
@@ -246,7 +246,7 @@ CHECKS: dict[str, Check] = {
     ),
     "train.ema_decay": _DECAY,
     "train.eval_every": _EPOCHS,
-    "train.init_head": _one_of("load", "new", "backbone"),
+    "train.init_head": _one_of(*weights.HEADS),
     "train.init_average": _one_of("ema", "live"),
     "train.eval_batch_size": _integer(0, 2**20),
     "train.save_every": _EPOCHS,
@@ -426,7 +426,23 @@ DATA_PATHS: tuple[Condition, ...] = (
     ),
 )
 
-# Likewise, read by the start of a run and not by its continuation.
+# Conditions on what only the start of a training run reads, and not its continuation.
+START: tuple[Condition, ...] = (
+    (
+        ("train.init_head", "train.init_weights"),
+        lambda c: c.train.init_head == "load" or bool(c.train.init_weights),
+        "init_head chooses what is taken of the file init_weights: name one, or set init_head to "
+        "'load'",
+    ),
+    (
+        ("train.init_average", "train.init_weights"),
+        lambda c: c.train.init_average == "ema" or bool(c.train.init_weights),
+        "init_average chooses between the weights in the file init_weights: name one, or set "
+        "init_average to 'ema'",
+    ),
+)
+
+# Likewise, of files.
 START_PATHS: tuple[Condition, ...] = (
     (
         ("train.init_weights",),

@@ -207,6 +207,17 @@ class Registry:
         if problems := self.option_problems(name, unknown):
             raise ValueError("; ".join(problems.values()))
 
+    def options(self, name: str, **values: Any) -> list[str]:
+        """Returns one text per option, 'name: type = value', the value being that of `values`, the
+        preset or the signature.
+        """
+        values = self.lookup(name)[1] | values
+        return [
+            str(parameter.replace(default=values.get(option, parameter.default)))
+            for option, parameter in self.parameters(name).items()
+            if option not in self.handed_in
+        ]
+
     def describe(self, name: str) -> str:
         """Returns the name, its signature, its preset options and its docstring as text."""
         factory, preset = self.lookup(name)

@@ -87,8 +87,15 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def describe(name: str) -> str:
-    """Returns signature, presets and docstring of a model, as text."""
-    return registry.describe(name)
+    """Returns signature, presets and docstring of a model, as text; of one that is made of parts
+    also the options of these.
+    """
+    factory, preset = registry.lookup(name)
+    if not hasattr(factory, "describe_parts"):
+        return registry.describe(name)
+    declared = registry.parameters(name)
+    parts = {part: preset.get(part, declared[part].default) for part in factory.PARTS}
+    return f"{registry.describe(name)}\n\n{factory.describe_parts(parts)}"
 
 
 def _plain(value: Any) -> Any:

@@ -20,9 +20,12 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Nearly all that tests cost is compiling, which takes a third of the time without optimisation.
 # XLA's newer way to write fusions, which only some versions can switch off, takes long even then.
-# Tests of speed or memory ask for what they need.
+# A program in one piece costs less than one that is split for several threads, which all have
+# tests of their own to run. Tests of speed or memory ask for what they need.
 if "XLA_FLAGS" not in os.environ:
-    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"
+    )
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 

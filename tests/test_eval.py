@@ -186,6 +186,23 @@ def test_describe(tmp_path, capsys):
     assert "no such model" in error_of("describe", tmp_path, name="lamdba")
 
 
+def test_describe_knows_heads_and_the_options_of_the_parts_of_a_segmenter(tmp_path, capsys):
+    run("describe", tmp_path, name="upernet")
+    assert "pool_sizes" in capsys.readouterr().out
+    run("describe", tmp_path, name="criss_cross")  # a block and a head
+    said = capsys.readouterr().out
+    assert "attention: context criss_cross" in said and "head: criss_cross: models" in said
+    run("describe", tmp_path, name="small_semantic_fpn")
+    said = capsys.readouterr().out
+    head = said.split("options of config.model.head:")[1]
+    assert "neck_channels: int | None = None\n  channels: int = 32\n" in head
+    backbone = said.split("options of config.model.backbone:")[1]
+    assert "zero_init_last: bool = False" in backbone and "num_classes" not in backbone
+    assert "auxiliary: none here; allowed: context, criss_cross" in head
+    run("describe", tmp_path)
+    assert "head       upernet" in capsys.readouterr().out
+
+
 ERRORS = {
     "nothing given": (dict(mode="accuracy"), "give --workdir=DIR"),
     "no run there": (dict(mode="accuracy", workdir="nowhere"), "config.json: no such file"),

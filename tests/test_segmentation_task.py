@@ -12,10 +12,12 @@ import tensorflow_datasets as tfds
 from flax import nnx
 from PIL import Image
 
+import eval as program
 import train
 from configs import base, digit_scenes
 from lambdanet import data, tasks
-from lambdanet.data.record import DataInfo, Record, UnusableRecordError
+from lambdanet.data import examples
+from lambdanet.data.record import CorruptRecordError, DataInfo, Record
 from lambdanet.layers.resize import resize_bilinear
 from lambdanet.ops.segmentation_loss import segmentation_loss
 from lambdanet.tasks import segmentation, segmentation_classes
@@ -105,6 +107,24 @@ def test_the_number_of_classes(config):
         segmentation.model_options(unnamed, config)
 
 
+def test_class_weights_are_counted_where_the_classes_are_known(config, tmp_path):
+    weights = config.segmentation.class_weights = (1.0, 2.0)
+    with pytest.raises(ValueError, match=r"2 numbers; allowed: 3, one per class \(sky, sea, sand"):
+        segmentation.check_data(INFO, config)
+    config.segmentation.reduce_zero_label = True
+    segmentation.check_data(INFO, config)
+    config.segmentation.update(reduce_zero_label=False, class_weights=())
+    segmentation.check_data(INFO, config)
+    # a run says so before anything is traced, an evaluation does not read them
+    config.segmentation.class_weights, config.model.name = weights, "small_fcn"
+    config.data.source, config.data.synthetic_classes = "synthetic", 3
+    config.data.synthetic_records, config.train.keep_best = 12, ""
+    config.train.batch_size, config.train.cache_dir = 4, ""
+    with pytest.raises(ValueError, match="^segmentation.class_weights has 2 numbers"):
+        train.run(config, tmp_path, stream=io.StringIO())
+    assert program.load_subject(config).info.classes
+
+
 def record(labels, size=None):
     height, width = size or labels.shape
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -140,11 +160,45 @@ def test_examples_of_training_and_evaluation(config):
 def test_wrong_label_maps_name_file_value_and_place(config):
     plain, labels = data.attributes(config), np.zeros((4, 5), np.uint8)
     labels[2, 3] = 3
-    with pytest.raises(UnusableRecordError, match="file a.png: label 3 at row 2, column 3"):
+    with pytest.raises(CorruptRecordError, match="file a.png: label 3 at row 2, column 3"):
         segmentation.example(record(labels), INFO, plain, None)
     labels[2, 3] = 1
-    with pytest.raises(UnusableRecordError, match="5 x 4 pixels, its picture 6 x 4"):
+    with pytest.raises(CorruptRecordError, match="5 x 4 pixels, its picture 6 x 4"):
         segmentation.example(record(labels, (4, 6)), INFO, plain, None)
+
+
+class Stored:
+    """A set of records in memory."""
+
+    def __init__(self, *records):
+        self.records, self.read = records, records.__getitem__
+
+    def __len__(self):
+        return len(self.records)
+
+
+def test_records_with_wrong_label_maps_are_skipped_like_damaged_pictures(config, caplog):
+    right = np.ones((16, 24), np.uint8)
+    cut = record(right)
+    cut.fields["segmentation_mask"] = cut.fields["segmentation_mask"][:-30]
+    wrong = {
+        "label 7 at row 0": record(right * 7),
+        "24 x 16 pixels, its picture 20 x 16": record(right, (16, 20)),
+        "cannot decode the label map": cut,
+    }
+    make = tasks.example_maker(config, INFO)
+    part = data.Part(Stored(*wrong.values(), record(right)))
+    for number, message in enumerate(wrong):
+        with pytest.raises(CorruptRecordError, match=f"file a.png: .*{message}.*on_error='skip'"):
+            examples.TrainExamples([part], make, "raise")(number, np.random.default_rng(0))
+    config.data.on_error = "skip"
+    found = examples.TrainExamples([part], make, "skip")(0, np.random.default_rng(0))
+    assert found["skipped"] == 3 and (found["label_map"] == 1).all()
+    assert all(message in caplog.text for message in wrong)
+    given = tasks.get("segmentation").blank(data.attributes(config))
+    batches = data.eval_batches(part, make, given, config.data, batch_size=4)
+    (rows,) = batches
+    assert rows["mask"].tolist() == [0, 0, 0, 1] and batches.num_records == 4
 
 
 # ---- Training ------------------------------------------------------------------------------------

@@ -151,7 +151,8 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
     "train.steps": ("-1", "100000000000000000000", "2147483648"),
     "train.accumulate": ("0", "7", "1000000007"),
     "train.init_weights": ("no/file.safetensors", "y" * 5000, "a\0b", "."),
-    "train.init_head": ("", "fresh", "New"),
+    "train.init_head": ("", "fresh", "New", "new", "backbone"),
+    "train.init_average": ("", "EMA", "live"),
     "train.auxiliary_losses": (
         "(('nothing', 1),)",
         "(('a', 1), ('a', 1))",

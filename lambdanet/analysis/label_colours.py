@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lambdanet.analysis.text import visible
 
 IGNORED_COLOUR = (224, 224, 192)
+UNPAINTED = "  (overlays: not painted)"
 
 
 def palette(count: int = 256) -> UInt8[np.ndarray, "count 3"]:
@@ -43,15 +44,19 @@ def index_image(labels: Integer[np.ndarray, "h w"]) -> Image.Image:
 def overlay(
     image: UInt8[np.ndarray, "h w c"], labels: Integer[np.ndarray, "h w"], strength: float = 0.5
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Returns a picture (grey or RGB) with its label map laid over it."""
-    mixed = (1 - strength) * image[..., :3] + strength * paint(labels)
-    return np.round(mixed).astype(np.uint8)
+    """Returns a picture (grey or RGB) with its label map laid over it; where the label is 0, mostly
+    the background, it is as it was: black would only darken it.
+    """
+    plain = np.broadcast_to(image[..., :3], (*image.shape[:2], 3))
+    mixed = np.round((1 - strength) * plain + strength * paint(labels))
+    return np.where(np.asarray(labels)[..., None] == 0, plain, mixed).astype(np.uint8)
 
 
 def legend(names: Sequence[str], *, rows: int = 30) -> Image.Image:
     """Returns a picture of all classes' colours and names, in columns of `rows`."""
     font = ImageFont.load_default(size=14)
     texts = [f"{number}  {visible(name)}" for number, name in enumerate(names)]
+    texts[0] += UNPAINTED
     widths = [
         max(int(font.getlength(text)) for text in texts[i : i + rows]) + 50
         for i in range(0, len(texts), rows)

@@ -18,6 +18,7 @@ from lambdanet.data.record import CorruptRecordError, Record, UnusableRecordErro
 
 MAX_BAD_IN_A_ROW = 64  # unreadable neighbours after which on_error='skip' gives up
 ON_ERROR = ("raise", "skip")
+_FIX = "repair or remove it, or set data.on_error='skip'"
 Example = dict[str, np.ndarray]
 MakeExample = Callable[[Record, np.random.Generator | None], Example]
 """A task's `example` with everything but record and generator filled in."""
@@ -105,7 +106,7 @@ def load(part: Part, index: int, make: MakeExample, rng: np.random.Generator | N
     """Reads one record and makes its example, with `id` int64.
 
     Raises:
-        CorruptRecordError: damaged bytes.
+        CorruptRecordError: damaged bytes, or what the task finds wrong with this record alone.
         UnusableRecordError: a mistake in the set-up, never skipped.
     """
     try:
@@ -118,10 +119,11 @@ def load(part: Part, index: int, make: MakeExample, rng: np.random.Generator | N
         return {**make(record, rng), "id": np.int64(record.id)}
     except UnusableRecordError:
         raise
+    except CorruptRecordError as error:
+        raise CorruptRecordError(f"{error}; {_FIX}") from error
     except Exception as error:  # so do the decoders
         raise CorruptRecordError(
-            f"{record.name}: cannot decode the image ({type(error).__name__}: {error}); repair or "
-            "remove it, or set data.on_error='skip'"
+            f"{record.name}: cannot decode the image ({type(error).__name__}: {error}); {_FIX}"
         ) from error
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from lambdanet.data import decode
 from lambdanet.data.geometry import IGNORE
-from lambdanet.data.record import UnusableRecordError
+from lambdanet.data.record import CorruptRecordError
 
 FORMATS = ("PNG", "BMP", "GIF", "TIFF", "WEBP")
 """Formats that give every value back; JPEG does not."""
@@ -167,16 +167,20 @@ def read_label_map(
         int32 [h, w]: 0 to num_classes - 1, or IGNORE.
 
     Raises:
-        UnusableRecordError: a label beyond the classes, another size than the picture's, a colour
-            picture or a lossy one.
-        OSError: damaged bytes.
+        CorruptRecordError: a label beyond the classes, another size than the picture's, a colour
+            picture or a lossy one, damaged bytes.
     """
     try:
         stored = read_indices(value)
         check_size(stored, size)
         return translate(stored, num_classes, ignore=ignore, reduce_zero_label=reduce_zero_label)
     except ValueError as error:
-        raise UnusableRecordError(f"{name}: {error}") from error
+        raise CorruptRecordError(f"{name}: {error}") from error
+    except Exception as error:  # damaged files raise many types
+        kind = type(error).__name__
+        raise CorruptRecordError(
+            f"{name}: cannot decode the label map ({kind}: {error})"
+        ) from error
 
 
 def check_size(labels: np.ndarray, size: tuple[int, int] | None) -> None:

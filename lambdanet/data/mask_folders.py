@@ -100,7 +100,6 @@ def scan(
     check = _Check(search, coding, labels=not problems)
     counts = {split: check.count(pairs, on_file) for split, pairs in splits.items()}
     problems = [*problems, *search.problems]
-    problems += [f"split {name!r} has no pairs" for name, pairs in splits.items() if not pairs]
     number = len(coding.names) or class_histogram.occurring(counts)
     if not problems:
         problems = _too_few(class_histogram.total(sum(counts.values(), []), number), colours)
@@ -229,6 +228,18 @@ class _Search:
 
     def _pairs_of(self, images: Path, masks: Path) -> list[Pair]:
         ours, theirs = self._files(self.images, images), self._files(self.masks, masks)
+        if not (ours and theirs):
+            looked_for = (
+                (images, ours, "pictures", class_folders.FORMATS),
+                (masks, theirs, "masks", label_maps.FORMATS),
+            )
+            self.own += [
+                f"{class_folders.printable(str(folder))}: no {kind} in it; looked for files of the "
+                f"formats {', '.join(formats)}, with any ending"
+                for folder, files, kind, formats in looked_for
+                if not files
+            ]
+            return []
         for root, other, files, partners in (
             (self.images, self.masks, ours, theirs),
             (self.masks, self.images, theirs, ours),

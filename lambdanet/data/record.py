@@ -40,8 +40,10 @@ class Record:
 
 
 class CorruptRecordError(ValueError):
-    """A record whose bytes cannot be read or decoded; the message names the record and its file."""
+    """A record whose bytes cannot be read or decoded, or whose label map does not fit; the message
+    names the record and its file.
+    """
 
 
 class UnusableRecordError(ValueError):
-    """A record that contradicts the set-up, such as a label beyond the classes; never skipped."""
+    """A record that contradicts the set-up, such as a class beyond the classes; never skipped."""

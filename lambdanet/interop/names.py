@@ -419,7 +419,5 @@ def _raise_problems(
     if lines:
         raise NameMappingError(
             "the weights do not fit the model:\n" + "\n".join(lines) + "\n"
-            "  Fix: build the model with the options the weights were made with; training that "
-            "starts from weights for other classes takes all but the classifier with "
-            "--config.train.init_head=new."
+            "  Fix: build the model with the options the weights were made with."
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +28,9 @@ def convolution(
     x: Float[Array, "b h w c"],
     kernel: Float[Array, "k l i d"],
     *,
-    stride: Pair = (1, 1),
-    padding: tuple[Pair, Pair] = ((0, 0), (0, 0)),
-    dilation: Pair = (1, 1),
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[Sequence[int]] = ((0, 0), (0, 0)),
+    dilation: Sequence[int] = (1, 1),
     groups: int = 1,
     impl: str = "auto",
 ) -> Float[Array, "b oh ow d"]:
@@ -57,8 +59,8 @@ def convolution(
 
     Args:
         x: the map.
-        kernel: i = c / groups; output channel d belongs to group d // (d's number / groups), as in
-            `lax` and PyTorch.
+        kernel: rounded to the dtype of `x`; i = c / groups; output channel d belongs to group
+            d // (d's number / groups), as in `lax` and PyTorch.
         stride: step per axis, s.
         padding: zeros before and after, per axis, p.
         dilation: positions between taps per axis, e.
@@ -69,11 +71,19 @@ def convolution(
         The map in the dtype of `x`.
 
     Raises:
-        ValueError: unknown impl, one that the operation does not allow, or channels that do not fit
-            the kernel.
+        ValueError: unknown impl, one that the operation does not allow, channels that do not fit
+            the kernel, numbers that are not floating, or options that are no pairs.
     """
     if impl not in IMPLS:
         raise ValueError(f"convolution: impl is {impl!r}; allowed: {', '.join(IMPLS)}")
+    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    padding = _pairs(padding)
+    if not all(jnp.issubdtype(array.dtype, jnp.floating) for array in (x, kernel)):
+        raise ValueError(
+            f"convolution: the map is {x.dtype}, the kernel {kernel.dtype}; allowed: floating "
+            "dtypes; convert with .astype(jnp.float32)"
+        )
+    kernel = kernel.astype(x.dtype)
     channels = x.shape[-1]
     if channels != kernel.shape[2] * groups or kernel.shape[3] % groups:
         raise ValueError(
@@ -108,6 +118,29 @@ def convolution(
     )
 
 
+def _pair(name: str, value: Sequence[int], least: int) -> Pair:
+    """Returns an option per axis as a tuple, whatever sequence it came as."""
+    try:
+        first, second = map(operator.index, value)
+    except (TypeError, ValueError):
+        first = second = least - 1
+    if min(first, second) < least:
+        raise ValueError(
+            f"convolution: {name} is {value!r}; allowed: two integers from {least}, (rows, columns)"
+        )
+    return first, second
+
+
+def _pairs(padding: Sequence[Sequence[int]]) -> tuple[Pair, Pair]:
+    try:
+        rows, columns = padding
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"convolution: padding is {padding!r}; allowed: ((top, bottom), (left, right))"
+        ) from None
+    return _pair("padding of the rows", rows, 0), _pair("padding of the columns", columns, 0)
+
+
 def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
     """Lowerings that an operation of these shapes allows."""
     sides = kernel[:2]
@@ -116,7 +149,7 @@ def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
     )
     if groups == 1:
         tiled = sides == (3, 3) and stride == (1, 1) and dilation[0] == dilation[1]
-        tiled = tiled and tuple(map(tuple, padding)) == ((dilation[0],) * 2,) * 2
+        tiled = tiled and padding == ((dilation[0],) * 2,) * 2
         # Exported with symbolic shapes, nobody knows how many tiles there will be.
         tiled = tiled and all(isinstance(n, int) and n > 0 for n in (*x, *kernel, *dilation))
         return (

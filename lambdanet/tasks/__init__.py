@@ -31,6 +31,12 @@ A task may also have, on the host, the class table and predictions for eval.py:
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
     write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
         split in a format of other programs; `prefix` begins the files' names
+
+
+A task may also have, on the host, the first for train.py and the last two for eval.py:
+    check_data(info, config)    raises ValueError if options of training do not fit the data
+    check_model(model, name)    raises ValueError if this kind of model cannot do it
+    class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
     write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
         writes what the model says of pictures, name -> path, into a folder; a row tells what of
         each, a problem which cannot be read
@@ -76,7 +82,14 @@ CONTRACT = (
     "panels",
 )
 
-OPTIONAL = ("metrics", "check_model", "class_table", "write_results", "write_predictions")
+OPTIONAL = (
+    "metrics",
+    "check_data",
+    "check_model",
+    "class_table",
+    "write_results",
+    "write_predictions",
+)
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""
@@ -108,6 +121,17 @@ def metrics(config: Any) -> dict[str, str]:
     """Returns what the task's `finish` gives with this config -> 'max' or 'min'."""
     task = get(config.task)
     return task.metrics(config) if hasattr(task, "metrics") else task.METRICS
+
+
+def read_for_training(config: Any) -> DataInfo:
+    """Opens the data and returns what the config's task finds in it; raises ValueError if it lacks
+    something, or if options of training do not fit it.
+    """
+    task = get(config.task)
+    info = task.read(data.open_builder(config.data))
+    if hasattr(task, "check_data"):
+        task.check_data(info, config)
+    return info
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:

@@ -78,6 +78,18 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     return {"num_classes": count}
 
 
+def check_data(info: DataInfo, config: Any) -> None:
+    """Raises ValueError unless segmentation.class_weights has a number for each class."""
+    count = model_options(info, config)["num_classes"]
+    if len(config.segmentation.class_weights) not in (0, count):
+        names = all_names(info, config, count)
+        listed = ", ".join(names[:20] + ["..."] * (count > 20))
+        raise ValueError(
+            f"segmentation.class_weights has {len(config.segmentation.class_weights)} numbers; "
+            f"allowed: {count}, one per class ({listed}), or () for equal weights"
+        )
+
+
 def check_model(model: Any, config: Any) -> None:
     """Raises ValueError if a model has no `outputs`, the logits of every pixel."""
     name = config.model.name
@@ -109,8 +121,8 @@ def example(
             evaluation (segmentation.eval_size, else data.image_size).
 
     Raises:
-        UnusableRecordError: labels beyond the classes, another size than the picture's, a colour
-            picture in place of an index picture.
+        CorruptRecordError: labels beyond the classes, another size than the picture's, a colour
+            picture in place of an index picture, a label map that cannot be decoded.
         ValueError, OSError: the image cannot be decoded.
     """
     data, own = config.data, config.segmentation

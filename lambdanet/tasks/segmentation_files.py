@@ -30,7 +30,8 @@ def write(
     model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
     """Writes for every picture NAME_labels.png, whose values are the classes (a palette shows their
-    colours), and NAME_overlay.png; and legend.png.
+    colours), and NAME_overlay.png, the picture under these colours except where the class is 0; and
+    legend.png.
 
     Args:
         model: evaluation view.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,15 @@ import jax.numpy as jnp
 
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
+from lambdanet.interop.names import NameMappingError
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
+
+HEADS = {
+    "load": "takes all of it",
+    "new": "takes all but what depends on the classes",
+    "backbone": "takes the backbone and leaves the heads as initialised",
+}
+"""Values of `train.init_head`, the one that takes most first, and what each does."""
 
 
 def read_weights(
@@ -77,6 +86,14 @@ def read_weights(
     return tuple(map(unflatten_names, named, trees))
 
 
+def _fits(read: Callable[[str], Any], head: str) -> bool:
+    try:
+        read(head)
+    except ValueError:
+        return False
+    return True
+
+
 def start_from(now: TrainState, train: Any, model: Any, shardings: Any) -> TrainState:
     """Returns the state of step 0 with the weights of a file, also as the first moving averages;
     see `read_weights`.
@@ -86,15 +103,27 @@ def start_from(now: TrainState, train: Any, model: Any, shardings: Any) -> Train
         train: the config's section; reads init_weights, init_head and init_average.
         model: see `read_weights`.
         shardings: of the state.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_weights`; what does not fit names the value of
+            init_head with which the file would, if there is one.
     """
-    params, stats = read_weights(
-        train.init_weights,
-        model,
-        now.params,
-        now.stats,
-        head=train.init_head,
-        prefer_ema=train.init_average == "ema",
-    )
+
+    def read(head: str) -> tuple[dict, dict]:
+        averaged = train.init_average == "ema"
+        own = (model, now.params, now.stats)
+        return read_weights(train.init_weights, *own, head=head, prefer_ema=averaged)
+
+    try:
+        params, stats = read(train.init_head)
+    except files.WeightsFileError:
+        raise
+    except ValueError as error:
+        for head, taken in HEADS.items():
+            if head != train.init_head and _fits(read, head):
+                advice = f"  This file fits with --config.train.init_head={head}, which {taken}."
+                raise NameMappingError(f"{error}\n{advice}") from error
+        raise
     # Each tree gets arrays of its own: the step donates them, and a buffer may be given away only
     # once.
     params, stats, average = (

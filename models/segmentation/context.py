@@ -22,8 +22,6 @@ from .parts import (
     PixelClassifier,
     SegmentationHead,
     Sizes,
-    check_maps,
-    choose_stage,
     conv_module,
     layer_row,
     norm_options,
@@ -82,13 +80,10 @@ class ContextHead(SegmentationHead):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.index = choose_stage(feature_info, stage)
-        dim, self.out_stride = (feature_info[self.index][key] for key in ("channels", "stride"))
-        channels = max(dim // 4, 1) if channels is None else channels
+        channels = self._choose_map(feature_info, stage, channels, dtype)
         dim_out = channels if dim_out is None else dim_out
-        self.dim, self.dtype = dim, dtype
         options = norm_options(activation, norm_momentum, dtype, param_dtype, rngs)
-        self.reduce = ConvNormAct(dim, channels, 3, **options)
+        self.reduce = ConvNormAct(self.dim, channels, 3, **options)
         self.attention = create_attention(
             block,
             channels,
@@ -99,7 +94,7 @@ class ContextHead(SegmentationHead):
             rngs=rngs,
         )
         self.mix = ConvNormAct(channels, channels, 3, **options) if mix else None
-        self.bottleneck = ConvNormAct(dim + channels, dim_out, 3, **options)
+        self.bottleneck = ConvNormAct(self.dim + channels, dim_out, 3, **options)
         self.classify = PixelClassifier(
             dim_out, num_classes, dropout=dropout, param_dtype=param_dtype, rngs=rngs
         )
@@ -113,8 +108,7 @@ class ContextHead(SegmentationHead):
         self, maps: Maps, *, rngs: nnx.Rngs | None = None, return_auxiliary: bool = False
     ) -> Any:
         """Maps the backbone's maps to logits [b, h, w, num_classes], see `SegmentationHead`."""
-        check_maps("context head", maps, {self.index: self.dim})
-        x = maps[self.index].astype(self.dtype or maps[self.index].dtype)
+        x = self._chosen_map("context", maps)
         h = self.context(x, rngs=rngs)
         logits = self.classify(self._fuse(x, h), rngs=rngs)
         return (logits, {}) if return_auxiliary else logits

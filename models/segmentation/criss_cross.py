@@ -13,7 +13,7 @@ from lambdanet.interop.names import POINTWISE, Rule, prefixed
 
 from ..backbone import Row
 from .context import ContextHead
-from .parts import Activation, FeatureInfo, Maps, Sizes, check_maps, sequential
+from .parts import Activation, FeatureInfo, Maps, Sizes, sequential
 from .registration import registry
 
 
@@ -107,8 +107,7 @@ class CrissCrossHead(ContextHead):
         """Maps the backbone's maps to logits [b, h, w, num_classes]; with `return_auxiliary` and
         `embedding_channels` also to {'embedding': [b, h, w, embedding_channels]}, float32.
         """
-        check_maps("criss-cross head", maps, {self.index: self.dim})
-        x = maps[self.index].astype(self.dtype or maps[self.index].dtype)
+        x = self._chosen_map("criss-cross", maps)
         h = self.context(x)
         logits = self.classify(self._fuse(x, h), rngs=rngs)
         if not return_auxiliary:

@@ -21,8 +21,6 @@ from .parts import (
     PixelClassifier,
     SegmentationHead,
     Sizes,
-    check_maps,
-    choose_stage,
     conv_module,
     layer_row,
     norm_options,
@@ -86,10 +84,7 @@ class DANetHead(SegmentationHead):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.index = choose_stage(feature_info, stage)
-        dim, self.out_stride = (feature_info[self.index][key] for key in ("channels", "stride"))
-        channels = max(dim // 4, 1) if channels is None else channels
-        self.dim, self.dtype = dim, dtype
+        channels = self._choose_map(feature_info, stage, channels, dtype)
         options = norm_options(activation, norm_momentum, dtype, param_dtype, rngs)
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         attentions = (
@@ -97,7 +92,7 @@ class DANetHead(SegmentationHead):
             ChannelAttention(channels, energy=energy, **stored),
         )
         for branch, attention in zip(BRANCHES, attentions, strict=True):
-            setattr(self, f"reduce_{branch}", ConvNormAct(dim, channels, 3, **options))
+            setattr(self, f"reduce_{branch}", ConvNormAct(self.dim, channels, 3, **options))
             setattr(self, f"attention_{branch}", attention)
             setattr(self, f"mix_{branch}", ConvNormAct(channels, channels, 3, **options))
         last = dict(dropout=dropout, param_dtype=param_dtype, rngs=rngs)
@@ -110,8 +105,7 @@ class DANetHead(SegmentationHead):
         """Maps the backbone's maps to the fused logits [b, h, w, num_classes]; with
         `return_auxiliary` also to those of the branches, {'position', 'channel'}.
         """
-        check_maps("danet head", maps, {self.index: self.dim})
-        x = maps[self.index].astype(self.dtype or maps[self.index].dtype)
+        x = self._chosen_map("danet", maps)
         parts = {}
         for branch in BRANCHES:
             reduce, attention, mix = (

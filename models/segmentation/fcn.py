@@ -7,7 +7,6 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
 
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
 from lambdanet.layers import ConvNormAct
@@ -20,8 +19,6 @@ from .parts import (
     PixelClassifier,
     SegmentationHead,
     Sizes,
-    check_maps,
-    choose_stage,
     conv_module,
     layer_row,
     norm_options,
@@ -81,17 +78,14 @@ class FCNHead(SegmentationHead):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.index = choose_stage(feature_info, stage)
-        dim, self.out_stride = (feature_info[self.index][key] for key in ("channels", "stride"))
-        channels = max(dim // 4, 1) if channels is None else channels
-        self.dim, self.dtype = dim, dtype
+        channels = self._choose_map(feature_info, stage, channels, dtype)
         options = norm_options(activation, norm_momentum, dtype, param_dtype, rngs)
         self.convs = nnx.List(
             ConvNormAct(width, channels, kernel_size, bias=bias, **options)
-            for width in (dim, *[channels] * (num_convs - 1))
+            for width in (self.dim, *[channels] * (num_convs - 1))
         )
         self.fuse = (
-            ConvNormAct(dim + channels, channels, kernel_size, bias=bias, **options)
+            ConvNormAct(self.dim + channels, channels, kernel_size, bias=bias, **options)
             if concat_input
             else None
         )
@@ -109,9 +103,7 @@ class FCNHead(SegmentationHead):
         self, maps: Maps, *, rngs: nnx.Rngs | None = None, return_auxiliary: bool = False
     ) -> Any:
         """Maps the backbone's maps to logits [b, h, w, num_classes], see `SegmentationHead`."""
-        check_maps("fcn head", maps, {self.index: self.dim})
-        x: Float[Array, "b h w c"] = maps[self.index]
-        x = y = x.astype(self.dtype or x.dtype)
+        x = y = self._chosen_map("fcn", maps)
         for conv in self.convs:
             y = conv(y)
         if self.fuse is not None:

@@ -21,8 +21,6 @@ from .parts import (
     PixelClassifier,
     SegmentationHead,
     Sizes,
-    check_maps,
-    choose_stage,
     conv_module,
     layer_row,
     norm_options,
@@ -83,12 +81,9 @@ class ISAHead(SegmentationHead):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.index = choose_stage(feature_info, stage)
-        dim, self.out_stride = (feature_info[self.index][key] for key in ("channels", "stride"))
-        channels = max(dim // 4, 1) if channels is None else channels
-        self.dim, self.dtype = dim, dtype
+        channels = self._choose_map(feature_info, stage, channels, dtype)
         options = norm_options(activation, norm_momentum, dtype, param_dtype, rngs)
-        self.reduce = ConvNormAct(dim, channels, 3, **options)
+        self.reduce = ConvNormAct(self.dim, channels, 3, **options)
         self.attention = InterlacedSparseAttention(
             channels,
             group_size=group_size,
@@ -109,8 +104,7 @@ class ISAHead(SegmentationHead):
         self, maps: Maps, *, rngs: nnx.Rngs | None = None, return_auxiliary: bool = False
     ) -> Any:
         """Maps the backbone's maps to logits [b, h, w, num_classes], see `SegmentationHead`."""
-        check_maps("isa head", maps, {self.index: self.dim})
-        x = maps[self.index].astype(self.dtype or maps[self.index].dtype)
+        x = self._chosen_map("isa", maps)
         logits = self.classify(self.attention(self.reduce(x), rngs=rngs), rngs=rngs)
         return (logits, {}) if return_auxiliary else logits
 

@@ -22,8 +22,6 @@ from .parts import (
     PixelClassifier,
     SegmentationHead,
     Sizes,
-    check_maps,
-    choose_stage,
     layer_row,
     norm_options,
     sequential,
@@ -99,13 +97,11 @@ class OCNetHead(SegmentationHead):
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        self.index = choose_stage(feature_info, stage)
-        dim, self.out_stride = (feature_info[self.index][key] for key in ("channels", "stride"))
-        channels = max(dim // 4, 1) if channels is None else channels
+        channels = self._choose_map(feature_info, stage, channels, dtype)
         dim_out = channels if dim_out is None else dim_out
-        self.dim, self.dtype, self.share_qk = dim, dtype, share_qk
+        self.share_qk = share_qk
         options = norm_options(activation, norm_momentum, dtype, param_dtype, rngs)
-        self.reduce = ConvNormAct(dim, channels, 3, bias=True, **options)
+        self.reduce = ConvNormAct(self.dim, channels, 3, bias=True, **options)
         name, dropout, published = VARIANTS[variant]
         spec = {
             "name": name,
@@ -128,8 +124,7 @@ class OCNetHead(SegmentationHead):
         self, maps: Maps, *, rngs: nnx.Rngs | None = None, return_auxiliary: bool = False
     ) -> Any:
         """Maps the backbone's maps to logits [b, h, w, num_classes], see `SegmentationHead`."""
-        check_maps("ocnet head", maps, {self.index: self.dim})
-        x = maps[self.index].astype(self.dtype or maps[self.index].dtype)
+        x = self._chosen_map("ocnet", maps)
         logits = self.classify(self.context(self.reduce(x), rngs=rngs), rngs=rngs)
         return (logits, {}) if return_auxiliary else logits
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..backbone_spec import HANDED_TO_BACKBONE, REMATS, backbone_options, name_and_options
 from ..building import model_builder
 from ..option_checks import DTYPES, basic_problems
+from ..registration import registry as model_registry
 from .registration import registry
 
 
@@ -40,6 +41,26 @@ def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     if problems:
         raise ValueError("; ".join(problems))
     return functools.partial(factory, **options), declared
+
+
+def describe_parts(given: Mapping[str, Any]) -> str:
+    """Returns what the parts of a segmenter are, and their options, as text.
+
+    Args:
+        given: the options `backbone`, `head` and `auxiliary`.
+    """
+    lines = []
+    for part, spec in given.items():
+        known = model_registry if part == "backbone" else registry
+        if spec is None:
+            lines.append(f"{part}: none here; allowed: {', '.join(registry.names())}")
+            continue
+        name, own = name_and_options(part, spec)
+        lines.append(f"{part}: '{name}', described by that name; options of config.model.{part}:")
+        # the classes are the segmenter's
+        options = [o for o in known.options(name, **own) if not o.startswith("num_classes:")]
+        lines += [f"  {option}" for option in options]
+    return "\n".join(lines)
 
 
 def option_problems(options: Mapping[str, Any]) -> list[str]:

@@ -51,6 +51,36 @@ class SegmentationHead(nnx.Module):
         """Name tables by framework, see `models.segmentation.names`; empty where there is none."""
         return {}
 
+    def _choose_map(
+        self, feature_info: FeatureInfo, stage: int | None, channels: int | None, dtype: Any
+    ) -> int:
+        """Sets `index`, `dim`, `out_stride` and `dtype` of a head that reads one map.
+
+        Args:
+            feature_info: channels and stride of the backbone's maps.
+            stage: which map, from 1; None is the last.
+            channels: inside the head; None means a quarter of the map's.
+            dtype: of activations; None keeps the input's.
+
+        Returns:
+            The channels inside the head.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        depth = len(feature_info)
+        if stage is not None and not 1 <= stage <= depth:
+            raise ValueError(f"stage is {stage}; allowed: None (the last), 1 to {depth}")
+        self.index, self.dtype = (stage or depth) - 1, dtype
+        chosen = feature_info[self.index]
+        self.dim, self.out_stride = chosen["channels"], chosen["stride"]
+        return max(self.dim // 4, 1) if channels is None else channels
+
+    def _chosen_map(self, head: str, maps: Maps) -> Float[Array, "b h w c"]:
+        """Returns the one map that the head reads, in its dtype; `head` is its name in errors."""
+        check_maps(f"{head} head", maps, {self.index: self.dim})
+        return maps[self.index].astype(self.dtype or maps[self.index].dtype)
+
     def macs(self, sizes: Sizes) -> int:
         """Multiply-accumulates of one sample with maps of these sizes."""
         return sum(row[-1] for row in self.rows(sizes))
@@ -94,18 +124,6 @@ class PixelClassifier(nnx.Linear):
         h, w = size
         macs = h * w * self.in_features * self.out_features
         return name, "linear", (h, w, self.out_features), macs
-
-
-def choose_stage(feature_info: FeatureInfo, stage: int | None) -> int:
-    """Returns the index of a map from its number, counted from 1; None is the last one.
-
-    Raises:
-        ValueError: there is no such stage.
-    """
-    depth = len(feature_info)
-    if stage is not None and not 1 <= stage <= depth:
-        raise ValueError(f"stage is {stage}; allowed: None (the last), 1 to {depth}")
-    return depth - 1 if stage is None else stage - 1
 
 
 def layer_row(name: str, layer: nnx.Module, size: tuple[int, int]) -> Row:

@@ -18,7 +18,7 @@ from ..backbone_spec import backbone_options, backbone_tables
 from ..building import model_builder
 from ..registration import registry as model_registry
 from . import names
-from .options import head_builder, option_problems
+from .options import describe_parts, head_builder, option_problems
 from .parts import CLASSIFIER_STD, PixelClassifier, Sizes
 
 Spec = str | Mapping[str, Any]
@@ -61,7 +61,9 @@ class Segmenter(nnx.Module):
             before, those of the parts included, all in one message.
     """
 
+    PARTS = ("backbone", "head", "auxiliary")
     option_problems = staticmethod(option_problems)
+    describe_parts = staticmethod(describe_parts)
 
     def __init__(
         self,

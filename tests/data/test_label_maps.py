@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from lambdanet.data import label_maps
-from lambdanet.data.record import UnusableRecordError
+from lambdanet.data.record import CorruptRecordError
 
 
 def encoded(image, **options):
@@ -101,22 +101,20 @@ def test_ignored_values_and_reduced_zero_label():
     ],
 )
 def test_what_is_refused_names_file_value_and_place(value, options, message):
-    with pytest.raises(UnusableRecordError, match=message):
+    with pytest.raises(CorruptRecordError, match=message):
         read(value, options.pop("classes", 4), **options)
 
 
 def test_files_that_are_no_label_maps():
     colour = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 4, 3), np.uint8))
-    with pytest.raises(UnusableRecordError, match="a.png: a colour picture.*--colours"):
+    with pytest.raises(CorruptRecordError, match="a.png: a colour picture.*--colours"):
         read(encoded(colour))
-    with pytest.raises(
-        UnusableRecordError, match="format JPEG, which changes values; allowed: PNG"
-    ):
+    with pytest.raises(CorruptRecordError, match="format JPEG, which changes values; allowed: PNG"):
         read(encoded(Image.fromarray(LABELS), format="JPEG"))
     clear = Image.fromarray(np.dstack([LABELS] * 3 + [LABELS * 0]))
-    with pytest.raises(UnusableRecordError, match="transparent"):
+    with pytest.raises(CorruptRecordError, match="transparent"):
         read(encoded(clear))
-    with pytest.raises(OSError):
+    with pytest.raises(CorruptRecordError, match="a.png: cannot decode the label map .OSError"):
         read(encoded(Image.fromarray(np.resize(LABELS, (50, 50))))[:-60])
 
 

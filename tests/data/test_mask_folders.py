@@ -83,6 +83,28 @@ def test_prepare_command_makes_a_set_that_every_reader_opens(folders, capsys):
     assert "is a prepared data set already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("below", ["", "train"])
+def test_empty_folders_are_named_with_what_was_looked_for(folders, capsys, below):
+    for name in ("images", "masks"):
+        files = sorted((folders / name).iterdir())
+        (folders / name / below).mkdir(exist_ok=True)
+        for file in files:  # the pictures stay, in their split
+            file.rename(folders / name / below / file.name)
+    masks = folders / "masks" / below
+    for file in masks.glob("*.png"):
+        file.unlink()
+    assert run(folders) == 1
+    said = capsys.readouterr().err.split("repair them:\n")[1].splitlines()
+    wanted = "looked for files of the formats PNG, BMP, GIF, TIFF, WEBP, with any ending"
+    assert said == [f"  {masks}: no masks in it; {wanted}"]
+    for file in (folders / "images" / below).glob("*.jpg"):
+        file.unlink()
+    assert run(folders) == 1
+    said = capsys.readouterr().err
+    assert f"{folders / 'images' / below}: no pictures in it; looked for files of the" in said
+    assert "JPEG" in said and f"{masks}: no masks in it" in said
+
+
 def test_numbers_are_the_names_if_nobody_gave_any(folders, capsys):
     assert run(folders, "--val-fraction", "0") == 0
     assert "3 classes, train 10" in capsys.readouterr().out

@@ -170,6 +170,32 @@ def test_winograd_is_as_exact_as_xlas_convolution(dtype):
         assert ours < 2 * direct
 
 
+ONCE_EACH = [(c[0], *c[2:]) for c in {case[0]: case for case in CASES if len(case[3])}.values()]
+
+
+@pytest.mark.parametrize(("impl", "sides", "options"), ONCE_EACH)
+@pytest.mark.parametrize("dtypes", [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_the_result_has_the_dtype_of_the_map_in_every_lowering(impl, sides, options, dtypes):
+    """The kernel is rounded to it, and its gradient has the kernel's own."""
+    channels = sides[2] * options.get("groups", 1)
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.standard_normal(s), d)
+                 for s, d in zip(((1, 7, 6, channels), sides), dtypes, strict=True))  # fmt: skip
+    for lowering in (impl, "conv", "auto"):
+        run = functools.partial(convolution, impl=lowering, **options)
+        y, back = jax.vjp(run, x, kernel)
+        assert y.dtype == x.dtype and [g.dtype for g in back(y)] == [x.dtype, kernel.dtype]
+        np.testing.assert_array_equal(y, run(x, kernel.astype(x.dtype)))
+
+
+@pytest.mark.parametrize(("impl", "sides", "options"), ONCE_EACH)
+def test_options_may_be_any_sequences(impl, sides, options):
+    x = jnp.ones((1, 7, 6, sides[2] * options.get("groups", 1)))
+    listed = {k: np.asarray(v).tolist() for k, v in options.items()}
+    outputs = [convolution(x, jnp.ones(sides), impl=impl, **o) for o in (options, listed)]
+    np.testing.assert_array_equal(*outputs)
+
+
 def test_half_precision_products_sum_in_float32():
     x = jnp.asarray([256.0] + [1.0] * 8, jnp.bfloat16).reshape(
         1, 1, 1, 9
@@ -208,11 +234,22 @@ def test_half_precision_products_sum_in_float32():
             "'winograd' does not allow .*; allowed: product, conv$",
         ),
         ((3, 3, 2, 4), dict(impl="shift", groups=2), "; allowed: conv, blocks$"),
+        ((3, 3, 4, 2), dict(stride=[1, 0]), r"stride is \[1, 0\]; allowed: two integers from 1"),
+        ((3, 3, 4, 2), dict(dilation=2), "dilation is 2; allowed: two integers"),
+        ((3, 3, 4, 2), dict(padding=(1, 1)), "padding of the rows is 1; allowed: two integers"),
+        ((3, 3, 4, 2), dict(padding="SAME"), r"'SAME'; allowed: \(\(top, bottom\), \(left"),
     ],
 )
 def test_refuses(kernel, options, message):
     with pytest.raises(ValueError, match=message):
         convolution(jnp.ones((1, 4, 4, 4)), jnp.ones(kernel), **options)
+
+
+def test_refuses_whole_numbers():
+    for of_map, of_kernel in (("int32", "float32"), ("float32", "int32")):
+        x, kernel = jnp.ones((1, 4, 4, 4), of_map), jnp.ones((1, 1, 4, 2), of_kernel)
+        with pytest.raises(ValueError, match="int32.*; allowed: floating dtypes; convert"):
+            convolution(x, kernel)
 
 
 @pytest.mark.parametrize(("sides", "stride"), [((3, 3), (1, 2)), ((1, 5), (3, 2))])

@@ -57,9 +57,11 @@ def test_suppression_is_the_greedy_loop(drawn, threshold):
 
 
 @settings(max_examples=60, deadline=None)
-@given(floats(-8, 8), st.tuples(*[floats(0, 40)] * 2, *[floats(0, 60)] * 2), st.booleans())
+@given(floats(-8, 8), st.tuples(*[floats(0, 36)] * 2, *[floats(0, 60)] * 2), st.booleans())
 def test_a_constant_map_gives_the_constant(value, box, aligned):
-    """Wherever no sample is more than a pixel outside."""
+    """Wherever no sample is further outside than it may be: without `aligned` a box has sides of at
+    least a pixel of the map, which is 4 here and may reach out of a map of 40.
+    """
     x, y, w, h = box
     boxes = np.float32([[[x, y, min(x + w, 48), min(y + h, 40)]]])
     features = jnp.full((1, 10, 12, 2), value, jnp.float32)

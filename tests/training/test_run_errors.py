@@ -15,8 +15,8 @@ from flax import nnx
 
 import models
 import train
-from configs import digits
-from lambdanet.config import ConfigError
+from configs import base, digits
+from lambdanet.config import ConfigError, validate
 from lambdanet.interop import files
 from lambdanet.training import checkpoint, state
 
@@ -143,6 +143,20 @@ def test_arguments_that_nothing_reads_are_refused(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and not (tmp_path / "run").exists()
     assert "--num_processes=2: only with --distributed" in done.stderr + done.stdout
+
+
+def test_options_of_a_start_without_its_file_are_refused_with_all_others(data_dir, tmp_path):
+    config = make_config(data_dir)
+    config.train.init_head, config.train.init_average, config.train.keep_last = "new", "live", 0
+    with pytest.raises(ConfigError) as caught:
+        run(config, tmp_path)
+    said = "\n".join(caught.value.problems)
+    assert len(caught.value.problems) == 3
+    assert "train.init_head = 'new', train.init_weights = '': init_head chooses" in said
+    assert "train.init_average = 'live', train.init_weights = ''" in said and "set init_" in said
+    config.train.init_head, config.train.keep_last = "backbone", 2
+    for reads in (dict(resumes=True), dict(training=False)):  # what only a start reads
+        validate(config, base.get_config(), models.registry, **reads)
 
 
 def test_weights_for_other_classes_name_the_key_that_takes_them(data_dir, tmp_path):

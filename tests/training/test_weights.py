@@ -176,3 +176,36 @@ def test_a_segmenter_starts_from_a_classifier_and_keeps_its_own_heads(tmp_path):
     plain = nnx.eval_shape(classifier)
     with pytest.raises(ValueError, match="init_head='backbone' is for .*allowed: 'load', 'new'"):
         weights.read_weights(path, plain, *state.split_model(plain)[1:], head="backbone")
+
+
+def test_what_does_not_fit_names_the_choice_that_would(tmp_path):
+    """And none where there is none, or the one that was made."""
+
+    def small(kind, classes, channels=3):
+        options = dict(num_classes=classes, in_channels=channels, rngs=nnx.Rngs(0))
+        if kind == "classifier":
+            return models.create_model("resnet18", **net, **options)
+        head = dict(name="fcn", channels=8)
+        return models.create_model("segmenter", backbone=dict(name="resnet18", **net), head=head,
+                                   **options)  # fmt: skip
+
+    def says(stored, wanted, head):
+        build, path = (lambda: small(*wanted)), tmp_path / "w.safetensors"
+        flat = {n: a for part in state.split_model(small(*stored))[1:]
+                for n, a in state.flatten_names(part).items()}  # fmt: skip
+        files.save_safetensors(path, flat, files.export_metadata({"name": "any"}))
+        now = state.make_init(build, optax.sgd(0.1), ema=False)()
+        with pytest.raises(ValueError) as caught:
+            weights.start_from(now, section(path, init_head=head), build(), None)
+        return str(caught.value)
+
+    net = dict(blocks=(1, 1), widths=(8, 8), stem="strided")
+    own, other = ("classifier", 5), ("segmenter", 7)
+    for head in ("load", "new"):
+        assert "fits with --config.train.init_head=backbone, which" in says(own, other, head)
+    assert "fits with --config.train.init_head=new" in says(own, ("classifier", 7), "load")
+    assert "fits with --config.train.init_head=new" in says(own, ("classifier", 7), "backbone")
+    assert "fits with --config.train.init_head=load" in says(own, own, "backbone")
+    grey = ("segmenter", 7, 1)  # its first kernel has another shape, whatever is taken
+    for head in weights.HEADS:
+        assert "Fix: build" in (said := says(own, grey, head)) and "init_head" not in said
