@@ -90,7 +90,7 @@ def _torchvision() -> None:
 def _small() -> None:
     """For 96 x 96 and 128 x 128 and trainings of minutes: ResNets of basic blocks in which no norm
     starts at zero, levels of strides 4 to 32, anchors of 12 pixels and more, narrow heads with
-    norms, masks of 20 x 20: most of the time of a training step goes into their convolutions.
+    norms, masks of 20 x 20: the mask branch takes most of the time of a training step.
     """
     common = dict(
         backbone=dict(
