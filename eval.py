@@ -30,13 +30,13 @@ import models
 from configs import base
 from lambdanet import attention, data, tasks
 from lambdanet import config as config_lib
+from lambdanet.analysis.accuracy import accuracy
+from lambdanet.analysis.console import say
 from lambdanet.analysis.modes import (
-    accuracy,
     draw_attention,
     export_model,
     label_split,
     measure_speed,
-    say,
     summarise,
     write_predictions,
     write_results,
@@ -171,7 +171,9 @@ def run(mode: str, given: Any, recipe: Any) -> None:
     )
     config_lib.check_workdir(folder, "output" if given.output else "workdir")
     modes = {
-        "accuracy": lambda: accuracy(subject, split=given.split, batch_size=given.batch_size),
+        "accuracy": lambda: accuracy(
+            subject, split=given.split, batch_size=given.batch_size, folder=folder
+        ),
         "summary": lambda: summarise(subject),
         "speed": lambda: measure_speed(
             subject, batch_sizes=given.batch_sizes, repeats=given.repeats

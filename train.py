@@ -130,7 +130,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
 
     # ---- State: restored or new ------------------------------------------------------------------
-    mode = task.METRICS.get(train.keep_best.removeprefix("ema_"), "")
+    measured = tasks.metrics(config)
+    mode = measured.get(train.keep_best.removeprefix("ema_"), "")
     checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best, mode=mode)
     known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
     check = functools.partial(check_continues, *known, config_lib.modernise)
@@ -160,7 +161,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
     # A signal may have come between a step and the evaluation due after it: that one is owed.
     owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
-    main_process, headline = jax.process_index() == 0, next(iter(task.METRICS))
+    main_process, headline = jax.process_index() == 0, next(iter(measured))
     if main_process:
         config_lib.save(config, workdir)
     writing = dict(write=main_process, stream=stream)
@@ -230,12 +231,14 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
                 log.evaluation(step, "test", result)
             shown = dict(rows=found.rows[""], examples=found.examples, info=info, config=config)
             panels = functools.partial(task.panels, **shown)
+            if main_process and hasattr(task, "write_results"):
+                task.write_results(found.rows[""], workdir, info=info, config=config, prefix="")
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
             macs = abstract_model.macs(*config.data.image_size)
             facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
-            shown = dict(metrics=task.METRICS, split=split, result=result, facts=facts)
+            shown = dict(metrics=measured, split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)
             outcome["report"] = str(written.markdown)
             log.message(written.message)
@@ -266,7 +269,8 @@ def main(argv: list[str]) -> None:
         if given.verbosity > 0:
             raise
         leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
-    print(json.dumps({k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}))
+    shown = {k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}
+    print(json.dumps(metrics.json_value(shown)))
 
 
 if __name__ == "__main__":

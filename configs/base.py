@@ -9,6 +9,8 @@ the options of that model, checked against the model's own signature.
 
 from ml_collections import ConfigDict
 
+from configs.smoke import apply_smoke
+
 
 def get_config(arg: str = "") -> ConfigDict:
     """Returns the base config; `arg` is '' or 'smoke' (10 tiny CPU steps, see `apply_smoke`)."""
@@ -148,8 +150,8 @@ def get_config(arg: str = "") -> ConfigDict:
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
     # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification, 'mean_iou'
-    # | 'pixel_accuracy' | 'loss' in segmentation), or one of the averaged weights ('ema_accuracy',
-    # ...); '' = keep no best one
+    # | 'pixel_accuracy' | 'loss' in segmentation, 'box_ap' | 'mask_ap' | 'voc_ap50' and more in
+    # detection), or one of the averaged weights ('ema_accuracy', ...); '' = keep no best one
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
@@ -186,6 +188,18 @@ def get_config(arg: str = "") -> ConfigDict:
     segmentation.eval_scales = (1.0,)  # sizes whose probabilities are averaged
     segmentation.eval_flip = False  # each also mirrored
 
+    # Task 'detection': boxes with classes, perhaps masks. Thresholds of the detector itself are
+    # options of the model.
+    config.detection = detection = ConfigDict()
+    # places for the objects of a picture; of more, training takes the largest, evaluation refuses
+    detection.max_objects = 100
+    detection.masks = False  # instance segmentation: 'mask_rcnn'
+    detection.mask_bytes = 65536  # places for the true masks of a picture, as run lengths
+    # headline: 'coco' (box_ap, mean over IoU 0.5 to 0.95) | 'voc' (voc_ap50, COCO's beside it)
+    detection.metric = "coco"
+    # from which score on detections are drawn, and counted as confusions in the report
+    detection.shown_score = 0.5
+
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()
     mesh.data = -1  # -1 = all devices that fsdp leaves
@@ -205,73 +219,25 @@ def split_arg(arg: str) -> tuple[str, bool]:
 
 def check_segmenter(name: str) -> str:
     """Returns the name of a preset of models/segmentation; raises ValueError with all of them."""
+    return _check_kind(name, "outputs")
+
+
+def check_detector(name: str) -> str:
+    """Returns the name of a preset of models/detection; raises ValueError with all of them."""
+    return _check_kind(name, "detect")
+
+
+def _check_kind(name: str, method: str) -> str:
     from models import registry  # here, so that reading a config alone starts no JAX
 
-    known = [n for n in registry.names("*_*") if "backbone" in registry.parameters(n)]
+    known = [n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method)]
     if name not in known:
         raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}")
     return name
 
 
-def apply_smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks a recipe to ten CPU steps on synthetic images, leaving optimiser, schedule and
-    augmentation as they are.
-
-    The model, or the backbone of a segmenter, gets one block per stage and narrow stages: four, or
-    where it has options for each stage, such as heads, as many as its preset has.
-    """
-    from models import registry  # here, so that reading a config alone starts no JAX
-
-    config.data.source = "synthetic"
-    config.data.synthetic_records = 64
-    config.data.synthetic_classes = 10
-    config.data.image_size = (32, 32)
-    config.data.scale_base = min(config.data.scale_base, 32)
-    config.data.num_workers = 0
-    config.data.train_split, config.data.eval_split, config.data.test_split = (
-        "train",
-        "validation",
-        "",
-    )
-    if "backbone" in registry.parameters(config.model.name):
-        config.model.update(_small_segmenter(config.model))
-    else:
-        config.model.update(_small_stages(config.model.name))
-    segmentation = config.segmentation
-    segmentation.eval_size = segmentation.slide_crop = segmentation.slide_stride = ()
-    segmentation.class_weights = ()
-    config.train.batch_size = 8
-    config.train.steps = 10
-    config.train.eval_every = config.train.save_every = 0.0
-    config.train.log_every = 1
-    config.train.report = False
-    config.mesh.data, config.mesh.fsdp = -1, 1
-    return config
-
-
-def _small_stages(name: str, stages: int = 4) -> dict:
+def uses_masks(name: str) -> bool:
+    """Returns whether a detector learns masks, by its preset."""
     from models import registry
 
-    preset = registry.lookup(name)[1]
-    if "num_heads" in registry.parameters(name):
-        stages = len(preset["blocks"])
-    return {"blocks": (1,) * stages, "widths": (8, 16, 24, 32)[:stages]}
-
-
-def _small_segmenter(model: ConfigDict) -> dict:
-    from models import registry
-    from models.segmentation import registry as heads
-
-    parts = {**registry.lookup(model.name)[1], **model.to_dict()}
-    small = {}
-    for part in ("backbone", "head", "auxiliary"):
-        spec = parts.get(part)
-        spec = {"name": spec} if isinstance(spec, str) else dict(spec or {})
-        if part == "backbone":
-            stages = len(spec.get("blocks", (1,) * 4))
-            small[part] = {**spec, **_small_stages(spec["name"], stages)}
-        elif spec:
-            declared = heads.parameters(spec["name"])
-            narrow = {k: 8 for k in ("channels", "neck_channels", "dim_out") if k in declared}
-            small[part] = {**spec, **narrow}
-    return small
+    return bool(registry.lookup(name)[1].get("masks"))

@@ -20,7 +20,7 @@ from lambdanet import tasks
 from lambdanet.data import decode, geometry, sources
 from lambdanet.ops import segmentation_loss
 from lambdanet.registry import is_number
-from lambdanet.tasks import segmentation
+from lambdanet.tasks import detection_scores, segmentation
 from lambdanet.training import optimizer, schedule, weights
 
 Check = tuple[Callable[[Any], bool], str | Collection[str]]
@@ -123,6 +123,11 @@ def best_metrics(task: str) -> tuple[str, ...]:
     """
     metrics = tasks.get(task).METRICS
     return (*metrics, *(f"ema_{name}" for name in metrics), "")
+
+
+def _is_unmeasured(config: ConfigDict) -> bool:
+    name = config.train.keep_best.removeprefix("ema_")
+    return name in tasks.get(config.task).METRICS and name not in tasks.metrics(config)
 
 
 def _is_free(path: str) -> bool:
@@ -270,6 +275,10 @@ CHECKS: dict[str, Check] = {
         (lambda v: 1 <= len(v) <= 32 and all(0.05 <= x <= 20 for x in v)),
         "one to 32 numbers from 0.05 to 20",
     ),
+    "detection.max_objects": _integer(1, 10_000),
+    "detection.mask_bytes": _integer(256, 2**26),
+    "detection.metric": _one_of(*detection_scores.METRICS),
+    "detection.shown_score": _PROBABILITY,
     "mesh.data": (
         (lambda v: v == -1 or 1 <= v <= 2**20),
         "-1 (all remaining devices) or an integer from 1 to 1,048,576",
@@ -308,6 +317,16 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         "it; set it to (0, 0.0)",
     ),
     (
+        ("task", "data.cat_max_ratio"),
+        lambda c: c.task != "detection" or c.data.cat_max_ratio == 1,
+        "cat_max_ratio counts the labels of pixels, which 'detection' has not; set it to 1.0",
+    ),
+    (
+        ("task", "data.crop"),
+        lambda c: c.task != "detection" or c.data.crop in ("none", "scale_crop"),
+        "'detection' has the crops 'none' (the whole picture, its aspect kept) and 'scale_crop'",
+    ),
+    (
         ("data.cat_max_ratio", "data.crop"),
         lambda c: c.data.cat_max_ratio == 1 or c.data.crop == "scale_crop",
         "cat_max_ratio chooses windows of crop 'scale_crop'",
@@ -332,6 +351,11 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         lambda c: c.train.keep_best in best_metrics(c.task),
         "keep_best must be a metric of the task, 'ema_' and one (of the averaged weights), or ''; "
         + "; ".join(f"metrics of '{n}': {', '.join(t.METRICS)}" for n, t in tasks.TASKS.items()),
+    ),
+    (
+        ("train.keep_best", "task", "detection.masks", "detection.metric"),
+        lambda c: c.task != "detection" or not _is_unmeasured(c),
+        "metrics of masks need detection.masks=True, 'voc_ap50' needs detection.metric='voc'",
     ),
     (
         ("train.keep_best", "train.ema_decay"),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lambdanet.data.box_geometry import MASK_SIDE
 from lambdanet.registry import show
 from lambdanet.training.state import flatten_names, split_model
 
@@ -39,27 +40,30 @@ def batch_problems(
 ) -> list[str]:
     """Returns one text per kind of batch that does not fit into the host's memory.
 
-    Readers hold (prefetch + num_threads) batches of uint8 images, each worker process as many; the
-    step makes float32 images of one.
+    Readers hold (prefetch + num_threads) batches of uint8 images, and of the bitmaps of objects,
+    each worker process as many; the step makes float32 images of one.
 
     Args:
-        config: whose sections `data` and `train` have passed their own checks.
+        config: whose sections `data`, `detection` and `train` have passed their own checks.
         training: False: only evaluation's batches are read.
         limit: bytes; None = `host_memory()` of every process.
     """
     data, train, problems = config.data, config.train, []
-    images = math.prod((*data.image_size, data.channels))
+    images, own = math.prod((*data.image_size, data.channels)), config.detection
+    masked = config.task == "detection" and own.masks
+    bitmaps = own.max_objects * MASK_SIDE**2 if masked else 0
     readers = max(data.num_workers, 1)
     ahead = readers * (data.prefetch + data.num_threads)
     sizes = {"train.eval_batch_size": train.eval_batch_size}
     if training or not train.eval_batch_size:
         sizes = {"train.batch_size": train.batch_size, **sizes}
     for key, size in sizes.items():
-        needed = ahead * (size * images + _BATCH_OVERHEAD) + 4 * size * images
+        needed = ahead * (size * (images + bitmaps) + _BATCH_OVERHEAD) + 4 * size * images
         needed += data.num_workers * _WORKER
         if over := _exceeds(needed, limit, lambda: host_memory() * jax.process_count()):
             keys = ("image_size", "channels", "prefetch", "num_threads", "num_workers")
             values = ", ".join(f"data.{k} = {data[k]!r}" for k in keys)
+            values += f", detection.max_objects = {own.max_objects}" if masked else ""
             problems.append(
                 f"{key} = {size}, {values}: batches read ahead would take {over}; make one of them "
                 "smaller"

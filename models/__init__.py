@@ -8,6 +8,7 @@ from typing import Any
 from flax import nnx
 
 # Importing a family registers its models.
+from . import detection as _detection  # noqa: F401
 from . import hierarchical as _hierarchical  # noqa: F401
 from . import lavit as _lavit  # noqa: F401
 from . import resnet as _resnet  # noqa: F401

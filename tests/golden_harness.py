@@ -93,6 +93,7 @@ class Ours:
         mode.
       checked: keys that the builder itself compares while building.
       tolerance: of outputs, relative to the reference's largest absolute value.
+      input_of: name of a gradient of an input -> that input's name, where the two differ.
     """
 
     outputs: Callable[[Arrays, Arrays], dict[str, jax.Array]]
@@ -103,6 +104,7 @@ class Ours:
     )
     checked: tuple[str, ...] = ()
     tolerance: float = 1e-5
+    input_of: Mapping[str, str] = field(default_factory=dict)
 
 
 Builder = Callable[[Fixture], Ours]
@@ -217,7 +219,10 @@ def _compile_and_run(function: Callable, *arguments):
 def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], list[str]]:
     inputs = {name: jnp.asarray(array) for name, array in fixture.under("in/").items()}
     params = {path: jnp.asarray(array) for path, array in ours.params.items()}
-    cotangents = fixture.under("cotangent/")
+    # Without cotangents, the gradients are those of the sum.
+    cotangents = fixture.under("cotangent/") or {
+        name: np.ones_like(array) for name, array in fixture.under("out/").items()
+    }
     pairs: list[Pair] = []
     read = {
         key for key in fixture.arrays if key.split("/")[0] in ("in", "param", "cotangent")
@@ -249,11 +254,12 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
                 for name, cotangent in cotangents.items()
             )
 
-        floating = {name: inputs[name] for name in wanted_inputs}
+        names = {name: ours.input_of.get(name, name) for name in wanted_inputs}
+        floating = {name: inputs[name] for name in names.values()}
         param_grads, input_grads = evaluate(jax.grad(loss, (0, 1)), params, floating)
         floor = gradient_floor(fixture)
-        for name in wanted_inputs:
-            take(f"grad/in/{name}", input_grads[name], GRADIENT_TOLERANCE, floor)
+        for name, own in names.items():
+            take(f"grad/in/{name}", input_grads[own], GRADIENT_TOLERANCE, floor)
         take_named("grad/param/", param_grads, GRADIENT_TOLERANCE, floor)
 
     if ours.train:

@@ -325,7 +325,7 @@ def test_a_class_that_never_occurs_is_left_out_of_the_mean(config):
     sums = {"confusion": counts, "loss": 17.0}
     found = segmentation.finish(sums, {}, INFO, config)
     assert found["mean_iou"] == pytest.approx((6 / 10 + 6 / 11) / 2)
-    columns, table, remark = segmentation.class_table(sums, INFO, config)
+    columns, table, remark = segmentation.class_table(sums, {}, INFO, config)
     assert table[2] == ("sand", "nan", "nan", "0.00") and table[0][:2] == ("sky", "60.00")
     assert len(columns) == len(table[0]) and remark.endswith("left out of the mean: sand.")
     assert segmentation_classes.remark(np.ones(3), INFO.classes) == ""

@@ -5,6 +5,7 @@ Loading it needs jax alone:
     exported = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
     logits = exported.call(images)  # uint8 [b, height, width, channels] -> float32 [b, classes]
 
+Detectors give a dict of arrays [b, ...] in place of logits, for images that fill their canvas.
 The weights and the normalisation of the images are inside, so one file is the whole model; the
 batch size is symbolic. The weights alone, to be read by other programs, are what
 `lambdanet.interop` writes as safetensors.
@@ -25,10 +26,12 @@ from jaxtyping import Array, Float, UInt8
 from lambdanet.atomic import write_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+Outputs = Float[Array, "b classes"] | dict[str, jax.Array]
+Forward = Callable[[UInt8[Array, "b h w c"]], Outputs]
 
 
 def export_model(
-    forward: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]],
+    forward: Forward,
     path: str | os.PathLike,
     *,
     image_shape: tuple[int, int, int],
@@ -53,9 +56,7 @@ def export_model(
     return write_file(path, bytes(exported.serialize()))
 
 
-def load_exported(
-    path: str | os.PathLike,
-) -> Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]]:
+def load_exported(path: str | os.PathLike) -> Forward:
     """Returns the function in an exported file."""
     path = Path(path)
     if not path.is_file():
@@ -67,24 +68,31 @@ def load_exported(
 
 def check_exported(
     path: str | os.PathLike,
-    forward: Callable[[UInt8[Array, "b h w c"]], Float[Array, "b classes"]],
+    forward: Forward,
     images: UInt8[np.ndarray, "b h w c"],
     tolerance: float = 1e-5,
 ) -> float:
-    """Reloads an exported file and compares its logits with those of `forward`.
+    """Reloads an exported file and compares its outputs with those of `forward`.
 
     Returns:
-        The largest difference, as a fraction of the largest logit.
+        The largest difference, as a fraction of the largest value of the same array.
 
     Raises:
         ValueError: the difference is above `tolerance`.
     """
-    ours = np.asarray(jax.jit(forward)(images))
-    theirs = np.asarray(load_exported(path)(images))
-    difference = float(np.max(np.abs(ours - theirs)) / max(float(np.max(np.abs(ours))), 1e-12))
+    pairs = zip(
+        jax.tree.leaves(jax.jit(forward)(images)),
+        jax.tree.leaves(load_exported(path)(images)),
+        strict=True,
+    )
+    differences = []
+    for ours, theirs in pairs:
+        ours, theirs = (np.asarray(a, np.float64) for a in (ours, theirs))
+        differences.append(np.abs(ours - theirs).max() / max(np.abs(ours).max(), 1e-12))
+    difference = float(np.max(differences))
     if not difference <= tolerance:
         raise ValueError(
-            f"{path}: reloaded logits differ by {difference:.3g} of the largest one, allowed: "
+            f"{path}: reloaded outputs differ by {difference:.3g} of the largest one, allowed: "
             f"{tolerance:g}"
         )
     return difference

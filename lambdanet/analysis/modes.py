@@ -18,7 +18,7 @@ from flax import nnx
 from lambdanet import config as config_lib
 from lambdanet import data, tasks
 from lambdanet.analysis import attention_maps, export, speed, summary
-from lambdanet.analysis import text as text_lib
+from lambdanet.analysis.console import check_least, console, say, show_table
 from lambdanet.analysis.predict import predict
 from lambdanet.analysis.subject import Subject
 from lambdanet.atomic import write_file
@@ -27,84 +27,19 @@ from lambdanet.data.class_folders import is_litter
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
-from lambdanet.training import evaluate, mesh
 from lambdanet.training import state as state_lib
-from lambdanet.training import step as step_lib
+from lambdanet.training.metrics import json_value
 
-console = text_lib.console(130)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
-# ---- Output --------------------------------------------------------------------------------------
-
-
-def say(text: str) -> None:
-    """Prints a text as it is."""
-    console.print(text, markup=False, soft_wrap=True)
-
-
-def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Prints a table; long cells are folded, never cut."""
-    say(title)
-    console.print(text_lib.console_table(columns, rows))
 
 
 def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:
     """Writes <folder>/<mode>.json."""
-    text = json.dumps({"model": subject.name} | results, indent=2) + "\n"
+    text = json.dumps(json_value({"model": subject.name} | results), indent=2) + "\n"
     say(f"Written: {write_file(folder / f'{mode}.json', text)}")
 
 
-def _check_least(name: str, value: int, least: int) -> None:
-    """Raises ValueError if an option of a mode is too small."""
-    if value < least:
-        raise ValueError(f"--{name}={value}; allowed: {least} or more")
-
-
 # ---- Modes ---------------------------------------------------------------------------------------
-
-
-def accuracy(subject: Subject, *, split: str | None = None, batch_size: int = 0) -> dict[str, Any]:
-    """The task's metrics of the live and, if the run kept them, the averaged weights.
-
-    Args:
-        subject: of `load_subject`.
-        split: None = the test split, else the evaluation split.
-        batch_size: 0 = the config's.
-
-    Returns:
-        dict(split, live, ema): per kind of weights the metrics, count and source.
-    """
-    _check_least("batch_size", batch_size, 0)
-    split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
-    loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
-    eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
-    found = evaluate.evaluate(
-        jax.jit(eval_step),
-        {which: weights for which, (weights, _) in loaded.items()},
-        subject.batches(split, batch_size),
-        sharding=mesh.batch_sharding(mesh.make_mesh()),
-    )
-    finish = tasks.finisher(subject.config, subject.info)
-    results, rows, metrics = {"split": split}, [], subject.task.METRICS
-    for which, (_, source) in loaded.items():
-        values = finish(found.sums[which], found.rows[which])
-        skipped = {"skipped_records": found.skipped} if found.skipped else {}
-        results[which] = {**values, "count": found.count, **skipped, "source": source}
-        shown = (
-            f"{100 * values[k]:.2f}" if m == "max" else f"{values[k]:.4f}"
-            for k, m in metrics.items()
-        )
-        rows.append((which, *shown, found.count, source))
-    titles = (f"{name} %" if mode == "max" else name for name, mode in metrics.items())
-    show_table(f"{subject.name} on {split}", ("weights", *titles, "images", "from"), rows)
-    class_table = getattr(subject.task, "class_table", None)
-    for which in loaded if class_table else ():
-        columns, lines, remark = class_table(found.sums[which], subject.info, subject.config)
-        show_table(f"Classes, {which} weights", columns, lines)
-        if remark:
-            say(remark)
-        results[which]["classes"] = [dict(zip(columns, line, strict=True)) for line in lines]
-    return results
 
 
 def summarise(subject: Subject) -> dict[str, Any]:
@@ -137,9 +72,9 @@ def measure_speed(
     subject: Subject, *, batch_sizes: Sequence[int] = (1, 8, 64), repeats: int = 20
 ) -> dict[str, Any]:
     """Times the forward pass by batch size, on one device; without weights as initialised."""
-    _check_least("repeats", repeats, 1)
+    check_least("repeats", repeats, 1)
     for size in batch_sizes:
-        _check_least("batch_sizes", size, 1)
+        check_least("batch_sizes", size, 1)
     if subject.workdir or subject.weights:
         weights, _ = subject.load_weights()
     else:  # the values of the weights do not change the time
@@ -156,7 +91,7 @@ def draw_attention(
     subject: Subject, folder: str | os.PathLike, *, split: str | None = None, images: int = 3
 ) -> dict[str, Any]:
     """Writes a PNG per attention layer: where several queries of the first images look."""
-    _check_least("images", images, 1)
+    check_least("images", images, 1)
     weights, source = subject.load_weights()
     pictures = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
@@ -206,7 +141,7 @@ def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
     say(
         f"Reloaded: outputs differ by {difference:.1e} of the largest one. Use it anywhere, after "
         f"`import jax.export`:\n  exported = jax.export.deserialize(bytearray(open({str(program)!r}"
-        f", 'rb').read()))\n  logits = exported.call(images)  # uint8 [batch, "
+        f", 'rb').read()))\n  outputs = exported.call(images)  # uint8 [batch, "
         f"{', '.join(map(str, shape))}]"
     )
     return {"source": source, "platforms": export.PLATFORMS, "reload_difference": difference}

@@ -146,7 +146,7 @@ def draw_curves(
     axes: Axes, records: Mapping[str, list[dict]], metric: str, *, percent: bool
 ) -> None:
     """Draws a metric over training steps: training, evaluation (live and averaged weights) and the
-    final test value.
+    final test value; of the loss also its parts, NAME_loss, in training.
     """
     scale = 100.0 if percent else 1.0
     for split, color in COLORS.items():
@@ -165,6 +165,8 @@ def draw_curves(
             else:
                 style = dict(ls=line, lw=1.0 if split == "train" else 2.0)
             axes.plot(steps, values, color=color, label=f"{name} {values[-1]:.4g}", **style)
+    if metric == "loss":
+        _draw_parts(axes, records.get("train", []))
     name = _label(metric)
     axes.set_title(
         figure_text(name[0].upper() + name[1:] + (" (%)" if percent else "")),
@@ -178,10 +180,20 @@ def draw_curves(
         axes.legend(frameon=False, title="last value", alignment="left")
 
 
+def _draw_parts(axes: Axes, records: list[dict]) -> None:
+    """Draws the parts of a loss that has several, such as those of detection."""
+    names = dict.fromkeys(k for r in records for k in r if k.endswith("_loss"))
+    for name in names:
+        points = [(r["step"], r[name]) for r in records if r.get(name) is not None]
+        steps, values = zip(*points, strict=True)
+        label = figure_text(f"{_label(name.removesuffix('_loss'))} {values[-1]:.4g}")
+        axes.plot(steps, values, lw=0.8, label=label)
+
+
 def _label(metric: str) -> str:
     """Returns the name of a metric in words: 'ema_top5' is 'top-5 of averaged weights'."""
     name = metric.removeprefix(AVERAGED).replace("top5", "top-5 accuracy").replace("_", " ")
-    name = name.replace("mean iou", "mean IoU")
+    name = name.replace("mean iou", "mean IoU").replace(" ap", " AP").replace("voc", "VOC")
     return name + (" of averaged weights" if metric.startswith(AVERAGED) else "")
 
 

@@ -58,8 +58,10 @@ class Subject:
         """Height, width, channels."""
         return (*self.config.data.image_size, self.config.data.channels)
 
-    def forward(self, weights: Weights, images: jax.Array) -> jax.Array:
-        """The model's output for uint8 images [b, h, w, c]; `weights` is (params, stats)."""
+    def forward(self, weights: Weights, images: jax.Array) -> jax.Array | dict[str, jax.Array]:
+        """The model's output for uint8 images [b, h, w, c], of a detector several arrays; `weights`
+        is (params, stats).
+        """
         normal = normalise(images, self.config.data.mean, self.config.data.std)
         return nnx.merge(self.graphdef, *weights)(normal)
 

@@ -43,15 +43,13 @@ class Picture:
     Attributes:
         stored: as the file has it.
         turn: makes it upright.
+        size: (width, height) of the upright picture; `stored` has another one as soon as a JPEG
+            was decoded at a part of its size.
     """
 
     stored: Image.Image
     turn: orientation.Turn
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of the upright picture."""
-        return self.stored.size[::-1] if self.turn.sideways else self.stored.size
+    size: tuple[int, int]
 
     def load(self) -> Image.Image:
         """Returns the whole picture, decoded and upright, in its own mode.
@@ -126,11 +124,11 @@ def open_image(data: bytes | np.ndarray, *, exif_orientation: bool = True) -> Pi
     """
     if isinstance(data, np.ndarray):
         image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
-        return Picture(image, orientation.TURNS[1])
+        return Picture(image, orientation.TURNS[1], image.size)
     image = read_header(io.BytesIO(data), FORMATS)
     _scale_transparent_colour(image)
     turn = orientation.read(image) if exif_orientation else orientation.TURNS[1]
-    return Picture(image, turn)
+    return Picture(image, turn, image.size[::-1] if turn.sideways else image.size)
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
-from pycocotools import mask as run_lengths
 
-from lambdanet.data import digits, photographs, scenes, storage
+from lambdanet.data import digits, photographs, run_lengths, scenes, storage
 
 CITATION = (
     "Digits: E. Alpaydin, C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine "
@@ -84,10 +83,9 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
 
 def objects_of(scene: scenes.Scene) -> list[dict]:
     """Returns the scene's digits as the feature `objects` of the set has them."""
-    encoded = run_lengths.encode(np.asfortranarray(scene.masks.transpose(1, 2, 0), np.uint8))
     return [
-        {"bbox": box, "label": int(label), "is_crowd": False, "mask": mask["counts"]}
-        for box, label, mask in zip(scene.boxes, scene.labels, encoded, strict=True)
+        {"bbox": box, "label": int(label), "is_crowd": False, "mask": run_lengths.encode(mask)}
+        for box, label, mask in zip(scene.boxes, scene.labels, scene.masks, strict=True)
     ]
 
 

@@ -75,18 +75,20 @@ def draw(
         box = decode.random_resized_box(
             *picture_size, scale=data.crop_scale, ratio=data.crop_ratio, rng=rng
         )
-    interpolation = _draw_interpolation(data, rng)
+    interpolation = draw_interpolation(data, rng)
     if data.crop == "shift":
         shift = tuple(-int(d) for d in rng.integers(-data.shift, data.shift + 1, 2))
-    return Geometry(box, tuple(data.image_size), interpolation, shift, _draw_flip(data, rng))
+    return Geometry(box, tuple(data.image_size), interpolation, shift, draw_flip(data, rng))
 
 
-def _draw_interpolation(data: Any, rng: np.random.Generator) -> str:
+def draw_interpolation(data: Any, rng: np.random.Generator) -> str:
+    """Returns data.interpolation, or one of the filters if that is 'random'."""
     random = data.interpolation == "random"
     return str(rng.choice(list(decode.FILTERS))) if random else data.interpolation
 
 
-def _draw_flip(data: Any, rng: np.random.Generator) -> bool:
+def draw_flip(data: Any, rng: np.random.Generator) -> bool:
+    """Returns True with probability data.flip."""
     return data.flip > 0 and bool(rng.random() < data.flip)
 
 
@@ -120,7 +122,7 @@ def draw_scaled(
     if data.scale_base:
         factor *= data.scale_base / min(picture_size)
     scaled = scaled_size(picture_size, factor)
-    interpolation, flip = _draw_interpolation(data, rng), _draw_flip(data, rng)
+    interpolation, flip = draw_interpolation(data, rng), draw_flip(data, rng)
     size = tuple(
         min(side, whole) for side, whole in zip(data.image_size, scaled[::-1], strict=True)
     )
@@ -131,7 +133,7 @@ def draw_scaled(
             int(rng.integers(whole - side + 1)) if whole > side else 0
             for whole, side in zip(scaled[::-1], size, strict=True)
         )
-        box = _box_before(scaled, picture_size, (left, top, left + size[1], top + size[0]))
+        box = box_before(scaled, picture_size, (left, top, left + size[1], top + size[0]))
         return Geometry(box, size, interpolation, (0, 0), flip, pad, mean_colour(data))
 
     drawn = window()
@@ -157,7 +159,7 @@ def mean_colour(data: Any) -> tuple[int, ...]:
     return tuple(round(255 * value) for value in mean)
 
 
-def _box_before(
+def box_before(
     scaled: tuple[int, int], picture_size: tuple[int, int], box: decode.Box
 ) -> decode.Box:
     """Returns where a box of the scaled picture lies in the picture, inside of it."""
@@ -185,11 +187,12 @@ def fitted(picture_size: tuple[int, int], data: Any) -> Geometry:
     size = (min(scaled[1], height), min(scaled[0], width))
     pad = (height - size[0], width - size[1])
     return Geometry(
-        (0, 0, *picture_size), size, _evaluation_filter(data), pad=pad, fill=mean_colour(data)
+        (0, 0, *picture_size), size, evaluation_filter(data), pad=pad, fill=mean_colour(data)
     )
 
 
-def _evaluation_filter(data: Any) -> str:
+def evaluation_filter(data: Any) -> str:
+    """Returns data.interpolation, or 'bicubic' if that is 'random'."""
     return "bicubic" if data.interpolation == "random" else data.interpolation
 
 
@@ -204,7 +207,7 @@ def centred(picture_size: tuple[int, int], data: Any) -> Geometry:
     box = decode.centre_box(
         *picture_size, size=size, fraction=data.eval_crop, keep_aspect=data.eval_keep_aspect
     )
-    return Geometry(box, size, _evaluation_filter(data))
+    return Geometry(box, size, evaluation_filter(data))
 
 
 def warp_image(picture: decode.Picture, geometry: Geometry, channels: int) -> Image.Image:

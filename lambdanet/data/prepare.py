@@ -3,13 +3,18 @@
     python -m lambdanet.data.prepare SRC DST [--val-fraction 0.1] [--test-fraction 0.0]
     python -m lambdanet.data.prepare segmentation IMAGES MASKS DST [--classes names.txt]
         [--ignore 255] [--reduce-zero-label] [--colours palette.csv]
+    python -m lambdanet.data.prepare coco IMAGES ANNOTATIONS.json DST
+        [--split NAME=ANNOTATIONS.json[,IMAGES]] [--on-error skip]
+    python -m lambdanet.data.prepare voc ROOT DST [--classes names.txt] [--on-error skip]
 
 SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
-inside; it is read with `data.source='image_folder'`. (A folder of the name 'segmentation' is given
-as './segmentation'.)
+inside; it is read with `data.source='image_folder'`. (A folder of the name 'segmentation', 'coco'
+or 'voc' is given as './segmentation'.)
 
 MASKS holds a label map for every picture of IMAGES, under the same name up to the ending; both may
-have folders train/ (and validation/, test/). The prepared set is read with `data.source='tfds'`.
+have folders train/ (and validation/, test/). The prepared set is read with `data.source='tfds'`, as
+are those of objects: of files in COCO's format, whose file names are relative to IMAGES, and of a
+folder like those of Pascal VOC.
 
 Afterwards it prints what was found and the options that train on it.
 """
@@ -21,7 +26,18 @@ import shlex
 import sys
 from collections.abc import Callable, Collection
 
-from lambdanet.data import class_histogram, image_folder, label_maps, segmentation_folder
+from lambdanet.data import (
+    box_sets,
+    class_histogram,
+    coco_files,
+    findings,
+    image_folder,
+    label_maps,
+    segmentation_folder,
+    voc_folders,
+)
+
+MOST_OBJECTS, MOST_MASK_BYTES = 100, 65536  # defaults of the config's section detection
 
 
 def training_options(directory: str, splits: Collection[str], source: str = "image_folder") -> str:
@@ -45,10 +61,15 @@ def main(argv: list[str] | None = None) -> int:
     status.
     """
     argv = sys.argv[1:] if argv is None else argv
-    of_masks = argv[:1] == ["segmentation"]
-    parse = _parse_segmentation if of_masks else _parse_classes
-    prepare = _prepare_segmentation if of_masks else _prepare_classes
-    return _guarded(prepare, parse(argv[1:] if of_masks else argv))
+    kinds = {
+        "segmentation": (_parse_segmentation, _prepare_segmentation),
+        "coco": (_parse_coco, _prepare_coco),
+        "voc": (_parse_voc, _prepare_voc),
+    }
+    if argv[:1] and argv[0] in kinds:
+        parse, prepare = kinds[argv[0]]
+        return _guarded(prepare, parse(argv[1:]))
+    return _guarded(_prepare_classes, _parse_classes(argv))
 
 
 def _guarded(prepare: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
@@ -70,7 +91,8 @@ def _parse_classes(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lambdanet.data.prepare",
         description="prepares a folder of images for data.source='image_folder'",
-        epilog="pictures with masks: python -m lambdanet.data.prepare segmentation --help",
+        epilog="pictures with masks: python -m lambdanet.data.prepare segmentation --help; with "
+        "boxes: python -m lambdanet.data.prepare coco --help, ... voc --help",
     )
     parser.add_argument(
         "source",
@@ -147,17 +169,119 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
         test_fraction=args.test_fraction,
     )
     print("\n".join(class_histogram.table(folders.counts, folders.coding.names)))
-    _say(args.destination, len(folders.coding.names), folders.splits, folders.notes, "tfds")
+    _say(
+        args.destination,
+        len(folders.coding.names),
+        folders.splits,
+        folders.notes,
+        "tfds",
+        "--config=configs/own_masks.py",
+    )
+
+
+def _parse_coco(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lambdanet.data.prepare coco",
+        description="prepares pictures with boxes, and perhaps masks, of files in COCO's format",
+    )
+    parser.add_argument("images", help="folder that the file names are relative to")
+    parser.add_argument("annotations", help="file of the training split, or of all pictures")
+    parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
+    parser.add_argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME=ANNOTATIONS.json[,IMAGES]",
+        help="a further split, such as validation; may be given several times",
+    )
+    _add_on_error(parser)
+    _add_fractions(parser, "no --split is given")
+    return parser.parse_args(argv)
+
+
+def _parse_voc(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m lambdanet.data.prepare voc",
+        description="prepares pictures with boxes of a folder like those of Pascal VOC",
+    )
+    parser.add_argument("root", help="folder of JPEGImages, Annotations and ImageSets/Main")
+    parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
+    parser.add_argument(
+        "--classes", default="", metavar="FILE", help="one class name per line, in order"
+    )
+    _add_on_error(parser)
+    _add_fractions(parser, "there are no lists in ImageSets/Main")
+    return parser.parse_args(argv)
+
+
+def _add_on_error(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--on-error",
+        choices=findings.ON_ERROR,
+        default="raise",
+        help="skip: objects and pictures with mistakes are left out, and counted",
+    )
+
+
+def _prepare_coco(args: argparse.Namespace) -> None:
+    parts = coco_files.parts(args.images, args.annotations, args.split)
+    found = box_sets.prepare(
+        lambda on_file: coco_files.scan(
+            parts,
+            val_fraction=args.val_fraction,
+            test_fraction=args.test_fraction,
+            on_error=args.on_error,
+            on_file=on_file,
+        ),
+        sorted({str(part.images) for part in parts.values()}),
+        args.destination,
+    )
+    _say_boxes(args.destination, found)
+
+
+def _prepare_voc(args: argparse.Namespace) -> None:
+    found = box_sets.prepare(
+        lambda on_file: voc_folders.scan(
+            args.root,
+            classes=args.classes,
+            val_fraction=args.val_fraction,
+            test_fraction=args.test_fraction,
+            on_error=args.on_error,
+            on_file=on_file,
+        ),
+        [args.root],
+        args.destination,
+    )
+    _say_boxes(args.destination, found)
+
+
+def _say_boxes(destination: str, found: box_sets.BoxSet) -> None:
+    print("\n".join(box_sets.table(found.splits, found.classes)))
+    most = f"at most {found.most_objects} objects in a picture"
+    options = ["--config.task=detection"]
+    if found.most_objects > MOST_OBJECTS:
+        options.append(f"--config.detection.max_objects={found.most_objects}")
+    if found.masks:
+        options.append("--config.detection.masks=True")
+    if found.most_mask_bytes > MOST_MASK_BYTES:
+        options.append(f"--config.detection.mask_bytes={found.most_mask_bytes}")
+    notes = (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
+    _say(destination, len(found.classes), found.splits, notes, "tfds", shlex.join(options))
 
 
 def _say(
-    destination: str, classes: int, splits: dict[str, list], notes: tuple[str, ...], source: str
+    destination: str,
+    classes: int,
+    splits: dict[str, list],
+    notes: tuple[str, ...],
+    source: str,
+    recipe: str = "",
 ) -> None:
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
     print(f"{destination}: {classes} classes, {sizes}")
     for note in notes:
         print(f"note: {note}")
-    recipe = "--config=configs/own_masks.py " if source == "tfds" else ""
+    recipe = f"{recipe} " if recipe else ""
     print(f"train with {recipe}{training_options(destination, splits, source)}")
 
 

@@ -12,12 +12,15 @@ class DataInfo:
     """What a task found in a data set.
 
     Attributes:
-        features: what the task calls a field -> the set's feature that it is read from.
+        features: what the task calls a field -> the set's feature that it is read from; 'a/b' is
+            the entry b of feature a, unless a feature has that name.
         classes: one name per class, in the order of their numbers.
+        class_ids: the numbers that the set's origin gives the classes, where they are others.
     """
 
     features: Mapping[str, str]
     classes: tuple[str, ...]
+    class_ids: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

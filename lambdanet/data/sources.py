@@ -29,6 +29,8 @@ SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
 """Keys of the config that name splits."""
 FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
 """Names that TFDS sets give to the original file."""
+ID_FEATURES = ("id", "image/id")
+"""Names that TFDS sets give to the number of a record."""
 
 
 class Source(Protocol):
@@ -44,8 +46,8 @@ class Source(Protocol):
 class PreparedSource:
     """One split of a prepared TFDS directory; images stay encoded.
 
-    A record's id is its feature `id` if it has a scalar integer one, else its position in the
-    split.
+    A record's id is the first of its features `ID_FEATURES` that is a scalar integer, else its
+    position in the split.
 
     Args:
         builder: from `open_builder`.
@@ -56,10 +58,11 @@ class PreparedSource:
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, features: Mapping[str, str]):
         stored = builder.info.features
         self.features = dict(features)
-        self.id = "id" if "id" in stored and _is_integer(stored["id"]) else ""
+        self.id = next((f for f in ID_FEATURES if f in stored and _is_integer(stored[f])), "")
         self.file = next((f for f in FILE_FEATURES if f in stored), "")
         self.where = f"split {split!r} of {builder.data_dir}"
-        images = [f for f in features.values() if isinstance(stored[f], tfds.features.Image)]
+        whole = [f for f in features.values() if f in stored]
+        images = [f for f in whole if isinstance(stored[f], tfds.features.Image)]
         decoders = {feature: tfds.decode.SkipDecoding() for feature in images}
         try:
             self.records = builder.as_data_source(split=split, decoders=decoders)
@@ -83,7 +86,7 @@ class PreparedSource:
         if self.file:
             file = example[self.file]
             name += f", file {file.decode(errors='replace') if isinstance(file, bytes) else file}"
-        return Record({k: example[f] for k, f in self.features.items()}, number, name)
+        return Record({k: _entry(example, f) for k, f in self.features.items()}, number, name)
 
     def ids(self) -> np.ndarray:
         """Returns the ids of all records in order; reads the split if they are stored in it."""
@@ -184,6 +187,14 @@ def find_feature(builder: Any, name: str, kind: type) -> str:
         f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly one of "
         f"that type; it has {listed}"
     )
+
+
+def _entry(example: Mapping[str, Any], feature: str) -> Any:
+    """Returns a feature of a stored example, or an entry of one."""
+    if feature in example:
+        return example[feature]
+    whole, entry = feature.split("/", 1)
+    return example[whole][entry]
 
 
 def _is_integer(feature: Any) -> bool:

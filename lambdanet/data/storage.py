@@ -25,7 +25,9 @@ def is_prepared(directory: str | os.PathLike) -> bool:
 
 
 def prepare_atomically(
-    make_builder: Callable[[str], tfds.core.DatasetBuilder], directory: str | os.PathLike
+    make_builder: Callable[[str], tfds.core.DatasetBuilder],
+    directory: str | os.PathLike,
+    finish: Callable[[Path], object] = lambda prepared: None,
 ) -> bool:
     """Prepares a data set in a temporary directory beside `directory` and renames it into place.
 
@@ -36,6 +38,7 @@ def prepare_atomically(
     Args:
         make_builder: called with the temporary data_dir; returns the builder to prepare there.
         directory: where the prepared set (dataset_info.json and its ArrayRecord files) goes.
+        finish: called with the directory of the prepared set before it is renamed; may add files.
 
     Returns:
         True if this call wrote the set, False if it was there already (or another process was
@@ -65,6 +68,7 @@ def prepare_atomically(
                 builder.download_and_prepare(file_format="array_record")
             except RuntimeError as error:  # so the writer of ArrayRecord names a full disk
                 raise OSError(f"cannot write {target}: {error}") from error
+        finish(Path(builder.data_dir))
         try:
             os.rename(
                 builder.data_dir, target

@@ -1,5 +1,5 @@
-"""Random images with random labels and label maps, for measuring speed; nothing can be learnt from
-them.
+"""Random images with random labels, label maps and objects, for measuring speed; nothing can be
+learnt from them.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from lambdanet.data import run_lengths
 from lambdanet.data.record import Record
 
 SPLITS = ("train", "validation", "test")
 PATCH = 8  # side in pixels of the squares of one label that label maps consist of
 MAX_MASK_CLASSES = 255  # label maps are uint8, and 255 means 'ignore'
+MOST_OBJECTS = 4  # of a picture; there may be none
 
 
 class SyntheticBuilder:
@@ -36,6 +38,13 @@ class SyntheticBuilder:
             "segmentation_mask": tfds.features.LabeledImage(
                 labels=names, shape=(*data.image_size, 1)
             ),
+            "objects": tfds.features.Sequence(
+                {
+                    "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+                    "label": tfds.features.ClassLabel(num_classes=data.synthetic_classes),
+                    "mask": tfds.features.Text(),
+                }
+            ),
         }
         sizes = types.SimpleNamespace(num_examples=data.synthetic_records)
         self.info = types.SimpleNamespace(features=features, splits=dict.fromkeys(SPLITS, sizes))
@@ -49,7 +58,8 @@ class SyntheticSource:
         split: one of `SPLITS`; each has its own images.
         records, num_classes: how many.
         shape: (height, width, channels).
-        fields: which ones a record has; only label maps are left out where they are not asked for.
+        fields: which ones a record has; label maps and objects are left out where they are not
+            asked for.
     """
 
     split: str
@@ -79,6 +89,8 @@ class SyntheticSource:
         fields = {"image": rng.integers(0, 256, self.shape, np.uint8), "label": label}
         if "segmentation_mask" in self.fields:
             fields["segmentation_mask"] = self._label_map(rng)
+        if "boxes" in self.fields:
+            fields |= self._objects(rng)
         return Record(fields, index, f"record {index} of the synthetic split {self.split!r}")
 
     def _label_map(self, rng: np.random.Generator) -> np.ndarray:
@@ -88,6 +100,20 @@ class SyntheticSource:
         coarse = rng.integers(classes, size=(-(-height // PATCH), -(-width // PATCH)))
         whole = coarse.astype(np.uint8).repeat(PATCH, axis=0).repeat(PATCH, axis=1)
         return whole[:height, :width, None]
+
+    def _objects(self, rng: np.random.Generator) -> dict[str, list]:
+        """Returns the fields of some rectangles, each with a mask that fills it."""
+        height, width = self.shape[:2]
+        boxes, masks = [], []
+        for _ in range(rng.integers(MOST_OBJECTS + 1)):
+            left, top = (int(rng.integers(side)) for side in (width, height))
+            right, bottom = int(rng.integers(left, width)) + 1, int(rng.integers(top, height)) + 1
+            mask = np.zeros((height, width), np.uint8)
+            mask[top:bottom, left:right] = 1
+            boxes.append(np.array([left, top, right, bottom], np.float32))
+            masks.append(run_lengths.encode(mask))
+        classes = rng.integers(self.num_classes, size=len(boxes)).tolist()
+        return {"boxes": boxes, "classes": classes, "masks": masks}
 
     def ids(self) -> np.ndarray:
         """Returns 0, 1, ... len - 1."""

@@ -6,8 +6,8 @@ The training loop, the readers and the report know a task only as functions that
 contract's test (tests/test_tasks.py) runs it.
 
 On the host:
-    METRICS: dict[str, 'max' | 'min']    what `finish` returns, and when it is better; the first one
-        is the headline: progress line, curves, report
+    METRICS: dict[str, 'max' | 'min']    what `finish` may return, and when it is better; the first
+        one is the headline: progress line, curves, report
     read(builder) -> DataInfo    which features of a set are used, and the classes' names
     model_options(info, config) -> dict    what the data decides about the model
     example(record, info, config, rng) -> dict    a record as arrays of fixed shapes, in a reader's
@@ -23,6 +23,15 @@ Traced:
         what is shown, 'loss' (the scalar's own) among it
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
+
+A task may also have, on the host, the class table and predictions for eval.py:
+    metrics(config) -> dict    those of METRICS that `finish` returns with this config, the headline
+        first; without it, all
+    check_model(model, config)    raises ValueError if this kind of model cannot do it
+    class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
+    write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
+        split in a format of other programs; `prefix` begins the files' names
+
 
 A task may also have, on the host, the first for train.py and the last two for eval.py:
     check_data(info, config)    raises ValueError if options of training do not fit the data
@@ -52,9 +61,13 @@ import numpy as np
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
-from lambdanet.tasks import classification, segmentation
+from lambdanet.tasks import classification, detection, segmentation
 
-TASKS: dict[str, ModuleType] = {"classification": classification, "segmentation": segmentation}
+TASKS: dict[str, ModuleType] = {
+    "classification": classification,
+    "segmentation": segmentation,
+    "detection": detection,
+}
 
 CONTRACT = (
     "METRICS",
@@ -69,7 +82,14 @@ CONTRACT = (
     "panels",
 )
 
-OPTIONAL = ("check_data", "check_model", "class_table", "write_predictions")
+OPTIONAL = (
+    "metrics",
+    "check_data",
+    "check_model",
+    "class_table",
+    "write_results",
+    "write_predictions",
+)
 
 UNKNOWN = DataInfo({}, ("any",))
 """Stands for data that nobody has looked at."""
@@ -93,8 +113,14 @@ def check_model(config: Any, model: Any) -> Any:
     """Returns the model; raises ValueError if the config's task needs another kind of model."""
     check = getattr(get(config.task), "check_model", None)
     if check is not None:
-        check(model, config.model.name)
+        check(model, config)
     return model
+
+
+def metrics(config: Any) -> dict[str, str]:
+    """Returns what the task's `finish` gives with this config -> 'max' or 'min'."""
+    task = get(config.task)
+    return task.metrics(config) if hasattr(task, "metrics") else task.METRICS
 
 
 def read_for_training(config: Any) -> DataInfo:

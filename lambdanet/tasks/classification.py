@@ -46,10 +46,16 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     return {"num_classes": known if wanted is None else wanted}
 
 
-def check_model(model: Any, name: str) -> None:
-    """Raises ValueError for a model with `outputs`, which gives every pixel a class."""
-    if hasattr(model, "outputs"):
-        raise ValueError(f"{name!r} classifies pixels: set task='segmentation'")
+def check_model(model: Any, config: Any) -> None:
+    """Raises ValueError for a model with `outputs`, which gives every pixel a class, and for one
+    with `detect`, which finds objects.
+    """
+    for method, does, task in (
+        ("outputs", "classifies pixels", "segmentation"),
+        ("detect", "finds objects", "detection"),
+    ):
+        if hasattr(model, method):
+            raise ValueError(f"{config.model.name!r} {does}: set task={task!r}")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -90,8 +90,11 @@ def check_data(info: DataInfo, config: Any) -> None:
         )
 
 
-def check_model(model: Any, name: str) -> None:
+def check_model(model: Any, config: Any) -> None:
     """Raises ValueError if a model has no `outputs`, the logits of every pixel."""
+    name = config.model.name
+    if hasattr(model, "detect"):
+        raise ValueError(f"{name!r} finds objects: set task='detection'")
     if not hasattr(model, "outputs"):
         raise ValueError(
             f"{name!r} classifies whole images; for the task 'segmentation' take model.name="
@@ -313,7 +316,7 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark) of the results by class; see `segmentation_classes.table`."""
     counts = np.asarray(sums["confusion"], np.float64)

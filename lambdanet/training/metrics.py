@@ -62,6 +62,15 @@ def rewind(workdir: str | Path, step: int) -> None:
     write_file(path, "".join(json.dumps(r) + "\n" for r in keep))
 
 
+def json_value(value: Any) -> Any:
+    """Returns plain values with None in place of nan, for which JSON has no number."""
+    if isinstance(value, Mapping):
+        return {k: json_value(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def opening(
     model: str, parameters: int, memory: Mapping[str, int], devices: int, start: int, steps: int
 ) -> str:
@@ -151,11 +160,12 @@ class MetricLog:
     """Writes the records of one run. Only the process with `write=True` touches files or the
     console.
 
-    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'). Train
-    records hold the means over the steps since the one before; images_per_second and eta_seconds
-    count the time spent in training only (not in compiling, evaluation or saving) and are missing
-    while there is nothing to count. Auxiliary losses are records' keys auxiliary_NAME, and stand at
-    the end of the live line by their names.
+    Each record is one JSON object with step, epoch and split ('train', 'eval' or 'test'), and null
+    for what is nan. Train records hold the means over the steps since the one before;
+    images_per_second and eta_seconds count the time spent in training only (not in compiling,
+    evaluation or saving) and are missing while there is nothing to count. Auxiliary losses are
+    records' keys auxiliary_NAME, the parts of a loss NAME_loss; both stand at the end of the live
+    line by their names.
 
     Args:
         workdir: directory of the run.
@@ -254,9 +264,10 @@ class MetricLog:
             shown = f" {rate:.0f} img/s ETA {_duration(eta)}"
         self.start_clock(queued)
         self._record(step, "train", {**values, **speed})
-        auxiliary = {k: v for k, v in values.items() if k.startswith("auxiliary_")}
-        for name, value in auxiliary.items():
-            shown += f" {name.removeprefix('auxiliary_')} {value:.2e}"
+        for name, value in values.items():
+            if name.startswith("auxiliary_") or name.endswith("_loss"):
+                name = name.removeprefix("auxiliary_").removesuffix("_loss")
+                shown += f" {name} {value:.2e}"
         # Fits 80 columns without auxiliary losses, or a terminal would cut the end.
         headline = (
             f" {self.headline[:8]} {values[self.headline]:.3f}" if self.headline in values else ""
@@ -288,7 +299,7 @@ class MetricLog:
             **values,
         }
         with self._named():
-            self._file.write(json.dumps(record) + "\n")
+            self._file.write(json.dumps(json_value(record)) + "\n")
         if self._board:
             for key, value in values.items():
                 self._board.add_scalar(f"{split}/{key}", value, step)

@@ -4,15 +4,11 @@ them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flax import nnx
 
-from lambdanet.interop.files import OWN_TABLE
 from lambdanet.interop.names import Rule, prefixed
-
-from ..backbone import CLASSIFIER_PARTS
 
 Table = tuple[Rule, ...]
 
@@ -94,22 +90,6 @@ def tables(
             f"{parts}; a framework of {', '.join(FRAMEWORKS)} must have all parts"
         )
     return found
-
-
-def backbone_tables(backbone: nnx.Module) -> Mapping[str, Table]:
-    """Returns grammar -> table for files with a backbone's weights alone, placed in the segmenter:
-    its own names ('lambdanet') and those of PyTorch. The classifier that such a file has, and the
-    norm before it, are dropped.
-
-    Args:
-        backbone: the backbone, without a classifier.
-    """
-    own = (Rule(CLASSIFIER_PARTS.pattern, None), Rule(r"(.+)", r"backbone/\1"))
-    try:
-        torch = backbone.torch_names
-    except ValueError:
-        torch = {}
-    return {OWN_TABLE: own, **{name: prefixed(t, "", "backbone") for name, t in torch.items()}}
 
 
 def _is_neck(rule: Rule) -> bool:

@@ -6,37 +6,11 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lambdanet.registry import show
-
+from ..backbone_spec import HANDED_TO_BACKBONE, REMATS, backbone_options, name_and_options
 from ..building import model_builder
 from ..option_checks import DTYPES, basic_problems
 from ..registration import registry as model_registry
 from .registration import registry
-
-HANDED_TO_BACKBONE = ("in_channels", "image_size", "remat", "dtype", "param_dtype")
-REMATS = ("none", "block", "stage")
-
-
-def backbone_options(spec: Any, given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Returns the name of a backbone and all options that it is built with.
-
-    Args:
-        spec: a name, or a mapping with `name` and options.
-        given: options of the segmenter; those that the backbone declares are handed on unless the
-            spec sets them.
-
-    Raises:
-        ValueError: no such model, or a spec of another form.
-    """
-    name, own = _name_and_options("backbone", spec)
-    factory, _ = model_registry.lookup(name)
-    if not hasattr(factory, "features") or hasattr(factory, "outputs"):
-        raise ValueError(f"'{name}' is no backbone; allowed: models with `features` of their own")
-    if "num_classes" in own:
-        raise ValueError("option 'num_classes' is the segmenter's; a backbone has none")
-    declared = model_registry.parameters(name)
-    handed = {key: given[key] for key in HANDED_TO_BACKBONE if key in declared and key in given}
-    return name, {**handed, "num_classes": 0, **own}
 
 
 def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
@@ -48,7 +22,7 @@ def head_builder(spec: Any) -> tuple[Callable[..., Any], Mapping[str, Any]]:
     Raises:
         ValueError: no such head, or wrong options, all in one message.
     """
-    name, own = _name_and_options("head", spec)
+    name, own = name_and_options("head", spec)
     factory, preset = registry.lookup(name)
     options = {**preset, **own}
     problems = list(registry.option_problems(name, options).values())
@@ -81,7 +55,7 @@ def describe_parts(given: Mapping[str, Any]) -> str:
         if spec is None:
             lines.append(f"{part}: none here; allowed: {', '.join(registry.names())}")
             continue
-        name, own = _name_and_options(part, spec)
+        name, own = name_and_options(part, spec)
         lines.append(f"{part}: '{name}', described by that name; options of config.model.{part}:")
         # the classes are the segmenter's
         options = [o for o in known.options(name, **own) if not o.startswith("num_classes:")]
@@ -129,11 +103,3 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
                 "backbone has"
             )
     return problems
-
-
-def _name_and_options(part: str, spec: Any) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    if not isinstance(spec, Mapping) or "name" not in spec:
-        raise ValueError(f"{part} is {show(spec)}; allowed: a name, or a mapping with 'name'")
-    return spec["name"], {key: value for key, value in spec.items() if key != "name"}

@@ -14,10 +14,11 @@ from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys, resize_bilinear
 
 from ..backbone import check_images, summary_row
+from ..backbone_spec import backbone_options, backbone_tables
 from ..building import model_builder
 from ..registration import registry as model_registry
 from . import names
-from .options import backbone_options, describe_parts, head_builder, option_problems
+from .options import describe_parts, head_builder, option_problems
 from .parts import CLASSIFIER_STD, PixelClassifier, Sizes
 
 Spec = str | Mapping[str, Any]
@@ -180,9 +181,9 @@ class Segmenter(nnx.Module):
     @property
     def backbone_names(self) -> Mapping[str, tuple[Rule, ...]]:
         """Name tables for files that hold the backbone alone, with its classifier or without: ours
-        ('lambdanet') and the backbone's; see `models.segmentation.names.backbone_tables`.
+        ('lambdanet') and the backbone's; see `models.backbone_spec.backbone_tables`.
         """
-        return names.backbone_tables(self.backbone)
+        return backbone_tables(self.backbone)
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the

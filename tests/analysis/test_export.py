@@ -53,9 +53,9 @@ def test_check_refuses_other_weights(tmp_path, weights):
         forward_of(weights), tmp_path / "a", image_shape=(4, 4, 3), platforms=("cpu",)
     )
     images = np.full((2, 4, 4, 3), 7, np.uint8)
-    with pytest.raises(ValueError, match="reloaded logits differ"):
+    with pytest.raises(ValueError, match="reloaded outputs differ"):
         export.check_exported(path, forward_of(weights * 1.001), images)
-    with pytest.raises(ValueError, match="reloaded logits differ"):
+    with pytest.raises(ValueError, match="reloaded outputs differ"):
         export.check_exported(path, forward_of(weights * np.nan), images)
 
 

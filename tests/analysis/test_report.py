@@ -103,8 +103,8 @@ def test_metrics_of_another_task(workdir):
     )
     text = markdown.read_text()
     assert png.stat().st_size > 10_000 and not problem
-    assert "| test box ap | 12.50 % |" in text and "| test mean error | 3.0000 |" in text
-    assert "| last eval box ap | 25.00 % |" in text and "| test images | 1,234 |" in text
+    assert "| test box AP | 12.50 % |" in text and "| test mean error | 3.0000 |" in text
+    assert "| last eval box AP | 25.00 % |" in text and "| test images | 1,234 |" in text
     assert "accuracy" not in text and "| last eval loss | 0.5000 |" in text
 
 

@@ -9,6 +9,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+from data_helpers import jpeg
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from lambdanet.data import decode
@@ -343,3 +344,11 @@ def test_truncated_file_raises():
         decode.crop_and_resize(
             opened, (0, 0, 100, 100), size=(8, 8), channels=3, interpolation="bilinear"
         )
+
+
+def test_a_picture_keeps_its_size_when_it_is_decoded_at_a_part_of_it():
+    picture = decode.open_image(jpeg((9, 9, 9), (160, 80)))
+    decode.crop_and_resize(
+        picture, (0, 0, 160, 80), size=(10, 20), channels=3, interpolation="bilinear"
+    )
+    assert picture.stored.size != (160, 80) == picture.size

@@ -15,6 +15,7 @@ from configs import (
     base,
     cifar,
     cityscapes,
+    coco,
     cued_digits,
     digit_scenes,
     digits,
@@ -23,6 +24,7 @@ from configs import (
     imagenet300,
     imagenet350,
     own_masks,
+    own_objects,
 )
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
@@ -49,7 +51,11 @@ RECIPES = {
     ],
     digits_semi: list(digits_semi.ROLES),
     cued_digits: ["none", "nonlocal", "lambda"],
-    digit_scenes: [f"segment,{head}" for head in digit_scenes.HEADS],
+    digit_scenes: [
+        f"{task},{name}" for task, known in digit_scenes.TASKS.items() for name in known
+    ],
+    coco: ["mask_rcnn,lambda_resnet50", "retinanet,swin_tiny,3x", "mask_rcnn,pvt_v2_b2"],
+    own_objects: ["small_mask_rcnn", ""],
     ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
     cityscapes: ["ccnet_resnet101", "danet_resnet101", "ocnet_base_resnet101"],
     own_masks: ["", "upernet_swin_tiny"],
@@ -72,6 +78,8 @@ STEPPED = [
     (imagenet300, "slide_swin_tiny"),
     (ade20k, "semantic_fpn_pvt_small"),
     (cityscapes, "ccnet_resnet101"),
+    (digit_scenes, "detect"),
+    (coco, "mask_rcnn,lambda_resnet50"),
 ]
 
 

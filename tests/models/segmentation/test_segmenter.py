@@ -9,7 +9,7 @@ from flax import nnx
 import models
 from lambdanet.layers import resize_bilinear
 from lambdanet.training.state import flatten_names
-from models.segmentation.names import backbone_tables
+from models.backbone_spec import backbone_tables
 
 TINY = dict(name="resnet18", blocks=(1, 1, 1, 1), widths=(8, 8, 16, 16))
 AUXILIARY = dict(name="fcn", stage=3, channels=8)
@@ -127,7 +127,7 @@ def test_every_problem_of_every_part_is_named_at_once():
         (dict(backbone="segmenter"), "'segmenter' is no backbone"),
         (dict(backbone=dict(blocks=(1,))), "backbone is .*; allowed: a name, or a mapping"),
         (dict(backbone=dict(TINY, stem="x", pool="y")), "backbone: stem is 'x'.*pool is 'y'"),
-        (dict(backbone=dict(TINY, num_classes=3)), "'num_classes' is the segmenter's"),
+        (dict(backbone=dict(TINY, num_classes=3)), "'num_classes' is that of the whole model"),
         (dict(auxiliary=dict(name="fcn", stage=5)), "auxiliary: stage is 5; allowed: .*1 to 4"),
         (dict(num_classes=0), "num_classes is 0; allowed: a positive integer"),
         (dict(align_corners=1), "align_corners is 1; allowed: True, False"),

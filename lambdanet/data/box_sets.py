@@ -1,0 +1,251 @@
+"""Pictures with boxes, out of any format, turned once into a prepared data set for detection.
+
+What reads a format (`coco_files`, `voc_folders`) collects the pictures; here is what both have in
+common: splits, the histogram of the classes, and the writing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+from rich import progress
+
+from lambdanet import atomic
+from lambdanet.data import class_histogram, image_folder, mask_folders, storage
+from lambdanet.data.class_folders import printable
+from lambdanet.data.findings import Findings
+from lambdanet.data.objects import CATEGORIES, Objects
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxedPicture:
+    """A picture and its objects.
+
+    Attributes:
+        file: the picture.
+        name: how the set calls it.
+        id: its number, of the origin if that has numbers.
+        found: the objects; classes are numbers of `BoxSet.classes`.
+    """
+
+    file: Path
+    name: str
+    id: int
+    found: Objects
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxSet:
+    """What a scan found.
+
+    Attributes:
+        classes: their names, in the order of their numbers.
+        categories: what the origin says of each class, its own number ('id') among it; () if it has
+            no numbers.
+        splits: split name -> pictures.
+        notes: what the user should know.
+    """
+
+    classes: tuple[str, ...]
+    categories: tuple[dict, ...]
+    splits: dict[str, list[BoxedPicture]]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> bool:
+        """Whether the objects have masks."""
+        pictures = [p for of_split in self.splits.values() for p in of_split]
+        return any(picture.found.masks is not None for picture in pictures)
+
+    @property
+    def most_objects(self) -> int:
+        """Objects of the picture that has most."""
+        return max(len(p.found) for pictures in self.splits.values() for p in pictures)
+
+    @property
+    def most_mask_bytes(self) -> int:
+        """What detection.mask_bytes must be at least."""
+        every = [p.found.masks or () for pictures in self.splits.values() for p in pictures]
+        return max(sum(map(len, masks)) + max(len(masks) - 1, 0) for masks in every)
+
+
+def hold_out(
+    pictures: list[BoxedPicture], val_fraction: float, test_fraction: float
+) -> dict[str, list[BoxedPicture]]:
+    """Takes validation and test splits from pictures; see `mask_folders.hold_out`."""
+    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        raise ValueError(
+            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
+            "< 1"
+        )
+    rows = mask_folders.hold_out([p.name for p in pictures], val_fraction, test_fraction)
+    return {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
+
+
+def check_splits(splits: Mapping[str, list[BoxedPicture]], findings: Findings) -> None:
+    """Reports splits without pictures, and a training split without objects."""
+    for name, pictures in splits.items():
+        if not pictures:
+            findings.stop(f"split {name!r} has no pictures")
+    if "train" not in splits:
+        findings.stop(f"there is no split 'train', but {', '.join(splits) or 'none at all'}")
+    elif splits["train"] and not any((~p.found.crowd).any() for p in splits["train"]):
+        findings.stop("split 'train' has no objects, or crowds alone: nothing can be learnt of it")
+
+
+def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) -> tuple[str, ...]:
+    """Returns notes on pictures without objects or with crowds alone, and on classes that never
+    occur.
+    """
+    notes, counts = [], {}
+    for name, pictures in splits.items():
+        empty = sum(not len(p.found) for p in pictures)
+        crowds = sum(bool(len(p.found)) and bool(p.found.crowd.all()) for p in pictures)
+        if empty:
+            notes.append(f"pictures without objects in {name}: {empty} (kept)")
+        if crowds:
+            notes.append(f"pictures of crowds alone in {name}: {crowds} (kept)")
+        counts[name] = _objects_of_classes(pictures, len(classes))[0]
+    pixels = {n: class_histogram.Count(np.append(c, 0), c) for n, c in counts.items()}
+    return (*notes, *class_histogram.absent(pixels, classes))
+
+
+def _objects_of_classes(
+    pictures: Iterable[BoxedPicture], classes: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns objects and pictures of each class, int [k], and the number of crowds."""
+    counts = [np.zeros(classes, np.int64)]
+    crowds = 0
+    for picture in pictures:
+        found = picture.found.classes[~picture.found.crowd]
+        counts.append(np.bincount(found, minlength=classes))
+        crowds += int(picture.found.crowd.sum())
+    return np.sum(counts, axis=0), np.sum(np.array(counts) > 0, axis=0), crowds
+
+
+def table(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) -> list[str]:
+    """Returns lines: objects, and pictures with them, of every class and split."""
+    labels = [f"{number:3}  {printable(name)}" for number, name in enumerate(classes)]
+    labels += ["     (crowds, no class counts them)"]
+    width = max(map(len, labels)) + 2
+    counts = [_objects_of_classes(pictures, len(classes)) for pictures in splits.values()]
+    lines = ["     class".ljust(width) + "".join(f"{split:>20}" for split in splits)]
+    for row, label in enumerate(labels[:-1]):
+        cells = [f"{objects[row]:11} {pictures[row]:8}" for objects, pictures, _ in counts]
+        lines.append(label.ljust(width) + "".join(cells))
+    lines.append(labels[-1].ljust(width) + "".join(f"{c:11} {'':8}" for *_, c in counts).rstrip())
+    return [*lines, "(number of objects, number of pictures)"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------------------
+
+
+class PreparedBoxes(tfds.core.GeneratorBasedBuilder):
+    """Pictures with objects. `objects/bbox` is left, top, right, bottom in pixels, right and bottom
+    are outside; `is_crowd` marks boxes around many objects, and difficult ones; `area` is in
+    pixels; `mask`, if there are masks, the `counts` of COCO's compressed run lengths, whose `size`
+    is that of the image; `id` and `file` are the picture's original ones.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(self, found: BoxSet, bars: progress.Progress, *, data_dir: str):
+        self.found, self.bars = found, bars
+        super().__init__(data_dir=data_dir)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        entries = {
+            "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
+            "label": tfds.features.ClassLabel(names=list(self.found.classes)),
+            "is_crowd": np.bool_,
+            "area": np.float32,
+        }
+        if self.found.masks:
+            entries["mask"] = tfds.features.Text()
+        features = {
+            "id": np.int64,
+            "file": tfds.features.Text(),
+            "image": tfds.features.Image(shape=(None, None, 3)),
+            "objects": tfds.features.Sequence(entries),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            description=type(self).__doc__,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {
+            name: self._generate_examples(name, pictures)
+            for name, pictures in self.found.splits.items()
+        }
+
+    def _generate_examples(self, split, pictures):
+        for picture in self.bars.track(pictures, description=split):
+            found = picture.found
+            entries = [
+                {"bbox": box, "label": int(label), "is_crowd": bool(crowd), "area": area}
+                for box, label, crowd, area in zip(
+                    found.boxes, found.classes, found.crowd, found.area, strict=True
+                )
+            ]
+            if self.found.masks:
+                masks = found.masks or ()
+                entries = [{**e, "mask": m} for e, m in zip(entries, masks, strict=True)]
+            example = {
+                "id": picture.id,
+                "file": picture.name,
+                "image": picture.file.read_bytes(),
+                "objects": entries,
+            }
+            yield picture.id, example
+
+
+def prepare(
+    scan: Callable[[Callable[[], object]], BoxSet], folders: Iterable[str], directory: str
+) -> BoxSet:
+    """Scans a set and writes it to `directory` (new or empty); returns what was written.
+
+    Args:
+        scan: called with a function that it calls after each picture.
+        folders: that are read, in which nothing is written.
+        directory: of the prepared set.
+
+    Raises:
+        ValueError: the scan found mistakes (all of them listed), `directory` is in use, or lies in
+            one of the folders.
+        OSError: a file or folder cannot be read or written.
+    """
+    if storage.is_prepared(directory):
+        raise ValueError(
+            f"{directory} is a prepared data set already; remove it to prepare it anew"
+        )
+    for folder in folders:
+        if Path(directory).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{directory} lies in {folder}; name a directory outside of it")
+    with image_folder.progress_bars() as bars:
+        checking = bars.add_task("checking", total=None)
+        found = scan(lambda: bars.advance(checking))
+        bars.update(checking, total=bars.tasks[checking].completed)
+        written = storage.prepare_atomically(
+            lambda scratch: PreparedBoxes(found, bars, data_dir=scratch),
+            directory,
+            lambda prepared: _write_categories(found, prepared),
+        )
+    if not written:
+        raise ValueError(f"{directory} was prepared by another process meanwhile")
+    return found
+
+
+def _write_categories(found: BoxSet, directory: str | os.PathLike) -> None:
+    if found.categories:
+        text = json.dumps(list(found.categories), indent=1)
+        atomic.write_file(Path(directory) / CATEGORIES, text)

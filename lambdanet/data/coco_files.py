@@ -1,0 +1,252 @@
+"""COCO's format: files of annotations for folders of pictures, and what is wrong with them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from lambdanet.data import box_sets, mask_folders
+from lambdanet.data.box_sets import BoxedPicture, BoxSet
+from lambdanet.data.class_folders import UNPRINTED, printable
+from lambdanet.data.coco_entries import is_whole, read_annotation
+from lambdanet.data.findings import (
+    CUT,
+    LEFT_OUT,
+    NO_PICTURE,
+    Findings,
+    picture_size,
+    why_another_size,
+)
+from lambdanet.data.objects import Objects
+
+LISTS = ("images", "annotations", "categories")
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One split: a file of annotations, and the folder that its file names are relative to."""
+
+    annotations: Path
+    images: Path
+
+
+def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Part]:
+    """Returns split name -> files, of what the command line says.
+
+    Args:
+        images, annotations: of the split 'train'.
+        further: texts NAME=ANNOTATIONS.json[,IMAGES]; without IMAGES it is that of 'train'.
+
+    Raises:
+        ValueError: a text of another form, a name that is given twice.
+    """
+    found = {"train": Part(Path(annotations), Path(images))}
+    for text in further:
+        name, _, files = text.partition("=")
+        file, folder = (files, "") if files.endswith(".json") else files.rpartition(",")[::2]
+        name = mask_folders.SPLIT_FOLDERS.get(name.lower(), name)
+        if not re.fullmatch(r"[A-Za-z]\w*", name) or not file:
+            raise ValueError(f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES]")
+        if name in found:
+            raise ValueError(
+                f"--split {text}: the split {name!r} is there already; ANNOTATIONS.json without "
+                "--split is that of 'train'"
+            )
+        found[name] = Part(Path(file), Path(folder or images))
+    return found
+
+
+def scan(
+    parts: Mapping[str, Part],
+    *,
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.0,
+    on_error: str = "raise",
+    on_file: Callable[[], object] = lambda: None,
+) -> BoxSet:
+    """Reads files of annotations and every picture, and refuses whatever does not fit.
+
+    Classes are the categories in the order of their numbers, which may have gaps; all files must
+    have the same. Masks are polygons or run lengths, compressed or not; a set in which no object
+    has one has boxes alone.
+
+    Args:
+        parts: split name -> files; with only 'train', validation and test splits are taken from it.
+        val_fraction, test_fraction: share of the pictures for these splits.
+        on_error: 'skip': objects and pictures with mistakes are left out, and counted in the notes.
+        on_file: called after each picture.
+
+    Raises:
+        ValueError: lists all mistakes, with file and id: no JSON, entries of another form, doubled
+            numbers and names, categories that differ; pictures that are missing or damaged or have
+            another size; objects of unknown pictures or categories, whose box has no area, lies or
+            ends outside, whose mask has another size, no pixel or cannot be read.
+        OSError: a file cannot be read.
+    """
+    findings = Findings()
+    files = {name: _File(part, findings) for name, part in parts.items()}
+    first = next(iter(files.values()))
+    for file in files.values():
+        if file.categories != first.categories:
+            findings.stop(f"{file.name}: other categories than {first.name}; they must be the same")
+    masks = any(file.has_masks() for file in files.values())
+    splits = {name: file.pictures(masks, on_file) for name, file in files.items()}
+    box_sets.check_splits(splits, findings)
+    where = ", ".join(str(part.annotations) for part in parts.values())
+    notes = findings.resolve(where, on_error)
+    if list(splits) == ["train"]:
+        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction)
+    classes = tuple(entry["name"] for entry in first.categories)
+    notes = (*notes, *box_sets.notes_on(splits, classes))
+    return BoxSet(classes, tuple(first.categories), splits, notes)
+
+
+class _File:
+    """One file of annotations."""
+
+    def __init__(self, part: Part, findings: Findings):
+        self.part, self.findings, self.name = part, findings, part.annotations.name
+        self.lists: dict[str, list[dict]] = {key: [] for key in LISTS}
+        try:
+            content = json.loads(part.annotations.read_text(encoding="utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            findings.stop(f"{self.name}: cannot be read as JSON ({error})")
+            content = None
+        if content is not None:
+            self._take_lists(content)
+        self.categories = sorted(self._unique("categories"), key=lambda entry: entry["id"])
+        self._check_names()
+
+    def _take_lists(self, content: Any) -> None:
+        for key in LISTS:
+            entries = content.get(key) if isinstance(content, dict) else None
+            if not isinstance(entries, list):
+                self.findings.stop(
+                    f"{self.name}: needs an object with the lists {', '.join(LISTS)}; it has no "
+                    f"list {key!r}"
+                )
+                continue
+            for place, entry in enumerate(entries):
+                if isinstance(entry, dict) and is_whole(entry.get("id")):
+                    self.lists[key].append(entry)
+                else:
+                    text = json.dumps(entry)[:80]
+                    self.findings.stop(
+                        f"{self.name}: {key}[{place}] is {text}; it needs a whole number 'id'"
+                    )
+
+    def _unique(self, key: str) -> list[dict]:
+        """Returns the entries of a list, each number once; reports the others."""
+        found: dict[int, dict] = {}
+        for entry in self.lists[key]:
+            number = entry["id"]
+            if found.setdefault(number, entry) is entry:
+                continue
+            text = f"{self.name}: {key}: id {number} stands there more than once"
+            if key == "annotations":
+                self.findings.mend(LEFT_OUT, text)
+            else:
+                self.findings.stop(text)
+        return list(found.values())
+
+    def _check_names(self) -> None:
+        names: dict[str, int] = {}
+        for entry in self.categories:
+            name, text = entry.get("name"), f"{self.name}: category {entry['id']}"
+            if not isinstance(name, str) or not name.strip() or name != name.strip():
+                self.findings.stop(
+                    f"{text} has the name {name!r}; it must have printable characters"
+                )
+                entry["name"] = ""
+            elif any(unicodedata.category(c) in UNPRINTED for c in name):
+                self.findings.stop(
+                    f"{text} has the name {name!r}; it must have printable characters"
+                )
+            elif names.setdefault(name, entry["id"]) != entry["id"]:
+                self.findings.stop(f"{text} has the name {name!r}, as category {names[name]} has")
+        if not self.categories and self.lists["images"]:
+            self.findings.stop(f"{self.name}: no categories")
+
+    def has_masks(self) -> bool:
+        """Whether any object has one."""
+        return any(entry.get("segmentation") for entry in self.lists["annotations"])
+
+    def pictures(self, masks: bool, on_file: Callable[[], object]) -> list[BoxedPicture]:
+        """Returns the pictures that can be read, with their objects; reports everything else."""
+        images = {entry["id"]: entry for entry in self._unique("images")}
+        of_image: dict[int, list[dict]] = {number: [] for number in images}
+        for entry in self._unique("annotations"):
+            number = entry.get("image_id")
+            if is_whole(number) and number in of_image:
+                of_image[number].append(entry)
+            else:
+                text = f"{self.name}: annotation {entry['id']}: there is no image {number!r}"
+                self.findings.mend(LEFT_OUT, text)
+        classes = {entry["id"]: row for row, entry in enumerate(self.categories)}
+        found, names = [], {}
+        for number, image in images.items():
+            name = image.get("file_name")
+            size = self._size(image)
+            if size is None:
+                pass
+            elif names.setdefault(name, number) != number:
+                self._report(image, f"has the file of image {names[name]}")
+            else:
+                objects = self._objects(of_image[number], name, size, classes, masks)
+                found.append(BoxedPicture(self.part.images / name, name, number, objects))
+            on_file()
+        return found
+
+    def _report(self, image: Mapping[str, Any], reason: str) -> None:
+        name = printable(str(image.get("file_name")))
+        text = f"{self.name}: image {image['id']} ({name}): {reason}"
+        self.findings.mend(NO_PICTURE, text)
+
+    def _size(self, image: Mapping[str, Any]) -> tuple[int, int] | None:
+        """Returns the (width, height) of a picture; None, and reports it, if it cannot be used."""
+        name = image.get("file_name")
+        if not isinstance(name, str) or not name:
+            return self._report(image, "it has no file_name")
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or re.match(r"\w+://", name):
+            return self._report(image, f"its file_name must be relative to {self.part.images}")
+        size, reason = picture_size(self.part.images / name)
+        if not reason and ("width" in image or "height" in image):
+            said = (image.get("width"), image.get("height"))
+            reason = why_another_size(said, size)
+        return self._report(image, reason) if reason else size
+
+    def _objects(
+        self,
+        entries: list[dict],
+        picture: str,
+        size: tuple[int, int],
+        classes: Mapping[int, int],
+        masks: bool,
+    ) -> Objects:
+        rows = []
+        for entry in entries:
+            text = f"{self.name}: annotation {entry['id']} ({printable(picture)})"
+            try:
+                row, note = read_annotation(entry, size, classes, masks)
+            except ValueError as error:
+                self.findings.mend(LEFT_OUT, f"{text}: {error}")
+                continue
+            if note:
+                self.findings.mend(CUT, f"{text}: {note}")
+            rows.append(row)
+        boxes, labels, crowds, areas, counts = zip(*rows, strict=True) if rows else ((),) * 5
+        return Objects(
+            np.array(boxes, np.float32).reshape(-1, 4),
+            np.array(labels, np.int32),
+            np.array(crowds, bool),
+            np.array(areas, np.float32),
+            tuple(counts) if masks else None,
+        )

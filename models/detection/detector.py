@@ -1,0 +1,188 @@
+"""What every detector is made of: a backbone and a feature pyramid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from lambdanet.interop.names import Rule
+from lambdanet.layers import FeaturePyramid
+
+from ..backbone import check_images, summary_row
+from ..backbone_spec import backbone_options, backbone_tables
+from ..building import model_builder
+from . import names
+from .parts import Sizes
+
+Spec = str | Mapping[str, Any]
+
+
+class Detector(nnx.Module):
+    """Base of the detectors: pictures -> levels of a pyramid.
+
+    A subclass sets `num_classes` and `classifier`, and has
+
+        losses(images, image_shapes, targets, *, rngs) -> {name: (sum, weight)}
+        detect(images, image_shapes, *, rngs=None) -> {'boxes', 'scores', 'classes', 'valid', and
+            'masks' where `has_masks`}
+        head_rows(sizes)      lines of the summary for levels of these sizes
+
+    Args:
+        backbone: a name of `models.list_models()`, or a mapping with `name` and options.
+        channels: of every level.
+        first_stage: the first of the backbone's maps that has a level, from 1.
+        num_levels: levels in all.
+        extra: how levels beyond the backbone's are made, see `FeaturePyramid`.
+        extra_relu: as in `FeaturePyramid`.
+        in_channels: channels of the image.
+        image_size: (height, width) of the canvas in training; read by what is tied to a map size.
+        remat: of the backbone.
+        dtype: of activations.
+        param_dtype: of stored parameters.
+        rngs: initialisation source.
+
+    Attributes:
+        classifier: paths of the layers that depend on the classes.
+        has_masks: whether `detect` gives masks.
+        strides: of every level.
+    """
+
+    classifier: ClassVar[tuple[str, ...]] = ()
+    has_masks: bool = False
+
+    def __init__(
+        self,
+        *,
+        backbone: Spec,
+        channels: int,
+        first_stage: int,
+        num_levels: int,
+        extra: str,
+        extra_relu: bool,
+        in_channels: int,
+        image_size: tuple[int, int],
+        remat: str,
+        dtype: str,
+        param_dtype: str,
+        rngs: nnx.Rngs,
+    ):
+        given = dict(
+            in_channels=in_channels,
+            image_size=image_size,
+            remat=remat,
+            dtype=dtype,
+            param_dtype=param_dtype,
+        )
+        self.in_channels = in_channels
+        name, options = backbone_options(backbone, given)
+        self.backbone = model_builder(name, **options)(rngs=rngs)
+        info = self.backbone.feature_info
+        self.neck = FeaturePyramid(
+            [one["channels"] for one in info],
+            channels,
+            num_levels=num_levels,
+            start=first_stage - 1,
+            extra=extra,
+            extra_relu=extra_relu,
+            dtype=jnp.dtype(dtype),
+            param_dtype=jnp.dtype(param_dtype),
+            rngs=rngs,
+        )
+        strides = [one["stride"] for one in info][first_stage - 1 :]
+        while len(strides) < num_levels:
+            strides.append(2 * strides[-1])
+        self.strides, self.num_maps = tuple(strides), len(info) - first_stage + 1
+
+    def features(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "b _h _w _d"]]:
+        """Returns the backbone's maps, largest first; see `feature_info`."""
+        check_images(x, self.in_channels)
+        return self.backbone.features(x, rngs=rngs)
+
+    def levels(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> list[Float[Array, "b _h _w _d"]]:
+        """Returns the levels of the pyramid, largest first; their strides are `strides`."""
+        dtype = self.neck.laterals[0].dtype
+        return self.neck([one.astype(dtype) for one in self.features(x, rngs=rngs)])
+
+    @property
+    def feature_info(self) -> list[dict[str, int]]:
+        """Channels and total stride of every map that `features` returns."""
+        return self.backbone.feature_info
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> dict[str, jax.Array]:
+        """Returns what `detect` finds in pictures that fill their canvas."""
+        shapes = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
+        return self.detect(x, shapes, rngs=rngs)
+
+    def detect(
+        self,
+        images: Float[Array, "b h w c"],
+        image_shapes: Int[Array, "b 2"],
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> dict[str, jax.Array]:
+        """Finds objects; a subclass's."""
+        raise NotImplementedError
+
+    def feature_sizes(self, h: int, w: int) -> Sizes:
+        """Returns the (height, width) of every map of the backbone for an [h, w] image."""
+        return self._sizes(lambda model, x: model.features(x), h, w)
+
+    def level_sizes(self, h: int, w: int) -> Sizes:
+        """Returns the (height, width) of every level for an [h, w] image."""
+        return self._sizes(lambda model, x: model.levels(x), h, w)
+
+    def _sizes(self, run: Any, h: int, w: int) -> Sizes:
+        view = nnx.view(
+            self, deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
+        graphdef, state = nnx.split(view)
+        image = jax.ShapeDtypeStruct((1, h, w, self.in_channels), jnp.float32)
+        maps = jax.eval_shape(lambda s, x: run(nnx.merge(graphdef, s), x), state, image)
+        return [tuple(m.shape[1:3]) for m in maps]
+
+    @property
+    def torch_names(self) -> Mapping[str, tuple[Rule, ...]]:
+        """Name tables by framework for PyTorch checkpoints, see `models.detection.names`.
+
+        Raises:
+            ValueError: no framework has a detector on this backbone.
+        """
+        return names.tables(self.backbone, self)
+
+    @property
+    def backbone_names(self) -> Mapping[str, tuple[Rule, ...]]:
+        """Name tables for files that hold the backbone alone, with its classifier or without; see
+        `models.backbone_spec.backbone_tables`.
+        """
+        return backbone_tables(self.backbone)
+
+    def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
+        """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
+        batch), macs.
+
+        The paths are disjoint prefixes of the parameter paths and cover all of them. What runs on
+        proposals is counted for as many as evaluation has at most.
+        """
+        rows = [
+            {**row, "path": f"backbone/{row['path']}"} for row in self.backbone.summary_rows(h, w)
+        ]
+        rows += [
+            summary_row(f"neck/{name}", *rest)
+            for name, *rest in self.neck.rows(self.feature_sizes(h, w))
+        ]
+        return rows + [summary_row(*row) for row in self.head_rows(self.level_sizes(h, w))]
+
+    def macs(self, h: int, w: int) -> int:
+        """Returns the multiply-accumulates of one [h, w] image in evaluation, those of layers."""
+        return sum(row["macs"] for row in self.summary_rows(h, w))

@@ -1,0 +1,165 @@
+"""Checks of the detectors' options and of those of their backbones, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lambdanet.layers.fpn import EXTRAS
+from lambdanet.ops.boxes import CLAMPS
+from lambdanet.registry import is_number, show
+
+from ..backbone_spec import HANDED_TO_BACKBONE, REMATS, backbone_options
+from ..building import model_builder
+from ..option_checks import DTYPES, basic_problems, positives
+from .anchoring import STYLES
+from .box_losses import BOX_LOSSES
+from .parts import HEAD_NORMS
+
+_CHOICES = {
+    "extra": EXTRAS,
+    "head_norm": HEAD_NORMS,
+    "anchor_style": STYLES,
+    "box_clamp": CLAMPS,
+    "box_loss": BOX_LOSSES,
+    "remat": REMATS,
+    "dtype": DTYPES,
+    "param_dtype": DTYPES,
+}
+_COUNTS = (
+    "channels",
+    "first_stage",
+    "num_levels",
+    "anchor_octaves",
+    "before_nms",
+    "max_detections",
+    "num_classes",
+    "in_channels",
+)
+_POSITIVE = ("anchor_scale", "smooth_l1_beta")
+
+LARGEST = 10**6
+"""Of numbers of samples, proposals and detections."""
+
+
+def retinanet_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with options of `RetinaNet`, one text per problem, those of the
+    backbone included.
+
+    Args:
+        options: every option by name.
+    """
+    problems = basic_problems(
+        {**options, "blocks": (1,)},
+        choices={**_CHOICES, "loss_average": ("batch", "image")},
+        counts=(*_COUNTS, "candidates"),
+        positive=_POSITIVE,
+        flags=("padding_anchors", "extra_relu"),
+    )
+    problems += _fractions(options, "positive_iou", "negative_iou", "score_threshold")
+    problems += _fractions(options, "nms_threshold", "focal_alpha")
+    problems += _not_negative(options, "num_convs", "focal_gamma")
+    problems += _ordered(options, "negative_iou", "positive_iou")
+    return problems + _common(options, bool(problems), ("candidates",))
+
+
+def rcnn_problems(options: Mapping[str, Any]) -> list[str]:
+    """Returns what is wrong with options of `RCNN`, one text per problem, those of the backbone
+    included.
+
+    Args:
+        options: every option by name.
+    """
+    counts = (
+        *("roi_sampling", "box_size", "fc_channels", "mask_size", "mask_channels"),
+        *("rpn_samples", "roi_samples"),
+    )
+    finest = () if options["roi_finest"] is None else ("roi_finest",)
+    problems = basic_problems(
+        {**options, "blocks": (1,)},
+        choices={
+            **_CHOICES,
+            "rpn_box_loss": BOX_LOSSES,
+            "background": ("last", "first"),
+            "mask_target": ("binary", "soft"),
+        },
+        counts=(*_COUNTS, *counts),
+        positive=(*_POSITIVE, *finest),
+        flags=("padding_anchors", "roi_aligned", "masks"),
+    )
+    problems += _fractions(options, "rpn_positive_iou", "rpn_negative_iou", "rpn_force_iou")
+    problems += _fractions(options, "rpn_positive_fraction", "proposal_nms", "nms_threshold")
+    problems += _fractions(options, "roi_positive_fraction", "roi_positive_iou", "score_threshold")
+    problems += _not_negative(options, "rpn_convs", "mask_convs")
+    problems += _ordered(options, "rpn_negative_iou", "rpn_positive_iou")
+    for name in ("proposals_before", "proposals_after"):
+        if not positives(options[name], 2):
+            problems.append(
+                f"{name} is {show(options[name])}; allowed: two positive integers, in training and "
+                "in evaluation"
+            )
+    large = ("rpn_samples", "roi_samples", "proposals_before", "proposals_after")
+    return problems + _common(options, bool(problems), large)
+
+
+def _common(options: Mapping[str, Any], wrong: bool, large: tuple[str, ...]) -> list[str]:
+    """Problems of what all detectors have; the backbone's only once where options are wrong in the
+    detector itself.
+    """
+    problems = []
+    ratios = options["anchor_ratios"]
+    if not isinstance(ratios, tuple) or not ratios or not all(map(_positive, ratios)):
+        problems.append(f"anchor_ratios is {show(ratios)}; allowed: a tuple of positive numbers")
+    stds = options["box_stds"]
+    if not isinstance(stds, tuple) or len(stds) != 4 or not all(map(_positive, stds)):
+        problems.append(f"box_stds is {show(stds)}; allowed: four positive numbers")
+    for name in (*large, "before_nms", "max_detections"):
+        given = options[name] if isinstance(options[name], tuple) else (options[name],)
+        if any(is_number(n) and n > LARGEST for n in given):
+            problems.append(f"{name} is {show(options[name])}; allowed: {LARGEST} or less")
+    depth = None
+    try:
+        given = {} if wrong else {key: options[key] for key in HANDED_TO_BACKBONE}
+        name, own = backbone_options(options["backbone"], given)
+        builder = model_builder(name, **own)
+        blocks = getattr(builder, "keywords", {}).get("blocks")
+        depth = len(blocks) if isinstance(blocks, tuple) else None
+    except ValueError as error:
+        problems.append(f"backbone: {error}")
+    first, levels = options["first_stage"], options["num_levels"]
+    if depth is not None and positives((first, levels)):
+        if first > depth:
+            problems.append(f"first_stage is {first}; allowed: 1 to {depth}, as the backbone has")
+        elif levels < depth - first + 1:
+            problems.append(
+                f"num_levels is {levels}; allowed: {depth - first + 1} or more, one for every map "
+                f"of the backbone from first_stage={first} on"
+            )
+    return problems
+
+
+def _positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def _fractions(options: Mapping[str, Any], *names: str) -> list[str]:
+    return [
+        f"{name} is {show(options[name])}; allowed: from 0 to 1"
+        for name in names
+        if not (is_number(options[name]) and 0 <= options[name] <= 1)
+    ]
+
+
+def _not_negative(options: Mapping[str, Any], *names: str) -> list[str]:
+    return [
+        f"{name} is {show(options[name])}; allowed: 0 or more"
+        for name in names
+        if not (is_number(options[name]) and 0 <= options[name] <= 100)
+    ]
+
+
+def _ordered(options: Mapping[str, Any], low: str, high: str) -> list[str]:
+    low_value, high_value = options[low], options[high]
+    if is_number(low_value) and is_number(high_value) and low_value > high_value:
+        return [f"{low} is {low_value}; allowed: {high} ({high_value}) or less"]
+    return []

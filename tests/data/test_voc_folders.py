@@ -1,0 +1,175 @@
+"""`prepare voc`: boxes of Pascal VOC's format, and everything that is wrong at once."""
+
+import pytest
+from data_helpers import jpeg
+
+from configs import base
+from lambdanet import data
+from lambdanet.data import lined_xml, objects, prepare, voc_folders
+
+SIZE = (40, 30)
+
+
+def thing(name="cat", box=(1, 1, 40, 30), difficult=0):
+    edges = "".join(f"<{k}>{v}</{k}>" for k, v in zip(voc_folders.EDGES, box, strict=True))
+    return (
+        f"<object>\n<name>{name}</name>\n<difficult>{difficult}</difficult>\n"
+        f"<part><name>head</name><bndbox/></part>\n<bndbox>{edges}</bndbox>\n</object>\n"
+    )
+
+
+def write(root, stem, *things, size=SIZE):
+    said = f"<size><width>{size[0]}</width><height>{size[1]}</height><depth>3</depth></size>"
+    text = f"<annotation>\n<filename>{stem}.jpg</filename>\n{said}\n{''.join(things)}</annotation>"
+    (root / "Annotations" / f"{stem}.xml").write_text(text)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Six pictures with lists of splits."""
+    folder = tmp_path / "voc"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for n in range(6):
+        (folder / "JPEGImages" / f"{n}.jpg").write_bytes(jpeg((40 * n, 0, 0), SIZE))
+        write(folder, n, thing(), thing("dog", (5, 6, 5, 20), n % 2))
+    write(folder, 5)
+    lists = {"train": "0\n1\n2\n", "val": "3\n", "trainval": "0\n1\n2\n3\n", "test": "4\n5\n"}
+    lists["cat_train"] = "0 1\n1 -1\n2 0\n"
+    for name, text in lists.items():
+        (folder / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+    return folder
+
+
+def run(root, *options):
+    return prepare.main(["voc", str(root), str(root.parent / "out"), *options])
+
+
+def read(root, split="train"):
+    section = base.get_config().data
+    section.source, section.data_dir = "tfds", str(root.parent / "out")
+    info = objects.read(data.open_builder(section))
+    source = data.open_source(section, split, info.features)
+    found = {}
+    for record in map(source.read, range(len(source))):
+        options = dict(on_error="raise", masks=False)
+        found[record.name.rsplit("file ", 1)[1]] = objects.read_objects(record, SIZE, 2, **options)
+    return found, info
+
+
+def test_lists_are_the_splits_and_boxes_count_from_one(root, capsys):
+    assert run(root) == 0
+    out = capsys.readouterr().out
+    assert "2 classes, train 3, validation 1, test 2" in out
+    assert "trainval.txt is train.txt and val.txt: not stored" in out
+    assert "pictures without objects in test: 1 (kept)" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[1] == ["0", "cat", "3", "3", "1", "1", "1", "1"]
+    assert rows[2] == ["1", "dog", "2", "2", "0", "0", "1", "1"]
+    found, info = read(root)
+    assert sorted(found) == ["0.jpg", "1.jpg", "2.jpg"]
+    assert info.classes == ("cat", "dog") and info.class_ids == ()
+    assert found["1.jpg"].boxes.tolist() == [[0, 0, 40, 30], [4, 5, 5, 20]]  # one is a pixel wide
+    assert found["1.jpg"].crowd.tolist() == [False, True] and not found["0.jpg"].crowd.any()
+    assert found["0.jpg"].area.tolist() == [1200, 15]
+    assert len(read(root, "test")[0]["5.jpg"]) == 0
+
+
+def test_boxes_that_begin_at_zero_count_from_there(root, capsys):
+    write(root, 0, thing(box=(0, 0, 40, 30)))
+    write(root, 1, thing(box=(2, 3, 4, 5)))
+    for n in (2, 3, 4):
+        write(root, n, thing())
+    assert run(root) == 0
+    assert "boxes begin at 0: they count from 0" in capsys.readouterr().out
+    assert read(root)[0]["1.jpg"].boxes.tolist() == [[2, 3, 4, 5]]
+
+
+def test_without_lists_splits_are_taken(root, capsys):
+    for file in (root / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    (root / "JPEGImages" / "9.jpg").write_bytes(jpeg((0, 0, 0), SIZE))
+    assert run(root, "--val-fraction=0.34") == 0
+    out = capsys.readouterr().out
+    assert "train 4, validation 2" in out and "pictures without annotations: 1 (passed over)" in out
+
+
+def test_trainval_alone_is_training(root, capsys):
+    for name in ("train", "val", "cat_train"):
+        (root / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    (root / "ImageSets" / "Main" / "test.txt").write_text("4\n")
+    assert run(root) == 0
+    out = capsys.readouterr().out
+    assert "train 4, test 1" in out and "annotations that no list of ImageSets/Main names: 1" in out
+
+
+def test_everything_that_is_wrong_is_said_at_once(root, capsys):
+    write(
+        root, 0, thing("unicorn"), thing(box=(9, 9, 9, 9)), thing(box=(30, 5, 20, 9)),
+        thing(box=(50, 1, 60, 9)), thing(box=("x", 1, 2, 3)), thing(box=(20, 1, 60, 9)), thing(""),
+    )  # fmt: skip
+    write(root, 1, thing(), size=(40, 31))
+    (root / "Annotations" / "2.xml").write_text("<annotation>\n<object>")
+    (root / "Annotations" / "3.xml").unlink()
+    (root / "JPEGImages" / "4.jpg").unlink()
+    (root / "JPEGImages" / "5.jpg").write_bytes(jpeg((9, 9, 9), (64, 64))[:-300])
+    names = root.parent / "names.txt"
+    names.write_text("dog\ncat\n")
+    assert run(root, "--classes", str(names)) == 1
+    said = capsys.readouterr().err
+    for problem in (
+        "Annotations/0.xml: line 8: class 'unicorn' is none of the names",
+        "Annotations/0.xml: line 14: box (9, 9, 9, 9) has no area: it is a point",
+        "Annotations/0.xml: line 20: box (29, 4, 20, 9) has no area: it is -9 wide and 5 high",
+        "Annotations/0.xml: line 26: box (49, 0, 60, 9) lies outside of the picture",
+        "Annotations/0.xml: line 28: bndbox is ['x', '1', '2', '3']; it needs xmin, ymin",
+        "Annotations/0.xml: line 38: box (19, 0, 60, 9) ends outside of the picture",
+        "Annotations/0.xml: line 40: name '' is no class",
+        "Annotations/1.xml: line 3: says 40 x 31, and the picture has 40 x 30",
+        "Annotations/2.xml: cannot be read as XML (no element found: line 2",
+        "Annotations/3.xml: there is no such file",
+        "Annotations/4.xml: no picture JPEGImages/4.*",
+        "JPEGImages/5.jpg: ",
+    ):
+        assert problem in said
+    assert not (root.parent / "out").exists()
+
+
+def test_what_can_be_left_out_is_left_out_and_counted(root, capsys):
+    write(root, 0, thing("unicorn"), thing(box=(9, 9, 9, 9)), thing(box=(20, 1, 60, 9)))
+    write(root, 1, thing(), size=(40, 31))
+    write(root, 2, thing("dog"), size=("", 0))  # left open
+    names = root.parent / "names.txt"
+    names.write_text("dog\ncat\n")
+    assert run(root, "--classes", str(names), "--on-error=skip") == 0
+    out = capsys.readouterr().out
+    assert "note: 2 objects left out: Annotations/0.xml: line 8: class 'unicorn'" in out
+    assert "note: 1 pictures left out, with their objects: Annotations/1.xml" in out
+    assert "note: 1 boxes cut at the border" in out
+    found, info = read(root)
+    assert info.classes == ("dog", "cat")
+    assert found["0.jpg"].boxes.tolist() == [[19, 0, 40, 9]] and sorted(found) == ["0.jpg", "2.jpg"]
+
+
+def test_lists_that_contradict_each_other(root, capsys):
+    main = root / "ImageSets" / "Main"
+    (main / "test.txt").write_text("4\n0\n4\n")
+    (root / "JPEGImages" / "0.png").write_bytes(b"")
+    assert run(root, "--on-error=skip") == 1
+    said = capsys.readouterr().err
+    assert "ImageSets/Main/test.txt: line 3: 4 stands on line 1, too" in said
+    assert "ImageSets/Main/train.txt: 0 stands in test.txt, too" in said
+    assert "JPEGImages/0.png: the same name as 0.jpg up to the ending" in said
+    assert prepare.main(["voc", str(main), str(root.parent / "out")]) == 1
+    assert "has no folder JPEGImages" in capsys.readouterr().err
+
+
+def test_document_types_are_refused_and_lines_are_known(tmp_path):
+    file = tmp_path / "a.xml"
+    file.write_text('<!DOCTYPE a [<!ENTITY b "cc">]>\n<a>&b;</a>')
+    with pytest.raises(ValueError, match="document type"):
+        lined_xml.read(file)
+    file.write_text("<a>\n <b> x\n</b>\n\n<b>y</b></a>")
+    top = lined_xml.read(file)
+    assert [(b.line, b.text) for b in top.all("b")] == [(2, "x"), (5, "y")]
+    assert top.text_of("b") == "x" and top.text_of("c") == "" and top.find("c") is None

@@ -1,0 +1,129 @@
+"""RetinaNet and Mask R-CNN on every family of backbones, at a size that nothing divides."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from detector_helpers import targets
+from flax import nnx
+
+import models
+from lambdanet.training.state import flatten_names
+
+SIZE, CLASSES = (22, 35), 3
+FAMILIES = {
+    **{
+        f"{family}_digits": {}
+        for family in (
+            "resnet",
+            "lambda_resnet",
+            "pvt",
+            "slide_pvt",
+            "pvt_v2",
+            "slide_pvt_v2",
+            "swin",
+            "slide_swin",
+            "cswin",
+            "slide_cswin",
+            "nat",
+            "slide_nat",
+            "lavit",
+        )
+    },
+    **{
+        name: dict(blocks=(1, 1), widths=(8, 8))
+        for name in ("resnet_rs50", "se_resnet50", "gc_resnet50", "resnet18")
+    },
+    "resnet50": dict(blocks=(1, 1), widths=(8, 8), output_stride=4, stem="deep"),
+    **{
+        f"resnet50 with {name}": dict(
+            name="resnet50",
+            blocks=(1, 1, 1),
+            widths=(4, 8, 8),
+            context=dict(name=name, after="stage3.1"),
+        )
+        for name in ("nonlocal", "rcca", "cgnl")
+    },
+}
+DETECTORS = {
+    "retinanet": dict(num_convs=1, candidates=20, before_nms=20),
+    "mask_rcnn": dict(
+        rpn_samples=16,
+        proposals_before=(20, 20),
+        proposals_after=(10, 10),
+        fc_channels=8,
+        roi_samples=8,
+        mask_convs=1,
+        mask_channels=8,
+        before_nms=20,
+    ),
+}
+
+
+def build(family, detector):
+    backbone = {"name": family, **FAMILIES[family]}
+    return models.create_model(
+        detector,
+        backbone=backbone,
+        channels=8,
+        first_stage=1,
+        num_levels=4,
+        num_classes=CLASSES,
+        in_channels=1,
+        image_size=SIZE,
+        max_detections=5,
+        rngs=nnx.Rngs(0),
+        **DETECTORS[detector],
+    )
+
+
+def step(make):
+    """Loss and gradients of one training step, by path; a function without arguments."""
+    draw = np.random.default_rng(0)
+    pictures = jnp.asarray(draw.standard_normal((2, *SIZE, 1)), jnp.float32)
+    shapes = jnp.asarray([SIZE, (17, 20)], jnp.int32)
+    objects = targets([3, 1], side=18, classes=CLASSES)
+
+    def run():
+        graphdef, params, rest = nnx.split(make(), nnx.Param, ...)
+
+        def loss(params):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            found = model.losses(pictures, shapes, objects, rngs=nnx.Rngs(dropout=0))
+            return sum(total / jnp.maximum(weight, 1) for total, weight in found.values())
+
+        value, gradients = jax.value_and_grad(loss)(params)
+        return value, flatten_names(nnx.to_pure_dict(gradients))
+
+    return run
+
+
+@pytest.mark.parametrize("detector", DETECTORS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_detector_on_every_family(family, detector):
+    """A step and its detections, with shapes alone."""
+    value, found = jax.eval_shape(step(functools.partial(build, family, detector)))
+    assert value.shape == () and found
+    model = nnx.eval_shape(functools.partial(build, family, detector))
+    view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
+    graphdef, state = nnx.split(view)
+    x = jax.ShapeDtypeStruct((2, *SIZE, 1), jnp.float32)
+    boxes = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, x)["boxes"]
+    assert boxes.shape == (2, 5, 4)
+
+
+# The others run likewise; these are one with convolutions, with lambda layers, and with windows.
+STEPS = ("resnet50 with rcca", "lambda_resnet_digits", "slide_swin_digits")
+
+
+@pytest.mark.parametrize("number", range(len(STEPS)))
+def test_steps(number):
+    """Real gradients, which reach the backbone."""
+    detector = list(DETECTORS)[number % len(DETECTORS)]
+    value, found = jax.jit(step(functools.partial(build, STEPS[number], detector)))()
+    assert np.isfinite(value)
+    assert all(np.isfinite(gradient).all() for gradient in found.values())
+    assert any(g.any() for path, g in found.items() if path.startswith("backbone/"))
+    assert found["neck/laterals/0/kernel"].any()
