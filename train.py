@@ -15,7 +15,6 @@ if __name__ == "__main__":
     interrupt.leave_quietly()  # the imports below take seconds
 
 import functools
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -130,8 +129,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
 
     # ---- State: restored or new ------------------------------------------------------------------
-    measured = tasks.metrics(config)
-    mode = measured.get(train.keep_best.removeprefix("ema_"), "")
+    mode = tasks.metrics(config).get(train.keep_best.removeprefix("ema_"), "")
     checkpoints = checkpoint_lib.Checkpoints(workdir, train.keep_last, train.keep_best, mode=mode)
     known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
     check = functools.partial(check_continues, *known, config_lib.modernise)
@@ -161,7 +159,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
     # A signal may have come between a step and the evaluation due after it: that one is owed.
     owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
-    main_process, headline = jax.process_index() == 0, next(iter(measured))
+    main_process, headline = jax.process_index() == 0, next(iter(tasks.metrics(config)))
     if main_process:
         config_lib.save(config, workdir)
     writing = dict(write=main_process, stream=stream)
@@ -231,22 +229,21 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
                 log.evaluation(step, "test", result)
             shown = dict(rows=found.rows[""], examples=found.examples, info=info, config=config)
             panels = functools.partial(task.panels, **shown)
-            if main_process and hasattr(task, "write_results"):
-                task.write_results(found.rows[""], workdir, info=info, config=config, prefix="")
+            if main_process:
+                tasks.write_results(config, info, found.rows[""], workdir)
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
             macs = abstract_model.macs(*config.data.image_size)
             facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
-            shown = dict(metrics=measured, split=split, result=result, facts=facts)
+            shown = dict(metrics=tasks.metrics(config), split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)
             outcome["report"] = str(written.markdown)
             log.message(written.message)
         return outcome
     except metrics.NonFiniteError as error:
         checkpoints.wait()
-        kept = f"{checkpoints.directory}: {checkpoints.steps() or 'none'}"
-        raise FloatingPointError(error.advice(kept, config.optim.lr)) from error
+        raise FloatingPointError(error.advice(checkpoints.kept(), config.optim.lr)) from error
     finally:
         log.close()
         batches.close()
@@ -269,8 +266,7 @@ def main(argv: list[str]) -> None:
         if given.verbosity > 0:
             raise
         leave(f"{type(error).__name__}: {error}\n(--verbosity=1 shows where it was raised)")
-    shown = {k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}
-    print(json.dumps(metrics.json_value(shown)))
+    print(metrics.outcome_line(outcome))
 
 
 if __name__ == "__main__":

@@ -62,11 +62,11 @@ def accuracy(
         if remark:
             say(remark)
         results[which]["classes"] = [dict(zip(columns, line, strict=True)) for line in lines]
-    write = getattr(subject.task, "write_results", None)
-    for which in loaded if write and folder else ():
+    for which in loaded if folder else ():
         prefix = "" if which == "live" else f"{which}_"
-        paths = write(found.rows[which], Path(folder), **about, prefix=prefix)
-        say(f"Written: {', '.join(map(str, paths))}")
+        rows = found.rows[which]
+        if paths := tasks.write_results(subject.config, subject.info, rows, Path(folder), prefix):
+            say(f"Written: {', '.join(map(str, paths))}")
     return results
 
 

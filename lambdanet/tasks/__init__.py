@@ -24,19 +24,14 @@ Traced:
     score(model, batch, config) -> (sums, rows)    sums over the rows whose `mask` is 1 (arrays of
         any shape), and rows [b, ...] that go to the host
 
-A task may also have, on the host, the class table and predictions for eval.py:
+A task may also have, on the host:
     metrics(config) -> dict    those of METRICS that `finish` returns with this config, the headline
         first; without it, all
+    check_data(info, config)    raises ValueError if options of training do not fit the data
     check_model(model, config)    raises ValueError if this kind of model cannot do it
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
     write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
         split in a format of other programs; `prefix` begins the files' names
-
-
-A task may also have, on the host, the first for train.py and the last two for eval.py:
-    check_data(info, config)    raises ValueError if options of training do not fit the data
-    check_model(model, name)    raises ValueError if this kind of model cannot do it
-    class_table(sums, info, config) -> (columns, rows, remark)    results by class, from the sums
     write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
         writes what the model says of pictures, name -> path, into a folder; a row tells what of
         each, a problem which cannot be read
@@ -52,6 +47,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -121,6 +117,14 @@ def metrics(config: Any) -> dict[str, str]:
     """Returns what the task's `finish` gives with this config -> 'max' or 'min'."""
     task = get(config.task)
     return task.metrics(config) if hasattr(task, "metrics") else task.METRICS
+
+
+def write_results(
+    config: Any, info: DataInfo, rows: dict[str, np.ndarray], folder: Path, prefix: str = ""
+) -> list[Path]:
+    """Writes the task's files of the results of a split, if it has any; returns them."""
+    write = getattr(get(config.task), "write_results", None)
+    return write(rows, folder, info=info, config=config, prefix=prefix) if write else []
 
 
 def read_for_training(config: Any) -> DataInfo:

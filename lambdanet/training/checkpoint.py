@@ -128,6 +128,10 @@ class Checkpoints:
                 f"the checkpoints in {self.directory} cannot be opened: {_first_line(error)}"
             ) from error
 
+    def kept(self) -> str:
+        """Returns where the checkpoints are and of which steps, for messages."""
+        return f"{self.directory}: {self.steps() or 'none'}"
+
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())

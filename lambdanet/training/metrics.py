@@ -71,6 +71,12 @@ def json_value(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
+def outcome_line(outcome: Mapping[str, Any]) -> str:
+    """Returns the numbers and texts of an outcome as one line of JSON."""
+    plain = {k: v for k, v in outcome.items() if isinstance(v, (int, float, str))}
+    return json.dumps(json_value(plain))
+
+
 def opening(
     model: str, parameters: int, memory: Mapping[str, int], devices: int, start: int, steps: int
 ) -> str:
