@@ -2,7 +2,8 @@
 
     python -m lambdanet.data.prepare coco train2017 instances_train2017.json DIR
     python train.py --config=configs/coco.py:mask_rcnn,lambda_resnet50 --workdir=runs/coco \\
-        --config.data.data_dir=DIR --config.train.init_weights=lambda_resnet50.safetensors
+        --config.data.data_dir=DIR --config.train.init_head=backbone \\
+        --config.train.init_weights=lambda_resnet50.safetensors
     python eval.py --mode=accuracy --workdir=runs/coco
 
 Argument: 'DETECTOR,BACKBONE': 'mask_rcnn,resnet50' (default), a preset of models/detection
@@ -10,8 +11,8 @@ Argument: 'DETECTOR,BACKBONE': 'mask_rcnn,resnet50' (default), a preset of model
 as last part runs ten steps on synthetic images.
 
 DIR is a prepared set, or for boxes alone TFDS's `coco` as it is. The backbone's weights are
-train.init_weights (a file of the backbone alone); from random ones nobody reaches the published
-numbers in this time.
+train.init_weights (with init_head='backbone' a file of the backbone alone); from random ones nobody
+reaches the published numbers in this time.
 
 Recipes (mmdetection 3.3, and the code of Swin and PVT):
     schedule       1x: 12 epochs of 16 images, the rate times 0.1 after 8 and 11; 3x: 36, 27 and 33,
@@ -62,7 +63,7 @@ def get_config(arg: str = "mask_rcnn,resnet50") -> ConfigDict:
         config.data.crop, config.data.scale_range = "scale_crop", (0.6, 1.0)
 
     optim, train = config.optim, config.train
-    train.batch_size, train.init_head = 16, "backbone"
+    train.batch_size = 16
     train.epochs, optim.step_epochs = SCHEDULES[schedule]
     optim.schedule, optim.decay_rate, optim.warmup_start = "step", 0.1, 1e-3
     warmup = 500
