@@ -17,7 +17,7 @@ from lambdanet.ops.detection_loss import mask_cross_entropy
 from lambdanet.ops.roi_align import multi_level_roi_align
 
 from ..registration import registry
-from . import regions
+from . import mask_chunks, regions
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
 from .detector import Detector, Spec
@@ -292,8 +292,6 @@ class RCNN(Detector):
         boxes, positive, index, classes = (
             x[:, :most] for x in (drawn.boxes, drawn.positive, drawn.index, classes)
         )
-        logits = self.mask_head(self._regions(levels, boxes, self.mask_size))
-        own = regions.of_class(logits, classes + self.first)
         wanted = regions.mask_targets(
             targets["masks"],
             targets["boxes"],
@@ -302,8 +300,23 @@ class RCNN(Detector):
             size=2 * self.mask_size,
             binary=self.binary,
         )
-        entropy = jnp.where(positive, mask_cross_entropy(own, wanted), 0.0)
-        return {"mask": (jnp.sum(entropy), jnp.sum(positive * 1.0))}
+        graphdef, weights = nnx.split(self.mask_head)
+
+        def entropy(weights, maps, constants):
+            classes, wanted, positive = constants
+            own = regions.of_class(nnx.merge(graphdef, weights)(maps), classes + self.first)
+            return jnp.sum(jnp.where(positive, mask_cross_entropy(own, wanted), 0.0))
+
+        maps = self._regions(levels, boxes, self.mask_size)
+        total = mask_chunks.sum_in_chunks(
+            entropy,
+            weights,
+            maps,
+            (classes, wanted, positive),
+            positive,
+            mask_chunks.wanted_chunk(most),
+        )
+        return {"mask": (total, jnp.sum(positive * 1.0))}
 
     def detect(
         self,
@@ -339,9 +352,15 @@ class RCNN(Detector):
 
     def _masks(self, levels, found):
         """The masks of detections, for their own classes."""
-        logits = self.mask_head(self._regions(levels, found["boxes"], self.mask_size))
-        own = regions.of_class(logits, found["classes"] + self.first)
-        return jnp.where(found["valid"][..., None, None], jax.nn.sigmoid(own), 0.0)
+
+        def masks(given):
+            boxes, classes = given
+            logits = self.mask_head(self._regions(levels, boxes, self.mask_size))
+            return jax.nn.sigmoid(regions.of_class(logits, classes + self.first))
+
+        given, valid = (found["boxes"], found["classes"]), found["valid"]
+        every = mask_chunks.in_chunks(masks, given, valid, mask_chunks.wanted_chunk(valid.shape[1]))
+        return jnp.where(valid[..., None, None], every, 0.0)
 
     def _regions(self, levels: Sequence[jax.Array], boxes: Any, size: int) -> jax.Array:
         maps, strides = levels[: self.num_maps], self.strides[: self.num_maps]
