@@ -303,19 +303,14 @@ class RCNN(Detector):
         graphdef, weights = nnx.split(self.mask_head)
 
         def entropy(weights, maps, constants):
-            classes, wanted, positive = constants
-            own = regions.of_class(nnx.merge(graphdef, weights)(maps), classes + self.first)
-            return jnp.sum(jnp.where(positive, mask_cross_entropy(own, wanted), 0.0))
+            classes, wanted = constants
+            logits = nnx.merge(graphdef, weights)(maps[None])[0]
+            return mask_cross_entropy(regions.of_class(logits, classes + self.first), wanted)
 
         maps = self._regions(levels, boxes, self.mask_size)
-        total = mask_chunks.sum_in_chunks(
-            entropy,
-            weights,
-            maps,
-            (classes, wanted, positive),
-            positive,
-            mask_chunks.wanted_chunk(most),
-        )
+        maps, constants, there = jax.tree.map(_flat, (maps, (classes, wanted), positive))
+        chunk = mask_chunks.chunk_size()
+        total = mask_chunks.sum_in_chunks(entropy, weights, maps, constants, there, chunk)
         return {"mask": (total, jnp.sum(positive * 1.0))}
 
     def detect(
@@ -354,13 +349,14 @@ class RCNN(Detector):
         """The masks of detections, for their own classes."""
 
         def masks(given):
-            boxes, classes = given
-            logits = self.mask_head(self._regions(levels, boxes, self.mask_size))
+            maps, classes = given
+            logits = self.mask_head(maps[None])[0]
             return jax.nn.sigmoid(regions.of_class(logits, classes + self.first))
 
-        given, valid = (found["boxes"], found["classes"]), found["valid"]
-        every = mask_chunks.in_chunks(masks, given, valid, mask_chunks.wanted_chunk(valid.shape[1]))
-        return jnp.where(valid[..., None, None], every, 0.0)
+        maps, valid = self._regions(levels, found["boxes"], self.mask_size), found["valid"]
+        given, there = jax.tree.map(_flat, ((maps, found["classes"]), valid))
+        every = mask_chunks.in_chunks(masks, given, there, mask_chunks.chunk_size())
+        return every.reshape(*valid.shape, *every.shape[1:])
 
     def _regions(self, levels: Sequence[jax.Array], boxes: Any, size: int) -> jax.Array:
         maps, strides = levels[: self.num_maps], self.strides[: self.num_maps]
@@ -387,6 +383,11 @@ class RCNN(Detector):
         if self.mask_head is not None:
             parts["mask_head"] = self.mask_head.rows(self.detecting.count, self.mask_size)
         return [(f"{part}/{name}", *rest) for part, rows in parts.items() for name, *rest in rows]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[b, r, ...] to [b r, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 registry.register("faster_rcnn", RCNN, masks=False)
