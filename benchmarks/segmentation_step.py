@@ -12,14 +12,11 @@ transformers those rows are left out.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import fnmatch
-import json
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ import jax
 
 from benchmarks import harness, model_suite, torch_segmentation
 from benchmarks.segmentation_worker import compiled_mib, training_config
+from benchmarks.turns import Record, in_turns
 from lambdanet.analysis.text import markdown_table
 
 # Those of a group are in memory together, 5 to 6 GB each, and take turns.
@@ -45,7 +43,6 @@ OPENMM = {
     "UPerNet": (6.4, dict(backbone=dict(name="resnet50", stem="deep_narrow"), head="upernet")),
 }
 OPENMM_SIZE, OPENMM_CLASSES = (512, 1024), 19
-Record = dict[str, Any]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,37 +85,14 @@ def measure(
     Returns:
         (framework, name) -> what its worker said: its facts, and `steps`, one dict per step.
     """
-    found, twins = {}, [name for name in names if torch_segmentation.installed(name)]
+    twins = [name for name in names if torch_segmentation.installed(name)]
     sizes = [f"--side={side}", f"--batch={batch}", f"--classes={classes}"]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        workers = {}
-        for framework, name in [("torch", n) for n in twins] + [("ours", n) for n in names]:
-            key, weights = (framework, name), f"--weights={Path(folder, name)}.npz"
-            workers[key] = stack.enter_context(_worker([*key, *sizes, weights]))
-            found[key] = {**_answer(workers[key], key), "steps": []}
-        for _ in range(rounds + 1):
-            for key, worker in workers.items():
-                print("step", file=worker.stdin, flush=True)
-                found[key]["steps"].append(_answer(worker, key))
-    return found
-
-
-@contextlib.contextmanager
-def _worker(arguments: Sequence[str]) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-m", "benchmarks.segmentation_worker", *arguments]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def _answer(worker: subprocess.Popen, key: tuple[str, str]) -> Record:
-    line = worker.stdout.readline()
-    if not line:
-        raise RuntimeError(f"the worker of {key} ended with status {worker.wait()}")
-    return json.loads(line)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = {
+            (framework, name): [framework, name, *sizes, f"--weights={Path(folder, name)}.npz"]
+            for framework, name in [("torch", n) for n in twins] + [("ours", n) for n in names]
+        }
+        return in_turns("benchmarks.segmentation_worker", arguments, rounds=rounds)
 
 
 def differences(records: Mapping[tuple[str, str], Record]) -> list[str]:

@@ -11,10 +11,7 @@ answer is a line of JSON: first what is known before the steps, then one per ste
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +26,7 @@ from flax import nnx
 
 import models
 from benchmarks import model_suite, torch_segmentation
+from benchmarks.turns import serve
 from configs import base
 from lambdanet.ops.images import normalise
 from lambdanet.training import start_up, state, weights
@@ -50,17 +48,12 @@ def main(argv: list[str] | None = None) -> None:
     config = training_config(args.name, side=args.side)
     build = prepare_ours if args.framework == "ours" else prepare_torch
     step, facts = build(config, args.classes, args.batch, args.weights)
-    _answer(facts)
-    for _ in sys.stdin:
-        wall, cpu = time.perf_counter(), time.process_time()
+
+    def say() -> dict[str, float]:
         loss, norm = step()
-        seconds = dict(s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # KiB on Linux
-        _answer(dict(loss=loss, norm=norm, peak_mib=peak, **seconds))
+        return dict(loss=loss, norm=norm)
 
-
-def _answer(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts), flush=True)
+    serve(say, facts)
 
 
 def training_config(name: str, *, side: int) -> Any:

@@ -47,8 +47,8 @@ def winograd_convolution(
         x: the map; sides that are no multiple of twice the dilation are filled up with zeros.
         kernel: [row, column, input channel, output channel].
         dilation: positions between taps, e; as many zeros lie on every side.
-        band_rows: rows of tiles that are worked on at once, at most half of them; 0 = by
-            `BAND_ELEMENTS`.
+        band_rows: rows of tiles of all images that are worked on at once, at most half of them; 0 =
+            by `BAND_ELEMENTS`, whole images where that allows.
 
     Returns:
         The map in the dtype of `x`.
@@ -87,7 +87,9 @@ _convolve.defvjp(_forward, _backward)
 # --------------------------------------------------------------------------------------------------
 # Bands of tiles, one after the other. Outside a loop XLA's CPU backend keeps the forward pass's
 # tiles for the backward pass, four times the map, makes those of many layers at once, and fuses
-# what makes the map (norms, activations) into all sixteen of its transforms.
+# what makes the map (norms, activations) into all sixteen of its transforms. Bands of whole images
+# need no rows of their neighbours and no empty ones; every n-th image is of one band, so that a
+# batch that lies on several devices stays where it is.
 # --------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +103,23 @@ def _bands(shape: Sequence[int], dilation: int, most: int) -> tuple[int, int]:
     return count, -(-rows // count)
 
 
+def _image_bands(shape: Sequence[int], dilation: int, most: int) -> int:
+    """Returns into how many bands of whole images a batch is cut; 1: into rows instead."""
+    batch, tiles = shape[0], tile_count((1, *shape[1:]), dilation)
+    _, rows = _bands(shape, dilation, most)
+    fewest = min(FEWEST_TILES, rows * tile_count((batch, 1, *shape[2:]), dilation))
+    room = max(BAND_ELEMENTS // (_TILES * shape[3]), FEWEST_TILES) // tiles
+    fitting = (n for n in range(2, batch + 1) if batch % n == 0 and batch // n <= room)
+    count = 1 if most else next(fitting, 1)
+    return count if batch // count * tiles >= fewest else 1
+
+
+def _of_band(x: jax.Array, number: Any, bands: int) -> jax.Array:
+    """Every image of a band."""
+    x = x.reshape(-1, bands, *x.shape[1:])
+    return jax.lax.dynamic_index_in_dim(x, number, 1, keepdims=False)
+
+
 def _filled(x: jax.Array, axis: int, tiles: int, dilation: int, before: int) -> jax.Array:
     """Zeros around an axis: `before`, and up to the last position that so many tiles reach."""
     padding = [(0, 0)] * x.ndim
@@ -112,6 +131,8 @@ def _filled(x: jax.Array, axis: int, tiles: int, dilation: int, before: int) -> 
 def _apply(x: jax.Array, kernels: Grid, spec: str, dilation: int, most: int) -> jax.Array:
     """A^T [kernels * (B^T x B)] A, the products over channels by `spec`."""
     (h, w), step = x.shape[1:3], _SIDE * dilation
+    if (bands := _image_bands(x.shape, dilation, most)) > 1:
+        return _apply_to_images(x, kernels, spec, dilation, bands)
     count, rows = _bands(x.shape, dilation, most)
     x = _filled(x, 1, count * rows, dilation, dilation)
 
@@ -129,6 +150,23 @@ def _apply(x: jax.Array, kernels: Grid, spec: str, dilation: int, most: int) -> 
     return jax.lax.fori_loop(0, count, body, y)[:, :h, :w]
 
 
+def _apply_to_images(
+    x: jax.Array, kernels: Grid, spec: str, dilation: int, bands: int
+) -> jax.Array:
+    h, w = x.shape[1:3]
+
+    def band(number: Any) -> jax.Array:
+        part = _filled(_of_band(x, number, bands), 1, _tiles(h, dilation), dilation, dilation)
+        return _apply_to_band(part, kernels, spec, dilation)[:, :h, :w]
+
+    def body(number: Any, y: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(y, band(number), number, 1)
+
+    one = jax.eval_shape(band, 0)
+    y = jnp.zeros((one.shape[0], bands, *one.shape[1:]), one.dtype)
+    return jax.lax.fori_loop(0, bands, body, y).reshape(-1, *one.shape[1:])
+
+
 def _apply_to_band(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax.Array:
     b, channels, found = x.shape[0], x.shape[3], []
     for parts, matrices in zip(_inputs(x, dilation), kernels, strict=True):
@@ -144,14 +182,22 @@ def _apply_to_band(x: jax.Array, kernels: Grid, spec: str, dilation: int) -> jax
 
 def _kernel_gradient(x: jax.Array, gradient: jax.Array, dilation: int, most: int) -> jax.Array:
     step = _SIDE * dilation
-    count, rows = _bands(x.shape, dilation, most)
-    x = _filled(x, 1, count * rows, dilation, dilation)
-    gradient = _filled(gradient, 1, count * rows, dilation, 0)
+    images = _image_bands(x.shape, dilation, most)
+    if images > 1:
+        count, rows = images, _tiles(x.shape[1], dilation)
+    else:
+        count, rows = _bands(x.shape, dilation, most)
+        x = _filled(x, 1, count * rows, dilation, dilation)
+        gradient = _filled(gradient, 1, count * rows, dilation, 0)
 
     def band(number: Any) -> Grid:
-        start = number * rows * step
-        part = jax.lax.dynamic_slice_in_dim(x, start, (rows + 1) * step, 1)
-        other = jax.lax.dynamic_slice_in_dim(gradient, start, rows * step, 1)
+        if images > 1:
+            part = _filled(_of_band(x, number, images), 1, rows, dilation, dilation)
+            other = _filled(_of_band(gradient, number, images), 1, rows, dilation, 0)
+        else:
+            start = number * rows * step
+            part = jax.lax.dynamic_slice_in_dim(x, start, (rows + 1) * step, 1)
+            other = jax.lax.dynamic_slice_in_dim(gradient, start, rows * step, 1)
         grids = _inputs(part, dilation), _outputs(other, dilation)
         return [
             [

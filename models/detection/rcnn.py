@@ -17,7 +17,7 @@ from lambdanet.ops.detection_loss import mask_cross_entropy
 from lambdanet.ops.roi_align import multi_level_roi_align
 
 from ..registration import registry
-from . import regions
+from . import mask_chunks, regions
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
 from .detector import Detector, Spec
@@ -292,8 +292,6 @@ class RCNN(Detector):
         boxes, positive, index, classes = (
             x[:, :most] for x in (drawn.boxes, drawn.positive, drawn.index, classes)
         )
-        logits = self.mask_head(self._regions(levels, boxes, self.mask_size))
-        own = regions.of_class(logits, classes + self.first)
         wanted = regions.mask_targets(
             targets["masks"],
             targets["boxes"],
@@ -302,8 +300,18 @@ class RCNN(Detector):
             size=2 * self.mask_size,
             binary=self.binary,
         )
-        entropy = jnp.where(positive, mask_cross_entropy(own, wanted), 0.0)
-        return {"mask": (jnp.sum(entropy), jnp.sum(positive * 1.0))}
+        graphdef, weights = nnx.split(self.mask_head)
+
+        def entropy(weights, maps, constants):
+            classes, wanted = constants
+            logits = nnx.merge(graphdef, weights)(maps[None])[0]
+            return mask_cross_entropy(regions.of_class(logits, classes + self.first), wanted)
+
+        maps = self._regions(levels, boxes, self.mask_size)
+        maps, constants, there = jax.tree.map(_flat, (maps, (classes, wanted), positive))
+        chunk = mask_chunks.chunk_size()
+        total = mask_chunks.sum_in_chunks(entropy, weights, maps, constants, there, chunk)
+        return {"mask": (total, jnp.sum(positive * 1.0))}
 
     def detect(
         self,
@@ -339,9 +347,16 @@ class RCNN(Detector):
 
     def _masks(self, levels, found):
         """The masks of detections, for their own classes."""
-        logits = self.mask_head(self._regions(levels, found["boxes"], self.mask_size))
-        own = regions.of_class(logits, found["classes"] + self.first)
-        return jnp.where(found["valid"][..., None, None], jax.nn.sigmoid(own), 0.0)
+
+        def masks(given):
+            maps, classes = given
+            logits = self.mask_head(maps[None])[0]
+            return jax.nn.sigmoid(regions.of_class(logits, classes + self.first))
+
+        maps, valid = self._regions(levels, found["boxes"], self.mask_size), found["valid"]
+        given, there = jax.tree.map(_flat, ((maps, found["classes"]), valid))
+        every = mask_chunks.in_chunks(masks, given, there, mask_chunks.chunk_size())
+        return every.reshape(*valid.shape, *every.shape[1:])
 
     def _regions(self, levels: Sequence[jax.Array], boxes: Any, size: int) -> jax.Array:
         maps, strides = levels[: self.num_maps], self.strides[: self.num_maps]
@@ -368,6 +383,11 @@ class RCNN(Detector):
         if self.mask_head is not None:
             parts["mask_head"] = self.mask_head.rows(self.detecting.count, self.mask_size)
         return [(f"{part}/{name}", *rest) for part, rows in parts.items() for name, *rest in rows]
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[b, r, ...] to [b r, ...]."""
+    return x.reshape(-1, *x.shape[2:])
 
 
 registry.register("faster_rcnn", RCNN, masks=False)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lambdanet.ops import winograd
 from lambdanet.ops.convolution import convolution
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.window_taps import gather_back, tap_views
@@ -61,8 +62,13 @@ def test_lowerings_equal_xlas_convolution(impl, shape, sides, options):
             np.testing.assert_allclose(ours, expected, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize(("shape", "dilation"), [((2, 7, 5, 3), 1), ((1, 13, 6, 2), 2)])
-def test_bands_of_winograds_tiles_equal_xlas_convolution(shape, dilation):
+@pytest.mark.parametrize(
+    ("shape", "dilation", "images"),
+    [((2, 7, 5, 3), 1, 2), ((1, 13, 6, 2), 2, 1), ((6, 5, 3, 2), 2, 2), ((3, 6, 4, 2), 1, 3)],
+)
+def test_bands_of_winograds_tiles_equal_xlas_convolution(shape, dilation, images):
+    """Of rows, and, where the number of rows is not given, of images."""
+    assert winograd._image_bands(shape, dilation, 0) == images
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
         x, kernel = (jnp.asarray(rng.standard_normal(s)) for s in (shape, (3, 3, shape[3], 4)))
