@@ -228,11 +228,12 @@ def check_detector(name: str) -> str:
 
 
 def _check_kind(name: str, method: str) -> str:
+    from lambdanet.registry import suggest
     from models import registry  # here, so that reading a config alone starts no JAX
 
     known = [n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method)]
     if name not in known:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}")
+        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}.{suggest(name, known)}")
     return name
 
 

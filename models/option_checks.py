@@ -33,6 +33,7 @@ def basic_problems(
     choices: Mapping[str, Sequence[str]],
     counts: Iterable[str] = (),
     counts_or_zero: Iterable[str] = (),
+    counts_from_zero: Iterable[str] = (),
     rates: Iterable[str] = (),
     positive: Iterable[str] = (),
     flags: Iterable[str] = (),
@@ -44,7 +45,8 @@ def basic_problems(
         options: values by name.
         choices: option -> allowed names.
         counts: options that are positive integers.
-        counts_or_zero: options that are integers of 0 or more.
+        counts_or_zero: options that are integers of 0, no classifier, or more.
+        counts_from_zero: options that are integers of 0 or more.
         rates: options that are numbers from 0 to below 1.
         positive: options that are positive numbers.
         flags: options that are True or False.
@@ -67,6 +69,10 @@ def basic_problems(
             "0 (no classifier) or a positive integer",
         )
         for name in counts_or_zero
+    ]
+    checks += [
+        (name, type(options[name]) is int and options[name] >= 0, "0 or a positive integer")
+        for name in counts_from_zero
     ]
     checks += [
         (name, is_number(options[name]) and 0.0 <= options[name] < 1.0, "at least 0 and below 1")

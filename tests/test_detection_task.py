@@ -92,7 +92,7 @@ def test_the_number_of_classes_and_masks(config):
     with pytest.raises(ValueError, match="num_classes=2, but the data has 3 classes"):
         detection.model_options(INFO, config)
     config.detection.masks = True
-    with pytest.raises(ValueError, match="the objects of the data have no masks"):
+    with pytest.raises(ValueError, match="have no masks: set it to False, and take a model"):
         detection.model_options(INFO, config)
 
 
@@ -179,6 +179,8 @@ def test_recipes_say_what_is_learnt():
     assert digit_scenes.get_config("instances").train.keep_best == "mask_ap"
     with pytest.raises(ValueError, match="argument 'upernet'; allowed: faster_rcnn, retinanet"):
         digit_scenes.get_config("detect,upernet")
+    with pytest.raises(ValueError, match=r"\. Did you mean 'small_mask_rcnn'"):
+        own_objects.get_config("small_mask_rnn")
 
 
 def test_the_stem_and_the_first_stage_are_frozen_and_all_statistics():

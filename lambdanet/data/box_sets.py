@@ -7,6 +7,7 @@ common: splits, the histogram of the classes, and the writing.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -97,6 +98,17 @@ def check_splits(splits: Mapping[str, list[BoxedPicture]], findings: Findings) -
         findings.stop(f"there is no split 'train', but {', '.join(splits) or 'none at all'}")
     elif splits["train"] and not any((~p.found.crowd).any() for p in splits["train"]):
         findings.stop("split 'train' has no objects, or crowds alone: nothing can be learnt of it")
+
+
+def shared(splits: Mapping[str, list[BoxedPicture]]) -> tuple[str, ...]:
+    """Returns a note for every two splits that have files in common."""
+    files = {name: {p.file.resolve() for p in pictures} for name, pictures in splits.items()}
+    return tuple(
+        f"pictures of {one} that {other} has, too: {len(files[one] & files[other])} (kept; a score "
+        "on pictures of the training is none)"
+        for one, other in itertools.combinations(files, 2)
+        if files[one] & files[other]
+    )
 
 
 def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) -> tuple[str, ...]:

@@ -51,11 +51,17 @@ def read_annotation(
         raise ValueError(problems[0])
     mask = read_mask(entry.get("segmentation"), size) if masks else b""
     area = entry.get("area")
-    if not _are_numbers([area]) or not math.isfinite(area) or area < 0:
+    if area is not None and not (_are_numbers([area]) and 0 <= area < math.inf):
+        raise ValueError(
+            f"area is {json.dumps(area)[:60]}; allowed: a number of 0 or more, or none at all"
+        )
+    if area is None:
         area = run_lengths.area(mask, size) if masks else np.prod(cut[0, 2:] - cut[0, :2])
     box = cut[0] if problems else box[0]
-    crowd = entry.get("iscrowd", 0) not in (0, None)
-    return (box, classes[category], crowd, area, mask), problems.get(0, "")
+    crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
+    if crowd not in (0, 1):
+        raise ValueError(f"iscrowd is {json.dumps(crowd)[:60]}; allowed: 0, 1")
+    return (box, classes[category], bool(crowd), area, mask), problems.get(0, "")
 
 
 def read_mask(value: Any, size: tuple[int, int]) -> bytes:

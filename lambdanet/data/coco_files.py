@@ -52,7 +52,7 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
         name, _, files = text.partition("=")
         file, folder = (files, "") if files.endswith(".json") else files.rpartition(",")[::2]
         name = mask_folders.SPLIT_FOLDERS.get(name.lower(), name)
-        if not re.fullmatch(r"[A-Za-z]\w*", name) or not file:
+        if not mask_folders.SPLIT_NAME.fullmatch(name) or not file:
             raise ValueError(f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES]")
         if name in found:
             raise ValueError(
@@ -94,13 +94,13 @@ def scan(
     files = {name: _File(part, findings) for name, part in parts.items()}
     first = next(iter(files.values()))
     for file in files.values():
-        if file.categories != first.categories:
+        if file.numbers() != first.numbers():
             findings.stop(f"{file.name}: other categories than {first.name}; they must be the same")
     masks = any(file.has_masks() for file in files.values())
     splits = {name: file.pictures(masks, on_file) for name, file in files.items()}
     box_sets.check_splits(splits, findings)
     where = ", ".join(str(part.annotations) for part in parts.values())
-    notes = findings.resolve(where, on_error)
+    notes = (*findings.resolve(where, on_error), *box_sets.shared(splits))
     if list(splits) == ["train"]:
         splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction)
     classes = tuple(entry["name"] for entry in first.categories)
@@ -118,8 +118,7 @@ class _File:
             content = json.loads(part.annotations.read_text(encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
             findings.stop(f"{self.name}: cannot be read as JSON ({error})")
-            content = None
-        if content is not None:
+        else:
             self._take_lists(content)
         self.categories = sorted(self._unique("categories"), key=lambda entry: entry["id"])
         self._check_names()
@@ -174,6 +173,10 @@ class _File:
         if not self.categories and self.lists["images"]:
             self.findings.stop(f"{self.name}: no categories")
 
+    def numbers(self) -> dict[int, str]:
+        """Returns number -> name of the categories."""
+        return {entry["id"]: entry["name"] for entry in self.categories}
+
     def has_masks(self) -> bool:
         """Whether any object has one."""
         return any(entry.get("segmentation") for entry in self.lists["annotations"])
@@ -218,8 +221,8 @@ class _File:
         if path.is_absolute() or ".." in path.parts or re.match(r"\w+://", name):
             return self._report(image, f"its file_name must be relative to {self.part.images}")
         size, reason = picture_size(self.part.images / name)
-        if not reason and ("width" in image or "height" in image):
-            said = (image.get("width"), image.get("height"))
+        said = (image.get("width"), image.get("height"))
+        if not reason and any(n not in (None, 0) for n in said):  # some programs leave it open
             reason = why_another_size(said, size)
         return self._report(image, reason) if reason else size
 

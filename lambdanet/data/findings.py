@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 from pathlib import Path
 
 from lambdanet.data import class_folders, decode
@@ -63,9 +64,15 @@ def picture_size(file: Path) -> tuple[tuple[int, int], str]:
     Args:
         file: need not exist.
     """
-    reason = class_folders.why_no_image(file)
-    if reason:
-        return (0, 0), reason if file.exists() else "there is no such picture"
+    try:
+        if not file.exists():
+            return (0, 0), "there is no such picture"
+        if file.is_dir():
+            return (0, 0), "a folder, and no picture"
+    except OSError as error:  # a name that is too long
+        return (0, 0), f"cannot be read ({error.strerror})"
+    if reason := class_folders.why_no_image(file):
+        return (0, 0), reason
     try:
         picture = decode.open_image(file.read_bytes())
         picture.load()  # a picture that is cut off has a whole header
@@ -80,4 +87,5 @@ def why_another_size(said: tuple[int, int], size: tuple[int, int]) -> str:
         return ""
     turned = said == size[::-1]
     hint = " (the camera's orientation counts: annotate the upright picture)" if turned else ""
-    return f"says {said[0]} x {said[1]}, and the picture has {size[0]} x {size[1]}{hint}"
+    width, height = (json.dumps(n) if isinstance(n, (str, float)) else n for n in said)
+    return f"says {width} x {height}, and the picture has {size[0]} x {size[1]}{hint}"

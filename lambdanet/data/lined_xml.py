@@ -39,6 +39,10 @@ class Element:
         return "" if child is None else child.text
 
 
+class _HasDoctypeError(Exception):
+    """Raised while the file is read."""
+
+
 def read(file: Path) -> Element:
     """Returns the outermost element of a file.
 
@@ -65,13 +69,17 @@ def read(file: Path) -> Element:
         open_elements[-1].text += text
 
     def doctype(*about: object) -> None:
-        raise ValueError("it has a document type, which annotations have not")
+        raise _HasDoctypeError
 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = characters, doctype
     parser.buffer_text = True
     try:
         parser.Parse(file.read_bytes(), True)
+    except _HasDoctypeError:
+        raise ValueError("it has a document type, which annotations have not") from None
     except expat.ExpatError as error:
         raise ValueError(f"cannot be read as XML ({error})") from error
+    except (LookupError, ValueError) as error:  # encodings that nobody knows, or of many bytes
+        raise ValueError(f"cannot be read as XML ({error}); store it as UTF-8") from error
     return top.children[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lambdanet.data.class_histogram import Count
 from lambdanet.data.mask_coding import Coding, read_names, read_palette
 
 SPLIT_FOLDERS = {**class_folders.SPLIT_FOLDERS, "training": "train", "testing": "test"}
+SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -258,11 +258,9 @@ def _prepare_voc(args: argparse.Namespace) -> None:
 def _say_boxes(destination: str, found: box_sets.BoxSet) -> None:
     print("\n".join(box_sets.table(found.splits, found.classes)))
     most = f"at most {found.most_objects} objects in a picture"
-    options = ["--config.task=detection"]
+    options = ["--config=configs/own_objects.py" + ":small_mask_rcnn" * found.masks]
     if found.most_objects > MOST_OBJECTS:
         options.append(f"--config.detection.max_objects={found.most_objects}")
-    if found.masks:
-        options.append("--config.detection.masks=True")
     if found.most_mask_bytes > MOST_MASK_BYTES:
         options.append(f"--config.detection.mask_bytes={found.most_mask_bytes}")
     notes = (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)

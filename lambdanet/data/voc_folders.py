@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import unicodedata
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,8 @@ from lambdanet.data.objects import Objects, check_boxes
 
 PICTURES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 EDGES = ("xmin", "ymin", "xmax", "ymax")
+WHOLE = re.compile(r"[0-9]{1,9}")
+DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +129,10 @@ class _Search:
     def __init__(self, root: Path, findings: Findings):
         self.root, self.findings = root, findings
         self.listed = False
+        self.annotations = {
+            file.stem: file for file in sorted((root / ANNOTATIONS).iterdir())
+            if file.suffix.lower() == ".xml" and not is_litter(file.name)
+        }  # fmt: skip
         self.pictures: dict[str, Path] = {}
         for file in sorted((root / PICTURES).iterdir()):
             twin = self.pictures.setdefault(file.stem, file)
@@ -137,14 +144,24 @@ class _Search:
 
     def lists(self) -> tuple[dict[str, list[str]], tuple[str, ...]]:
         """Returns split -> names of its pictures, and notes."""
-        annotated = [
-            file.stem for file in sorted((self.root / ANNOTATIONS).iterdir())
-            if file.suffix.lower() == ".xml" and not is_litter(file.name)
-        ]  # fmt: skip
+        annotated = list(self.annotations)
         folder = self.root / LISTS
         files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
-        found = {file.stem.lower(): self._names(file) for file in files}
-        found = {name: stems for name, stems in found.items() if stems is not None}
+        found, of_split = {}, {}
+        for file in files:
+            if (stems := self._names(file)) is None:
+                continue
+            name = file.stem.lower()
+            split = mask_folders.SPLIT_FOLDERS.get(name, name)
+            twin = of_split.setdefault(split, file.name)
+            if twin != file.name:
+                self.findings.stop(f"{LISTS}/{file.name}: the split {split!r}, as {twin} is")
+            elif not mask_folders.SPLIT_NAME.fullmatch(split):
+                self.findings.stop(
+                    f"{LISTS}/{file.name}: {split!r} is no name of a split; allowed: letters, "
+                    "digits and _, a letter first"
+                )
+            found[name] = stems
         self.listed = bool(found)
         if not found:
             bare = len(self.pictures.keys() - set(annotated))
@@ -201,24 +218,34 @@ class _Search:
         """Returns a picture with its annotation; None, and reports it, if either is missing or
         cannot be read.
         """
-        where = f"{ANNOTATIONS}/{printable(stem)}.xml"
+        where = f"{ANNOTATIONS}/{stem}.xml"
         file = self.pictures.get(stem)
         try:
-            top = lined_xml.read(self.root / ANNOTATIONS / f"{stem}.xml")
+            if stem not in self.annotations:
+                raise FileNotFoundError
+            top = lined_xml.read(self.annotations[stem])
+            if top.tag != "annotation":
+                raise ValueError(
+                    f"line {top.line}: its outermost element is {top.tag[:40]!r}, not 'annotation'"
+                )
             if file is None:
                 raise ValueError(
                     f"no picture {PICTURES}/{printable(stem)}.* ({', '.join(FORMATS)})"
                 )
             size, reason = picture_size(file)
             if reason:
-                where = f"{PICTURES}/{printable(file.name)}"
+                where = f"{PICTURES}/{file.name}"
                 raise ValueError(reason)
             self._check_size(top.find("size"), size)
-            objects = [self._object(entry, where) for entry in top.all("object")]
+            objects = [self._object(entry, printable(where)) for entry in top.all("object")]
         except FileNotFoundError:
-            return self.findings.mend(NO_PICTURE, f"{where}: there is no such file")
+            text = f"{printable(where)}: there is no such file"
+            return self.findings.mend(NO_PICTURE, text)
+        except OSError as error:  # a folder, a file of somebody else, a name that is too long
+            text = f"{printable(where)}: cannot be read ({error.strerror})"
+            return self.findings.mend(NO_PICTURE, text)
         except ValueError as error:
-            return self.findings.mend(NO_PICTURE, f"{where}: {error}")
+            return self.findings.mend(NO_PICTURE, f"{printable(where)}: {error}")
         finally:
             on_file()
         return _Annotated(file, size, [o for o in objects if o is not None])
@@ -226,7 +253,7 @@ class _Search:
     def _check_size(self, said: lined_xml.Element | None, size: tuple[int, int]) -> None:
         numbers = [] if said is None else [said.text_of(tag) for tag in ("width", "height")]
         if any(text not in ("", "0") for text in numbers):  # some programs leave it open
-            whole = tuple(int(text) if text.isdecimal() else text for text in numbers)
+            whole = tuple(int(text) if WHOLE.fullmatch(text) else text for text in numbers)
             if reason := why_another_size(whole, size):
                 raise ValueError(f"line {said.line}: {reason}")
 
@@ -241,9 +268,12 @@ class _Search:
             said = "missing" if box is None else [box.text_of(tag) for tag in EDGES]
             text = f"{where}: line {entry.line}: bndbox is {said}; it needs {', '.join(EDGES)}"
             return self.findings.mend(LEFT_OUT, text)
-        return _Object(
-            name, (box or entry).line, edges, entry.text_of("difficult") in ("1", "True")
-        )
+        difficult = DIFFICULT.get(entry.text_of("difficult").lower())
+        if difficult is None:
+            said = entry.text_of("difficult")[:40]
+            text = f"{where}: line {entry.line}: difficult is {said!r}; allowed: 0, 1"
+            return self.findings.mend(LEFT_OUT, text)
+        return _Object(name, (box or entry).line, edges, difficult)
 
     def objects(
         self, stem: str, picture: _Annotated, classes: Mapping[str, int], first_pixel: int

@@ -73,7 +73,8 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
         return {"num_classes": wanted or known}
     if config.detection.masks and "masks" not in info.features:
         raise ValueError(
-            "detection.masks=True, but the objects of the data have no masks: set it to False"
+            "detection.masks=True, but the objects of the data have no masks: set it to False, and "
+            "take a model without masks ('faster_rcnn', 'retinanet')"
         )
     if wanted is not None and wanted < known:
         raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")

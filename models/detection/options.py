@@ -38,8 +38,37 @@ _COUNTS = (
 )
 _POSITIVE = ("anchor_scale", "smooth_l1_beta")
 
-LARGEST = 10**6
-"""Of numbers of samples, proposals and detections."""
+LARGEST = {
+    "channels": 2**14,
+    "num_levels": 12,
+    "anchor_octaves": 64,
+    "anchor_scale": 10**4,
+    "smooth_l1_beta": 10**4,
+    "focal_gamma": 100,
+    "num_convs": 100,
+    "rpn_convs": 100,
+    "mask_convs": 100,
+    "roi_sampling": 16,
+    "roi_finest": 10**5,
+    "box_size": 128,
+    "mask_size": 128,
+    "fc_channels": 2**14,
+    "mask_channels": 2**14,
+    "num_classes": 10**5,
+    "candidates": 10**6,
+    "before_nms": 10**6,
+    "max_detections": 10**6,
+    "rpn_samples": 10**6,
+    "roi_samples": 10**6,
+    "proposals_before": 10**6,
+    "proposals_after": 10**6,
+}
+"""Upper bounds, beyond what any detector needs; see `option_checks.LARGEST`."""
+
+MOST_RATIOS, STEEPEST = 64, 100.0
+"""Aspect ratios of anchors, and the largest of them; the smallest is one by it."""
+LEAST_STD, MOST_STD = 1e-4, 1e4
+"""Of a box coder."""
 
 
 def retinanet_problems(options: Mapping[str, Any]) -> list[str]:
@@ -53,14 +82,15 @@ def retinanet_problems(options: Mapping[str, Any]) -> list[str]:
         {**options, "blocks": (1,)},
         choices={**_CHOICES, "loss_average": ("batch", "image")},
         counts=(*_COUNTS, "candidates"),
+        counts_from_zero=("num_convs",),
         positive=_POSITIVE,
         flags=("padding_anchors", "extra_relu"),
     )
     problems += _fractions(options, "positive_iou", "negative_iou", "score_threshold")
     problems += _fractions(options, "nms_threshold", "focal_alpha")
-    problems += _not_negative(options, "num_convs", "focal_gamma")
+    problems += _not_negative(options, "focal_gamma")
     problems += _ordered(options, "negative_iou", "positive_iou")
-    return problems + _common(options, bool(problems), ("candidates",))
+    return problems + _common(options, bool(problems))
 
 
 def rcnn_problems(options: Mapping[str, Any]) -> list[str]:
@@ -84,13 +114,13 @@ def rcnn_problems(options: Mapping[str, Any]) -> list[str]:
             "mask_target": ("binary", "soft"),
         },
         counts=(*_COUNTS, *counts),
+        counts_from_zero=("rpn_convs", "mask_convs"),
         positive=(*_POSITIVE, *finest),
         flags=("padding_anchors", "roi_aligned", "masks"),
     )
     problems += _fractions(options, "rpn_positive_iou", "rpn_negative_iou", "rpn_force_iou")
     problems += _fractions(options, "rpn_positive_fraction", "proposal_nms", "nms_threshold")
     problems += _fractions(options, "roi_positive_fraction", "roi_positive_iou", "score_threshold")
-    problems += _not_negative(options, "rpn_convs", "mask_convs")
     problems += _ordered(options, "rpn_negative_iou", "rpn_positive_iou")
     for name in ("proposals_before", "proposals_after"):
         if not positives(options[name], 2):
@@ -98,25 +128,30 @@ def rcnn_problems(options: Mapping[str, Any]) -> list[str]:
                 f"{name} is {show(options[name])}; allowed: two positive integers, in training and "
                 "in evaluation"
             )
-    large = ("rpn_samples", "roi_samples", "proposals_before", "proposals_after")
-    return problems + _common(options, bool(problems), large)
+    return problems + _common(options, bool(problems))
 
 
-def _common(options: Mapping[str, Any], wrong: bool, large: tuple[str, ...]) -> list[str]:
+def _common(options: Mapping[str, Any], wrong: bool) -> list[str]:
     """Problems of what all detectors have; the backbone's only once where options are wrong in the
     detector itself.
     """
     problems = []
     ratios = options["anchor_ratios"]
-    if not isinstance(ratios, tuple) or not ratios or not all(map(_positive, ratios)):
-        problems.append(f"anchor_ratios is {show(ratios)}; allowed: a tuple of positive numbers")
+    if not (_all_between(ratios, 1 / STEEPEST, STEEPEST) and 1 <= len(ratios) <= MOST_RATIOS):
+        problems.append(
+            f"anchor_ratios is {show(ratios)}; allowed: one to {MOST_RATIOS} numbers from "
+            f"{1 / STEEPEST:g} to {STEEPEST:g}"
+        )
     stds = options["box_stds"]
-    if not isinstance(stds, tuple) or len(stds) != 4 or not all(map(_positive, stds)):
-        problems.append(f"box_stds is {show(stds)}; allowed: four positive numbers")
-    for name in (*large, "before_nms", "max_detections"):
-        given = options[name] if isinstance(options[name], tuple) else (options[name],)
-        if any(is_number(n) and n > LARGEST for n in given):
-            problems.append(f"{name} is {show(options[name])}; allowed: {LARGEST} or less")
+    if not (_all_between(stds, LEAST_STD, MOST_STD) and len(stds) == 4):
+        problems.append(
+            f"box_stds is {show(stds)}; allowed: four numbers from {LEAST_STD:g} to {MOST_STD:g}"
+        )
+    for name, most in LARGEST.items():
+        value = options.get(name)
+        given = value if isinstance(value, tuple) else (value,)
+        if any(is_number(n) and n > most for n in given):
+            problems.append(f"{name} is {show(value)}; allowed: {most} or less")
     depth = None
     try:
         given = {} if wrong else {key: options[key] for key in HANDED_TO_BACKBONE}
@@ -138,8 +173,9 @@ def _common(options: Mapping[str, Any], wrong: bool, large: tuple[str, ...]) -> 
     return problems
 
 
-def _positive(value: Any) -> bool:
-    return is_number(value) and value > 0
+def _all_between(values: Any, low: float, high: float) -> bool:
+    """Whether it is a tuple of numbers from `low` to `high`."""
+    return isinstance(values, tuple) and all(is_number(n) and low <= n <= high for n in values)
 
 
 def _fractions(options: Mapping[str, Any], *names: str) -> list[str]:
@@ -154,7 +190,7 @@ def _not_negative(options: Mapping[str, Any], *names: str) -> list[str]:
     return [
         f"{name} is {show(options[name])}; allowed: 0 or more"
         for name in names
-        if not (is_number(options[name]) and 0 <= options[name] <= 100)
+        if not (is_number(options[name]) and options[name] >= 0)
     ]
 
 

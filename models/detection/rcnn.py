@@ -21,6 +21,7 @@ from . import mask_chunks, regions
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
 from .detector import Detector, Spec
+from .inputs import check_pictures, check_targets
 from .options import rcnn_problems
 from .parts import Sizes
 from .roi_heads import BoxHead, MaskHead
@@ -256,6 +257,8 @@ class RCNN(Detector):
             targets: see `Targets`; classes from 0 to num_classes - 1.
             rngs: `dropout` stream; anchors and proposals are drawn from it.
         """
+        check_pictures(images, image_shapes, self.in_channels)
+        targets = check_targets(targets, images.shape[0], masks=self.mask_head is not None)
         keys = jax.random.split(rngs.dropout(), (2, images.shape[0]))
         levels = self.levels(images, rngs=rngs)
         logits, deltas = self.rpn(levels)
@@ -333,6 +336,7 @@ class RCNN(Detector):
             [b, max_detections, 2 mask_size, 2 mask_size], probabilities in the coordinates of the
             boxes.
         """
+        check_pictures(images, image_shapes, self.in_channels)
         levels = self.levels(images, rngs=rngs)
         logits, deltas = self.rpn(levels)
         anchors = self._anchors(levels, images)

@@ -21,6 +21,7 @@ from ..registration import registry
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
 from .detector import Detector, Spec
+from .inputs import check_pictures, check_targets
 from .options import retinanet_problems
 from .parts import Sizes, Tower, flat_levels
 
@@ -254,6 +255,8 @@ class RetinaNet(Detector):
             targets: see `Targets`; classes from 0 to num_classes - 1.
             rngs: `dropout` stream; read by the backbone in the training view.
         """
+        check_pictures(images, image_shapes, self.in_channels)
+        targets = check_targets(targets, images.shape[0], masks=False)
         levels = self.levels(images, rngs=rngs)
         logits, deltas = (jnp.concatenate(one, axis=1) for one in self.head(levels))
         anchors = np.concatenate(self._anchors(levels, images))
@@ -305,6 +308,7 @@ class RetinaNet(Detector):
             boxes [b, max_detections, 4] in pixels, scores, classes int32 and valid
             [b, max_detections], by falling score; zeros where not valid.
         """
+        check_pictures(images, image_shapes, self.in_channels)
         levels = self.levels(images, rngs=rngs)
         logits, deltas = self.head(levels)
         anchors = self._anchors(levels, images)

@@ -1,14 +1,19 @@
 """`prepare coco`: classes, boxes and masks of COCO's format, and all that is wrong at once."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
+from absl import flags
 from data_helpers import jpeg
+from ml_collections import config_flags
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_masks
 
-from configs import base
+import models
+from configs import base, own_objects
+from lambdanet import config as config_lib
 from lambdanet import data
 from lambdanet.data import coco_entries, coco_files, objects, prepare, run_lengths
 
@@ -95,7 +100,7 @@ def test_prepared_sets_hold_everything(tmp_path, content, capsys):
     assert "2 classes, train 4" in out and "at most 2 objects in a picture; with masks" in out
     assert "pictures without objects in train: 1 (kept)" in out
     assert "pictures of crowds alone in train: 1 (kept)" in out
-    assert "train with --config.task=detection --config.detection.masks=True --config.data" in out
+    assert "train with --config=configs/own_objects.py:small_mask_rcnn --config.data" in out
     found, info = read(tmp_path)
     assert info.classes == ("cat", "dog") and info.class_ids == (3, 18)
     assert json.loads((tmp_path / "out" / "categories.json").read_text()) == CATEGORIES[::-1]
@@ -154,7 +159,54 @@ def test_splits_from_several_files_and_folders(tmp_path, content, capsys):
         coco_files.scan(found)
 
 
+def test_the_printed_command_trains(tmp_path, content, capsys):
+    more = [annotation(100 + n, 10) for n in range(100)]
+    content["annotations"] += more
+    assert run(tmp_path, content) == 0
+    for entry in content["annotations"]:
+        del entry["segmentation"]
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    names = [str(tmp_path / name) for name in ("images", "all.json", "without masks")]
+    assert prepare.main(["coco", *names, "--val-fraction=0"]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train with ")]
+    for line, name in zip(lines, ("small_mask_rcnn", "small_retinanet"), strict=True):
+        config = config_of(shlex.split(line.removeprefix("train with ")))
+        config_lib.validate(config, base.get_config(), models.registry)
+        assert config.task == "detection" and config.model.name == name
+        assert config.detection.max_objects == 102
+        info = objects.read(data.open_builder(config.data))
+        assert len(data.open_source(config.data, config.data.train_split, info.features)) in (3, 4)
+
+
+def config_of(options):
+    """The config that options of train.py say."""
+    file, _, argument = options[0].partition(":")
+    assert file == "--config=configs/own_objects.py"
+    recipe, values = own_objects.get_config(argument), flags.FlagValues()
+    command = ["train.py", *options[1:]]
+    holder = config_flags.DEFINE_config_dict("config", recipe, flag_values=values, sys_argv=command)
+    values(command)
+    return holder.value
+
+
+def test_what_exporters_write_differently_is_the_same(tmp_path, content, capsys):
+    content["images"][0].update(width=None, height=None)
+    content["images"][1].update(width=0, height=0)
+    content["annotations"][0].update(iscrowd=True, area=None)
+    other = {**content, "categories": [{"id": 3, "name": "cat", "color": "red"}, CATEGORIES[0]]}
+    (tmp_path / "val.json").write_text(json.dumps(other))
+    assert run(tmp_path, content, "--split", f"val={tmp_path / 'val.json'}") == 0
+    said = "note: pictures of train that validation has, too: 4 (kept; a score on"
+    assert said in capsys.readouterr().out
+    assert read(tmp_path)[0][10][1].crowd.tolist() == [True, False]
+
+
 MISTAKES = [
+    (dict(iscrowd="0"), 'iscrowd is "0"; allowed: 0, 1'),
+    (dict(iscrowd=2), "iscrowd is 2; allowed: 0, 1"),
+    (dict(area=float("nan")), "area is NaN; allowed: a number of 0 or more, or none at all"),
+    (dict(area="77"), 'area is "77"; allowed: a number'),
+    (dict(area=-1), "area is -1; allowed: a number"),
     (dict(image=99), "annotation 5: there is no image 99"),
     (dict(image="10"), "annotation 5: there is no image '10'"),
     (dict(category=4), r"annotation 5 (a.jpg): category 4 is none of the 2 categories"),
@@ -195,7 +247,8 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, content, capsys):
     (tmp_path / "images" / "c.jpg").unlink()
     (tmp_path / "images" / "d.jpg").write_bytes(jpeg((1, 2, 3), (90, 90))[:-200])
     images += [dict(id=50, file_name="../x.jpg"), dict(id=60), dict(id=70, file_name="a.jpg")]
-    images.append(dict(id=80, file_name="e.jpg"))
+    images += [dict(id=80, file_name="e.jpg"), dict(id=90, file_name="f" * 300 + ".jpg")]
+    images += [dict(id=91, file_name="deep"), dict(id=92, file_name="e.jpg", width="40", height=30)]
     (tmp_path / "images" / "e.jpg").write_bytes(jpeg((1, 2, 3), SIZE))
     entries += [entries[0], annotation(9, 80, bbox=(30, 0, 20, 20)), annotation(11, 80)]
     assert run(tmp_path, content) == 1
@@ -207,13 +260,16 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, content, capsys):
         "image 40 (d.jpg): ",
         "image 50 (../x.jpg): its file_name must be relative to",
         "image 60 (None): it has no file_name",
+        "f.jpg): cannot be read (File name too long)",
+        "image 91 (deep): a folder, and no picture",
+        'image 92 (e.jpg): says "40" x 30, and the picture has 40 x 30',
         "annotations: id 1 stands there more than once",
         "annotation 9 (e.jpg): box (30, 0, 50, 20) ends outside of the picture",
     ):
         assert problem in said
     assert run(tmp_path, content, "--on-error=skip", "--val-fraction=0") == 0
     out = capsys.readouterr().out
-    assert "6 pictures left out, with their objects: all.json: image 10" in out
+    assert "9 pictures left out, with their objects: all.json: image 10" in out
     assert "1 boxes cut at the border of their pictures" in out
     found, _ = read(tmp_path)
     assert sorted(found) == [70, 80]  # the file of image 10, which was left out, is free again

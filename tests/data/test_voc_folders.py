@@ -111,6 +111,7 @@ def test_everything_that_is_wrong_is_said_at_once(root, capsys):
     write(root, 1, thing(), size=(40, 31))
     (root / "Annotations" / "2.xml").write_text("<annotation>\n<object>")
     (root / "Annotations" / "3.xml").unlink()
+    (root / "Annotations" / "3.xml").mkdir()
     (root / "JPEGImages" / "4.jpg").unlink()
     (root / "JPEGImages" / "5.jpg").write_bytes(jpeg((9, 9, 9), (64, 64))[:-300])
     names = root.parent / "names.txt"
@@ -127,12 +128,40 @@ def test_everything_that_is_wrong_is_said_at_once(root, capsys):
         "Annotations/0.xml: line 40: name '' is no class",
         "Annotations/1.xml: line 3: says 40 x 31, and the picture has 40 x 30",
         "Annotations/2.xml: cannot be read as XML (no element found: line 2",
-        "Annotations/3.xml: there is no such file",
+        "Annotations/3.xml: cannot be read (Is a directory)",
         "Annotations/4.xml: no picture JPEGImages/4.*",
         "JPEGImages/5.jpg: ",
     ):
         assert problem in said
     assert not (root.parent / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (
+            '<?xml version="1.0" encoding="foo-8"?><annotation/>',
+            "unknown encoding: foo-8); store it",
+        ),
+        ('<?xml version="1.0" encoding="gbk"?><annotation/>', "multi-byte encodings are not supp"),
+        ("<html><body/></html>", "line 1: its outermost element is 'html', not 'annotation'"),
+        (
+            f"<annotation><size><width>{'9' * 5000}</width></size></annotation>",
+            'line 1: says "9999',
+        ),
+    ],
+)
+def test_files_that_are_no_annotations_are_named(root, capsys, text, problem):
+    (root / "Annotations" / "0.xml").write_text(text)
+    (root / "Annotations" / "1.xml").rename(root / "Annotations" / "1.XML")
+    write(root, 2, thing(difficult="perhaps"), thing(difficult="true"))
+    assert run(root) == 1
+    said = capsys.readouterr().err
+    assert "Annotations/0.xml: " in said and problem in said
+    assert "Annotations/2.xml: line 4: difficult is 'perhaps'; allowed: 0, 1" in said
+    assert "2 mistakes" in said
+    assert run(root, "--on-error=skip") == 0
+    assert read(root)[0]["2.jpg"].crowd.tolist() == [True]
 
 
 def test_what_can_be_left_out_is_left_out_and_counted(root, capsys):
@@ -155,9 +184,14 @@ def test_lists_that_contradict_each_other(root, capsys):
     main = root / "ImageSets" / "Main"
     (main / "test.txt").write_text("4\n0\n4\n")
     (root / "JPEGImages" / "0.png").write_bytes(b"")
+    for name in ("Valid", "my split", "1"):
+        (main / f"{name}.txt").write_text("5\n")
     assert run(root, "--on-error=skip") == 1
     said = capsys.readouterr().err
     assert "ImageSets/Main/test.txt: line 3: 4 stands on line 1, too" in said
+    assert "ImageSets/Main/val.txt: the split 'validation', as Valid.txt is" in said
+    assert "ImageSets/Main/my split.txt: 'my split' is no name of a split; allowed: lett" in said
+    assert "ImageSets/Main/1.txt: '1' is no name of a split" in said
     assert "ImageSets/Main/train.txt: 0 stands in test.txt, too" in said
     assert "JPEGImages/0.png: the same name as 0.jpg up to the ending" in said
     assert prepare.main(["voc", str(main), str(root.parent / "out")]) == 1

@@ -261,6 +261,12 @@ def test_every_problem_is_named_at_once():
         (dict(backbone="retinanet"), "'retinanet' is no backbone"),
         (dict(backbone=dict(BACKBONE, num_classes=3)), "that of the whole model"),
         (dict(candidates=10**9), "candidates is 1000000000; allowed: 1000000 or less"),
+        (dict(num_levels=10**9), "num_levels is 1000000000; allowed: 12 or less"),
+        (dict(channels=10**9), "channels is 1000000000; allowed: 16384 or less"),
+        (dict(anchor_octaves=10**9), "anchor_octaves is 1000000000; allowed: 64 or less"),
+        (dict(num_convs=1.5), "num_convs is 1.5; allowed: 0 or a positive integer"),
+        (dict(anchor_ratios=(1.0,) * 65), "allowed: one to 64 numbers from 0.01 to 100"),
+        (dict(box_stds=(1e-40,) * 4), "allowed: four numbers from 0.0001 to 10000"),
     ],
 )
 def test_what_a_detector_refuses(changes, text):
