@@ -27,8 +27,21 @@ RCNN = dict(
 DETECTORS = {"retinanet": RETINANET, "faster_rcnn": RCNN, "mask_rcnn": RCNN}
 
 
+_BUILT = {}
+
+
 def build(name, **changes):
-    return models.create_model(name, **{**DETECTORS[name], **changes}, rngs=nnx.Rngs(0))
+    """A detector of its own; initialised once for all tests of a process."""
+
+    def make():
+        return models.create_model(name, **{**DETECTORS[name], **changes}, rngs=nnx.Rngs(0))
+
+    if isinstance(jnp.zeros(()), jax.core.Tracer):  # of shapes alone
+        return make()
+    key = name, repr(sorted(changes.items()))
+    if key not in _BUILT:
+        _BUILT[key] = make()
+    return nnx.clone(_BUILT[key])
 
 
 def evaluation(model):

@@ -10,7 +10,7 @@ from detector_helpers import targets
 from flax import nnx
 
 import models
-from lambdanet.training.state import flatten_names
+from lambdanet.training.state import flatten_names, split_model
 
 SIZE, CLASSES = (22, 35), 3
 FAMILIES = {
@@ -79,38 +79,42 @@ def build(family, detector):
     )
 
 
-def step(make):
-    """Loss and gradients of one training step, by path; a function without arguments."""
+def step(family, detector):
+    """The training view and its abstract weights, and (params, stats) to loss and gradients by
+    path.
+    """
+    make = functools.partial(build, family, detector)
+    model = nnx.eval_shape(make)
+    view = nnx.view(model, deterministic=False, use_running_average=False, raise_if_not_found=False)
+    graphdef, params, stats = split_model(view)
     draw = np.random.default_rng(0)
     pictures = jnp.asarray(draw.standard_normal((2, *SIZE, 1)), jnp.float32)
     shapes = jnp.asarray([SIZE, (17, 20)], jnp.int32)
     objects = targets([3, 1], side=18, classes=CLASSES)
 
-    def run():
-        graphdef, params, rest = nnx.split(make(), nnx.Param, ...)
-
+    def run(params, stats):
         def loss(params):
-            model = nnx.merge(graphdef, params, rest, copy=True)
-            found = model.losses(pictures, shapes, objects, rngs=nnx.Rngs(dropout=0))
+            made = nnx.merge(graphdef, params, stats, copy=True)
+            found = made.losses(pictures, shapes, objects, rngs=nnx.Rngs(dropout=0))
             return sum(total / jnp.maximum(weight, 1) for total, weight in found.values())
 
         value, gradients = jax.value_and_grad(loss)(params)
-        return value, flatten_names(nnx.to_pure_dict(gradients))
+        return value, flatten_names(gradients)
 
-    return run
+    return model, params, stats, run
 
 
 @pytest.mark.parametrize("detector", DETECTORS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_detector_on_every_family(family, detector):
     """A step and its detections, with shapes alone."""
-    value, found = jax.eval_shape(step(functools.partial(build, family, detector)))
+    model, params, stats, run = step(family, detector)
+    value, found = jax.eval_shape(run, params, stats)
     assert value.shape == () and found
-    model = nnx.eval_shape(functools.partial(build, family, detector))
     view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
-    graphdef, state = nnx.split(view)
+    graphdef, params, stats = split_model(view)
     x = jax.ShapeDtypeStruct((2, *SIZE, 1), jnp.float32)
-    boxes = jax.eval_shape(lambda s, x: nnx.merge(graphdef, s)(x), state, x)["boxes"]
+    boxes = jax.eval_shape(lambda p, s, x: nnx.merge(graphdef, p, s)(x), params, stats, x)["boxes"]
     assert boxes.shape == (2, 5, 4)
 
 
@@ -118,11 +122,25 @@ def test_every_detector_on_every_family(family, detector):
 STEPS = ("resnet50 with rcca", "lambda_resnet_digits", "slide_swin_digits")
 
 
+def drawn(tree):
+    """Random weights for abstract ones, without a program that initialises them."""
+    draw = np.random.default_rng(0)
+
+    def one(path, leaf):
+        own = str(path[-1].key)
+        if own in ("scale", "var"):
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.1 * draw.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
 @pytest.mark.parametrize("number", range(len(STEPS)))
 def test_steps(number):
     """Real gradients, which reach the backbone."""
     detector = list(DETECTORS)[number % len(DETECTORS)]
-    value, found = jax.jit(step(functools.partial(build, STEPS[number], detector)))()
+    _, params, stats, run = step(STEPS[number], detector)
+    value, found = jax.jit(run)(drawn(params), drawn(stats))
     assert np.isfinite(value)
     assert all(np.isfinite(gradient).all() for gradient in found.values())
     assert any(g.any() for path, g in found.items() if path.startswith("backbone/"))

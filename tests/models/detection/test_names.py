@@ -1,5 +1,7 @@
 """Keys of public detectors, written out from the grammars alone, fill ours exactly."""
 
+import functools
+
 import numpy as np
 import pytest
 from flax import nnx
@@ -124,9 +126,10 @@ def mm_mask_rcnn():
     return state | conv(f"{mask}.conv_logits", CLASSES, DIM, 1)
 
 
-def abstract(name, classes=CLASSES, backbone=RESNET, **options):
-    if "retinanet" not in name:
-        options |= dict(fc_channels=16, mask_channels=DIM)
+@functools.cache
+def abstract(name, classes=CLASSES, backbone="small"):
+    options = {} if "retinanet" in name else dict(fc_channels=16, mask_channels=DIM)
+    backbone = RESNET if backbone == "small" else backbone
     return nnx.eval_shape(
         lambda: models.create_model(
             name, backbone=backbone, channels=DIM, num_classes=classes, rngs=nnx.Rngs(0), **options
