@@ -312,7 +312,7 @@ class RCNN(Detector):
 
         maps = self._regions(levels, boxes, self.mask_size)
         maps, constants, there = jax.tree.map(_flat, (maps, (classes, wanted), positive))
-        chunk = mask_chunks.chunk_size()
+        chunk = mask_chunks.chunk_size(self.mask_head.tower.dim_out)
         total = mask_chunks.sum_in_chunks(entropy, weights, maps, constants, there, chunk)
         return {"mask": (total, jnp.sum(positive * 1.0))}
 
@@ -359,7 +359,8 @@ class RCNN(Detector):
 
         maps, valid = self._regions(levels, found["boxes"], self.mask_size), found["valid"]
         given, there = jax.tree.map(_flat, ((maps, found["classes"]), valid))
-        every = mask_chunks.in_chunks(masks, given, there, mask_chunks.chunk_size())
+        chunk = mask_chunks.chunk_size(self.mask_head.tower.dim_out)
+        every = mask_chunks.in_chunks(masks, given, there, chunk)
         return every.reshape(*valid.shape, *every.shape[1:])
 
     def _regions(self, levels: Sequence[jax.Array], boxes: Any, size: int) -> jax.Array:

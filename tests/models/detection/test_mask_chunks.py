@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.detection.mask_chunks import in_chunks, sum_in_chunks
+from models.detection.mask_chunks import WIDE, chunk_size, in_chunks, sum_in_chunks
 
 REGIONS, CHUNK = 10, 4
 
@@ -74,3 +74,9 @@ def test_what_is_not_there_is_not_looked_at():
     """Not a number in the other regions: with a factor of zero the gradients would be none."""
     gradients = value_and_gradients(*arrays(5, rest=np.nan), CHUNK)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+
+
+def test_loops_are_for_wide_heads_on_cpu(monkeypatch):
+    assert chunk_size(WIDE) == 16 and chunk_size(WIDE - 1) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chunk_size(256) is None
