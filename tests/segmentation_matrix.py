@@ -4,37 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from small_backbones import FAMILIES
 
 import models
 from lambdanet.training.state import flatten_names
 from models.segmentation import registry
 
 SIDE, CLASSES = 16, 4
-FAMILIES = {
-    **{
-        f"{family}_digits": {}
-        for family in (
-            "resnet",
-            "lambda_resnet",
-            "pvt",
-            "slide_pvt",
-            "pvt_v2",
-            "slide_pvt_v2",
-            "swin",
-            "slide_swin",
-            "cswin",
-            "slide_cswin",
-            "nat",
-            "slide_nat",
-            "lavit",
-        )
-    },
-    **{
-        name: dict(blocks=(1, 1), widths=(8, 8))
-        for name in ("resnet_rs50", "se_resnet50", "gc_resnet50", "resnet18")
-    },
-    "resnet50": dict(blocks=(1, 1), widths=(8, 8), output_stride=4, stem="deep"),
-}
 HEADS = {
     **{name: dict(name=name, channels=8) for name in registry.names() if name != "ocnet"},
     "context": dict(name="context", channels=8, block=dict(name="mhsa", num_heads=2)),

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from lambdanet.interop.names import Rule
 from lambdanet.layers import FeaturePyramid
@@ -123,16 +123,6 @@ class Detector(nnx.Module):
         """Returns what `detect` finds in pictures that fill their canvas."""
         shapes = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
         return self.detect(x, shapes, rngs=rngs)
-
-    def detect(
-        self,
-        images: Float[Array, "b h w c"],
-        image_shapes: Int[Array, "b 2"],
-        *,
-        rngs: nnx.Rngs | None = None,
-    ) -> dict[str, jax.Array]:
-        """Finds objects; a subclass's."""
-        raise NotImplementedError
 
     def feature_sizes(self, h: int, w: int) -> Sizes:
         """Returns the (height, width) of every map of the backbone for an [h, w] image."""

@@ -5,7 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from segmentation_matrix import FAMILIES, HEADS, build, gradients
+from segmentation_matrix import HEADS, build, gradients
+from small_backbones import FAMILIES
 
 
 @pytest.mark.parametrize("number", range(len(HEADS)))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_backbones
 from detector_helpers import targets
 from flax import nnx
 
@@ -14,29 +15,7 @@ from lambdanet.training.state import flatten_names, split_model
 
 SIZE, CLASSES = (22, 35), 3
 FAMILIES = {
-    **{
-        f"{family}_digits": {}
-        for family in (
-            "resnet",
-            "lambda_resnet",
-            "pvt",
-            "slide_pvt",
-            "pvt_v2",
-            "slide_pvt_v2",
-            "swin",
-            "slide_swin",
-            "cswin",
-            "slide_cswin",
-            "nat",
-            "slide_nat",
-            "lavit",
-        )
-    },
-    **{
-        name: dict(blocks=(1, 1), widths=(8, 8))
-        for name in ("resnet_rs50", "se_resnet50", "gc_resnet50", "resnet18")
-    },
-    "resnet50": dict(blocks=(1, 1), widths=(8, 8), output_stride=4, stem="deep"),
+    **small_backbones.FAMILIES,
     **{
         f"resnet50 with {name}": dict(
             name="resnet50",

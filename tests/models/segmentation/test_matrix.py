@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from segmentation_matrix import BLOCKS, CLASSES, FAMILIES, HEADS, SIDE, build, evaluation, gradients
+from segmentation_matrix import BLOCKS, CLASSES, HEADS, SIDE, build, evaluation, gradients
+from small_backbones import FAMILIES
 
 from lambdanet.attention import kind, list_attention
 from models.segmentation.options import head_builder
