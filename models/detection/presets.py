@@ -87,56 +87,57 @@ def _torchvision() -> None:
         )
 
 
+SMALL_MIXERS = {
+    "": None,
+    "_lambda": dict(name="lambda", key_depth=8, num_heads=4, scope=7),
+    "_slide": dict(name="slide", num_heads=4),
+}
+"""Suffix of a small detector -> what stands for the second 3x3 convolution of every block from
+stage 2 on."""
+
+
 def _small() -> None:
     """For 96 x 96 and 128 x 128 and trainings of minutes: ResNets of basic blocks in which no norm
     starts at zero, levels of strides 4 to 32, anchors of 12 pixels and more, narrow heads with
     norms, masks of 20 x 20: the mask branch takes most of the time of a training step.
     """
+    backbone = dict(
+        name="resnet18",
+        stem="strided",
+        zero_init_last=False,
+        blocks=(1, 1, 2, 1),
+        widths=(16, 48, 96, 128),
+    )
     common = dict(
-        backbone=dict(
-            name="resnet18",
-            stem="strided",
-            zero_init_last=False,
-            blocks=(1, 1, 2, 1),
-            widths=(16, 48, 96, 128),
-        ),
         channels=64,
         first_stage=2,
         num_levels=4,
         head_norm="group",
         num_classes=10,
         image_size=(96, 96),
-    )
-    registry.register(
-        "small_retinanet",
-        RetinaNet,
-        num_convs=2,
         anchor_scale=3.0,
         anchor_octaves=2,
-        candidates=200,
         before_nms=400,
-        **common,
     )
-    for name, masks in (("small_faster_rcnn", False), ("small_mask_rcnn", True)):
-        registry.register(
-            name,
-            RCNN,
-            masks=masks,
-            anchor_scale=3.0,
-            anchor_octaves=2,
-            rpn_samples=64,
-            proposals_before=(200, 200),
-            proposals_after=(100, 100),
-            fc_channels=128,
-            roi_finest=28.0,
-            roi_samples=32,
-            roi_positive_fraction=0.5,
-            mask_size=10,
-            mask_convs=2,
-            mask_channels=32,
-            before_nms=400,
-            **common,
-        )
+    one_stage = dict(num_convs=2, candidates=200)
+    two_stages = dict(
+        rpn_samples=64,
+        proposals_before=(200, 200),
+        proposals_after=(100, 100),
+        fc_channels=128,
+        roi_finest=28.0,
+        roi_samples=32,
+        roi_positive_fraction=0.5,
+        mask_size=10,
+        mask_convs=2,
+        mask_channels=32,
+    )
+    for suffix, mixer in SMALL_MIXERS.items():
+        own = backbone if mixer is None else dict(backbone, attention=(None, mixer, mixer, mixer))
+        shared = dict(backbone=own, **common)
+        registry.register(f"small_retinanet{suffix}", RetinaNet, **one_stage, **shared)
+        for name, masks in (("small_faster_rcnn", False), ("small_mask_rcnn", True)):
+            registry.register(f"{name}{suffix}", RCNN, masks=masks, **two_stages, **shared)
 
 
 _mmdetection()
