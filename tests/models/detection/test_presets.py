@@ -73,6 +73,12 @@ COUNTS = {
     "small_faster_rcnn": 1192833,
     "small_mask_rcnn": 1225131,
     "small_retinanet": 999684,
+    "small_faster_rcnn_lambda": 884761,
+    "small_mask_rcnn_lambda": 917059,
+    "small_retinanet_lambda": 691612,
+    "small_faster_rcnn_slide": 1017957,
+    "small_mask_rcnn_slide": 1050255,
+    "small_retinanet_slide": 824808,
 }
 
 
