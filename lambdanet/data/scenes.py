@@ -97,12 +97,13 @@ def load_material(split: str) -> Material:
     return Material(split, ink, data.target[rows], rows, photographs.parts(split))
 
 
-def coverage(ink: np.ndarray, side: int) -> np.ndarray:
+def coverage(ink: np.ndarray, side: int, sharpness: float = SHARPNESS) -> np.ndarray:
     """Returns how much of each pixel a digit covers, 0 to 1.
 
     Args:
         ink: its cells, 0 to 1, [8, 8].
         side: what the 8 cells become, in pixels.
+        sharpness: coverage per ink, at the smallest size; it grows with the digit.
 
     Returns:
         [s, s], s = 10/8 side: a cell more on every side, in which the strokes at the border end.
@@ -110,7 +111,7 @@ def coverage(ink: np.ndarray, side: int) -> np.ndarray:
     padded = Image.fromarray(np.pad(ink, 1).astype(np.float32))
     size = round(side * 10 / 8)
     smooth = np.asarray(padded.resize((size, size), Image.Resampling.BICUBIC))
-    return np.clip(0.5 + SHARPNESS * side / DIGIT[0] * (smooth - INK), 0, 1)
+    return np.clip(0.5 + sharpness * side / DIGIT[0] * (smooth - INK), 0, 1)
 
 
 def draw(material: Material, index: int, size: tuple[int, int]) -> Scene:
