@@ -315,7 +315,9 @@ def _middles(
     boxes = np.round(sides * 10 / 8).astype(int)[:, None]
     high = np.array(size) - boxes - reach - np.maximum(panned, 0)
     while True:
-        drawn = low + np.floor(rng.uniform(size=(256, len(sides), 2)) * (high - low + 1)).astype(int)
+        drawn = low + np.floor(rng.uniform(size=(256, len(sides), 2)) * (high - low + 1)).astype(
+            int
+        )
         centres = drawn + boxes / 2
         gaps = np.abs(centres[:, :, None] - centres[:, None]).max(-1)
         gaps[:, np.arange(len(sides)), np.arange(len(sides))] = np.inf

@@ -16,11 +16,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import cued_digits, digit_scenes, digits, prepared, storage
+from lambdanet.data import cued_digits, digit_scenes, digits, moving_digits, prepared, storage
 from lambdanet.data.record import Record
 from lambdanet.data.synthetic import SyntheticBuilder, SyntheticSource
 
-WITH_CANVAS = {"cued_digits": cued_digits, "digit_scenes": digit_scenes}
+WITH_CANVAS = {
+    "cued_digits": cued_digits,
+    "digit_scenes": digit_scenes,
+    "moving_digits": moving_digits,
+}
 """Embedded sets that are drawn at the size of data.image_size."""
 EMBEDDED = ("digits", *WITH_CANVAS)
 """Sources that are prepared from installed packages."""
@@ -31,6 +35,20 @@ FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
 """Names that TFDS sets give to the original file."""
 ID_FEATURES = ("id", "image/id")
 """Names that TFDS sets give to the number of a record."""
+
+
+class Encoded(tfds.decode.SkipDecoding):
+    """Leaves images, and sequences of images, as the bytes of their files."""
+
+    def decode_batch_example_np(self, serialized_example: Any) -> Any:
+        """Forwards the bytes of all images of a sequence."""
+        return serialized_example
+
+
+def holds_images(feature: Any) -> bool:
+    """Whether a feature is an image or a sequence of such."""
+    image = feature.feature if isinstance(feature, tfds.features.Sequence) else feature
+    return isinstance(image, tfds.features.Image)
 
 
 class Source(Protocol):
@@ -61,9 +79,7 @@ class PreparedSource:
         self.id = next((f for f in ID_FEATURES if f in stored and _is_integer(stored[f])), "")
         self.file = next((f for f in FILE_FEATURES if f in stored), "")
         self.where = f"split {split!r} of {builder.data_dir}"
-        whole = [f for f in features.values() if f in stored]
-        images = [f for f in whole if isinstance(stored[f], tfds.features.Image)]
-        decoders = {feature: tfds.decode.SkipDecoding() for feature in images}
+        decoders = {feature: Encoded() for feature in stored if holds_images(stored[feature])}
         try:
             self.records = builder.as_data_source(split=split, decoders=decoders)
         except (ValueError, AssertionError, KeyError, NotImplementedError) as error:
