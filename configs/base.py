@@ -26,10 +26,10 @@ def get_config(arg: str = "") -> ConfigDict:
 
     # Data.
     config.data = data = ConfigDict()
-    # 'digits' | 'cued_digits', 'digit_scenes' (image_size is their canvas) | 'tfds' |
-    # 'image_folder' | 'synthetic'
+    # 'digits' | 'cued_digits', 'digit_scenes', 'moving_digits' (image_size is their canvas) |
+    # 'tfds' | 'image_folder' | 'synthetic'
     data.source = "digits"
-    # digits, cued_digits, digit_scenes: where they are prepared on first use; tfds, image_folder:
+    # digits and the three with a canvas: where they are prepared on first use; tfds, image_folder:
     # the prepared directory itself
     data.data_dir = "data"
     data.train_split = "train"  # TFDS split text: 'train', 'train+validation', 'train[:90%]'
@@ -149,9 +149,9 @@ def get_config(arg: str = "") -> ConfigDict:
     train.eval_batch_size = 0  # 0 = batch_size
     train.save_every = 1.0  # epochs between checkpoints; 0 = only after the last step
     train.keep_last = 2  # checkpoints kept, beside the best one
-    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' in classification, 'mean_iou'
-    # | 'pixel_accuracy' | 'loss' in segmentation, 'box_ap' | 'mask_ap' | 'voc_ap50' and more in
-    # detection), or one of the averaged weights ('ema_accuracy', ...); '' = keep no best one
+    # a metric of the task on eval_split ('accuracy' | 'top5' | 'loss' of images and of clips,
+    # 'mean_iou' | 'pixel_accuracy' | 'loss' in segmentation, 'box_ap' | 'mask_ap' | 'voc_ap50' and
+    # more in detection), or one of the averaged weights ('ema_accuracy', ...); '' = keep none
     train.keep_best = "accuracy"
     train.log_every = 10  # steps between records in metrics.jsonl
     train.tensorboard = False  # also write TensorBoard event files
@@ -160,7 +160,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # the newest checkpoint is damaged: 'refuse' (says what to do) | 'fall_back' to the one before
     train.damaged = "refuse"
 
-    # Task 'classification'.
+    # Tasks 'classification' and 'clips': one class for each.
     config.classification = classification = ConfigDict()
     classification.label_smoothing = 0.1
     classification.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
@@ -199,6 +199,19 @@ def get_config(arg: str = "") -> ConfigDict:
     detection.metric = "coco"
     # from which score on detections are drawn, and counted as confusions in the report
     detection.shown_score = 0.5
+
+    # Task 'clips': videos with one class each, of which training and evaluation see some frames.
+    config.clips = clips = ConfigDict()
+    clips.frames = 8  # of a clip that the model sees
+    clips.frame_stride = 1  # stored frames from one of them to the next
+    # training: most stored frames that each of them is moved by; at most half of frame_stride
+    clips.jitter = 0
+    # a stored clip is too short: 'loop' (begin again at its first frame) | 'refuse' (as corrupt)
+    clips.short = "loop"
+    # evaluation averages the probabilities of so many clips, evenly over the stored one (1: its
+    # middle), times so many crops along the longer side (1: the centre)
+    clips.eval_clips = 1
+    clips.eval_crops = 1
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()

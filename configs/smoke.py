@@ -33,6 +33,8 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     segmentation.eval_size = segmentation.slide_crop = segmentation.slide_stride = ()
     segmentation.class_weights = ()
     config.detection.max_objects = 8
+    config.clips.frames, config.clips.frame_stride, config.clips.jitter = 4, 1, 0
+    config.clips.eval_clips = config.clips.eval_crops = 1
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0

@@ -17,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lambdanet import tasks
-from lambdanet.data import decode, geometry, sources
+from lambdanet.data import cutting, decode, geometry, sources
 from lambdanet.ops import segmentation_loss
 from lambdanet.registry import is_number
 from lambdanet.tasks import detection_scores, segmentation
@@ -279,6 +279,12 @@ CHECKS: dict[str, Check] = {
     "detection.mask_bytes": _integer(256, 2**26),
     "detection.metric": _one_of(*detection_scores.METRICS),
     "detection.shown_score": _PROBABILITY,
+    "clips.frames": _integer(1, 1024),
+    "clips.frame_stride": _integer(1, 1024),
+    "clips.jitter": _integer(0, 512),
+    "clips.short": _one_of(*cutting.SHORT),
+    "clips.eval_clips": _integer(1, 100),
+    "clips.eval_crops": _integer(1, 100),
     "mesh.data": (
         (lambda v: v == -1 or 1 <= v <= 2**20),
         "-1 (all remaining devices) or an integer from 1 to 1,048,576",
@@ -312,9 +318,9 @@ CROSS_CHECKS: tuple[Condition, ...] = (
     ),
     (
         ("task", "data.rand_augment"),
-        lambda c: c.task == "classification" or c.data.rand_augment[0] == 0,
-        "RandAugment moves pixels, which their labels would not follow: only 'classification' has "
-        "it; set it to (0, 0.0)",
+        lambda c: c.task in ("classification", "clips") or c.data.rand_augment[0] == 0,
+        "RandAugment moves pixels, which their labels would not follow: only 'classification' and "
+        "'clips' have it; set it to (0, 0.0)",
     ),
     (
         ("task", "data.cat_max_ratio"),
@@ -378,6 +384,11 @@ CROSS_CHECKS: tuple[Condition, ...] = (
             )
         ),
         "a slide_stride beyond the windows leaves gaps between them; slide_crop = () is image_size",
+    ),
+    (
+        ("clips.jitter", "clips.frame_stride"),
+        lambda c: 2 * c.clips.jitter <= c.clips.frame_stride,
+        "a jitter beyond half of frame_stride would turn the order of frames round",
     ),
     (
         ("task", "data.pseudo_labels"),

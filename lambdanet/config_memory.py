@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from lambdanet import tasks
 from lambdanet.data.box_geometry import MASK_SIDE
 from lambdanet.registry import show
 from lambdanet.training.state import flatten_names, split_model
@@ -41,29 +42,39 @@ def batch_problems(
     """Returns one text per kind of batch that does not fit into the host's memory.
 
     Readers hold (prefetch + num_threads) batches of uint8 images, and of the bitmaps of objects,
-    each worker process as many; the step makes float32 images of one.
+    each worker process as many; the step makes float32 images of one. A clip is as many images as
+    it has frames, in evaluation times its views, of which one at a time is made float32.
 
     Args:
-        config: whose sections `data`, `detection` and `train` have passed their own checks.
+        config: whose sections `data`, `detection`, `clips` and `train` have passed their own
+            checks.
         training: False: only evaluation's batches are read.
         limit: bytes; None = `host_memory()` of every process.
     """
     data, train, problems = config.data, config.train, []
     images, own = math.prod((*data.image_size, data.channels)), config.detection
+    views, clips = 1, config.clips
+    if config.task == "clips":
+        images, views = images * clips.frames, clips.eval_clips * clips.eval_crops
     masked = config.task == "detection" and own.masks
     bitmaps = own.max_objects * MASK_SIDE**2 if masked else 0
     readers = max(data.num_workers, 1)
     ahead = readers * (data.prefetch + data.num_threads)
-    sizes = {"train.eval_batch_size": train.eval_batch_size}
+    evaluated = train.eval_batch_size or (train.batch_size if views > 1 else 0)
+    sizes = {"train.eval_batch_size": evaluated}
     if training or not train.eval_batch_size:
         sizes = {"train.batch_size": train.batch_size, **sizes}
     for key, size in sizes.items():
-        needed = ahead * (size * (images + bitmaps) + _BATCH_OVERHEAD) + 4 * size * images
+        held = images * (views if key == "train.eval_batch_size" else 1)
+        needed = ahead * (size * (held + bitmaps) + _BATCH_OVERHEAD) + 4 * size * images
         needed += data.num_workers * _WORKER
         if over := _exceeds(needed, limit, lambda: host_memory() * jax.process_count()):
             keys = ("image_size", "channels", "prefetch", "num_threads", "num_workers")
             values = ", ".join(f"data.{k} = {data[k]!r}" for k in keys)
             values += f", detection.max_objects = {own.max_objects}" if masked else ""
+            if config.task == "clips":
+                keys = ("frames", "eval_clips", "eval_crops")
+                values += "".join(f", clips.{k} = {clips[k]}" for k in keys)
             problems.append(
                 f"{key} = {size}, {values}: batches read ahead would take {over}; make one of them "
                 "smaller"
@@ -102,7 +113,7 @@ def model_problems(config: ConfigDict, model: Any, limit: int | None = None) -> 
     rows = getattr(model, "summary_rows", None)
     if rows is None:
         return problems
-    train, shape = config.train, config.data.image_size
+    train, shape = config.train, tasks.input_shape(config)[:-1]
     outputs = [math.prod(row["output_shape"]) for row in rows(*shape)]
     whole = config.model.get("remat", "none") == "none" and not config.optim.frozen
     bytes_each = np.dtype(getattr(model, "dtype", np.float32)).itemsize
@@ -117,8 +128,8 @@ def model_problems(config: ConfigDict, model: Any, limit: int | None = None) -> 
             fix += " or model.remat = 'block'" if whole else ""
             problems.append(
                 f"{key} = {train[key.partition('.')[2]]}, train.accumulate = {train.accumulate}, "
-                f"data.image_size = {shape}: the layers' outputs of '{name}' for {count} images "
-                f"would take {over}; give {fix}"
+                f"data.image_size = {config.data.image_size}: the layers' outputs of '{name}' for "
+                f"{count} examples would take {over}; give {fix}"
             )
             break
     return problems

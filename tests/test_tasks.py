@@ -50,6 +50,7 @@ def test_every_task_has_exactly_the_names_of_the_contract(name):
         ("classification", "small_fcn", "set task='segmentation'"),
         ("classification", "small_retinanet", "set task='detection'"),
         ("segmentation", "small_retinanet", "set task='detection'"),
+        ("clips", "resnet18", "'resnet18' takes no clips"),
         ("detection", "resnet18", "'mask_rcnn' with model.backbone='resnet18'"),
         ("detection", "small_fcn", "'small_fcn' finds no objects"),
         ("detection", "small_mask_rcnn", "set detection.masks=True"),
@@ -87,6 +88,12 @@ def test_every_task_runs_on_synthetic_records(name, config):
         def __call__(self, x, *, rngs=None):
             return self.fc(x.reshape(len(x), -1))
 
+    class Still(Flat):
+        """Takes clips, and looks at the mean of their frames."""
+
+        def __call__(self, x, *, rngs=None):
+            return super().__call__(x.mean(1))
+
     class Dense(nnx.Module):
         align_corners = False
 
@@ -117,7 +124,8 @@ def test_every_task_runs_on_synthetic_records(name, config):
             count = jnp.arange(4)[None].repeat(len(x), 0)
             return dict(boxes=boxes, scores=1 / (1 + count), classes=count % 3, valid=count < 3)
 
-    model = {"segmentation": Dense, "detection": Boxes}.get(name, Flat)(nnx.Rngs(0))
+    model = {"segmentation": Dense, "detection": Boxes, "clips": Still}
+    model = model.get(name, Flat)(nnx.Rngs(0))
     mixed = task.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(0), config)
     value, terms = task.loss(model, mixed, config, nnx.Rngs(0))
     # One thing more is shown than what is minimised: a metric, or the parts of the loss.

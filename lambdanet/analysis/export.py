@@ -27,14 +27,14 @@ from lambdanet.atomic import write_file
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 Outputs = Float[Array, "b classes"] | dict[str, jax.Array]
-Forward = Callable[[UInt8[Array, "b h w c"]], Outputs]
+Forward = Callable[[UInt8[Array, "b ..."]], Outputs]
 
 
 def export_model(
     forward: Forward,
     path: str | os.PathLike,
     *,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     platforms: Sequence[str] = PLATFORMS,
 ) -> Path:
     """Writes `forward` with everything it closes over; the file appears whole or not at all.
@@ -42,7 +42,7 @@ def export_model(
     Args:
         forward: maps uint8 images to logits; its weights are closed over and end up in the file.
         path: the file.
-        image_shape: (height, width, channels); the batch stays open.
+        image_shape: (height, width, channels), of clips frames before them; the batch stays open.
         platforms: where the file shall run.
 
     Returns:
@@ -69,7 +69,7 @@ def load_exported(path: str | os.PathLike) -> Forward:
 def check_exported(
     path: str | os.PathLike,
     forward: Forward,
-    images: UInt8[np.ndarray, "b h w c"],
+    images: UInt8[np.ndarray, "b ..."],
     tolerance: float = 1e-5,
 ) -> float:
     """Reloads an exported file and compares its outputs with those of `forward`.

@@ -53,7 +53,7 @@ def summarise(subject: Subject) -> dict[str, Any]:
         nnx.eval_shape(subject.build), deterministic=True, use_running_average=True,
         raise_if_not_found=False,
     )  # fmt: skip
-    rows = summary.summarise(model, *subject.image_shape[:2])
+    rows = summary.summarise(model, *subject.image_shape[:-1])
     abstract = state_lib.abstract_weights(subject.build)
     flops = summary.compiler_flops(subject.forward, abstract, subject.image_shape)
     totals = summary.totals(rows)
@@ -92,6 +92,8 @@ def draw_attention(
 ) -> dict[str, Any]:
     """Writes a PNG per attention layer: where several queries of the first images look."""
     check_least("images", images, 1)
+    if len(subject.image_shape) != 3:
+        raise ValueError(f"not for the task {subject.config.task!r}: maps are drawn over one image")
     weights, source = subject.load_weights()
     pictures = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
@@ -131,7 +133,7 @@ def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
         else subject.task.model_options(subject.info, subject.config)
     )
     plain = options | config_lib.to_plain(subject.config.model)
-    plain["image_size"] = plain.get("image_size", shape[:2])
+    plain["image_size"] = plain.get("image_size", shape[-3:-1])
     abstract = nnx.eval_shape(subject.build)
     path = folder / "model.safetensors"
     files.save_safetensors(path, flat, files.export_metadata(plain, grids_of(abstract)))
@@ -157,10 +159,11 @@ def label_split(
         ValueError: a task without one class per image; no record reaches the threshold.
     """
     known = subject.info is not tasks.UNKNOWN
-    if known and pseudo_labels.FIELD not in subject.info.features:
+    unread = [n for n in (pseudo_labels.FIELD, "image") if n not in subject.info.features]
+    if known and unread:
         raise ValueError(
-            f"task = {subject.config.task!r} reads no field {pseudo_labels.FIELD!r}, the class of "
-            "an image, so there is nothing to label; allowed: 'classification'"
+            f"task = {subject.config.task!r} reads no field {unread[0]!r}, and pseudo-labels are "
+            "classes of images; allowed: 'classification'"
         )
     split, folder = split or subject.config.data.pseudo_split, Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

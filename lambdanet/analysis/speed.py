@@ -25,7 +25,7 @@ from lambdanet.analysis.text import console_table
 def measure(
     forward: Callable[[Any, jax.Array], jax.Array],
     weights: Any,
-    image_shape: tuple[int, int, int],
+    image_shape: tuple[int, ...],
     batch_sizes: Sequence[int],
     *,
     repeats: int = 20,
@@ -36,7 +36,7 @@ def measure(
     Args:
         forward: maps weights and uint8 images [b, h, w, c] to logits.
         weights: pytree of arrays; an argument, so that the compiler cannot fold work on them away.
-        image_shape: (height, width, channels).
+        image_shape: (height, width, channels), of clips frames before them.
         batch_sizes: batch sizes to time.
         repeats: timed calls.
         warmup: calls before them.

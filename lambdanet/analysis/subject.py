@@ -54,9 +54,9 @@ class Subject:
         return self.config.model.name
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Height, width, channels."""
-        return (*self.config.data.image_size, self.config.data.channels)
+    def image_shape(self) -> tuple[int, ...]:
+        """Height, width, channels of what the model takes; of clips the frames before them."""
+        return tasks.input_shape(self.config)
 
     def forward(self, weights: Weights, images: jax.Array) -> jax.Array | dict[str, jax.Array]:
         """The model's output for uint8 images [b, h, w, c], of a detector several arrays; `weights`

@@ -8,7 +8,7 @@ they are stored.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -192,15 +192,35 @@ def find_feature(builder: Any, name: str, kind: type) -> str:
     Raises:
         ValueError: none or several candidates; lists all features.
     """
+    return _find(builder, name, lambda feature: isinstance(feature, kind), kind.__name__)
+
+
+def find_frames(builder: Any) -> str:
+    """Returns the feature 'frames' if it is a sequence of images, else the only one that is;
+    label maps are no such images.
+
+    Raises:
+        ValueError: none or several candidates; lists all features.
+    """
+
+    def is_clip(feature: Any) -> bool:
+        if not isinstance(feature, tfds.features.Sequence) or not holds_images(feature):
+            return False
+        return not isinstance(feature.feature, tfds.features.LabeledImage)
+
+    return _find(builder, "frames", is_clip, "Sequence of Image")
+
+
+def _find(builder: Any, name: str, fits: Callable[[Any], bool], kind: str) -> str:
     features = builder.info.features
-    candidates = [key for key, feature in features.items() if isinstance(feature, kind)]
+    candidates = [key for key, feature in features.items() if fits(feature)]
     if name in candidates:
         return name
     if len(candidates) == 1:
         return candidates[0]
     listed = ", ".join(f"{key}: {type(f).__name__}" for key, f in sorted(features.items()))
     raise ValueError(
-        f"{builder.data_dir} needs a feature {name!r} of type {kind.__name__}, or exactly one of "
+        f"{builder.data_dir} needs a feature {name!r} of type {kind}, or exactly one of "
         f"that type; it has {listed}"
     )
 

@@ -1,5 +1,5 @@
-"""Random images with random labels, label maps and objects, for measuring speed; nothing can be
-learnt from them.
+"""Random images and clips with random labels, label maps and objects, for measuring speed; nothing
+can be learnt from them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from lambdanet.data.record import Record
 SPLITS = ("train", "validation", "test")
 PATCH = 8  # side in pixels of the squares of one label that label maps consist of
 MAX_MASK_CLASSES = 255  # label maps are uint8, and 255 means 'ignore'
+FRAMES = 8  # of a clip
 MOST_OBJECTS = 4  # of a picture; there may be none
 
 
@@ -34,6 +35,7 @@ class SyntheticBuilder:
         names = [str(number) for number in range(min(data.synthetic_classes, MAX_MASK_CLASSES))]
         features = {
             "image": tfds.features.Image(shape=shape),
+            "frames": tfds.features.Sequence(tfds.features.Image(shape=shape), length=FRAMES),
             "label": tfds.features.ClassLabel(num_classes=data.synthetic_classes),
             "segmentation_mask": tfds.features.LabeledImage(
                 labels=names, shape=(*data.image_size, 1)
@@ -58,8 +60,7 @@ class SyntheticSource:
         split: one of `SPLITS`; each has its own images.
         records, num_classes: how many.
         shape: (height, width, channels).
-        fields: which ones a record has; label maps and objects are left out where they are not
-            asked for.
+        fields: which ones a record has; what is large is left out where it is not asked for.
     """
 
     split: str
@@ -87,6 +88,8 @@ class SyntheticSource:
         rng = np.random.default_rng((SPLITS.index(self.split), index))
         label = int(rng.integers(self.num_classes))
         fields = {"image": rng.integers(0, 256, self.shape, np.uint8), "label": label}
+        if "frames" in self.fields:
+            fields["frames"] = rng.integers(0, 256, (FRAMES, *self.shape), np.uint8)
         if "segmentation_mask" in self.fields:
             fields["segmentation_mask"] = self._label_map(rng)
         if "boxes" in self.fields:

@@ -27,6 +27,8 @@ Traced:
 A task may also have, on the host:
     metrics(config) -> dict    those of METRICS that `finish` returns with this config, the headline
         first; without it, all
+    input_shape(config) -> tuple    of what the model takes, without the batch; without it, height,
+        width and channels of an image
     check_data(info, config)    raises ValueError if options of training do not fit the data
     check_model(model, config)    raises ValueError if this kind of model cannot do it
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
@@ -57,12 +59,13 @@ import numpy as np
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
-from lambdanet.tasks import classification, detection, segmentation
+from lambdanet.tasks import classification, clips, detection, segmentation
 
 TASKS: dict[str, ModuleType] = {
     "classification": classification,
     "segmentation": segmentation,
     "detection": detection,
+    "clips": clips,
 }
 
 CONTRACT = (
@@ -80,6 +83,7 @@ CONTRACT = (
 
 OPTIONAL = (
     "metrics",
+    "input_shape",
     "check_data",
     "check_model",
     "class_table",
@@ -117,6 +121,16 @@ def metrics(config: Any) -> dict[str, str]:
     """Returns what the task's `finish` gives with this config -> 'max' or 'min'."""
     task = get(config.task)
     return task.metrics(config) if hasattr(task, "metrics") else task.METRICS
+
+
+def input_shape(config: Any) -> tuple[int, ...]:
+    """Returns the shape of what the model takes, without the batch: height, width and channels of
+    an image, or what the task's own `input_shape` says.
+    """
+    task = get(config.task)
+    if hasattr(task, "input_shape"):
+        return task.input_shape(config)
+    return (*config.data.image_size, config.data.channels)
 
 
 def write_results(

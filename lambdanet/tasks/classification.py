@@ -47,20 +47,32 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
 
 
 def check_model(model: Any, config: Any) -> None:
-    """Raises ValueError for a model with `outputs`, which gives every pixel a class, and for one
-    with `detect`, which finds objects.
+    """Raises ValueError for a model with `outputs`, which gives every pixel a class, for one with
+    `detect`, which finds objects, and for one that says it `takes_clips`.
     """
     for method, does, task in (
         ("outputs", "classifies pixels", "segmentation"),
         ("detect", "finds objects", "detection"),
+        ("takes_clips", "classifies clips", "clips"),
     ):
-        if hasattr(model, method):
+        if getattr(model, method, False):
             raise ValueError(f"{config.model.name!r} {does}: set task={task!r}")
 
 
 # --------------------------------------------------------------------------------------------------
 # Examples
 # --------------------------------------------------------------------------------------------------
+
+
+def class_of(record: Record, info: DataInfo) -> np.int32:
+    """Returns the number of a record's class; raises UnusableRecordError if there is no such."""
+    label = int(record.fields["label"])
+    if not 0 <= label < len(info.classes):
+        raise UnusableRecordError(
+            f"{record.name}: label {label} is out of range; allowed: 0 to {len(info.classes) - 1} "
+            f"({len(info.classes)} classes)"
+        )
+    return np.int32(label)
 
 
 def example(
@@ -78,18 +90,13 @@ def example(
         UnusableRecordError: the label is no class, a mistake in the set-up that is never skipped.
         ValueError, OSError: the image cannot be decoded.
     """
-    data, label = config.data, int(record.fields["label"])
-    if not 0 <= label < len(info.classes):
-        raise UnusableRecordError(
-            f"{record.name}: label {label} is out of range; allowed: 0 to {len(info.classes) - 1} "
-            f"({len(info.classes)} classes)"
-        )
+    data, label = config.data, class_of(record, info)
     image = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
     if rng is None:
         image = geometry.warp_image(image, geometry.centred(image.size, data), data.channels)
-        return {"image": decode.to_array(image), "label": np.int32(label)}
+        return {"image": decode.to_array(image), "label": label}
     image = geometry.warp_image(image, geometry.draw(image.size, data, rng), data.channels)
-    return {"image": augment.recolour(image, data, rng), "label": np.int32(label)}
+    return {"image": augment.recolour(image, data, rng), "label": label}
 
 
 def blank(config: Any) -> dict[str, np.ndarray]:
@@ -114,7 +121,7 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
     own = config.classification
     if not (own.mixup_alpha or own.cutmix_alpha):
         return batch
-    height, width = batch["image"].shape[1:3]
+    height, width = batch["image"].shape[-3:-1]
     drawn = draw_mixture(
         key, height, width, mixup_alpha=own.mixup_alpha, cutmix_alpha=own.cutmix_alpha
     )
@@ -179,10 +186,11 @@ def loss(
     """Mean cross entropy, plus the model's auxiliary terms times their weights.
 
     Args:
-        model: training view; maps [b, h, w, c] and `rngs` to logits [b, classes]. With
+        model: training view; maps normalised images and `rngs` to logits [b, classes]. With
             `train.auxiliary_losses` it also takes `return_auxiliary=True` and then returns (logits,
             name -> scalar).
-        batch: image uint8 [b, h, w, c], label int32 [b], and what `mix` added.
+        batch: image uint8 [b, h, w, c], or clips [b, t, h, w, c]; label int32 [b], and what `mix`
+            added.
         config: reads data.mean, data.std, train.auxiliary_losses and the section `classification`.
         rngs: stream `dropout`.
 
@@ -195,7 +203,7 @@ def loss(
     weights = None
     if "mixture" in batch:
         partner = normalise(batch["partner_image"], data.mean, data.std)
-        weights = mixture_map(batch["mixture"][0], *image.shape[1:3])
+        weights = mixture_map(batch["mixture"][0], *image.shape[-3:-1])
         image = partner + weights[:, :, None] * (image - partner)
     terms: Mapping[str, jax.Array] = {}
     if config.train.auxiliary_losses:
@@ -224,22 +232,31 @@ def loss(
 
 
 def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
-    """Counts what is right among the images with mask 1.
-
-    Ties are settled as in `torch.topk`: of equal logits the first class wins. An image with NaN for
-    its class is wrong.
+    """Counts what is right among the images with mask 1; see `score_logits`.
 
     Args:
         model: evaluation view.
         batch: image uint8 [b, h, w, c], label int32 [b], mask float32 [b].
         config: reads data.mean and data.std.
+    """
+    image = normalise(batch["image"], config.data.mean, config.data.std)
+    return score_logits(model(image).astype(jnp.float32), batch)
+
+
+def score_logits(logits: Float[Array, "b classes"], batch: Batch) -> tuple[Batch, Batch]:
+    """Counts what is right among the examples with mask 1.
+
+    Ties are settled as in `torch.topk`: of equal logits the first class wins. An example with NaN
+    for its class is wrong.
+
+    Args:
+        logits: float32.
+        batch: label int32 [b], mask float32 [b].
 
     Returns:
         (sums, rows): loss (cross entropy without smoothing), correct, top5 and count, float32; and
         label, prediction int32 [b] and confidence float32 [b], the softmax of the prediction.
     """
-    image = normalise(batch["image"], config.data.mean, config.data.std)
-    logits = model(image).astype(jnp.float32)
     mask = batch["mask"].astype(jnp.float32)
     # Padding may carry any label; 0 keeps the lookups in range and its mask is 0.
     label = jnp.where(mask > 0, batch["label"], 0)
