@@ -105,9 +105,16 @@ def replace_context(name: str, preset: Context, given: Any) -> Any:
     return given
 
 
-def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
+def context_problems(
+    context: Any, blocks: tuple[int, ...], *, also: tuple[str, ...] = ()
+) -> list[str]:
     """Returns what is wrong with the option `context` of a network with these blocks per stage, one
     text per problem.
+
+    Args:
+        context: the option.
+        blocks: number of blocks per stage.
+        also: keys of an entry that the network reads itself, and checks itself.
     """
     form = "None, an entry dict(name=..., after='stage3.4'), or a tuple of entries"
     if not (context is None or isinstance(context, (Mapping, tuple))):
@@ -124,11 +131,13 @@ def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
             problems.append(
                 f"{label} has the placement {placement!r}; allowed: {', '.join(PLACEMENTS)}.{hint}"
             )
-        problems += _name_problems(label, entry) + _place_problems(label, entry["after"], blocks)
+        problems += _name_problems(label, entry, also) + _place_problems(
+            label, entry["after"], blocks
+        )
     return problems
 
 
-def _name_problems(label: str, entry: ContextEntry) -> list[str]:
+def _name_problems(label: str, entry: ContextEntry, also: tuple[str, ...]) -> list[str]:
     name = entry["name"]
     try:
         of_kind = kind(name) if isinstance(name, str) else None
@@ -139,8 +148,8 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
         if of_kind == "mixer":
             what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
-    own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
-    problems = attention_registry.option_problems(name, own, also=("placement",))
+    own = {key: value for key, value in entry.items() if key not in (*_OWN_KEYS, *also)}
+    problems = attention_registry.option_problems(name, own, also=("placement", *also))
     return [f"{label}: {problem}" for problem in problems.values()]
 
 

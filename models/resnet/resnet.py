@@ -61,8 +61,8 @@ class Stage(Recompute):
         self.sizes, self.remat = sizes, remat
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b oh ow d"]:
+        self, x: Float[Array, "b *t h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *t oh ow d"]:
         """Maps [b, h, w, c] to the stage's output [b, ceil(h / stride), ceil(w / stride), d]."""
         run = nnx.remat(_run_block) if self.remat else _run_block
         for index, block in enumerate(self.blocks):
