@@ -42,7 +42,7 @@ def place_context(
         the given order. An entry stands once in a block, however many of its places name it.
     """
     found: dict[tuple[int, int], list[tuple[str, dict[str, Any]]]] = {}
-    for entry in _entries(context):
+    for entry in context_entries(context):
         spec = {key: value for key, value in entry.items() if key not in ("after", "placement")}
         for position, name in _block_names(blocks).items():
             if any(fnmatch.fnmatchcase(name, place) for place in _places(entry["after"])):
@@ -70,7 +70,7 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
 
     fitted = tuple(
         {**entry, "after": tuple(dict.fromkeys(map(move, _places(entry["after"]))))}
-        for entry in _entries(context)
+        for entry in context_entries(context)
     )
     return fitted[0] if isinstance(context, Mapping) else fitted
 
@@ -94,10 +94,10 @@ def replace_context(name: str, preset: Context, given: Any) -> Any:
         return given[1:]
     if not isinstance(given, (Mapping, tuple)):
         return given
-    named = [entry.get("name") for entry in _entries(given) if isinstance(entry, Mapping)]
-    dropped = tuple(entry for entry in _entries(preset) if entry["name"] not in named)
+    named = [entry.get("name") for entry in context_entries(given) if isinstance(entry, Mapping)]
+    dropped = tuple(entry for entry in context_entries(preset) if entry["name"] not in named)
     if dropped:
-        own = tuple(_entries(given))
+        own = tuple(context_entries(given))
         raise ValueError(
             f"context is {given!r}, which would drop what '{name}' has, {dropped!r}; allowed: "
             f"both, context={dropped + own!r}, or yours alone, context={(None, *own)!r}"
@@ -120,7 +120,7 @@ def context_problems(
     if not (context is None or isinstance(context, (Mapping, tuple))):
         return [f"context is {context!r}; allowed: {form}"]
     problems = []
-    for number, entry in enumerate(_entries(context)):
+    for number, entry in enumerate(context_entries(context)):
         label = f"context[{number}]" if isinstance(context, tuple) else "context"
         if not isinstance(entry, Mapping) or not {"name", "after"} <= set(entry):
             problems.append(f"{label} is {entry!r}; allowed: a mapping with 'name' and 'after'")
@@ -173,7 +173,8 @@ def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str
     ]
 
 
-def _entries(context: Any) -> tuple[Any, ...]:
+def context_entries(context: Any) -> tuple[Any, ...]:
+    """Returns the entries of the option `context`, of whatever form."""
     return () if context is None else (context,) if isinstance(context, Mapping) else context
 
 
