@@ -13,6 +13,7 @@ from . import hierarchical as _hierarchical  # noqa: F401
 from . import lavit as _lavit  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import segmentation as _segmentation  # noqa: F401
+from . import video as _video  # noqa: F401
 from .building import fit_attention_blocks, fit_heads, model_builder
 from .registration import registry
 
@@ -38,8 +39,8 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         **overrides: as in `model_builder`.
 
     Returns:
-        The model, an `nnx.Module`: images [b, h, w, c] to logits [b, num_classes], or of a
-        segmenter [b, h, w, num_classes].
+        The model, an `nnx.Module`: images [b, h, w, c], or clips [b, t, h, w, c], to logits [b,
+        num_classes], or of a segmenter [b, h, w, num_classes].
 
     Raises:
         ValueError: as `model_builder`; parts that do not fit each other.

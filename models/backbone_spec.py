@@ -31,9 +31,11 @@ def backbone_options(spec: Any, given: Mapping[str, Any]) -> tuple[str, dict[str
     """
     name, own = name_and_options("backbone", spec)
     factory, _ = registry.lookup(name)
-    dense = hasattr(factory, "outputs") or hasattr(factory, "detect")
-    if not hasattr(factory, "features") or dense:
-        raise ValueError(f"'{name}' is no backbone; allowed: models with `features` of their own")
+    other = ("outputs", "detect", "takes_clips")
+    if not hasattr(factory, "features") or any(hasattr(factory, one) for one in other):
+        raise ValueError(
+            f"'{name}' is no backbone of images; allowed: models with `features` of their own"
+        )
     if "num_classes" in own:
         raise ValueError("option 'num_classes' is that of the whole model; a backbone has none")
     declared = registry.parameters(name)

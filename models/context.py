@@ -42,7 +42,7 @@ def place_context(
         the given order. An entry stands once in a block, however many of its places name it.
     """
     found: dict[tuple[int, int], list[tuple[str, dict[str, Any]]]] = {}
-    for entry in _entries(context):
+    for entry in context_entries(context):
         spec = {key: value for key, value in entry.items() if key not in ("after", "placement")}
         for position, name in _block_names(blocks).items():
             if any(fnmatch.fnmatchcase(name, place) for place in _places(entry["after"])):
@@ -70,7 +70,7 @@ def fit_context(context: Context, blocks: tuple[int, ...]) -> Context:
 
     fitted = tuple(
         {**entry, "after": tuple(dict.fromkeys(map(move, _places(entry["after"]))))}
-        for entry in _entries(context)
+        for entry in context_entries(context)
     )
     return fitted[0] if isinstance(context, Mapping) else fitted
 
@@ -94,10 +94,10 @@ def replace_context(name: str, preset: Context, given: Any) -> Any:
         return given[1:]
     if not isinstance(given, (Mapping, tuple)):
         return given
-    named = [entry.get("name") for entry in _entries(given) if isinstance(entry, Mapping)]
-    dropped = tuple(entry for entry in _entries(preset) if entry["name"] not in named)
+    named = [entry.get("name") for entry in context_entries(given) if isinstance(entry, Mapping)]
+    dropped = tuple(entry for entry in context_entries(preset) if entry["name"] not in named)
     if dropped:
-        own = tuple(_entries(given))
+        own = tuple(context_entries(given))
         raise ValueError(
             f"context is {given!r}, which would drop what '{name}' has, {dropped!r}; allowed: "
             f"both, context={dropped + own!r}, or yours alone, context={(None, *own)!r}"
@@ -105,15 +105,22 @@ def replace_context(name: str, preset: Context, given: Any) -> Any:
     return given
 
 
-def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
+def context_problems(
+    context: Any, blocks: tuple[int, ...], *, also: tuple[str, ...] = ()
+) -> list[str]:
     """Returns what is wrong with the option `context` of a network with these blocks per stage, one
     text per problem.
+
+    Args:
+        context: the option.
+        blocks: number of blocks per stage.
+        also: keys of an entry that the network reads itself, and checks itself.
     """
     form = "None, an entry dict(name=..., after='stage3.4'), or a tuple of entries"
     if not (context is None or isinstance(context, (Mapping, tuple))):
         return [f"context is {context!r}; allowed: {form}"]
     problems = []
-    for number, entry in enumerate(_entries(context)):
+    for number, entry in enumerate(context_entries(context)):
         label = f"context[{number}]" if isinstance(context, tuple) else "context"
         if not isinstance(entry, Mapping) or not {"name", "after"} <= set(entry):
             problems.append(f"{label} is {entry!r}; allowed: a mapping with 'name' and 'after'")
@@ -124,11 +131,13 @@ def context_problems(context: Any, blocks: tuple[int, ...]) -> list[str]:
             problems.append(
                 f"{label} has the placement {placement!r}; allowed: {', '.join(PLACEMENTS)}.{hint}"
             )
-        problems += _name_problems(label, entry) + _place_problems(label, entry["after"], blocks)
+        problems += _name_problems(label, entry, also) + _place_problems(
+            label, entry["after"], blocks
+        )
     return problems
 
 
-def _name_problems(label: str, entry: ContextEntry) -> list[str]:
+def _name_problems(label: str, entry: ContextEntry, also: tuple[str, ...]) -> list[str]:
     name = entry["name"]
     try:
         of_kind = kind(name) if isinstance(name, str) else None
@@ -139,8 +148,8 @@ def _name_problems(label: str, entry: ContextEntry) -> list[str]:
         if of_kind == "mixer":
             what = f"'{name}' is a mixer, which is no addition to other layers: attention='{name}'"
         return [f"{label}: {what}; allowed as context: {', '.join(list_attention(kind='context'))}"]
-    own = {key: value for key, value in entry.items() if key not in _OWN_KEYS}
-    problems = attention_registry.option_problems(name, own, also=("placement",))
+    own = {key: value for key, value in entry.items() if key not in (*_OWN_KEYS, *also)}
+    problems = attention_registry.option_problems(name, own, also=("placement", *also))
     return [f"{label}: {problem}" for problem in problems.values()]
 
 
@@ -164,7 +173,8 @@ def _place_problems(label: str, after: Any, blocks: tuple[int, ...]) -> list[str
     ]
 
 
-def _entries(context: Any) -> tuple[Any, ...]:
+def context_entries(context: Any) -> tuple[Any, ...]:
+    """Returns the entries of the option `context`, of whatever form."""
     return () if context is None else (context,) if isinstance(context, Mapping) else context
 
 

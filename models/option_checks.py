@@ -18,6 +18,9 @@ LARGEST = {
     "num_classes": 10**7,
     "in_channels": 10**4,
     "image_size": 2**16,
+    "frames": 2**16,
+    "stem_frames": 2**10,
+    "stem_frame_stride": 2**10,
     "widths": 2**16,
     "mlp_ratios": 2**10,
     "patch_sizes": 2**10,
@@ -107,14 +110,20 @@ def basic_problems(
     return problems
 
 
-def mixer_problems(spec: Any) -> list[str]:
-    """Returns what is wrong with the spec of a layer that mixes positions, one text per problem."""
+def mixer_problems(spec: Any, *, also: tuple[str, ...] = ()) -> list[str]:
+    """Returns what is wrong with the spec of a layer that mixes positions, one text per problem.
+
+    Args:
+        spec: a name, or a mapping with `name` and options.
+        also: keys that the network reads itself, and checks itself.
+    """
     if not isinstance(spec, (str, Mapping)) or (isinstance(spec, Mapping) and "name" not in spec):
         return [f"attention is {spec!r}; allowed: a name, or a mapping with 'name' and options"]
     name = spec if isinstance(spec, str) else spec["name"]
-    given = {} if isinstance(spec, str) else {k: v for k, v in spec.items() if k != "name"}
+    own = {} if isinstance(spec, str) else spec
+    given = {key: value for key, value in own.items() if key not in ("name", *also)}
     try:
-        problems = list(attention_registry.option_problems(name, given).values())
+        problems = list(attention_registry.option_problems(name, given, also=also).values())
     except ValueError as error:
         return [f"attention is {spec!r}: {error}"]
     if problems:

@@ -139,8 +139,15 @@ def import_weights(
             wanted |= _source_shapes(at, slides[at], pair)
     resized = {}
 
+    fit = getattr(model, "fit_array", None)
+
     def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         if name not in grids:
+            if fit is None or array.shape == shape:
+                return array
+            array = fit(name, array, shape)
+            if array.shape == shape:
+                resized[name] = "inflated"
             return array
         rows, wanted = rows_of(array), grids[name]
         problem, found = known.problem(name, rows, wanted), known.grid(name, rows, wanted)

@@ -31,7 +31,15 @@ from lambdanet.attention import spatial_reduction as _spatial_reduction  # noqa:
 from lambdanet.attention import window as _window  # noqa: F401
 from lambdanet.attention.registration import registry
 
-__all__ = ["KINDS", "create_attention", "describe", "kind", "list_attention", "registry"]
+__all__ = [
+    "KINDS",
+    "create_attention",
+    "describe",
+    "kind",
+    "list_attention",
+    "registry",
+    "spatial_axes",
+]
 
 KINDS = ("mixer", "context", "carried")
 """What a block is for: a mixer stands in for a 3x3 convolution or for MHSA; a context block is
@@ -43,7 +51,7 @@ def create_attention(
     spec: str | Mapping[str, Any],
     dim: int,
     *,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     num_heads: int | None = None,
     dtype: Any = None,
     param_dtype: Any = None,
@@ -55,8 +63,8 @@ def create_attention(
     Args:
         spec: a registered name, or a mapping with `name` and the block's own options.
         dim: channels of the map the block works on.
-        size: map size (height, width); handed to blocks that declare `size`, unless the spec sets
-            it.
+        size: map size (height, width), of clips (frames, height, width); handed to blocks that
+            declare `size`, unless the spec sets it.
         num_heads: heads of the host's stage; handed to blocks that declare `num_heads`, unless the
             spec sets it.
         dtype: activation dtype; None keeps the block's default.
@@ -100,6 +108,22 @@ def kind(name: str) -> str:
     name.
     """
     return registry.lookup(name)[0].kind
+
+
+def spatial_axes(spec: str | Mapping[str, Any]) -> tuple[int, ...]:
+    """Returns the numbers of spatial axes that a block of this spec takes: 2 for maps, 3 for clips.
+
+    A class says so by `spatial_axes`, a tuple or a static function of all its options; without it,
+    the block takes one to three.
+    """
+    given = {"name": spec} if isinstance(spec, str) else dict(spec)
+    name = given.pop("name")
+    factory, preset = registry.lookup(name)
+    declared = getattr(factory, "spatial_axes", (1, 2, 3))
+    if not callable(declared):
+        return declared
+    defaults = {key: one.default for key, one in registry.parameters(name).items()}
+    return declared({**defaults, **preset, **given})
 
 
 def list_attention(pattern: str = "*", *, kind: str | None = None) -> list[str]:

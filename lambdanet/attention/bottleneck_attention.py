@@ -58,6 +58,7 @@ class BottleneckAttention(Captures, nnx.Module):
     """
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -113,7 +114,7 @@ class BottleneckAttention(Captures, nnx.Module):
         Raises:
             ValueError: a map of another size.
         """
-        check_map("bottleneck attention", x, self.dim, (2,))
+        check_map("bottleneck attention", x, self.dim, self.spatial_axes)
         if x.shape[1:3] != self.size:
             raise _error(
                 f"the map has size {x.shape[1:3]}, the embeddings are for size {self.size}; build "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -68,6 +68,11 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "context"
+
+    @staticmethod
+    def spatial_axes(options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Numbers of spatial axes of the input, by the options."""
+        return (2,) if options["spatial"] else (1, 2, 3)
 
     def __init__(
         self,

@@ -69,6 +69,7 @@ class CrossShapedWindowAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -120,7 +121,7 @@ class CrossShapedWindowAttention(Captures, nnx.Module):
         """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is
         deterministic.
         """
-        check_map("cross-shaped window", x, self.dim, (2,))
+        check_map("cross-shaped window", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         branches, size = len(self.stripes), x.shape[1:3]
         qkv = self.qkv(x).reshape(*x.shape[:3], 3, branches, self.dim // branches)

@@ -72,6 +72,7 @@ class HaloAttention(Captures, nnx.Module):
     """
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -134,7 +135,7 @@ class HaloAttention(Captures, nnx.Module):
         """Maps [batch, H, W, dim] to [batch, ceil(H / stride), ceil(W / stride), dim_out]; `rngs`
         is not read.
         """
-        check_map("halo attention", x, self.dim, (2,))
+        check_map("halo attention", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         batch, height, width = x.shape[:3]
         blocks = self._blocks(height, width)

@@ -72,6 +72,7 @@ class InterlacedSparseAttention(nnx.Module):
     """
 
     kind: ClassVar[str] = "context"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class InterlacedSparseAttention(nnx.Module):
         """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
         dropout > 0.
         """
-        check_map("interlaced", x, self.dim, (2,))
+        check_map("interlaced", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         parts = [x if self.lift is None else self.lift(x), *(block(x) for block in self.blocks)]
         return self.dropout(self.fuse(jnp.concatenate(parts, axis=-1)), rngs=rngs)

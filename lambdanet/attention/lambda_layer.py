@@ -105,6 +105,11 @@ class LambdaLayer(Captures, nnx.Module):
 
     kind: ClassVar[str] = "mixer"
 
+    @staticmethod
+    def spatial_axes(options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Numbers of spatial axes of the input, by the options."""
+        return (options["spatial_dims"],)
+
     def __init__(
         self,
         dim: int,

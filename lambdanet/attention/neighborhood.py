@@ -75,6 +75,7 @@ class NeighborhoodAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -130,7 +131,7 @@ class NeighborhoodAttention(Captures, nnx.Module):
         """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is
         deterministic.
         """
-        check_map("neighborhood", x, self.dim, (2,))
+        check_map("neighborhood", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         height, width = x.shape[1:3]
         x = self._pad(x)

@@ -62,6 +62,7 @@ class ObjectContext(nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "context"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -119,7 +120,7 @@ class ObjectContext(nnx.Module):
         """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
         dropout > 0.
         """
-        check_map("object_context", x, self.dim, (2,))
+        check_map("object_context", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         return self.dropout(self.fuse(jnp.concatenate([self.context(x), x], axis=-1)), rngs=rngs)
 
@@ -170,6 +171,7 @@ class PyramidObjectContext(nnx.Module):
     """
 
     kind: ClassVar[str] = "context"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -225,7 +227,7 @@ class PyramidObjectContext(nnx.Module):
         """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
         dropout > 0.
         """
-        check_map("pyramid_object_context", x, self.dim, (2,))
+        check_map("pyramid_object_context", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         parts = [self.lift(x), *(unit(x) for unit in self.units)]
         return self.dropout(self.fuse(jnp.concatenate(parts, axis=-1)), rngs=rngs)
@@ -279,6 +281,7 @@ class AspObjectContext(nnx.Module):
     """
 
     kind: ClassVar[str] = "context"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -332,7 +335,7 @@ class AspObjectContext(nnx.Module):
         """Maps [b, h, w, dim] to [b, h, w, dim_out]; `rngs.dropout` is read in training when
         dropout > 0.
         """
-        check_map("asp_object_context", x, self.dim, (2,))
+        check_map("asp_object_context", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         context = self.context_out(self.unit(self.context_in(x)))
         branches = [context, self.point(x), *(branch(x) for branch in self.dilated)]

@@ -79,6 +79,7 @@ class SlideAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -170,7 +171,7 @@ class SlideAttention(Captures, nnx.Module):
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b h w c"]:
         """Maps [batch, H, W, dim] to the same shape; `rngs` is not read."""
-        check_map("slide attention", x, self.dim, (2,))
+        check_map("slide attention", x, self.dim, self.spatial_axes)
         qkv = self.qkv(x.astype(self.dtype or x.dtype))
         spatial = qkv.shape[:3]
         if self.share_qkv:

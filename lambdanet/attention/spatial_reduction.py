@@ -5,6 +5,7 @@ coarser map.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -76,6 +77,11 @@ class SpatialReductionAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
+
+    @staticmethod
+    def spatial_axes(options: Mapping[str, Any]) -> tuple[int, ...]:
+        """Numbers of spatial axes of the input, by the options."""
+        return (1, 2) if options["sr_ratio"] == 1 and not options["linear"] else (2,)
 
     def __init__(
         self,

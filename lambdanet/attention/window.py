@@ -87,6 +87,7 @@ class WindowAttention(Captures, nnx.Module):
     """  # noqa: E501
 
     kind: ClassVar[str] = "mixer"
+    spatial_axes: ClassVar[tuple[int, ...]] = (2,)
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class WindowAttention(Captures, nnx.Module):
         """Maps [batch, H, W, dim] to the same shape; `rngs` is not read, the layer is
         deterministic.
         """
-        check_map("window", x, self.dim, (2,))
+        check_map("window", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         size = x.shape[1:3]
         shift = tuple(

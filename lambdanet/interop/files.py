@@ -50,6 +50,9 @@ LAYOUT = "lambdanet"
 LAYOUT_VERSION = "1"
 _NPZ_METADATA = "__metadata__"
 OWN_NAMES = (Rule(r".+", r"\g<0>"),)
+FitArray = Callable[[str, np.ndarray, tuple[int, ...]], np.ndarray]
+"""(our path, array in our layout, the model's shape) -> the array, of that shape where the model
+knows how to make it so, else as it was."""
 OWN_TABLE = "lambdanet"  # name of the table of such names among a model's tables for its parts
 
 
@@ -204,6 +207,7 @@ def load_weights_file(
     allow_head_mismatch: Sequence[str] = (),
     part: str = "",
     prefer_ema: bool = True,
+    fit: FitArray | None = None,
 ) -> dict[str, np.ndarray]:
     """Reads weights for a model from a file of any supported kind, see `read_state`.
 
@@ -219,6 +223,7 @@ def load_weights_file(
         file with our names is then read by the table 'lambdanet' of `tables`, and of one that is of
         a whole model with such a part, the part alone. '' = the whole.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
+      fit: makes an array of a network of another form the model's; the model's `fit_array`.
 
     Returns:
       Our path -> float32 array. Paths under `allow_head_mismatch` that the file cannot fill are
@@ -242,9 +247,10 @@ def load_weights_file(
         inside = {f"{part}/{path}": s for path, s in _part_of(sizes.sizes, part).items()}
         sizes = dataclasses.replace(sizes, sizes=inside)
     check = grids_lib.checker(sizes, grids or {})
+    reshape = check if fit is None else lambda *array: fit(array[0], check(*array), array[2])
     try:
         arrays = convert(
-            state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=check
+            state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=reshape
         )
     except ValueError as error:
         raise type(error)(

@@ -2,7 +2,7 @@
 
 from lambdanet.layers.captures import Captures
 from lambdanet.layers.check import as_pair, check_map, is_count
-from lambdanet.layers.conv import ACTIVATIONS, Conv2d, ConvNormAct, activation_function
+from lambdanet.layers.conv import ACTIVATIONS, ClipConv, Conv2d, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.fpn import FeaturePyramid
 from lambdanet.layers.init_keys import InitKeys
@@ -16,6 +16,7 @@ from lambdanet.layers.resize import resize_bilinear, resize_macs, resize_nearest
 __all__ = [
     "ACTIVATIONS",
     "Captures",
+    "ClipConv",
     "Conv2d",
     "ConvNormAct",
     "DropPath",

@@ -16,7 +16,11 @@ MAX_POOL_IMPLS = ("auto", "window", "slices")
 
 
 def max_pool(
-    x: Float[Array, "b h w c"], window: int = 3, stride: int = 2, *, impl: str = "auto"
+    x: Float[Array, "b h w c"],
+    window: int | tuple[int, int] = 3,
+    stride: int | tuple[int, int] = 2,
+    *,
+    impl: str = "auto",
 ) -> Float[Array, "b oh ow c"]:
     """Takes the largest value of each window; borders are padded by window // 2 with minus
     infinity, as PyTorch does.
@@ -26,8 +30,8 @@ def max_pool(
 
     Args:
         x: map [b, h, w, c].
-        window: odd side of the window.
-        stride: step between windows.
+        window: odd side of the window, or one per axis.
+        stride: step between windows, or one per axis.
         impl: 'window' (one reduce_window); 'slices' (maximum over window**2 strided slices, see
             `lambdanet.ops.max_pool`: on CPU XLA lowers the gradient of 'window' to a slow scatter);
                 'auto' takes 'slices' on
@@ -41,16 +45,16 @@ def max_pool(
     """
     if impl not in MAX_POOL_IMPLS:
         raise ValueError(f"max-pool impl is {impl!r}; allowed: {', '.join(MAX_POOL_IMPLS)}")
-    if window % 2 == 0:
+    sides = (window, window) if isinstance(window, int) else window
+    if any(side % 2 == 0 for side in sides):
         raise ValueError(f"max-pool window is {window}; allowed: odd sides")
+    strides = (stride, stride) if isinstance(stride, int) else stride
     if impl == "auto":
         impl = "slices" if jax.default_backend() == "cpu" else "window"
     if impl == "window":
-        pad = window // 2
-        return nnx.max_pool(
-            x, (window, window), strides=(stride, stride), padding=((pad, pad), (pad, pad))
-        )
-    return max_of_slices(x, window, stride)
+        padding = tuple((side // 2, side // 2) for side in sides)
+        return nnx.max_pool(x, sides, strides=strides, padding=padding)
+    return max_of_slices(x, sides, strides)
 
 
 def max_pool_cells(
@@ -88,7 +92,9 @@ def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     return jnp.sum(jnp.where(places == jnp.argmax(x, axis=axis, keepdims=True), x, 0), axis=axis)
 
 
-def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[Array, "b oh ow c"]:
+def avg_pool(
+    x: Float[Array, "b *t h w c"], window: int, stride: int = 2
+) -> Float[Array, "b *t oh ow c"]:
     """Averages each window over its entries inside the map, with TensorFlow's 'SAME' padding and
     float32 sums.
 
@@ -97,7 +103,7 @@ def avg_pool(x: Float[Array, "b h w c"], window: int, stride: int = 2) -> Float[
     plain 2x2 average.
 
     Args:
-        x: map [b, h, w, c].
+        x: map [b, h, w, c], or clips, whose frames are pooled one by one.
         window: side of the window.
         stride: step between windows.
 

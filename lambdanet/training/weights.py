@@ -36,8 +36,9 @@ def read_weights(
 
     Args:
         path: safetensors, npz or PyTorch file.
-        model: the model, abstract will do; says for which maps and windows its tables are, and
-            gives its `torch_names` for files with PyTorch's names.
+        model: the model, abstract will do; says for which maps and windows its tables are, gives
+            its `torch_names` for files with PyTorch's names, and may fit arrays of a network of
+            another form by `fit_array`: a network of clips inflates kernels of images.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
@@ -77,6 +78,7 @@ def read_weights(
         allow_head_mismatch=new,
         part=part,
         prefer_ema=prefer_ema,
+        fit=getattr(model, "fit_array", None),
     )
 
     def pick(name: str, leaf: Any) -> Any:

@@ -4,17 +4,17 @@ attention layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.attention import create_attention
 from lambdanet.layers import ACTIVATIONS, ConvNormAct, DropPath, avg_pool, batch_norm, max_pool
 
 from ..backbone import Row
+from ..extent import block_macs, create_block, run_block
 
 EXPANSION = {"bottleneck": 4, "basic": 1}
 """Output channels of a block as a multiple of its width."""
@@ -43,6 +43,12 @@ def strided_size(size: int, stride: int) -> int:
     return -(-size // stride)
 
 
+def strided_sizes(size: Iterable[int], stride: int) -> tuple[int, ...]:
+    """Returns a size (h, w), or (t, h, w), after a stride on height and width."""
+    *time, h, w = size
+    return (*time, strided_size(h, stride), strided_size(w, stride))
+
+
 def stem_stride(kind: str) -> int:
     """Returns the total stride of a stem."""
     convs, pool = STEMS[kind]
@@ -69,6 +75,8 @@ class Stem(nnx.Module):
         in_channels: channels of the image.
         width: of the first stage's blocks; output channels, but for 'deep', which has twice as
             many.
+        frames: (frames under the first kernel, its step over time) of a stem of clips, whose
+            max-pool is the host's; None for images.
         activation: see `ConvNormAct`.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.
@@ -85,54 +93,57 @@ class Stem(nnx.Module):
         in_channels: int,
         width: int,
         *,
+        frames: tuple[int, int] | None = None,
         activation: str,
         norm_momentum: float,
         dtype: Any,
         param_dtype: Any,
         rngs: nnx.Rngs,
     ):
-        convs, self.pool = STEMS[kind]
+        convs, pool = STEMS[kind]
+        self.pool = pool and frames is None
         self.names = tuple(f"conv{i + 1}" for i in range(len(convs)))
         options = dict(
             activation=activation, norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype
         )
         channels = in_channels
+        over_time = {} if frames is None else dict(frames=frames[0], frame_stride=frames[1])
         for name, (kernel_size, stride, eighths) in zip(self.names, convs, strict=True):
             channels_out = max(width * eighths // 8, 1)
             setattr(
                 self,
                 name,
                 ConvNormAct(
-                    channels, channels_out, kernel_size, stride=stride, **options, rngs=rngs
+                    channels,
+                    channels_out,
+                    kernel_size,
+                    stride=stride,
+                    **over_time,
+                    **options,
+                    rngs=rngs,
                 ),
             )
-            channels = channels_out
+            channels, over_time = channels_out, over_time and dict(frames=1)
         self.dim_out = channels
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
+    def __call__(self, x: Float[Array, "b *t h w c"]) -> Float[Array, "b *ot oh ow d"]:
         """Maps [b, h, w, in_channels] to [b, ceil(h / s), ceil(w / s), dim_out] with s =
-        `stem_stride(kind)`.
+        `stem_stride(kind)`; of clips without the pooling.
         """
         for name in self.names:
             x = getattr(self, name)(x)
         return max_pool(x, 3, 2) if self.pool else x
 
-    def rows(self, h: int, w: int) -> list[Row]:
-        """Returns the summary of one [h, w] image; the last line has the stem's output shape."""
+    def rows(self, *size: int) -> list[Row]:
+        """Returns the summary of one image (h, w) or clip (t, h, w); the last line has the stem's
+        output shape.
+        """
         rows = []
         for name in self.names:
-            conv = getattr(self, name)
-            rows.append(_conv_row(name, conv, h, w))
-            h, w, channels = rows[-1][2]
+            rows.append(_conv_row(name, getattr(self, name), size))
+            *size, channels = rows[-1][2]
         if self.pool:
-            rows.append(
-                (
-                    "max_pool",
-                    "max_pool 3x3/2",
-                    (strided_size(h, 2), strided_size(w, 2), channels),
-                    0,
-                )
-            )
+            rows.append(("max_pool", "max_pool 3x3/2", (*strided_sizes(size, 2), channels), 0))
         return rows
 
 
@@ -151,6 +162,10 @@ class ResidualBlock(nnx.Module):
     are the context blocks of that placement, one after the other; without any, nothing. They carry
     their own residuals and gates; drop path drops those of `pre` and `standard` with the branch.
 
+    The same on clips [b, t, h, w, c], of which it strides and pools frames, not time: `frames` says
+    how far the first two convolutions reach over time, and mixers and context blocks see a clip
+    within their `extent`, see `models.extent`.
+
     Sources: He et al. 2016; the stride stands in the 3x3 convolution as in PyTorch and ResNet-D. Hu
     et al. 2018, "Squeeze-and-Excitation Networks", for the four placements; where the paper leaves
     it open, `identity` is after the projection. Bello 2021, "LambdaNetworks", for the place of the
@@ -166,7 +181,10 @@ class ResidualBlock(nnx.Module):
             second in a basic block; of the one in a bottleneck, the first entry. Mixers have none.
         attention: spec of the mixer that replaces the 3x3 (of a basic block: the second one), or
             None.
-        size: map size (height, width) at the block's input, for mixers that are tied to it.
+        size: map size (height, width) at the block's input, of clips (time, height, width), for
+            mixers that are tied to it.
+        frames: of a clip under the kernels of the first and of the second convolution; None for
+            images.
         shortcut: 'conv' (stride in the 1x1 convolution) | 'avg' (2x2 average pooling before it).
         pool: a key of `POOL_WINDOWS`.
         post_norm_act: norm and activation after the mixer of a bottleneck.
@@ -189,7 +207,8 @@ class ResidualBlock(nnx.Module):
         stride: int,
         dilations: tuple[int, int] = (1, 1),
         attention: str | Mapping[str, Any] | None,
-        size: tuple[int, int],
+        size: tuple[int, ...],
+        frames: tuple[int, int] | None = None,
         shortcut: str,
         pool: str,
         post_norm_act: bool,
@@ -206,6 +225,10 @@ class ResidualBlock(nnx.Module):
         self.dim_out, self.stride, self.activation = width * EXPANSION[kind], stride, activation
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         options = dict(norm_momentum=norm_momentum, **stored)
+        # What each convolution has over time: the first, the second, and all others.
+        first_frames, second_frames, alone = (
+            {} if frames is None else dict(frames=count) for count in (*(frames or (0, 0)), 1)
+        )
 
         # A basic block strides in its first convolution, so that its mixer sees the small map; a
         # bottleneck strides at the mixer.
@@ -215,10 +238,12 @@ class ResidualBlock(nnx.Module):
             if bottleneck
             else dict(kernel_size=3, stride=stride, dilation=dilations[0])
         )
-        self.conv1 = ConvNormAct(dim, width, activation=activation, **first, **options)
+        self.conv1 = ConvNormAct(
+            dim, width, activation=activation, **first, **first_frames, **options
+        )
         self.mixer_activation = activation if bottleneck and post_norm_act else "none"
         self.pool_window = POOL_WINDOWS[pool]
-        conv = mixer = norm = conv3 = None
+        conv = mixer = norm = conv3 = self.extent = None
         if attention is None:
             last = (
                 dict(activation=activation)
@@ -227,10 +252,17 @@ class ResidualBlock(nnx.Module):
             )
             dilation = dilations[0 if bottleneck else 1]
             conv = ConvNormAct(
-                width, width, 3, stride=self.mixer_stride, dilation=dilation, **last, **options
+                width,
+                width,
+                3,
+                stride=self.mixer_stride,
+                dilation=dilation,
+                **last,
+                **second_frames,
+                **options,
             )
         else:
-            mixer = create_attention(
+            mixer, self.extent = create_block(
                 attention, width, size=mixer_size(kind, size, stride), **options
             )
             if post_norm_act or not bottleneck:
@@ -238,17 +270,19 @@ class ResidualBlock(nnx.Module):
                 norm = batch_norm(width, zero_init=zero_init, momentum=norm_momentum, **stored)
         if bottleneck:
             last = dict(activation="none", zero_init=zero_init_last)
-            conv3 = ConvNormAct(width, self.dim_out, **last, **options)
+            conv3 = ConvNormAct(width, self.dim_out, **last, **alone, **options)
         self.conv2, self.attention, self.norm_attention, self.conv3 = conv, mixer, norm, conv3
 
         inserted: dict[str, list[nnx.Module]] = {}
-        size_out = (strided_size(size[0], stride), strided_size(size[1], stride))
+        extents: dict[str, tuple[str | None, ...]] = {}
+        size_out = strided_sizes(size, stride)
         for placement, spec in context:
             channels, at = (dim, size) if placement == "pre" else (self.dim_out, size_out)
-            inserted.setdefault(placement, []).append(
-                create_attention(spec, channels, size=at, **options)
-            )
+            block, extent = create_block(spec, channels, size=at, **options)
+            inserted.setdefault(placement, []).append(block)
+            extents[placement] = (*extents.get(placement, ()), extent)
         self.context = nnx.Dict({placement: nnx.List(made) for placement, made in inserted.items()})
+        self.context_extents = tuple(extents.items())
 
         self.drop_path = DropPath(drop_path_rate)
         self.pool_shortcut = shortcut == "avg" and stride > 1
@@ -256,21 +290,21 @@ class ResidualBlock(nnx.Module):
         if stride > 1 or dim != self.dim_out:
             conv_stride = 1 if self.pool_shortcut else stride
             projection = ConvNormAct(
-                dim, self.dim_out, 1, stride=conv_stride, activation="none", **options
+                dim, self.dim_out, 1, stride=conv_stride, activation="none", **alone, **options
             )
         self.shortcut = projection
 
     def __call__(
         self,
-        x: Float[Array, "b h w c"],
+        x: Float[Array, "b *t h w c"],
         *,
         embeddings: jax.Array | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "b oh ow d"]:
+    ) -> Float[Array, "b *t oh ow d"]:
         """Maps [b, h, w, dim] to [b, ceil(h / stride), ceil(w / stride), dim_out].
 
         Args:
-            x: input map.
+            x: input map, or clips.
             embeddings: the stage's shared position embeddings, for a mixer built with
                 `shared_embeddings`.
             rngs: `dropout` stream, read in the training view when something is dropped.
@@ -280,7 +314,7 @@ class ResidualBlock(nnx.Module):
             y = self.conv2(y)
         else:
             shared = {} if embeddings is None else {"embeddings": embeddings}
-            y = self.attention(y, **shared, rngs=rngs)
+            y = run_block(self.extent, self.attention, y, **shared, rngs=rngs)
             if self.mixer_stride > 1:
                 y = avg_pool(y, self.pool_window, self.mixer_stride)
             if self.norm_attention is not None:
@@ -295,58 +329,62 @@ class ResidualBlock(nnx.Module):
 
     def _insert(self, placement: str, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Applies the context blocks of one placement."""
-        for block in self.context.get(placement, ()):
-            x = block(x, rngs=rngs)
+        for extent, block in self._placed(placement):
+            x = run_block(extent, block, x, rngs=rngs)
         return x
 
-    def rows(self, h: int, w: int) -> list[Row]:
-        """Returns the summary for one [h, w] input map; the last has the output shape."""
-        out_h, out_w = strided_size(h, self.stride), strided_size(w, self.stride)
+    def _placed(self, placement: str) -> list[tuple[str | None, nnx.Module]]:
+        """The context blocks of one placement, each with its extent."""
+        extents = dict(self.context_extents).get(placement, ())
+        return list(zip(extents, self.context.get(placement, ()), strict=True))
 
-        def inserted(placement: str, *shape: int) -> list[Row]:
-            made = enumerate(self.context.get(placement, ()))
+    def rows(self, *size: int) -> list[Row]:
+        """Returns the summary for one input (h, w) or (t, h, w); the last has the output shape."""
+        size_out = strided_sizes(size, self.stride)
+
+        def inserted(placement: str, size: tuple[int, ...], channels: int) -> list[Row]:
             return [
-                (f"context/{placement}/{i}", type(block).__name__, shape, block.macs(*shape[:2]))
-                for i, block in made
+                (
+                    f"context/{placement}/{i}",
+                    type(block).__name__,
+                    (*size, channels),
+                    block_macs(extent, block, size),
+                )
+                for i, (extent, block) in enumerate(self._placed(placement))
             ]
 
-        rows = inserted("pre", h, w, self.conv1.dim)
-        rows.append(_conv_row("conv1", self.conv1, h, w))
-        mid_h, mid_w, width = rows[-1][2]
+        rows = inserted("pre", size, self.conv1.dim)
+        rows.append(_conv_row("conv1", self.conv1, size))
+        *middle, width = rows[-1][2]
         if self.attention is None:
-            rows.append(_conv_row("conv2", self.conv2, mid_h, mid_w))
+            rows.append(_conv_row("conv2", self.conv2, middle))
         else:
-            macs = self.attention.macs(mid_h, mid_w)
-            rows.append(("attention", type(self.attention).__name__, (mid_h, mid_w, width), macs))
+            macs = block_macs(self.extent, self.attention, tuple(middle))
+            rows.append(("attention", type(self.attention).__name__, (*middle, width), macs))
         if self.norm_attention is not None:
-            rows.append(("norm_attention", "BatchNorm", (out_h, out_w, width), 0))
+            rows.append(("norm_attention", "BatchNorm", (*size_out, width), 0))
         if self.conv3 is not None:
-            rows.append(_conv_row("conv3", self.conv3, out_h, out_w))
-        rows += inserted("standard", out_h, out_w, self.dim_out)
+            rows.append(_conv_row("conv3", self.conv3, size_out))
+        rows += inserted("standard", size_out, self.dim_out)
         if self.shortcut is not None:
-            pooled = (out_h, out_w) if self.pool_shortcut else (h, w)
-            rows.append(_conv_row("shortcut", self.shortcut, *pooled))
+            pooled = size_out if self.pool_shortcut else size
+            rows.append(_conv_row("shortcut", self.shortcut, pooled))
         return (
             rows
-            + inserted("identity", out_h, out_w, self.dim_out)
-            + inserted("post", out_h, out_w, self.dim_out)
+            + inserted("identity", size_out, self.dim_out)
+            + inserted("post", size_out, self.dim_out)
         )
 
 
-def mixer_size(kind: str, size: tuple[int, int], stride: int) -> tuple[int, int]:
+def mixer_size(kind: str, size: tuple[int, ...], stride: int) -> tuple[int, ...]:
     """Returns the map size that the mixer of a block sees, given the size at the block's input."""
-    return (
-        size
-        if kind == "bottleneck"
-        else (strided_size(size[0], stride), strided_size(size[1], stride))
-    )
+    return size if kind == "bottleneck" else strided_sizes(size, stride)
 
 
-def _conv_row(name: str, conv: ConvNormAct, h: int, w: int) -> Row:
-    kernel = f"conv {conv.kernel_size}x{conv.kernel_size}" + (
-        f"/{conv.stride}" if conv.stride > 1 else ""
-    )
+def _conv_row(name: str, conv: ConvNormAct, size: Sequence[int]) -> Row:
+    sides = (conv.kernel_size, conv.kernel_size)
+    text = "x".join(map(str, sides if conv.frames is None else (conv.frames, *sides)))
+    kernel = f"conv {text}" + (f"/{conv.stride}" if conv.stride > 1 else "")
     if conv.dilation > 1:
         kernel += f" dilation {conv.dilation}"
-    shape = (strided_size(h, conv.stride), strided_size(w, conv.stride), conv.dim_out)
-    return name, kernel, shape, conv.macs(h, w)
+    return name, kernel, (*conv.size_out(*size), conv.dim_out), conv.macs(*size)

@@ -4,13 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from lambdanet.attention import cbam, lambda_layer, se
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, Rule, abn_scale, prefixed
 
 
-def _conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
+def conv_norm(conv: str, norm: str, path: str) -> tuple[Rule, ...]:
     """A convolution and its batch norm, whose PyTorch names (regular expressions) have the same
     groups.
     """
@@ -25,14 +26,14 @@ def _byobnet() -> tuple[Rule, ...]:
     lambda_resnet50ts.
     """
     block, ours = r"stages\.(\d+)\.(\d+)\.", r"stages/\1/blocks/\2"
-    rules = list(_conv_norm(r"stem\.conv(\d)\.conv", r"stem\.conv(\d)\.bn", r"stem/conv\1"))
+    rules = list(conv_norm(r"stem\.conv(\d)\.conv", r"stem\.conv(\d)\.bn", r"stem/conv\1"))
     for theirs, name in (
         ("conv1_1x1", "conv1"),
         ("conv2_kxk", "conv2"),
         ("conv3_1x1", "conv3"),
         ("shortcut", "shortcut"),
     ):
-        rules += _conv_norm(rf"{block}{theirs}\.conv", rf"{block}{theirs}\.bn", f"{ours}/{name}")
+        rules += conv_norm(rf"{block}{theirs}\.conv", rf"{block}{theirs}\.bn", f"{ours}/{name}")
     rules += prefixed(lambda_layer.TORCH_NAMES, rf"{block}self_attn\.", f"{ours}/attention")
     rules += prefixed(BATCH_NORM, rf"{block}post_attn\.", f"{ours}/norm_attention")
     return (*rules, *prefixed(LINEAR, r"head\.fc\.", "head/fc"))
@@ -48,15 +49,15 @@ def _resnet(stem: tuple[tuple[str, str, str], ...], shortcut: tuple[str, str]) -
     """
     rules = []
     for conv, norm, name in stem:
-        rules += _conv_norm(conv, norm, f"stem/{name}")
+        rules += conv_norm(conv, norm, f"stem/{name}")
     for stage in range(1, 5):
         block, ours = rf"layer{stage}\.(\d+)\.", rf"stages/{stage - 1}/blocks/\1"
         for number in (1, 2, 3):
-            rules += _conv_norm(
+            rules += conv_norm(
                 rf"{block}conv{number}", rf"{block}bn{number}", f"{ours}/conv{number}"
             )
         conv, norm = shortcut
-        rules += _conv_norm(
+        rules += conv_norm(
             rf"{block}downsample\.{conv}", rf"{block}downsample\.{norm}", f"{ours}/shortcut"
         )
         for gate, names in (("se", se.TORCH_NAMES), ("cbam", cbam.TORCH_NAMES)):
@@ -120,3 +121,18 @@ TORCH_NAMES: dict[tuple[str, str], dict[str, tuple[Rule, ...]]] = {
 ResNet; CCNet's and OCNet's (official); mmsegmentation's. In the official files the norms are
 InPlace-ABN, which scales by |weight| + 1e-5: see `lambdanet.interop.names.abn_scale`.
 """
+
+
+def tables(stem: str, shortcut: str) -> Mapping[str, tuple[Rule, ...]]:
+    """Returns the tables of a network with this stem and shortcut.
+
+    Raises:
+        ValueError: no PyTorch network with this stem and shortcut is known.
+    """
+    if (stem, shortcut) not in TORCH_NAMES:
+        known = ", ".join(f"stem={one!r} with shortcut={other!r}" for one, other in TORCH_NAMES)
+        raise ValueError(
+            f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one "
+            f"for {known}"
+        )
+    return TORCH_NAMES[stem, shortcut]

@@ -69,14 +69,24 @@ def option_problems(options: Mapping[str, Any]) -> list[str]:
                 len(options["widths"]) == len(blocks),
                 f"{len(blocks)} entries, as many as blocks has",
             )
-        problems += _attention_problems(options, blocks) + context_problems(
+        problems += attention_problems(options, blocks) + context_problems(
             options["context"], blocks
         )
     return problems
 
 
-def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> list[str]:
-    problems = []
+def attention_problems(
+    options: Mapping[str, Any], blocks: tuple[int, ...], *, also: tuple[str, ...] = ()
+) -> list[str]:
+    """Returns what is wrong with the options `attention` and `attention_blocks`, one text per
+    problem.
+
+    Args:
+        options: every option by name.
+        blocks: number of blocks per stage.
+        also: keys of a spec that the network reads itself, and checks itself.
+    """
+    problems, share_embeddings = [], options.get("share_embeddings", False)
     specs = options["attention"]
     if isinstance(specs, tuple) and len(specs) != len(blocks):
         problems.append(
@@ -85,19 +95,32 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
         )
     specs = [spec for spec in (specs if isinstance(specs, tuple) else (specs,)) if spec is not None]
     for spec in specs:
-        problems += _spec_problems(spec, options["share_embeddings"])
-    if options["share_embeddings"] and not specs:
+        problems += _spec_problems(spec, share_embeddings, also)
+    if share_embeddings and not specs:
         problems.append("share_embeddings is True; allowed: False where attention is None")
 
     where = options["attention_blocks"]
+    return problems + ([] if where == "all" else blocks_problems("attention_blocks", where, blocks))
+
+
+def blocks_problems(
+    name: str, where: Any, blocks: tuple[int, ...], default: str = "all"
+) -> list[str]:
+    """Returns what is wrong with an option that names blocks of every stage, one text per problem.
+
+    Args:
+        name: of the option.
+        where: its value, which is not `default`.
+        blocks: number of blocks per stage.
+        default: the value that is no tuple.
+    """
+    problems = []
     form = (
-        "'all', or a tuple with one entry per stage: 'all' or a tuple of 1-based block numbers, () "
-        "for none"
+        f"{default!r}, or a tuple with one entry per stage: 'all' or a tuple of 1-based block "
+        "numbers, () for none"
     )
-    if where == "all":
-        return problems
     if not isinstance(where, tuple) or len(where) != len(blocks):
-        return [*problems, f"attention_blocks is {where!r}; allowed: {form} ({len(blocks)} stages)"]
+        return [f"{name} is {where!r}; allowed: {form} ({len(blocks)} stages)"]
     for stage, (entry, count) in enumerate(zip(where, blocks, strict=True)):
         if entry == "all":
             continue
@@ -107,14 +130,14 @@ def _attention_problems(options: Mapping[str, Any], blocks: tuple[int, ...]) -> 
             or max(entry, default=0) > count
         ):
             problems.append(
-                f"attention_blocks[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers "
+                f"{name}[{stage}] is {entry!r}; allowed: 'all' or a tuple of numbers "
                 f"from 1 to {count}"
             )
     return problems
 
 
-def _spec_problems(spec: Any, share_embeddings: bool) -> list[str]:
-    problems = mixer_problems(spec)
+def _spec_problems(spec: Any, share_embeddings: bool, also: tuple[str, ...]) -> list[str]:
+    problems = mixer_problems(spec, also=also)
     if problems or not share_embeddings:
         return problems
     name = spec if isinstance(spec, str) else spec["name"]

@@ -61,8 +61,8 @@ class Stage(Recompute):
         self.sizes, self.remat = sizes, remat
 
     def __call__(
-        self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
-    ) -> Float[Array, "b oh ow d"]:
+        self, x: Float[Array, "b *t h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b *t oh ow d"]:
         """Maps [b, h, w, c] to the stage's output [b, ceil(h / stride), ceil(w / stride), d]."""
         run = nnx.remat(_run_block) if self.remat else _run_block
         for index, block in enumerate(self.blocks):
@@ -288,7 +288,7 @@ class ResNet(Recompute):
         """
         check_images(x, self.in_channels)
         x = self.stem(x.astype(self.dtype))
-        run = nnx.remat(_run_stage) if self.remat else _run_stage
+        run = nnx.remat(run_stage) if self.remat else run_stage
         maps = []
         for stage in self.stages:
             x = run(stage, x, rngs)
@@ -321,16 +321,7 @@ class ResNet(Recompute):
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
-        if self.grammar not in names.TORCH_NAMES:
-            known = ", ".join(
-                f"stem={stem!r} with shortcut={shortcut!r}" for stem, shortcut in names.TORCH_NAMES
-            )
-            stem, shortcut = self.grammar
-            raise ValueError(
-                f"no PyTorch name table for stem={stem!r} with shortcut={shortcut!r}; there is one "
-                f"for {known}"
-            )
-        return without_classifier(self, names.TORCH_NAMES[self.grammar])
+        return without_classifier(self, names.tables(*self.grammar))
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for an [h, w] image: path, type, output_shape (without the
@@ -373,7 +364,8 @@ def _run_block(
     return block(x, embeddings=embeddings, rngs=rngs)
 
 
-def _run_stage(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+def run_stage(stage: Stage, x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    """Applies a stage, in the form that `nnx.remat` takes."""
     return stage(x, rngs=rngs)
 
 
