@@ -234,7 +234,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         if train.report and main_process:
             from lambdanet.analysis.report import write_report  # imports matplotlib
 
-            macs = abstract_model.macs(*tasks.input_shape(config)[:-1])
+            macs = abstract_model.macs(*config.data.image_size)
             facts = {"parameters": parameters, "MACs per image": macs, "seconds": round(spent, 1)}
             shown = dict(metrics=tasks.metrics(config), split=split, result=result, facts=facts)
             written = write_report(workdir, config=config, panels=panels, **shown)

@@ -240,6 +240,11 @@ def check_detector(name: str) -> str:
     return _check_kind(name, "detect")
 
 
+def check_video_net(name: str) -> str:
+    """Returns the name of a preset of models/video; raises ValueError with all of them."""
+    return _check_kind(name, "takes_clips")
+
+
 def _check_kind(name: str, method: str) -> str:
     from lambdanet.registry import suggest
     from models import registry  # here, so that reading a config alone starts no JAX

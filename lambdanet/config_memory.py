@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from lambdanet import tasks
 from lambdanet.data.box_geometry import MASK_SIDE
 from lambdanet.registry import show
 from lambdanet.training.state import flatten_names, split_model
@@ -113,7 +112,7 @@ def model_problems(config: ConfigDict, model: Any, limit: int | None = None) -> 
     rows = getattr(model, "summary_rows", None)
     if rows is None:
         return problems
-    train, shape = config.train, tasks.input_shape(config)[:-1]
+    train, shape = config.train, config.data.image_size
     outputs = [math.prod(row["output_shape"]) for row in rows(*shape)]
     whole = config.model.get("remat", "none") == "none" and not config.optim.frozen
     bytes_each = np.dtype(getattr(model, "dtype", np.float32)).itemsize
@@ -128,7 +127,7 @@ def model_problems(config: ConfigDict, model: Any, limit: int | None = None) -> 
             fix += " or model.remat = 'block'" if whole else ""
             problems.append(
                 f"{key} = {train[key.partition('.')[2]]}, train.accumulate = {train.accumulate}, "
-                f"data.image_size = {config.data.image_size}: the layers' outputs of '{name}' for "
+                f"data.image_size = {shape}: the layers' outputs of '{name}' for "
                 f"{count} examples would take {over}; give {fix}"
             )
             break

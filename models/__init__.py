@@ -58,8 +58,8 @@ def builder_from_config(config: Any, data_options: Mapping[str, Any]) -> Callabl
     option of that model.
 
     Args:
-        config: the whole config; `config.data` gives `in_channels` and `image_size` to a model that
-            has these options.
+        config: the whole config; `config.data` gives `in_channels` and `image_size`, and
+            `config.clips` gives `frames`, to a model that has these options.
         data_options: options that the task has from the data, {'num_classes': 10} in
             classification; the model section goes before them, they before `config.data`.
 
@@ -78,6 +78,7 @@ def builder_from_config(config: Any, data_options: Mapping[str, Any]) -> Callabl
         raise ValueError(f"config.model has no 'name'; allowed: {', '.join(list_models())}")
     declared = registry.parameters(name)
     size = {"in_channels": config.data.channels, "image_size": _plain(config.data.image_size)}
+    size["frames"] = config.clips.frames
     size = {option: value for option, value in size.items() if option in declared}
     return model_builder(name, **{**size, **data_options, **options})
 

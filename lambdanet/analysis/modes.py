@@ -53,7 +53,7 @@ def summarise(subject: Subject) -> dict[str, Any]:
         nnx.eval_shape(subject.build), deterministic=True, use_running_average=True,
         raise_if_not_found=False,
     )  # fmt: skip
-    rows = summary.summarise(model, *subject.image_shape[:-1])
+    rows = summary.summarise(model, *subject.image_shape[-3:-1])
     abstract = state_lib.abstract_weights(subject.build)
     flops = summary.compiler_flops(subject.forward, abstract, subject.image_shape)
     totals = summary.totals(rows)

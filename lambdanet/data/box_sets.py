@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from rich import progress
 
 from lambdanet import atomic
-from lambdanet.data import class_histogram, image_folder, mask_folders, storage
+from lambdanet.data import class_histogram, image_folder, mask_folders
 from lambdanet.data.class_folders import printable
 from lambdanet.data.findings import Findings
 from lambdanet.data.objects import CATEGORIES, Objects
@@ -236,25 +236,13 @@ def prepare(
             one of the folders.
         OSError: a file or folder cannot be read or written.
     """
-    if storage.is_prepared(directory):
-        raise ValueError(
-            f"{directory} is a prepared data set already; remove it to prepare it anew"
-        )
-    for folder in folders:
-        if Path(directory).resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"{directory} lies in {folder}; name a directory outside of it")
-    with image_folder.progress_bars() as bars:
-        checking = bars.add_task("checking", total=None)
-        found = scan(lambda: bars.advance(checking))
-        bars.update(checking, total=bars.tasks[checking].completed)
-        written = storage.prepare_atomically(
-            lambda scratch: PreparedBoxes(found, bars, data_dir=scratch),
-            directory,
-            lambda prepared: _write_categories(found, prepared),
-        )
-    if not written:
-        raise ValueError(f"{directory} was prepared by another process meanwhile")
-    return found
+    return image_folder.scan_and_write(
+        tuple(folders),
+        directory,
+        scan,
+        lambda found, bars, scratch: PreparedBoxes(found, bars, data_dir=scratch),
+        _write_categories,
+    )
 
 
 def _write_categories(found: BoxSet, directory: str | os.PathLike) -> None:

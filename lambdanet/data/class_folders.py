@@ -55,6 +55,7 @@ def scan(
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
     on_file: Callable[[], object] = lambda: None,
+    search: Callable[[Path, Callable[[], object]], Search] | None = None,
 ) -> Folder:
     """Lists the images of `source` and refuses whatever is not one.
 
@@ -70,6 +71,7 @@ def scan(
         source: the folder.
         val_fraction, test_fraction: share of the records for these splits, second layout only.
         on_file: called after each file.
+        search: makes the walk over a root, given `on_file`; None = `Search`, that over images.
 
     Raises:
         ValueError: lists the empty classes, the files that are no 8-bit images in one of `FORMATS`
@@ -88,7 +90,7 @@ def scan(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
             "< 1"
         )
-    search = _Search(root, on_file)
+    search = (search or Search)(root, on_file)
     train = _train_folder(root)
     if train is None:
         layout = "SRC/<class>/<file>, because it has no folder train/ with folders in it"
@@ -114,7 +116,7 @@ def scan(
         if wanted[name] and train is not None:
             notes = (*notes, f"no split {name!r}: no such folder stands beside {train.name}/")
         elif wanted[name]:
-            size = f"{wanted[name]:g} of {len(found)} images"
+            size = f"{wanted[name]:g} of {len(found)} {search.holds}"
             notes = (*notes, f"no split {name!r}: {size} is none that a class could spare")
     return Folder(root, class_names, splits, notes)
 
@@ -208,8 +210,14 @@ class Walk:
         return (f"passed over: {counts}",) if counts else ()
 
 
-class _Search(Walk):
-    """The walk over class folders."""
+class Search(Walk):
+    """The walk over class folders.
+
+    Attributes:
+        holds: what is in them, for messages.
+    """
+
+    holds = "images"
 
     def split_folders(self, train: Path) -> dict[str, Path]:
         """Returns split name -> folder of the layout with splits."""
@@ -246,7 +254,7 @@ class _Search(Walk):
         before = len(self.problems)
         found = self.list_classes(directory, class_names, train)
         if not found and len(self.problems) == before:
-            self.report(directory, "/: split without images")
+            self.report(directory, f"/: split without {self.holds}")
         return found
 
     def list_classes(

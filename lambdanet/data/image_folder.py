@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import TypeVar
 
 import tensorflow_datasets as tfds
 from rich import progress
@@ -11,6 +13,8 @@ from rich.text import Text
 
 from lambdanet.data import storage
 from lambdanet.data.class_folders import Folder, scan
+
+Found = TypeVar("Found")
 
 
 class PreparedFolder(tfds.core.GeneratorBasedBuilder):
@@ -67,6 +71,49 @@ def progress_bars() -> progress.Progress:
     )
 
 
+def scan_and_write(
+    sources: Collection[str],
+    directory: str,
+    scan: Callable[[Callable[[], object]], Found],
+    make_builder: Callable[[Found, progress.Progress, str], tfds.core.DatasetBuilder],
+    finish: Callable[[Found, Path], object] = lambda found, prepared: None,
+) -> Found:
+    """Scans folders and writes a prepared set to `directory` (new or empty); returns what the scan
+    found.
+
+    Args:
+        sources: the folders.
+        directory: for the prepared set.
+        scan: called with what it calls after each file; raises ValueError with all problems.
+        make_builder: of what was found, the bars, and the data_dir to prepare in.
+        finish: called with what was found and the prepared directory before it is in its place; may
+            add files.
+
+    Raises:
+        ValueError: the scan found problems, `directory` is in use, or lies in one of the folders.
+        OSError: a file or folder cannot be read or written.
+    """
+    if storage.is_prepared(directory):
+        raise ValueError(
+            f"{directory} is a prepared data set already; remove it to prepare it anew"
+        )
+    for folder in sources:
+        if Path(directory).resolve().is_relative_to(Path(folder).resolve()):
+            raise ValueError(f"{directory} lies in {folder}; name a directory outside of it")
+    with progress_bars() as bars:
+        checking = bars.add_task("checking", total=None)
+        found = scan(lambda: bars.advance(checking))
+        bars.update(checking, total=bars.tasks[checking].completed)
+        written = storage.prepare_atomically(
+            lambda scratch: make_builder(found, bars, scratch),
+            directory,
+            lambda prepared: finish(found, prepared),
+        )
+    if not written:
+        raise ValueError(f"{directory} was prepared by another process meanwhile")
+    return found
+
+
 def prepare(
     source: str, directory: str, *, val_fraction: float = 0.1, test_fraction: float = 0.0
 ) -> Folder:
@@ -78,24 +125,11 @@ def prepare(
             `source`, where it would be taken for a class.
         OSError: a file or folder cannot be read or written.
     """
-    if storage.is_prepared(directory):
-        raise ValueError(
-            f"{directory} is a prepared data set already; remove it to prepare it anew"
-        )
-    if Path(directory).resolve().is_relative_to(Path(source).resolve()):
-        raise ValueError(f"{directory} lies in {source}; name a directory outside of it")
-    with progress_bars() as bars:
-        checking = bars.add_task("checking", total=None)
-        folder = scan(
-            source,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            on_file=lambda: bars.advance(checking),
-        )
-        bars.update(checking, total=bars.tasks[checking].completed)
-        written = storage.prepare_atomically(
-            lambda scratch: PreparedFolder(folder, bars, data_dir=scratch), directory
-        )
-    if not written:
-        raise ValueError(f"{directory} was prepared by another process meanwhile")
-    return folder
+    return scan_and_write(
+        [source],
+        directory,
+        lambda on_file: scan(
+            source, val_fraction=val_fraction, test_fraction=test_fraction, on_file=on_file
+        ),
+        lambda folder, bars, scratch: PreparedFolder(folder, bars, data_dir=scratch),
+    )

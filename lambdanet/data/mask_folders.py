@@ -56,6 +56,7 @@ def scan(
     reduce_zero_label: bool = False,
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
+    also: Iterable[str] = (),
     on_file: Callable[[], object] = lambda: None,
 ) -> MaskFolders:
     """Pairs pictures with masks, reads every mask, and refuses whatever does not fit.
@@ -72,11 +73,12 @@ def scan(
         colours: a palette, see `read_palette`; '': the masks are index pictures.
         ignore, reduce_zero_label: see `Coding`; not with a palette.
         val_fraction, test_fraction: share of the pictures for these splits.
+        also: problems that the caller has found.
         on_file: called after each pair.
 
     Raises:
-        ValueError: lists all problems: names, partners that are missing, files that cannot be read,
-            sizes, labels, fewer than two classes.
+        ValueError: lists all problems: those of `also`, names, partners that are missing, files
+            that cannot be read, sizes, labels, fewer than two classes.
         OSError: a folder or a file of names cannot be read.
     """
     for folder in (images, masks):
@@ -101,7 +103,7 @@ def scan(
     splits = search.pairs()
     check = _Check(search, coding, labels=not problems)
     counts = {split: check.count(pairs, on_file) for split, pairs in splits.items()}
-    problems = [*problems, *search.problems]
+    problems = [*problems, *also, *search.problems]
     number = len(coding.names) or class_histogram.occurring(counts)
     if not problems:
         problems = _too_few(class_histogram.total(sum(counts.values(), []), number), colours)

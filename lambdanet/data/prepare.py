@@ -6,15 +6,18 @@
     python -m lambdanet.data.prepare coco IMAGES ANNOTATIONS.json DST
         [--split NAME=ANNOTATIONS.json[,IMAGES]] [--on-error skip]
     python -m lambdanet.data.prepare voc ROOT DST [--classes names.txt] [--on-error skip]
+    python -m lambdanet.data.prepare clips ROOT DST [--fps 12]
+    python -m lambdanet.data.prepare frames ROOT DST --masks MASKS [--colours palette.csv]
 
 SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
-inside; it is read with `data.source='image_folder'`. (A folder of the name 'segmentation', 'coco'
-or 'voc' is given as './segmentation'.)
+inside; it is read with `data.source='image_folder'`. (A folder of a name such as
+'segmentation' is given as './segmentation'.)
 
 MASKS holds a label map for every picture of IMAGES, under the same name up to the ending; both may
 have folders train/ (and validation/, test/). The prepared set is read with `data.source='tfds'`, as
 are those of objects: of files in COCO's format, whose file names are relative to IMAGES, and of a
-folder like those of Pascal VOC.
+folder like those of Pascal VOC; of clips, one class folder of video files or of folders of frames
+each; and of sequences of frames with masks, as in DAVIS.
 
 Afterwards it prints what was found and the options that train on it.
 """
@@ -24,7 +27,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 from lambdanet.data import (
     box_sets,
@@ -32,28 +35,13 @@ from lambdanet.data import (
     coco_files,
     findings,
     image_folder,
-    label_maps,
+    prepare_video,
+    preparing,
     segmentation_folder,
     voc_folders,
 )
 
 MOST_OBJECTS, MOST_MASK_BYTES = 100, 65536  # defaults of the config's section detection
-
-
-def training_options(directory: str, splits: Collection[str], source: str = "image_folder") -> str:
-    """Returns the options of train.py, quoted for a shell, that read a prepared folder.
-
-    Args:
-        directory: of the prepared set.
-        splits: that it has; without validation there is no best checkpoint either.
-        source: value of data.source.
-    """
-    options = [f"--config.data.source={source}", f"--config.data.data_dir={directory}"]
-    if "validation" not in splits:
-        options += ["--config.data.eval_split=", "--config.train.keep_best="]
-    if "test" not in splits:
-        options += ["--config.data.test_split="]
-    return shlex.join(options)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         "segmentation": (_parse_segmentation, _prepare_segmentation),
         "coco": (_parse_coco, _prepare_coco),
         "voc": (_parse_voc, _prepare_voc),
+        "clips": (prepare_video.parse_clips, prepare_video.prepare_clips),
+        "frames": (prepare_video.parse_frames, prepare_video.prepare_frames),
     }
     if argv[:1] and argv[0] in kinds:
         parse, prepare = kinds[argv[0]]
@@ -92,24 +82,16 @@ def _parse_classes(argv: list[str]) -> argparse.Namespace:
         prog="python -m lambdanet.data.prepare",
         description="prepares a folder of images for data.source='image_folder'",
         epilog="pictures with masks: python -m lambdanet.data.prepare segmentation --help; with "
-        "boxes: python -m lambdanet.data.prepare coco --help, ... voc --help",
+        "boxes: python -m lambdanet.data.prepare coco --help, ... voc --help; videos: ... clips "
+        "--help, ... frames --help",
     )
     parser.add_argument(
         "source",
         help="folder of class folders, or of train/, validation/, test/ with class folders",
     )
     parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
-    _add_fractions(parser, "SRC has no split folders")
+    preparing.add_fractions(parser, "SRC has no split folders")
     return parser.parse_args(argv)
-
-
-def _add_fractions(parser: argparse.ArgumentParser, where: str) -> None:
-    parser.add_argument(
-        "--val-fraction", type=float, default=0.1, help=f"share held out where {where}"
-    )
-    parser.add_argument(
-        "--test-fraction", type=float, default=0.0, help="likewise, for the split 'test'"
-    )
 
 
 def _prepare_classes(args: argparse.Namespace) -> None:
@@ -119,7 +101,9 @@ def _prepare_classes(args: argparse.Namespace) -> None:
         val_fraction=args.val_fraction,
         test_fraction=args.test_fraction,
     )
-    _say(args.destination, len(folder.class_names), folder.splits, folder.notes, "image_folder")
+    preparing.say(
+        args.destination, len(folder.class_names), folder.splits, folder.notes, "image_folder"
+    )
 
 
 def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
@@ -130,29 +114,13 @@ def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("images", help="folder of pictures, or of train/, validation/, test/")
     parser.add_argument("masks", help="folder of masks: the same names up to the ending")
     parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
-    parser.add_argument(
-        "--classes", default="", metavar="FILE", help="one class name per line, in order"
-    )
-    parser.add_argument(
-        "--ignore",
-        type=int,
-        default=label_maps.IGNORE,
-        metavar="N",
-        help="value of pixels that count nowhere; default 255",
-    )
+    preparing.add_coding(parser)
     parser.add_argument(
         "--reduce-zero-label",
         action="store_true",
         help="0 counts nowhere, and class c is stored as c + 1, as in ADE20K",
     )
-    parser.add_argument(
-        "--colours",
-        default="",
-        metavar="FILE",
-        help="the masks are colour-coded: CSV rows name,red,green,blue, one per class in order; "
-        "the colours of rows named 'ignore' count nowhere",
-    )
-    _add_fractions(parser, "there are no split folders; of several folders whole ones")
+    preparing.add_fractions(parser, "there are no split folders; of several folders whole ones")
     return parser.parse_args(argv)
 
 
@@ -169,7 +137,7 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
         test_fraction=args.test_fraction,
     )
     print("\n".join(class_histogram.table(folders.counts, folders.coding.names)))
-    _say(
+    preparing.say(
         args.destination,
         len(folders.coding.names),
         folders.splits,
@@ -195,7 +163,7 @@ def _parse_coco(argv: list[str]) -> argparse.Namespace:
         help="a further split, such as validation; may be given several times",
     )
     _add_on_error(parser)
-    _add_fractions(parser, "no --split is given")
+    preparing.add_fractions(parser, "no --split is given")
     return parser.parse_args(argv)
 
 
@@ -210,7 +178,7 @@ def _parse_voc(argv: list[str]) -> argparse.Namespace:
         "--classes", default="", metavar="FILE", help="one class name per line, in order"
     )
     _add_on_error(parser)
-    _add_fractions(parser, "there are no lists in ImageSets/Main")
+    preparing.add_fractions(parser, "there are no lists in ImageSets/Main")
     return parser.parse_args(argv)
 
 
@@ -264,23 +232,7 @@ def _say_boxes(destination: str, found: box_sets.BoxSet) -> None:
     if found.most_mask_bytes > MOST_MASK_BYTES:
         options.append(f"--config.detection.mask_bytes={found.most_mask_bytes}")
     notes = (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
-    _say(destination, len(found.classes), found.splits, notes, "tfds", shlex.join(options))
-
-
-def _say(
-    destination: str,
-    classes: int,
-    splits: dict[str, list],
-    notes: tuple[str, ...],
-    source: str,
-    recipe: str = "",
-) -> None:
-    sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
-    print(f"{destination}: {classes} classes, {sizes}")
-    for note in notes:
-        print(f"note: {note}")
-    recipe = f"{recipe} " if recipe else ""
-    print(f"train with {recipe}{training_options(destination, splits, source)}")
+    preparing.say(destination, len(found.classes), found.splits, notes, "tfds", shlex.join(options))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import tensorflow_datasets as tfds
 from rich import progress
 
-from lambdanet.data import digits, image_folder, label_maps, storage
+from lambdanet.data import digits, image_folder, label_maps
 from lambdanet.data.mask_folders import MaskFolders, scan
 
 
@@ -76,16 +74,10 @@ def prepare(
             one of the folders.
         OSError: a file or folder cannot be read or written.
     """
-    if storage.is_prepared(directory):
-        raise ValueError(
-            f"{directory} is a prepared data set already; remove it to prepare it anew"
-        )
-    for folder in (images, masks):
-        if Path(directory).resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"{directory} lies in {folder}; name a directory outside of it")
-    with image_folder.progress_bars() as bars:
-        checking = bars.add_task("checking", total=None)
-        folders = scan(
+    return image_folder.scan_and_write(
+        (images, masks),
+        directory,
+        lambda on_file: scan(
             images,
             masks,
             classes=classes,
@@ -94,12 +86,7 @@ def prepare(
             reduce_zero_label=reduce_zero_label,
             val_fraction=val_fraction,
             test_fraction=test_fraction,
-            on_file=lambda: bars.advance(checking),
-        )
-        bars.update(checking, total=bars.tasks[checking].completed)
-        written = storage.prepare_atomically(
-            lambda scratch: PreparedMasks(folders, bars, data_dir=scratch), directory
-        )
-    if not written:
-        raise ValueError(f"{directory} was prepared by another process meanwhile")
-    return folders
+            on_file=on_file,
+        ),
+        lambda folders, bars, scratch: PreparedMasks(folders, bars, data_dir=scratch),
+    )

@@ -1,0 +1,132 @@
+"""Video files, by way of PyAV, which is an optional extra: whether they can be read, and their
+frames as JPEG.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MISSING = (
+    "a video file, and PyAV, which decodes them, is not installed: `pip install av` (or "
+    "'lambdanet[video]'), or give a folder of frames for each clip"
+)
+QUALITY = 95  # of the JPEG that a frame becomes
+UNEVEN = 1.5  # times the median step that a step may have in a video of constant rate
+ROUNDING = 5e-4  # seconds, of time stamps
+COVER_ART = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the picture in an audio file
+
+
+def installed() -> bool:
+    """Whether PyAV can be imported."""
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def why_no_video(file: Path, fps: float) -> str:
+    """Returns '' for a video whose frames can be taken, else the reason why not.
+
+    All packets are looked at, and the first frame is decoded.
+
+    Args:
+        file: the file.
+        fps: frames per second to take; 0 = all of them, which must be evenly apart.
+    """
+    import av
+
+    try:
+        if not file.is_file():
+            return "neither a file nor a link to one"
+        if file.stat().st_size == 0:
+            return "an empty file"
+        with av.open(str(file)) as container:
+            stream = _stream(container)
+            if stream is None:
+                audio = bool(container.streams.audio)
+                return "no video in it, only audio" if audio else "no video in it"
+            times = sorted(
+                float(packet.pts * packet.time_base)
+                for packet in container.demux(stream)
+                if packet.pts is not None and packet.size
+            )
+        if not times or next(_decoded(file), None) is None:
+            return "a video without frames"
+    except Exception as error:  # PyAV has an exception for each of FFmpeg's errors
+        return f"cannot be read as a video ({type(error).__name__}: {error})"
+    return "" if fps else why_uneven(times)
+
+
+def why_uneven(times: list[float]) -> str:
+    """Returns '' if frames shown at these seconds are evenly apart, else what to do."""
+    steps = np.diff(times)
+    if not len(steps):
+        return ""
+    usual = float(np.median(steps))
+    if steps.max() <= UNEVEN * usual and steps.min() >= usual / UNEVEN:
+        return ""
+    low, high = 1000 * steps.min(), 1000 * steps.max()
+    return (
+        f"a variable frame rate, frames are {low:.0f} to {high:.0f} ms apart; take them at even "
+        "times with --fps"
+    )
+
+
+def jpegs(file: Path, fps: float) -> Iterator[bytes]:
+    """Yields the frames of a video as JPEG files.
+
+    Args:
+        file: the file.
+        fps: frames per second to take, at every time the one that is shown then; 0 = every frame
+            once.
+    """
+    for image in evenly(_decoded(file), fps):
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=QUALITY)
+        yield buffer.getvalue()
+
+
+def evenly(frames: Iterator[tuple[float, Any]], fps: float) -> Iterator[Any]:
+    """Yields the frames shown at even times, from the first one on.
+
+    Args:
+        frames: (seconds, frame), in order.
+        fps: how many per second; 0 = every frame once.
+    """
+    if not fps:
+        yield from (frame for _, frame in frames)
+        return
+    start, taken, last = None, 0, None
+    for seconds, frame in frames:
+        start = seconds if start is None else start
+        # what was shown until now
+        while last is not None and start + taken / fps < seconds - ROUNDING:
+            yield last[1]
+            taken += 1
+        last = seconds, frame
+    if last is not None and start + taken / fps <= last[0] + ROUNDING:
+        yield last[1]
+
+
+def _decoded(file: Path) -> Iterator[tuple[float, Any]]:
+    """Yields (seconds, Pillow image) of the frames in the order in which they are shown."""
+    import av
+
+    with av.open(str(file)) as container:
+        stream = _stream(container)
+        for frame in container.decode(stream):
+            yield float(frame.time or 0.0), frame.to_image()
+
+
+def _stream(container: Any) -> Any:
+    """Returns the first stream of moving pictures, or None."""
+    for stream in container.streams.video:
+        if not int(getattr(stream, "disposition", 0) or 0) & COVER_ART:
+            return stream
+    return None
