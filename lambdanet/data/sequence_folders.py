@@ -5,7 +5,7 @@ data set: one record per sequence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import tensorflow_datasets as tfds
@@ -80,39 +80,35 @@ class PreparedSequences(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def problems_of(root: Path) -> list[str]:
-    """Returns what is wrong with the numbers and sizes of frames, sequence by sequence; every
-    folder below the root that holds files is one.
+def sequences_in(root: Path) -> list[Path]:
+    """Returns the folders of sequences: the root and all below it that hold files; what systems
+    leave in folders does not count.
     """
+    found = set()
+    for file in root.rglob("*"):
+        litter = any(map(class_folders.is_litter, file.relative_to(root).parts))
+        if not litter and not file.is_dir():
+            found.add(file.parent)
+    return sorted(found)
+
+
+def problems_of(root: Path) -> list[str]:
+    """Returns what is wrong with the numbers and sizes of frames, sequence by sequence."""
     problems = []
-    for folder in sorted({file.parent for file in root.rglob("*") if file.is_file()}):
-        parts = folder.relative_to(root).parts
-        if any(map(class_folders.is_litter, parts)) or not _has_files(folder):
-            continue
-        where = class_folders.printable("/".join((root.name, *parts)))
+    for folder in sequences_in(root):
+        where = "/".join((root.name, *folder.relative_to(root).parts))
+        where = class_folders.printable(where)
         found = frame_folders.clip_of(folder)[1]
         problems += [f"{where}/: {class_folders.printable(problem)}" for problem in found]
     return problems
 
 
-def _has_files(folder: Path) -> bool:
-    return any(e.is_file() and not class_folders.is_litter(e.name) for e in folder.iterdir())
-
-
-def grouped(
-    splits: Mapping[str, Sequence[Pair]],
-) -> tuple[dict[str, dict[str, list[Pair]]], tuple[str, ...]]:
-    """Returns split -> sequence -> pairs in the order of frame numbers, and notes.
+def grouped(splits: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, list[Pair]]]:
+    """Returns split -> sequence -> pairs in the order of frame numbers.
 
     Args:
-        splits: split -> pairs, as `mask_folders.scan` gives them: of several folders whole ones. A
-            single sequence, whose frames it would share out, is trained on.
+        splits: split -> pairs, as `mask_folders.scan` gives them: of several folders whole ones.
     """
-    folders = {split: {str(Path(p.image).parent) for p in pairs} for split, pairs in splits.items()}
-    notes: tuple[str, ...] = ()
-    if len(splits) > 1 and len(set().union(*folders.values())) == 1:
-        splits = {"train": [pair for pairs in splits.values() for pair in pairs]}
-        notes = ("no split but 'train': there is but one sequence",)
     found: dict[str, dict[str, list[Pair]]] = {}
     for split, pairs in splits.items():
         members: dict[str, dict[str, Pair]] = {}
@@ -123,7 +119,7 @@ def grouped(
             folder: [of[name] for name in frame_folders.in_order(list(of))[0]]
             for folder, of in sorted(members.items())
         }
-    return found, notes
+    return found
 
 
 def prepare(
@@ -153,20 +149,23 @@ def prepare(
         OSError: a file or folder cannot be read or written.
     """
 
-    def search(on_file) -> Sequences:
+    def search(on_file: Callable[[], object]) -> Sequences:
+        at = Path(root)
+        # the frames of a single one would be shared out
+        single = at.is_dir() and len(sequences_in(at)) == 1
         folders = scan(
             root,
             masks,
             classes=classes,
             colours=colours,
             ignore=ignore,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            also=problems_of(Path(root)) if Path(root).is_dir() else (),
+            val_fraction=0.0 if single else val_fraction,
+            test_fraction=0.0 if single else test_fraction,
+            also=problems_of(at) if at.is_dir() else (),
             on_file=on_file,
         )
-        splits, notes = grouped(folders.splits)
-        return Sequences(folders, splits, (*folders.notes, *notes))
+        notes = ("no split but 'train': there is but one sequence",) if single else ()
+        return Sequences(folders, grouped(folders.splits), (*folders.notes, *notes))
 
     return image_folder.scan_and_write(
         (root, masks),

@@ -18,6 +18,7 @@ MISSING = (
 QUALITY = 95  # of the JPEG that a frame becomes
 UNEVEN = 1.5  # times the median step that a step may have in a video of constant rate
 ROUNDING = 5e-4  # seconds, of time stamps
+TEXTS = ("ansi", "bintext", "idf", "xbin")  # decoders of FFmpeg that draw text files
 COVER_ART = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the picture in an audio file
 
 
@@ -127,6 +128,7 @@ def _decoded(file: Path) -> Iterator[tuple[float, Any]]:
 def _stream(container: Any) -> Any:
     """Returns the first stream of moving pictures, or None."""
     for stream in container.streams.video:
-        if not int(getattr(stream, "disposition", 0) or 0) & COVER_ART:
+        cover = int(getattr(stream, "disposition", 0) or 0) & COVER_ART
+        if not cover and stream.codec_context.name not in TEXTS:
             return stream
     return None
