@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from lambdanet.data import moving_digits, moving_scenes, photographs, picture_program
+from lambdanet.data import moving_digits, moving_plan, moving_scenes, photographs, picture_program
 
 ZOOM, GAP, SECONDS = 2, 4, 0.2
 
@@ -64,7 +64,7 @@ def _painted(label_map: np.ndarray) -> np.ndarray:
 
 def _coloured(flow: np.ndarray) -> np.ndarray:
     """Returns a flow [t, h, w, 2] in colours."""
-    most = moving_scenes.PAN + moving_scenes.STEP
+    most = moving_plan.PAN + moving_plan.STEP
     angle = np.arctan2(flow[..., 1], flow[..., 0]) / (2 * np.pi) % 1
     length = np.minimum(np.linalg.norm(flow, axis=-1) / (most * 2**0.5), 1)
     hsv = np.stack([angle, np.ones_like(angle), 0.15 + 0.85 * length], axis=-1)

@@ -4,6 +4,7 @@ digit moves; and the data set that is made of them.
 
 import io
 import os
+import re
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from lambdanet.data import (
     label_maps,
     moving_digits,
     moving_picture,
+    moving_plan,
     moving_scenes,
     photographs,
     prepared,
@@ -74,7 +76,7 @@ def test_every_digit_is_inside_and_only_one_moves_by_itself(drawn):
         assert own[:, clip.moving].all() and own.sum() == len(own)
         assert np.array_equal(np.diff(clip.boxes[..., :2], axis=0), clip.motion[:, 1:])
         assert clip.boxes.min() >= 0 and clip.boxes.max() <= 64
-        assert np.abs(clip.motion[:, 0]).max() == moving_scenes.PAN
+        assert np.abs(clip.motion[:, 0]).max() == moving_plan.PAN
         kinds += np.bincount(clip.damage, minlength=3)
         whole = clip.damage == 0
         assert np.array_equal(clip.frames[whole], clip.sharp[whole])
@@ -127,18 +129,18 @@ def test_one_frame_says_nothing_about_which_digit_moves():
     """
     material, labels = moving_scenes.load_material("train"), set()
     for index in range(3):
-        plan = moving_scenes.plan(material, index, SIZE)
+        plan = moving_plan.plan(material, index, SIZE)
         clip = moving_scenes.render(plan, material, SIZE)
         for frame in range(moving_scenes.FRAMES):
             for digit in range(moving_scenes.COUNT):
-                other = moving_scenes.swapped(plan, frame, digit)
+                other = moving_plan.swapped(plan, frame, digit)
                 if digit == plan.moving:
                     assert np.array_equal(other.phases, plan.phases)
                     continue
                 # phases are all that differs, and they are uniform
-                back = moving_scenes.swapped(other, frame, plan.moving)
+                back = moving_plan.swapped(other, frame, plan.moving)
                 assert np.array_equal(back.phases, plan.phases)
-                assert ((0 <= other.phases) & (other.phases < moving_scenes.PERIOD)).all()
+                assert ((0 <= other.phases) & (other.phases < moving_plan.PERIOD)).all()
                 found = moving_scenes.render(other, material, SIZE)
                 assert np.array_equal(found.frames[frame], clip.frames[frame])
                 assert not np.array_equal(found.frames, clip.frames)
@@ -148,10 +150,10 @@ def test_one_frame_says_nothing_about_which_digit_moves():
 
 
 def test_ways_never_rest():
-    phases = np.arange(moving_scenes.PERIOD + 1)
-    steps = np.diff(moving_scenes.swing(phases))
-    assert set(np.abs(steps)) == {moving_scenes.STEP}
-    assert moving_scenes.swing(phases).min() == -moving_scenes.swing(phases).max()
+    phases = np.arange(moving_plan.PERIOD + 1)
+    steps = np.diff(moving_plan.swing(phases))
+    assert set(np.abs(steps)) == {moving_plan.STEP}
+    assert moving_plan.swing(phases).min() == -moving_plan.swing(phases).max()
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +195,12 @@ def test_the_photographers_are_named_in_the_prepared_set(section):
     info = prepared.open_prepared(sources.directory(section)).info
     for text in (info.description, info.citation):
         assert "danielbuechele" in text and "creativecommons.org/licenses/by/2.0" in text
+    page = open(os.path.join(os.path.dirname(__file__), "../../docs/moving_digits.md")).read()
+    assert "images/moving_digits.gif" in page and "sides from 64 to 121" in page
+    assert all(f"{name} {count}" in page for name, count in moving_plan.SPLITS.items())
+    assert "danielbuechele" in page and "vultilion" in page
+    named = set(re.findall(r"`(\w+)`", page.partition("| feature")[2].partition("All truth")[0]))
+    assert named == set(info.features)
 
 
 @pytest.mark.parametrize("size", [(63, 96), (64, 122)])
