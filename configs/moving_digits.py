@@ -5,25 +5,24 @@ with it but one, and its class is the label; no frame alone says which.
     python train.py --config=configs/moving_digits.py:clip,nonlocal --workdir=runs/clip_nonlocal
     python train.py --config=configs/moving_digits.py:frame --workdir=runs/frame
 
-Argument: 'clip' (default), then ',BLOCK' of `BLOCKS`, a context block with three axes after the
-second stage ('none' by default); 'frame', the same network on one frame, which cannot do better
-than to guess among the three digits that it sees. ',smoke' as last part runs ten steps on synthetic
-images.
+Argument: 'clip' (default), then ',BLOCK' of `BLOCKS`, with three axes in the second stage ('none'
+by default): context blocks stand after it, the lambda layer in place of a convolution; 'frame', the
+same network on one frame, which cannot do better than to guess among the three digits that it sees.
+',smoke' as last part runs ten steps on synthetic clips.
+Numbers: not tuned yet.
 """
 
 from ml_collections import ConfigDict
 
 from configs import base
 
+CONTEXT = ("nonlocal", "cgnl", "double_attention", "criss_cross")
 BLOCKS = {
-    "none": None,
-    "nonlocal": dict(name="nonlocal"),
-    "cgnl": dict(name="cgnl"),
-    "double_attention": dict(name="double_attention"),
-    "criss_cross": dict(name="criss_cross"),
-    "lambda": dict(name="lambda", spatial_dims=3, scope=(3, 7, 7)),
+    "none": {},
+    **{name: {"context": {"name": name, "after": "stage2.1"}} for name in CONTEXT},
+    "lambda": {"attention": (None, {"name": "lambda", "spatial_dims": 3}, None)},
 }
-AFTER = "stage2.1"
+"""Argument -> options of the model."""
 
 
 def get_config(arg: str = "clip") -> ConfigDict:
@@ -32,15 +31,13 @@ def get_config(arg: str = "clip") -> ConfigDict:
     kind, _, block = (rest or "clip").partition(",")
     if kind not in ("clip", "frame"):
         raise ValueError(f"argument {kind!r}; allowed: clip, frame")
-    known = BLOCKS if kind == "clip" else {"none": None}
+    known = BLOCKS if kind == "clip" else {"none": {}}
     if (block or "none") not in known:
         raise ValueError(f"argument {block!r}; allowed: {', '.join(known)}")
-    spec = known[block or "none"]
     config = base.get_config()
     config.task = "clips"
     config.model.name = "small_i3d"
-    if spec:
-        config.model.context = {**spec, "after": AFTER}
+    config.model.update(known[block or "none"])
     config.clips.frames = 8 if kind == "clip" else 1
 
     config.data.source = "moving_digits"

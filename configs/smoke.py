@@ -48,7 +48,7 @@ def _small_stages(name: str, stages: int = 4) -> dict:
     from models import registry
 
     preset = registry.lookup(name)[1]
-    if "num_heads" in registry.parameters(name):
+    if {"num_heads", "inflated_blocks"} & set(registry.parameters(name)):
         stages = len(preset["blocks"])
     return {"blocks": (1,) * stages, "widths": (8, 16, 24, 32)[:stages]}
 

@@ -23,6 +23,8 @@ from configs import (
     imagenet90,
     imagenet300,
     imagenet350,
+    moving_digits,
+    own_clips,
     own_masks,
     own_objects,
 )
@@ -54,6 +56,8 @@ RECIPES = {
     digit_scenes: [
         f"{task},{name}" for task, known in digit_scenes.TASKS.items() for name in known
     ],
+    moving_digits: [*(f"clip,{block}" for block in moving_digits.BLOCKS), "frame"],
+    own_clips: ["", "i3d_resnet50_8x8"],
     coco: ["mask_rcnn,lambda_resnet50", "retinanet,swin_tiny,3x", "mask_rcnn,pvt_v2_b2"],
     own_objects: ["small_mask_rcnn", ""],
     ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
