@@ -12,12 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from lambdanet import config_memory
+from lambdanet import config_memory, tasks
 from lambdanet.registry import Registry, show, suggest
 from lambdanet.training import optimizer
 from lambdanet.training.state import split_model
 
-FOLLOWS = {"image_size": "data.image_size", "in_channels": "data.channels"}
+FOLLOWS = {
+    "image_size": "data.image_size",
+    "in_channels": "data.channels",
+    "frames": "clips.frames",
+}
 """Options of models that the data decides."""
 BUILT_FROM = {"task", "seed", *FOLLOWS.values()}
 """Keys outside the section `model` that building reads."""
@@ -95,7 +99,7 @@ def build_problems(
     if isinstance(model, nnx.Module) and any(map(_has_mapping, options.values())):
         # options of blocks are free enough to make a block that does not fit its place
         try:
-            _run(model, (*config.data.image_size, config.data.channels))
+            _run(model, tasks.input_shape(config))
         except Exception as error:
             return [f"model '{options['name']}' cannot run{given}: {_said(error)}"], error
     if training:
@@ -112,8 +116,8 @@ def build_problems(
     return problems, None
 
 
-def _run(model: nnx.Module, shape: tuple[int, int, int]) -> None:
-    """Evaluates the model abstractly on one image [h, w, c]; raises what it raises."""
+def _run(model: nnx.Module, shape: tuple[int, ...]) -> None:
+    """Evaluates the model abstractly on one image [h, w, c], or one clip; raises what it raises."""
     view = nnx.view(model, deterministic=True, use_running_average=True, raise_if_not_found=False)
     graphdef, weights = nnx.split(view)
     image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
