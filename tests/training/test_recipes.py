@@ -83,6 +83,7 @@ STEPPED = [
     (ade20k, "semantic_fpn_pvt_small"),
     (cityscapes, "ccnet_resnet101"),
     (digit_scenes, "detect"),
+    (moving_digits, "clip"),
     (coco, "mask_rcnn,lambda_resnet50"),
 ]
 
