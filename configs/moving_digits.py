@@ -20,7 +20,9 @@ CONTEXT = ("nonlocal", "cgnl", "double_attention", "criss_cross")
 BLOCKS = {
     "none": {},
     **{name: {"context": {"name": name, "after": "stage2.1"}} for name in CONTEXT},
-    "lambda": {"attention": (None, {"name": "lambda", "spatial_dims": 3}, None)},
+    "lambda": {
+        "attention": (None, {"name": "lambda", "spatial_dims": 3, "scope": (3, 7, 7)}, None)
+    },
 }
 """Argument -> options of the model."""
 
