@@ -228,9 +228,11 @@ def test_recomputation_changes_no_gradient_and_bfloat16_stays_finite(remat):
     options = dict(blocks=(1, 1), image_size=(8, 8), stem="cifar", pooling="sparse")
     x = np.random.default_rng(0).normal(size=(2, 2, 4, 4, 3)).astype(np.float32)
     found = []
-    for options in (options, {**options, "remat": remat, "dtype": "bfloat16"}):
+    for more in ({}, dict(remat=remat, dtype="bfloat16")):
         graph, params, stats = nnx.split(
-            nnx.view(build(**options, zero_init_last=False), deterministic=False), nnx.Param, ...
+            nnx.view(build(**options, **more, zero_init_last=False), deterministic=False),
+            nnx.Param,
+            ...,
         )
 
         def loss(params, graph=graph, stats=stats):
