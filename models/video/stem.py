@@ -25,7 +25,11 @@ class ClipStem(Recompute, Stem):
         pooling: a key of `POOLINGS`.
         remat: recompute the inner activations in the backward pass; for long clips they are the
             largest.
-        **options: as of `Stem`.
+        activation: see `Stem`.
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
 
     Attributes:
         strides: in space and in time.
@@ -40,9 +44,23 @@ class ClipStem(Recompute, Stem):
         frames: tuple[int, int],
         pooling: str,
         remat: bool,
-        **options: Any,
+        activation: str,
+        norm_momentum: float,
+        dtype: Any,
+        param_dtype: Any,
+        rngs: nnx.Rngs,
     ):
-        super().__init__(kind, in_channels, width, frames=frames, **options)
+        super().__init__(
+            kind,
+            in_channels,
+            width,
+            frames=frames,
+            activation=activation,
+            norm_momentum=norm_momentum,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
         pool = STEMS[kind][1]
         self.pooling, self.remat = pooling if pool else None, remat
         self.strides = (

@@ -5,14 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.video.poolings import (
-    POOLINGS,
-    frames_out,
-    pool_frames,
-    pool_space,
-    space_out,
-    stem_pool,
-)
+from models.video.poolings import POOLINGS, frames_out, pool_frames, pool_space, space_out
 
 SIZE = (2, 5, 7, 6, 3)
 
