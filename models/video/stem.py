@@ -23,8 +23,7 @@ class ClipStem(Recompute, Stem):
         width: of the first stage's blocks.
         frames: (frames under the first kernel, its step over time).
         pooling: a key of `POOLINGS`.
-        remat: recompute the inner activations in the backward pass; for long clips they are the
-            largest.
+        remat: recompute the inner activations in the backward pass.
         activation: see `Stem`.
         norm_momentum: decay of the running statistics.
         dtype: activation dtype.

@@ -83,7 +83,7 @@ class VideoResNet(Recompute):
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.
         remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only
-            each block's or stage's input, and that of the stem). 'block' takes the least memory.
+            each block's or stage's input, and that of the stem).
         dtype: activations: 'float32' | 'bfloat16'. Norm statistics, softmax and the head are
             float32 either way.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
