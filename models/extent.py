@@ -36,7 +36,14 @@ def extent_of(spec: Spec) -> str:
 
 
 def create_block(
-    spec: Spec, dim: int, *, size: tuple[int, ...], **options: Any
+    spec: Spec,
+    dim: int,
+    *,
+    size: tuple[int, ...],
+    norm_momentum: float,
+    dtype: Any,
+    param_dtype: Any,
+    rngs: nnx.Rngs,
 ) -> tuple[nnx.Module, str | None]:
     """Builds a block by `create_attention` and returns it with its extent, None in a network of
     images.
@@ -45,8 +52,12 @@ def create_block(
         spec: of the block, with `extent` or without.
         dim: channels.
         size: at the block's place, (h, w) of images or (t, h, w) of clips; the block gets its part.
-        **options: as of `create_attention`.
+        norm_momentum: decay of the running statistics.
+        dtype: activation dtype.
+        param_dtype: dtype of stored parameters.
+        rngs: initialisation source.
     """
+    options = dict(norm_momentum=norm_momentum, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
     if len(size) == 2:
         return create_attention(spec, dim, size=size, **options), None
     extent = extent_of(spec)

@@ -6,6 +6,7 @@ taken as PyTorch's names and layouts and goes through a name table (`lambdanet.i
 
 import dataclasses
 import json
+import logging
 import math
 import os
 import zipfile
@@ -45,6 +46,8 @@ __all__ = [
     "save_npz",
     "save_safetensors",
 ]
+
+_log = logging.getLogger(__name__)
 
 LAYOUT = "lambdanet"
 LAYOUT_VERSION = "1"
@@ -247,7 +250,15 @@ def load_weights_file(
         inside = {f"{part}/{path}": s for path, s in _part_of(sizes.sizes, part).items()}
         sizes = dataclasses.replace(sizes, sizes=inside)
     check = grids_lib.checker(sizes, grids or {})
-    reshape = check if fit is None else lambda *array: fit(array[0], check(*array), array[2])
+    fitted = []
+
+    def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        array = check(name, array, shape)
+        made = array if fit is None else fit(name, array, shape)
+        if made.shape != array.shape:
+            fitted.append(name)
+        return made
+
     try:
         arrays = convert(
             state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=reshape
@@ -256,6 +267,8 @@ def load_weights_file(
         raise type(error)(
             f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"
         ) from None
+    if fitted:
+        _log.info("%s: made to fit the model: %s", os.fspath(path), ", ".join(fitted))
     return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
 
 

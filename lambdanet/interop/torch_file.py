@@ -22,7 +22,7 @@ from lambdanet.interop.reading import (
 )
 from lambdanet.interop.torch_pickle import RESAVE, Inert, Unpickler
 
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "net", "module")
+_WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "module")
 _EMA_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "ema_model")
 _DEPTH = 4  # wrappers inside wrappers
 # DataParallel and averages, torch.compile, Lightning

@@ -7,7 +7,6 @@ Sources: Wang et al. 2018, "Non-local Neural Networks", table 1; the authors' co
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -65,9 +64,3 @@ def frames_out(frames: int, window: int) -> int:
 def space_out(size: int, padded: bool) -> int:
     """Returns how many positions `pool_space` leaves of an axis."""
     return strided_size(size, 2) if padded else max((size - 1) // 2, 1)
-
-
-def stem_pool(x: jax.Array, pooling: str) -> jax.Array:
-    """Applies the pooling after the stem."""
-    window, padded, _ = POOLINGS[pooling]
-    return pool_frames(pool_space(x, padded), window)

@@ -2,9 +2,10 @@
 
 Sources: Wang et al. 2018, "Non-local Neural Networks" (C2D and I3D, tables 1 and 2; blocks as in
 `models.resnet.context_resnet`, five in ResNet-101 as in the authors' code: after every seventh
-block of res4); Yue et al. 2018, "Compact Generalized Non-local Network"; Chen et al. 2018, "A^2-Nets"
-(places and ratio as in `a2_resnet50`; the paper's own are not known). Names with `_8x8` are for
-clips of 8 frames, one in 8: the authors' released models and pytorchvideo's c2d_r50 and i3d_r50.
+block of res4); Yue et al. 2018, "Compact Generalized Non-local Network"; Chen et al. 2018,
+"A^2-Nets" (places and ratio as in `a2_resnet50`; the paper's own are not known). Names with `_8x8`
+are for clips of 8 frames, one in 8: the authors' released models and pytorchvideo's c2d_r50 and
+i3d_r50.
 slow_resnet50 is pytorchvideo's slow_r50 (Feichtenhofer et al. 2019, "SlowFast Networks").
 """
 

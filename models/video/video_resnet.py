@@ -15,21 +15,15 @@ from jaxtyping import Array, Float
 from lambdanet.interop.names import Rule
 from lambdanet.layers import InitKeys
 
-from ..backbone import (
-    Classifier,
-    Recompute,
-    Row,
-    require_classifier,
-    summary_row,
-    without_classifier,
-)
+from ..backbone import Classifier, Recompute, require_classifier, summary_row, without_classifier
 from ..context import Context, place_context
-from ..resnet.blocks import STEMS, ResidualBlock, Stem, strided_sizes
+from ..resnet.blocks import ResidualBlock, strided_sizes
 from ..resnet.resnet import AttentionSpec, Stage, run_stage
 from . import names
 from .inflation import inflate, inflated, kernel_frames
 from .options import option_problems
-from .poolings import POOLINGS, frames_out, pool_frames, space_out, stem_pool
+from .poolings import POOLINGS, frames_out, pool_frames
+from .stem import ClipStem
 
 
 class VideoResNet(Recompute):
@@ -89,7 +83,7 @@ class VideoResNet(Recompute):
         drop_path_rate: stochastic depth of the last block.
         norm_momentum: decay of the running statistics.
         remat: recompute activations in the backward pass: 'none' | 'block' | 'stage' (stores only
-            each block's or stage's input).
+            each block's or stage's input, and that of the stem).
         dtype: activations: 'float32' | 'bfloat16'. Norm statistics, softmax and the head are
             float32 either way.
         param_dtype: stored parameters: 'float32' | 'bfloat16'.
@@ -153,9 +147,16 @@ class VideoResNet(Recompute):
             rngs=rngs,
         )
 
-        in_time = (stem_frames, stem_frame_stride)
-        self.stem = Stem(stem, in_channels, widths[0], frames=in_time, **options)
-        self.pooling, self.stem_pool = pooling, STEMS[stem][1]
+        self.stem = ClipStem(
+            stem,
+            in_channels,
+            widths[0],
+            frames=(stem_frames, stem_frame_stride),
+            pooling=pooling,
+            remat=remat != "none",
+            **options,
+        )
+        self.pool_window = POOLINGS[pooling][2]  # over time, before the second stage
         make_block = functools.partial(
             ResidualBlock,
             block,
@@ -165,13 +166,13 @@ class VideoResNet(Recompute):
             zero_init_last=zero_init_last,
             **options,
         )
-        size = self._stem_rows(frames, *image_size)[-1][2][:3]
+        size = self.stem.rows(frames, *image_size)[-1][2][:3]
         dim, done, stages, info = self.stem.dim_out, 0, [], []
         for number, (count, width, spec, where) in enumerate(
             zip(blocks, widths, specs, placed, strict=True)
         ):
             if number == 1:
-                size = (frames_out(size[0], POOLINGS[pooling][2]), *size[1:])
+                size = (frames_out(size[0], self.pool_window), *size[1:])
             made = []
             for index in range(count):
                 stride = 2 if number and not index else 1
@@ -226,12 +227,10 @@ class VideoResNet(Recompute):
                 f"{self.in_channels}], with one frame or more"
             )
         x = self.stem(x.astype(self.dtype))
-        if self.stem_pool:
-            x = stem_pool(x, self.pooling)
         run = nnx.remat(run_stage) if self.remat else run_stage
         maps = []
         for number, stage in enumerate(self.stages):
-            x = run(stage, pool_frames(x, POOLINGS[self.pooling][2]) if number == 1 else x, rngs)
+            x = run(stage, pool_frames(x, self.pool_window) if number == 1 else x, rngs)
             maps.append(x)
         return maps
 
@@ -251,16 +250,10 @@ class VideoResNet(Recompute):
     @property
     def feature_info(self) -> list[dict[str, int]]:
         """Channels of every map that `features` returns, its stride in space, and that in time."""
-        space, time = 1, self.stem.conv1.frame_stride
-        for name in self.stem.names:
-            space *= getattr(self.stem, name).stride
-        first, _, second = POOLINGS[self.pooling]
-        if self.stem_pool:
-            space, time = 2 * space, time * min(first, 2)
-        info = []
+        (space, time), info = self.stem.strides, []
         for number, channels in enumerate(self.stage_dims):
             if number:
-                space, time = 2 * space, time * (min(second, 2) if number == 1 else 1)
+                space, time = 2 * space, time * (min(self.pool_window, 2) if number == 1 else 1)
             info.append(dict(channels=channels, stride=space, frame_stride=time))
         return info
 
@@ -272,17 +265,8 @@ class VideoResNet(Recompute):
         Raises:
             ValueError: no PyTorch network with this stem and shortcut is known.
         """
-        return without_classifier(
-            self, names.tables(*self.grammar, second_pool=POOLINGS[self.pooling][2] > 1)
-        )
-
-    def _stem_rows(self, *size: int) -> list[Row]:
-        rows = self.stem.rows(*size)
-        if self.stem_pool:
-            (t, h, w, channels), (window, padded, _) = rows[-1][2], POOLINGS[self.pooling]
-            shape = (frames_out(t, window), space_out(h, padded), space_out(w, padded), channels)
-            rows.append(("max_pool", f"max_pool {window}x3x3", shape, 0))
-        return rows
+        tables = names.tables(*self.grammar, second_pool=self.pool_window > 1)
+        return without_classifier(self, tables)
 
     def summary_rows(self, h: int, w: int) -> list[dict[str, Any]]:
         """Returns one dict per layer for a clip of `frames` frames of [h, w]: path, type,
@@ -292,11 +276,11 @@ class VideoResNet(Recompute):
         """
         rows = [
             summary_row(f"stem/{name}", *cells)
-            for name, *cells in self._stem_rows(self.frames, h, w)
+            for name, *cells in self.stem.rows(self.frames, h, w)
         ]
         for number, stage in enumerate(self.stages):
             *size, channels = rows[-1]["output_shape"]
-            window = POOLINGS[self.pooling][2]
+            window = self.pool_window
             if number == 1 and window > 1:
                 size[0] = frames_out(size[0], window)
                 rows.append(summary_row("pool", f"max_pool {window}x1x1", (*size, channels)))
