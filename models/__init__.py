@@ -13,6 +13,7 @@ from . import hierarchical as _hierarchical  # noqa: F401
 from . import lavit as _lavit  # noqa: F401
 from . import resnet as _resnet  # noqa: F401
 from . import segmentation as _segmentation  # noqa: F401
+from . import video as _video  # noqa: F401
 from .building import fit_attention_blocks, fit_heads, model_builder
 from .registration import registry
 
