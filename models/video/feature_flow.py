@@ -20,8 +20,8 @@ FROZEN = (r".*flow_net/scale/bias",)
 
 @registry.register("deep_feature_flow")
 class DeepFeatureFlow(Propagation):
-    """F_i = warp(F_k, M) * S, with (M, S) = FlowNetS(I_i, I_k): the flow goes from the current frame
-    i to the key frame k.
+    """F_i = warp(F_k, M) * S, with (M, S) = FlowNetS(I_i, I_k): the flow goes from the current
+    frame i to the key frame k.
 
     S starts at 1 everywhere; the reference then trains its weights and leaves its bias at 1, which
     is `optim.frozen=FROZEN` here.
