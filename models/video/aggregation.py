@@ -14,7 +14,7 @@ from lambdanet.ops.frame_mean import frame_mean
 from lambdanet.ops.warp import warp
 
 from ..backbone import Row
-from .flownet import FlowNetS
+from .flownet import FlowNetS, conv_row
 from .frames import Frame, Propagation
 from .registration import registry
 
@@ -66,12 +66,7 @@ class Embedding(nnx.Module):
     def rows(self, name: str, size: tuple[int, int]) -> list[Row]:
         """Returns the lines of the summary for a map of that size."""
         return [
-            (
-                f"{name}/layers/{number}",
-                f"conv {layer.kernel_size[0]}x{layer.kernel_size[1]}",
-                (*size, layer.out_features),
-                size[0] * size[1] * layer.kernel[...].size,
-            )
+            conv_row(f"{name}/layers/{number}", layer, size)
             for number, layer in enumerate(self.layers)
         ]
 

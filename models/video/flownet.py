@@ -105,12 +105,10 @@ class FlowNetS(nnx.Module):
             dim = widths[level] + raised + 2
         last = nnx.initializers.normal(_LAST_STD)
         self.flow = _conv(dim, 2, 3, kernel_init=last, **host)
-        self.scale = self.quality = None
-        if scale_channels:
-            zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
-            self.scale = _conv(dim, scale_channels, 1, kernel_init=zeros, bias_init=ones, **host)
-        if quality:
-            self.quality = _conv(dim, 1, 3, kernel_init=last, **host)
+        zeros, ones = nnx.initializers.zeros_init(), nnx.initializers.ones_init()
+        start = dict(kernel_init=zeros, bias_init=ones)
+        self.scale = _conv(dim, scale_channels, 1, **start, **host) if scale_channels else None
+        self.quality = _conv(dim, 1, 3, kernel_init=last, **host) if quality else None
 
     def __call__(
         self, current: Float[Array, "b y x c"], key: Float[Array, "b y x c"], size: tuple[int, int]
@@ -152,17 +150,17 @@ class FlowNetS(nnx.Module):
             grid = tuple(-(-side // 2) for side in grid)
             grids.append(grid)
             for number, layer in enumerate(layers):
-                rows.append(_row(f"{name}/encode/{level}/{number}", layer, grid))
+                rows.append(conv_row(f"{name}/encode/{level}/{number}", layer, grid))
         for number in range(len(self.predict)):
             below, grid = grids[-1 - number], grids[-2 - number]
-            rows.append(_row(f"{name}/predict/{number}", self.predict[number], below))
+            rows.append(conv_row(f"{name}/predict/{number}", self.predict[number], below))
             for kind in ("raise_flow", "raise_features"):
                 layer = getattr(self, kind)[number]
                 shape = (*grid, layer.dim_out)
                 rows.append((f"{name}/{kind}/{number}", "upconv 4x4", shape, layer.macs(*below)))
         for kind in ("flow", "scale", "quality"):
             if getattr(self, kind) is not None:
-                rows.append(_row(f"{name}/{kind}", getattr(self, kind), size))
+                rows.append(conv_row(f"{name}/{kind}", getattr(self, kind), size))
         return rows
 
 
@@ -218,7 +216,8 @@ def _leaky(x: jax.Array) -> jax.Array:
     return jax.nn.leaky_relu(x, 0.1)
 
 
-def _row(path: str, layer: Conv2d, grid: tuple[int, int]) -> Row:
+def conv_row(path: str, layer: Conv2d, grid: tuple[int, int]) -> Row:
+    """Returns the line of the summary of a convolution whose result is of size `grid`."""
     (side, _), dim, dim_out = layer.kernel_size, layer.in_features, layer.out_features
     macs = grid[0] * grid[1] * side**2 * dim * dim_out
     return path, f"conv {side}x{side}", (*grid, dim_out), macs

@@ -14,6 +14,7 @@ from lambdanet.layers import Conv2d, avg_pool, resize_bilinear
 from lambdanet.ops.carry import carry
 
 from ..backbone import Row
+from .flownet import conv_row
 from .frames import Frame, Propagation
 from .registration import registry
 
@@ -79,8 +80,9 @@ class NeighborhoodPropagation(Propagation):
         host = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.reduce = Conv2d(low_channels, embedding_channels, (1, 1), **host)
         self.embed = Conv2d(embedding_channels, embedding_channels, (3, 3), padding=(1, 1), **host)
-        self.bias = nnx.Param(jnp.zeros((2 * radius + 1,) * 2, param_dtype))
-        self.ring_bias = nnx.Param(jnp.zeros((2 * ring + 1,) * 2, param_dtype)) if ring else None
+        self.sides = square, outer = 2 * radius + 1, 2 * ring + 1
+        self.bias = nnx.Param(jnp.zeros((square, square), param_dtype))
+        self.ring_bias = nnx.Param(jnp.zeros((outer, outer), param_dtype)) if ring else None
 
     @staticmethod
     def option_problems(options: Mapping[str, Any]) -> list[str]:
@@ -120,14 +122,9 @@ class NeighborhoodPropagation(Propagation):
         self, image: tuple[int, int], low: tuple[int, int], features: tuple[int, int]
     ) -> list[Row]:
         """See `Propagation`; of the current frame's embedding, and of its attention."""
-        cells, shape = features[0] * features[1], (*features, self.dim)
-        rows: list[Row] = [
-            ("reduce", "conv 1x1", shape, cells * self.reduce.kernel[...].size),
-            ("embed", "conv 3x3", shape, cells * self.embed.kernel[...].size),
-        ]
-        for name in ("bias", "ring_bias"):
-            bias = getattr(self, name)
-            if bias is not None:
-                macs = cells * bias[...].size * (self.dim + self.channels)
+        rows = [conv_row("reduce", self.reduce, features), conv_row("embed", self.embed, features)]
+        for name, side in zip(("bias", "ring_bias"), self.sides, strict=True):
+            if getattr(self, name) is not None:
+                macs = features[0] * features[1] * side**2 * (self.dim + self.channels)
                 rows.append((name, "local attention", (*features, self.channels), macs))
         return rows
