@@ -25,7 +25,7 @@ def warp(
 
     The four neighbours are one window of a gather, for all channels at once, so that the gradient
     of the features is a scatter of as many windows as there are samples; windows of single pixels
-    or channels are several times as slow on CPU.
+    or channels are slower on CPU.
 
     Sources: Spatial Transformer Networks (Jaderberg et al., 2015); Deep Feature Flow (Zhu et al.,
     2017), whose code has the channels (dx, dy). 'yx' is the order of NumPy and SciPy.
