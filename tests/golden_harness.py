@@ -94,6 +94,8 @@ class Ours:
       checked: keys that the builder itself compares while building.
       tolerance: of outputs, relative to the reference's largest absolute value.
       input_of: name of a gradient of an input -> that input's name, where the two differ.
+      counted: key -> mask of the values that are compared, by which both sides are multiplied, for
+        gradients that libraries differ in at kinks.
     """
 
     outputs: Callable[[Arrays, Arrays], dict[str, jax.Array]]
@@ -105,6 +107,7 @@ class Ours:
     checked: tuple[str, ...] = ()
     tolerance: float = 1e-5
     input_of: Mapping[str, str] = field(default_factory=dict)
+    counted: Arrays = field(default_factory=dict)
 
 
 Builder = Callable[[Fixture], Ours]
@@ -230,7 +233,8 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
 
     def take(key: str, array, tolerance: float = ours.tolerance, floor: float = 0.0) -> None:
         if key in fixture.arrays:
-            pairs.append(Pair(key, array, fixture.arrays[key], tolerance, floor))
+            mask = ours.counted.get(key, 1)
+            pairs.append(Pair(key, array * mask, fixture.arrays[key] * mask, tolerance, floor))
             read.add(key)
 
     def take_named(prefix: str, arrays, tolerance: float, floor: float = 0.0) -> None:

@@ -114,9 +114,17 @@ def _shift(x: jax.Array, axis: int, geometry: WindowAxis, place: int) -> jax.Arr
 
 
 def by_blocks(
-    query, key, value, table, axes: tuple[WindowAxis, WindowAxis], *, scale: float
-) -> tuple[jax.Array]:
-    """Mixed values by blocks of queries, each against the dense window of all keys that they see.
+    query,
+    key,
+    value,
+    table,
+    axes: tuple[WindowAxis, WindowAxis],
+    *,
+    scale: float,
+    return_totals: bool = False,
+) -> tuple[jax.Array, ...]:
+    """Mixed values by blocks of queries, each against the dense window of all keys that they see,
+    and perhaps the logarithms of the softmax's denominators [b, h, w, n].
 
     The logits have their keys before their queries: sums over the keys then run over whole rows of
     queries, for which XLA's CPU backend has vector code, while a sum within a row is one scalar
@@ -141,12 +149,15 @@ def by_blocks(
         for axis, (plan, geometry) in enumerate(zip(plans, axes, strict=True)):
             bias = _by_pair(bias, 1 + 2 * axis, plan, geometry)
         logits += rearrange(bias, "n y Y x X -> n Y X y x")
-    weights = jax.nn.softmax(
-        _masked(logits, *(p.mask for p in plans), biased=table is not None), axis=-2
-    ).astype(value.dtype)
+    logits = _masked(logits, *(p.mask for p in plans), biased=table is not None)
+    weights = jax.nn.softmax(logits, axis=-2).astype(value.dtype)
     y = jnp.einsum("...kq,...kd->...qd", weights, value)
     y = rearrange(y, "b r s n (y x) d -> b (r y) (s x) n d", x=side)
-    return (y[:, :height, :width],)
+    if not return_totals:
+        return (y[:, :height, :width],)
+    totals = jax.nn.logsumexp(logits, axis=-2)
+    totals = rearrange(totals, "b r s n (y x) -> b (r y) (s x) n", x=side)
+    return y[:, :height, :width], totals[:, :height, :width]
 
 
 def _masked(logits: jax.Array, rows: np.ndarray, columns: np.ndarray, *, biased: bool) -> jax.Array:

@@ -20,6 +20,7 @@ dense windows alone. Neither copies keys or values k^2 times.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -39,7 +40,7 @@ _FEW = 9  # places of a window up to which 'shift' pays
 def neighborhood_attention(
     query: Float[Array, "b h w n d"],
     key: Float[Array, "b h w n d"],
-    value: Float[Array, "b h w n d"],
+    value: Float[Array, "b h w n e"],
     table: Float[Array, "n p q"] | None = None,
     *,
     kernel_size: tuple[int, int],
@@ -48,7 +49,8 @@ def neighborhood_attention(
     scale: float,
     impl: str = "auto",
     return_weights: bool = False,
-) -> tuple[Float[Array, "b h w n d"], Float[Array, "b h w n s t"] | None]:
+    return_totals: bool = False,
+) -> tuple[Float[Array, "b h w n e"], Float[Array, "b h w n *places"] | None]:
     """softmax(scale q . k + bias) v per head over the window of each query; softmax in float32 or
     wider.
 
@@ -72,14 +74,18 @@ def neighborhood_attention(
         scale: factor of the logits' products.
         impl: a lowering.
         return_weights: also return the softmax; takes the lowering 'shift'.
+        return_totals: also return log sum exp of each query's logits, with which two attentions can
+            be joined to one; takes the lowering 'block'.
 
     Returns:
-        The mixed values in the dtype of `value`, and the weights over the places of the window
-        (`key_positions` says which keys these are) or None.
+        The mixed values in the dtype of `value`, and the weights over the places of the window [s,
+        t] (`key_positions` says which keys these are), or the totals, or None.
 
     Raises:
-        ValueError: unknown names.
+        ValueError: unknown names, or both weights and totals.
     """
+    if return_weights and return_totals:
+        raise ValueError("neighborhood attention: return_weights or return_totals, not both")
     for name, given, allowed in (("border", border, BORDERS), ("impl", impl, LOWERINGS)):
         if given not in allowed:
             raise ValueError(
@@ -102,6 +108,8 @@ def neighborhood_attention(
     lower = (
         dense_windows.by_shifts if return_weights or impl == "shift" else dense_windows.by_blocks
     )
+    if return_totals:
+        lower = functools.partial(dense_windows.by_blocks, return_totals=True)
     lines = []
     for rows in _residues(size[0], dilation[0]):
         line = []
@@ -118,8 +126,8 @@ def neighborhood_attention(
             solved = lower(*parts, table, axes, scale=scale)
             line.append(tuple(_unbatch(a, rows, columns) for a in solved))
         lines.append([_join(arrays, 3, size[1]) for arrays in zip(*line, strict=True)])
-    y, *weights = (_join(arrays, 1, size[0]) for arrays in zip(*lines, strict=True))
-    return y, weights[0] if return_weights else None
+    y, *others = (_join(arrays, 1, size[0]) for arrays in zip(*lines, strict=True))
+    return y, others[0] if return_weights or return_totals else None
 
 
 def key_positions(length: int, kernel: int, dilation: int, border: str) -> np.ndarray:
