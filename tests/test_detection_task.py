@@ -221,7 +221,7 @@ def test_names_stand_in_pictures_of_few_objects_only(count):
         true_valid=np.ones((1, count), bool),
     )
     axes = Figure().subplots()
-    image, own = np.zeros((20, 20, 3), np.uint8), SimpleNamespace(shown_score=0.5)
+    image, own = np.zeros((20, 20, 3), np.uint8), SimpleNamespace(shown_score=0.5, masks=False)
     detection_panels.draw_picture(axes, image, rows, 0, np.ones(4), ["cell"], own)
     assert len(axes.patches) == 2 * count
     assert [t.get_text() for t in axes.texts] == ["cell 90"] * (
