@@ -21,7 +21,7 @@ from lambdanet.tasks import detection_scores
 from lambdanet.tasks.detection_matching import confusion
 
 SHOWN_CLASSES = 15  # curves and confusions of more classes show those with most objects
-NAMED = 12  # of more objects in one picture the names would hide the picture
+NAMED = 20  # of more objects in one picture the names would hide the picture
 NAME_WIDTH = 80  # points
 GRID = (2, 4)  # rows and columns of pictures
 MOST_DRAWN = 100  # objects of a picture
