@@ -14,8 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from lambdanet.data.paste_masks import paste_masks
-
 WIDTHS, BLOCKS, CHANNELS = (16, 48, 96, 128), (1, 1, 2, 1), 64
 STRIDES, OCTAVES, RATIOS = (4, 8, 16, 32), 2, (0.5, 1.0, 2.0)
 MAX_DETECTIONS = 100
@@ -227,9 +225,27 @@ def targets(batch: Mapping[str, np.ndarray], first: int) -> Iterator[dict[str, A
         )
         if "masks" in batch:
             shape = batch["image"].shape[1:3]
-            whole = paste_masks(batch["masks"][index][kept], boxes[kept], shape)
-            target["masks"] = torch.from_numpy(whole.view(np.uint8))
+            pairs = zip(batch["masks"][index][kept], boxes[kept], strict=True)
+            whole = [on_canvas(mask, box, shape) for mask, box in pairs]
+            target["masks"] = torch.from_numpy(np.array(whole, np.uint8).reshape(-1, *shape))
         yield target
+
+
+def on_canvas(mask: np.ndarray, box: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Returns a bitmap that fills its box, read at the centres of the canvas's pixels.
+
+    `paste_masks` is for what a detector gives: it widens boxes by up to a pixel, as torchvision.
+
+    Args:
+        mask: [s, s], 0 and 1.
+        box: left, top, right, bottom in pixels of the canvas.
+        shape: height and width of the canvas.
+    """
+    places = []
+    for low, high, side in ((box[1], box[3], shape[0]), (box[0], box[2], shape[1])):
+        at = np.floor((np.arange(side) + 0.5 - low) / (high - low) * len(mask)).astype(int)
+        places.append(np.where((at >= 0) & (at < len(mask)), at, len(mask)))
+    return np.pad(mask, ((0, 1), (0, 1)))[np.ix_(*places)]
 
 
 def detect(model: Any, images: np.ndarray, *, first: int) -> dict[str, np.ndarray]:
