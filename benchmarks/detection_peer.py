@@ -4,8 +4,8 @@ minutes and scored as ours:
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.detection_peer --data_dir=SET \\
         --detector=retinanet --image_size=192,256 --minutes=15
 
-Pictures, augmentation, batch size, weight decay and clipping are those of configs/own_objects.py,
-the scorer is that of the task. The learning rate rises and falls with the share of the minutes that
+Pictures, augmentation, weight decay and clipping are those of configs/own_objects.py, the scorer is
+that of the task. The learning rate rises and falls with the share of the minutes that
 is over; the minutes are those of the training, with the reading of its batches, without the test.
 """
 
@@ -127,7 +127,8 @@ def train(
     """Trains for args.minutes, or args.steps steps if that is not 0.
 
     Returns:
-        (steps, seconds, mean loss of the steps since the last line of progress but one).
+        (steps, seconds, mean loss of the last line of progress, or of the steps after it where
+        these are ten or more).
     """
     update = twins.optimizer(model, args.lr, optim.weight_decay)
     first, whole = twins.FIRST_LABELS[args.detector], 60 * args.minutes
