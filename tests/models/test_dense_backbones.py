@@ -18,7 +18,7 @@ from models.resnet.blocks import STEMS
 from models.resnet.dilation import block_steps
 
 FOUR = dict(
-    blocks=(1, 1, 2, 2),
+    blocks=(1, 1, 1, 2),
     widths=(8, 8, 16, 16),
     num_heads=(2, 2, 2, 4),
     mlp_ratios=(1, 1, 1, 1),

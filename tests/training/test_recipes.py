@@ -86,11 +86,7 @@ STEPPED = [
 
 # The other recipes train in `make exhaustive`; whole runs of digits, scenes and instances are in
 # tests/training/test_*_runs.py and test_resume.py.
-STEPPED_ALWAYS = [
-    (cued_digits, "nonlocal"),
-    (imagenet350, "50@128"),
-    (imagenet300, "slide_swin_tiny"),
-]
+STEPPED_ALWAYS = [(cued_digits, "nonlocal"), (imagenet350, "50@128")]
 FIRST_ROWS = [(module, rows[0]) for module, rows in RECIPES.items()]
 
 
