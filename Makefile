@@ -23,9 +23,10 @@ test: $(VENV)/installed-test-$(VERSION)
 quick: $(VENV)/installed-test-$(VERSION)
 	$(SUITE) -m 'not slow and not exhaustive' tests
 
-# The same part with every annotation checked as it runs, shapes of arrays included.
+# The tests of whatever is annotated, every annotation checked as it runs, shapes of arrays included.
 types: $(VENV)/installed-test-$(VERSION)
-	$(CHECK_TYPES) $(SUITE) -m 'not slow and not exhaustive' tests
+	$(CHECK_TYPES) $(SUITE) $(addprefix tests/,analysis attention layers models ops) tests/test_type_checker.py \
+	  tests/data/test_label_maps.py tests/data/test_pseudo_labels.py tests/test_golden.py tests/test_tasks.py tests/test_*_task.py
 
 # What `make test` takes a covering part of, whole: every preset's counts, every head and detector on
 # every family, every recipe's first steps, runs of all tasks on several devices and processes.

@@ -58,6 +58,10 @@ SLOW_FILES = {
     *("test_less_attention.py", "test_neighborhood.py", "test_hierarchical.py", "test_lavit.py"),
     "test_hierarchical_options.py",
     *("test_presets.py", "test_side_by_side.py"),
+    *("test_dense_backbones.py", "test_detectors.py", "test_heads.py", "test_resnet.py"),
+    *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),
+    *("test_attention_maps.py", "test_cued_digits.py", "test_data_sources.py", "test_eval.py"),
+    *("test_tasks.py", "test_wrong_configs.py"),
 }
 
 
