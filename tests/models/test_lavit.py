@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from covering import part
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 from step_helpers import make_train_step
@@ -102,7 +103,7 @@ def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", part(COUNTS, ["lavit_tiny", "lavit_tiny_paper"]))
 def test_counts_and_multiply_adds_of_the_presets(name):
     count, billions = COUNTS[name]
     model = abstract(name)

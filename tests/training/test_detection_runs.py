@@ -1,6 +1,7 @@
-"""Whole runs of instance segmentation: killed and continued, on eight devices, on two processes;
-and what eval.py makes of a run. One straight run of eight steps on one device is the reference. All
-are of train.py as a program, whose convolutions round otherwise than those of the tests' process.
+"""Whole runs of instance segmentation: killed and continued, on eight devices, on two processes
+(these two in `make exhaustive`); and what eval.py makes of a run. One straight run of eight steps
+on one device is the reference. All are of train.py as a program, whose convolutions round otherwise
+than those of the tests' process.
 """
 
 import contextlib
@@ -93,6 +94,19 @@ class Runs:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(scenes, "SPLITS", {"train": 64, "validation": 16, "test": 21})
             builder.prepare(str(self.data), (64, 64))
+        kill = flags_of(self.data, root / "kill")
+        straight = flags_of(self.data, root / "straight")
+        # Before the others, which find its programs in the cache.
+        first = {"straight": start_child("train_child.py", "none", "0", *straight)}
+        self.output, self.code = finish(first)
+        assert self.code["straight"] == 0, self.output["straight"]
+        self._finish({"kill": start_child("train_child.py", "kill", "6", *kill)})
+        self._finish({"again": start_child("train_child.py", "none", "0", *kill)})
+        self.outcome = self.printed("straight")
+
+    def start_parallel(self):
+        """The runs on several devices and processes."""
+        root = self.root
         text = {arg: to_json(make_config(self.data, arg)) for arg in ("instances", RETINANET)}
         jobs = [
             dict(workdir=str(root / name), config=text[arg], steps=HALF, data=data, fsdp=fsdp)
@@ -105,21 +119,12 @@ class Runs:
         pair = ["--distributed", "--num_processes=2"]
         pair += [f"--coordinator_address=127.0.0.1:{free_port()}"]
         short = flags_of(self.data, root / "pair", **{"train.steps": HALF})
-        kill = flags_of(self.data, root / "kill")
-        straight = flags_of(self.data, root / "straight")
-        # Before the others, which find its programs in the cache.
-        first = {"straight": start_child("train_child.py", "none", "0", *straight)}
-        self.output, self.code = finish(first)
-        assert self.code["straight"] == 0, self.output["straight"]
         children = {
-            "kill": start_child("train_child.py", "kill", "6", *kill),
             "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps(jobs), devices=8),
         }
         self._finish(children)
-        self._finish({"again": start_child("train_child.py", "none", "0", *kill)})
-        self.outcome = self.printed("straight")
 
     def _finish(self, children):
         output, code = finish(children)
@@ -138,6 +143,12 @@ class Runs:
 def runs(tmp_path_factory):
     with quick_compilation():
         yield Runs(tmp_path_factory.mktemp("detection"))
+
+
+@pytest.fixture(scope="module")
+def parallel_runs(runs):
+    runs.start_parallel()
+    return runs
 
 
 def by_hand(folder, file, kind):
@@ -184,13 +195,17 @@ def assert_near(losses, others, within=1e-5):
     np.testing.assert_allclose(found, [losses[step] for step in steps], rtol=0, atol=within)
 
 
-def test_eight_devices_train_like_one(runs):
+@pytest.mark.exhaustive
+def test_eight_devices_train_like_one(parallel_runs):
+    runs = parallel_runs
     assert runs.code["devices"] == 0, runs.output["devices"]
     assert_near(runs.losses("straight"), runs.losses("fsdp4"))
     assert_near(runs.losses("retinanet1"), runs.losses("retinanet8"), within=1e-4)
 
 
-def test_two_processes_train_and_evaluate_like_one(runs, tmp_path):
+@pytest.mark.exhaustive
+def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
+    runs = parallel_runs
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
         runs.output["pair0"],
         runs.output["pair1"],

@@ -72,11 +72,7 @@ class Runs:
         text = to_json(self.config)
         jobs = [
             dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
-            for name, steps, data, fsdp in (
-                ("moved", STEPS, 8, 1),
-                ("data8", HALF, 8, 1),
-                ("fsdp4", HALF, 2, 4),
-            )
+            for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("fsdp4", HALF, 2, 4))
         ]
         short = flags_of(self.config, root / "pair", **{"train.steps": HALF})
         term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
@@ -174,28 +170,30 @@ def test_finished_run_is_only_evaluated_again(runs):
     assert [r["split"] for r in read_records(runs.straight)].count("test") == 1
 
 
-def test_one_device_checkpoint_continues_on_eight(runs):
+def bytes_per_device(runs, job):
+    """(what each of the eight devices holds of the state, the whole state)"""
+    outcome = json.loads(runs.output["devices"][0].splitlines()[-1])[job]
+    (each,) = set(outcome["bytes_per_device"].values())
+    assert len(outcome["bytes_per_device"]) == 8
+    return each, sum(leaf.nbytes for leaf in runs.state("straight").values())
+
+
+def test_one_device_checkpoint_continues_on_eight_that_all_hold_it(runs):
     assert runs.code["devices"] == 0, runs.output["devices"]
     one, eight = runs.losses("straight"), runs.losses("moved")
     assert sorted(eight) == sorted(one)
     for step in range(HALF + 1, STEPS + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-4), step
+    each, whole = bytes_per_device(runs, 0)
+    assert each == whole
 
 
-@pytest.mark.parametrize("name", ["data8", "fsdp4"])
-def test_eight_devices_train_like_one(runs, name):
-    one, eight = runs.losses("straight"), runs.losses(name)
+def test_eight_devices_that_share_the_state_train_like_one(runs):
+    one, eight = runs.losses("straight"), runs.losses("fsdp4")
     for step in range(1, HALF + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-5), step
-    _, replicated, sharded = json.loads(runs.output["devices"][0].splitlines()[-1])
-    whole = sum(leaf.nbytes for leaf in runs.state("straight").values())
-    outcome = replicated if name == "data8" else sharded
-    per_device = set(outcome["bytes_per_device"].values())
-    assert len(outcome["bytes_per_device"]) == 8 and len(per_device) == 1
-    if name == "data8":
-        assert per_device == {whole}
-    else:
-        assert per_device.pop() < 0.5 * whole  # a quarter of every array that divides
+    each, whole = bytes_per_device(runs, 1)
+    assert each < 0.5 * whole  # a quarter of every array that divides
 
 
 def test_two_processes_train_like_one_and_only_the_first_writes(runs):
