@@ -4,12 +4,12 @@ auxiliary losses.
 
 import functools
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from covering import part
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 from step_helpers import make_train_step
@@ -103,7 +103,7 @@ def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-@pytest.mark.parametrize("name", part(COUNTS, ["lavit_tiny", "lavit_tiny_paper"]))
+@pytest.mark.parametrize("name", covering.part(COUNTS, ["lavit_tiny", "lavit_tiny_paper"]))
 def test_counts_and_multiply_adds_of_the_presets(name):
     count, billions = COUNTS[name]
     model = abstract(name)

@@ -296,6 +296,7 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
         evaluate("predict", runs.root / "straight", tmp_path, pictures=str(pictures))
 
 
+@pytest.mark.exhaustive
 def test_summary_speed_attention_and_export(runs, tmp_path):
     workdir = runs.root / "straight"
     summary = evaluate("summary", workdir, tmp_path)
