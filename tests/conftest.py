@@ -44,7 +44,7 @@ if os.environ.get("LAMBDANET_CHECK_TYPES") == "1":
     type_checker.install()
 
 # By how much a worker's memory may grow before it forgets its compiled programs.
-GROWTH = 2 * 2**30
+GROWTH = 2**30
 
 # Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
 # and single tests elsewhere that are marked `slow`.
