@@ -5,8 +5,10 @@ WORKDIR ?= runs/digits
 VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
+SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile
+CHECK_TYPES := LAMBDANET_CHECK_TYPES=1
 
-.PHONY: train test quick lint optimised chaos compare clean
+.PHONY: train test quick types exhaustive lint optimised chaos compare clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -15,19 +17,29 @@ train: $(VENV)/installed-run-$(VERSION)
 	@echo "Report: $(WORKDIR)/report.md and $(WORKDIR)/report.png"
 
 test: $(VENV)/installed-test-$(VERSION)
-	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile tests
+	$(SUITE) tests
 
 # The part of the suite for every edit: under three minutes.
 quick: $(VENV)/installed-test-$(VERSION)
-	$(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile -m 'not slow' tests
+	$(SUITE) -m 'not slow and not exhaustive' tests
+
+# The tests of whatever is annotated, every annotation checked as it runs, shapes of arrays included.
+types: $(VENV)/installed-test-$(VERSION)
+	$(CHECK_TYPES) $(SUITE) $(addprefix tests/,analysis attention layers models ops) tests/test_type_checker.py \
+	  tests/data/test_label_maps.py tests/data/test_pseudo_labels.py tests/test_golden.py tests/test_tasks.py tests/test_*_task.py
+
+# What `make test` takes a covering part of, whole: every preset's counts, every head and detector on
+# every family, every recipe's first steps, runs of all tasks on several devices and processes.
+exhaustive: $(VENV)/installed-test-$(VERSION)
+	$(CHECK_TYPES) $(SUITE) -m exhaustive tests
 
 lint: $(VENV)/installed-test-$(VERSION)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-# Every block and backbone as users compile it, in float32 and bfloat16; CI runs it after the suite.
+# Every block and backbone as users compile it, in float32 and bfloat16.
 optimised: $(VENV)/installed-test-$(VERSION)
-	XLA_FLAGS= $(RUN) -m pytest -n auto --maxprocesses=4 tests/optimised
+	$(CHECK_TYPES) XLA_FLAGS= $(RUN) -m pytest -n auto --maxprocesses=4 tests/optimised
 
 # Runs killed, interrupted and damaged at random, and a thousand wrong configs: about half an hour.
 chaos: $(VENV)/installed-test-$(VERSION)

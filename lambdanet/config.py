@@ -19,7 +19,8 @@ from ml_collections import ConfigDict
 
 from lambdanet import config_memory, config_model
 from lambdanet.atomic import write_file
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS, DATA_PATHS, START, START_PATHS
+from lambdanet.config_checks import CHECKS
+from lambdanet.config_conditions import CROSS_CHECKS, DATA_PATHS, START, START_PATHS
 from lambdanet.registry import LARGEST, Registry, is_number, show, suggest
 from lambdanet.training import schedule
 

@@ -16,7 +16,6 @@ from . import segmentation as _segmentation  # noqa: F401
 from . import video as _video  # noqa: F401
 from .building import fit_attention_blocks, fit_heads, model_builder
 from .registration import registry
-from .video import small as _small_clips  # noqa: F401
 
 __all__ = [
     "builder_from_config",

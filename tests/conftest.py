@@ -36,9 +36,15 @@ collect_ignore = ["optimised"] if "optimization_level" in os.environ["XLA_FLAGS"
 # that it hides no package.
 sys.path.append(str(HERE))
 
-import type_checker  # noqa: E402
+# Checking annotations takes a quarter of the time that tracing takes, so it has runs of its own:
+# `make types`, `make exhaustive` and `make optimised`.
+if os.environ.get("LAMBDANET_CHECK_TYPES") == "1":
+    import type_checker
 
-type_checker.install()
+    type_checker.install()
+
+# By how much a worker's memory may grow before it forgets its compiled programs.
+GROWTH = 2**30
 
 # Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
 # and single tests elsewhere that are marked `slow`.
@@ -52,6 +58,10 @@ SLOW_FILES = {
     *("test_less_attention.py", "test_neighborhood.py", "test_hierarchical.py", "test_lavit.py"),
     "test_hierarchical_options.py",
     *("test_presets.py", "test_side_by_side.py"),
+    *("test_dense_backbones.py", "test_detectors.py", "test_heads.py", "test_resnet.py"),
+    *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),
+    *("test_attention_maps.py", "test_cued_digits.py", "test_data_sources.py", "test_eval.py"),
+    *("test_tasks.py", "test_wrong_configs.py"),
 }
 
 
@@ -84,18 +94,35 @@ def pytest_configure(config):
     # by nobody in tests.
     flags.FLAGS.mark_as_parsed()
     # A worker ends up with millions of JAX's objects, and a collector that looks through them at
-    # every allocation slows late tests down up to seven times. `forget_programs` collects once per
-    # file instead.
+    # every allocation slows late tests down up to seven times. `forget_programs` collects instead.
     gc.disable()
 
 
+def resident() -> float:
+    """Bytes of memory that this process holds; endless where the system does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return float("inf")
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="session")
+def held():
+    """[bytes that were held when programs were last forgotten]"""
+    return [resident()]
+
+
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """After each file: drop compiled programs (the cache on disk has them) and what only cycles
-    keep alive.
+def forget_programs(held):
+    """After a file that took the memory past a bound: drop compiled programs (the cache on disk has
+    them) and what only cycles keep alive. Programs that stay are there for the files that follow.
     """
     yield
+    if resident() < held[0] + GROWTH:
+        return
     import jax
 
     jax.clear_caches()
     gc.collect()
+    held[0] = resident()

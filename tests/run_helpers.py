@@ -52,7 +52,7 @@ def free_port():
 def finish(children):
     """Waits for children by name; returns their output and their exit codes."""
     try:
-        output = {name: child.communicate(timeout=300) for name, child in children.items()}
+        output = {name: child.communicate(timeout=900) for name, child in children.items()}
     finally:
         for child in children.values():
             child.kill()

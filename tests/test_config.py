@@ -14,7 +14,8 @@ import models
 from configs import base
 from lambdanet import config as configs
 from lambdanet import config_flag, config_memory, tasks
-from lambdanet.config_checks import CHECKS, CROSS_CHECKS
+from lambdanet.config_checks import CHECKS
+from lambdanet.config_conditions import CROSS_CHECKS
 from lambdanet.data import decode, geometry, sources
 from lambdanet.registry import Registry
 from lambdanet.training import optimizer, schedule

@@ -2,11 +2,14 @@
 stored picture, drawn objects.
 """
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.figure import Figure
 
 import models
 from configs import base, coco, digit_scenes, own_objects
@@ -15,7 +18,7 @@ from lambdanet import tasks
 from lambdanet.analysis.box_drawing import SHORTEST, draw_objects
 from lambdanet.config import ConfigError
 from lambdanet.data.record import DataInfo
-from lambdanet.tasks import detection
+from lambdanet.tasks import detection, detection_panels
 
 INFO = DataInfo({"image": "image", "boxes": "objects/bbox"}, ("cat", "dog", "owl"))
 
@@ -203,3 +206,24 @@ def test_bitmaps_of_objects_count_as_memory(config):
     config.detection.masks = True
     (text,) = batch_problems(config, limit=2**30)
     assert "detection.max_objects = 10000" in text
+
+
+@pytest.mark.parametrize("count", [detection_panels.NAMED, detection_panels.NAMED + 1])
+def test_names_stand_in_pictures_of_few_objects_only(count):
+    corners = np.arange(count, dtype=np.float32)[:, None] * np.ones(4, np.float32)
+    boxes = (corners + np.float32([0, 0, 2, 2]))[None]
+    rows = dict(
+        boxes=boxes,
+        classes=np.zeros((1, count), np.int32),
+        scores=np.full((1, count), 0.9, np.float32),
+        valid=np.ones((1, count), bool),
+        true_boxes=boxes,
+        true_valid=np.ones((1, count), bool),
+    )
+    axes = Figure().subplots()
+    image, own = np.zeros((20, 20, 3), np.uint8), SimpleNamespace(shown_score=0.5, masks=False)
+    detection_panels.draw_picture(axes, image, rows, 0, np.ones(4), ["cell"], own)
+    assert len(axes.patches) == 2 * count
+    assert [t.get_text() for t in axes.texts] == ["cell 90"] * (
+        count if count <= detection_panels.NAMED else 0
+    )

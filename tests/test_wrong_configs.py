@@ -3,10 +3,16 @@
 import pytest
 import wrong_configs
 
+from lambdanet.data import cued_digits
+
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("data"))
+    """Where sets are prepared, that of cued digits with a tenth of its pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        splits = {split: count // 10 for split, count in cued_digits.SPLITS.items()}
+        patch.setattr(cued_digits, "SPLITS", splits)
+        yield str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize(

@@ -57,8 +57,8 @@ def capture_maps(
     except ValueError as error:  # no module has the attribute
         raise ValueError(
             f"{type(model).__name__}: no layer of this model can show its attention; every block "
-            "of lambdanet.attention can (model options attention= and context=; a "
-            "segmenter's are in its backbone= and head=)"
+            "of lambdanet.attention can (model options attention= and context=; those of a "
+            "segmenter or a detector are in its backbone=, a segmenter's also in its head=)"
         ) from error
 
     # What is sown below a list of layers does not come out of a recomputed region (flax gives the

@@ -79,25 +79,45 @@ class BoxSet:
 def hold_out(
     pictures: list[BoxedPicture], val_fraction: float, test_fraction: float
 ) -> dict[str, list[BoxedPicture]]:
-    """Takes validation and test splits from pictures; see `mask_folders.hold_out`."""
+    """Takes validation and test splits from pictures; see `mask_folders.hold_out`.
+
+    Raises:
+        ValueError: fractions that are none, a split without an object.
+    """
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ValueError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
             "< 1"
         )
     rows = mask_folders.hold_out([p.name for p in pictures], val_fraction, test_fraction)
-    return {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
+    splits = {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
+    if empty := [name for name in splits if not has_objects(splits[name])]:
+        sizes = ", ".join(f"{name} {len(of_split)}" for name, of_split in splits.items())
+        raise ValueError(
+            f"split {', '.join(map(repr, empty))} has no objects, or crowds alone, when the "
+            f"pictures are divided ({sizes}): change --val-fraction ({val_fraction:g}) or "
+            f"--test-fraction ({test_fraction:g}), 0 for none, or say which pictures are which"
+        )
+    return splits
+
+
+def has_objects(pictures: list[BoxedPicture]) -> bool:
+    """Whether there is an object that is no crowd."""
+    return any((~picture.found.crowd).any() for picture in pictures)
 
 
 def check_splits(splits: Mapping[str, list[BoxedPicture]], findings: Findings) -> None:
-    """Reports splits without pictures, and a training split without objects."""
+    """Reports splits without pictures, and those without objects."""
     for name, pictures in splits.items():
         if not pictures:
             findings.stop(f"split {name!r} has no pictures")
+        elif not has_objects(pictures):
+            what = "learnt of" if name == "train" else "measured on"
+            findings.stop(
+                f"split {name!r} has no objects, or crowds alone: nothing can be {what} it"
+            )
     if "train" not in splits:
         findings.stop(f"there is no split 'train', but {', '.join(splits) or 'none at all'}")
-    elif splits["train"] and not any((~p.found.crowd).any() for p in splits["train"]):
-        findings.stop("split 'train' has no objects, or crowds alone: nothing can be learnt of it")
 
 
 def shared(splits: Mapping[str, list[BoxedPicture]]) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ def read_annotation(
         raise ValueError(f"bbox is {json.dumps(bbox)[:60]}; it must be [left, top, width, height]")
     left, top, width, height = map(float, bbox)
     box = np.array([[left, top, left + width, top + height]])
-    problems, cut, mended = check_boxes(box, size)
+    problems, cut, mended = check_boxes(box, size, (f"bbox {json.dumps(bbox)}",))
     if problems and not mended[0]:
         raise ValueError(problems[0])
     mask = read_mask(entry.get("segmentation"), size) if masks else b""

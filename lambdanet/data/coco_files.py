@@ -21,6 +21,8 @@ from lambdanet.data.findings import (
     LEFT_OUT,
     NO_PICTURE,
     Findings,
+    Folder,
+    one_form,
     picture_size,
     why_another_size,
 )
@@ -113,6 +115,7 @@ class _File:
 
     def __init__(self, part: Part, findings: Findings):
         self.part, self.findings, self.name = part, findings, part.annotations.name
+        self.folder = Folder(part.images)
         self.lists: dict[str, list[dict]] = {key: [] for key in LISTS}
         try:
             content = json.loads(part.annotations.read_text(encoding="utf-8-sig"))
@@ -168,14 +171,15 @@ class _File:
                 self.findings.stop(
                     f"{text} has the name {name!r}; it must have printable characters"
                 )
-            elif names.setdefault(name, entry["id"]) != entry["id"]:
-                self.findings.stop(f"{text} has the name {name!r}, as category {names[name]} has")
+            elif names.setdefault(one_form(name), entry["id"]) != entry["id"]:
+                twin = names[one_form(name)]
+                self.findings.stop(f"{text} has the name {name!r}, as category {twin} has")
         if not self.categories and self.lists["images"]:
             self.findings.stop(f"{self.name}: no categories")
 
     def numbers(self) -> dict[int, str]:
         """Returns number -> name of the categories."""
-        return {entry["id"]: entry["name"] for entry in self.categories}
+        return {entry["id"]: one_form(entry["name"]) for entry in self.categories}
 
     def has_masks(self) -> bool:
         """Whether any object has one."""
@@ -193,17 +197,17 @@ class _File:
                 text = f"{self.name}: annotation {entry['id']}: there is no image {number!r}"
                 self.findings.mend(LEFT_OUT, text)
         classes = {entry["id"]: row for row, entry in enumerate(self.categories)}
-        found, names = [], {}
+        found, files = [], {}
         for number, image in images.items():
             name = image.get("file_name")
             size = self._size(image)
             if size is None:
                 pass
-            elif names.setdefault(name, number) != number:
-                self._report(image, f"has the file of image {names[name]}")
+            elif files.setdefault(file := self.folder.file(name), number) != number:
+                self._report(image, f"has the file of image {files[file]}")
             else:
                 objects = self._objects(of_image[number], name, size, classes, masks)
-                found.append(BoxedPicture(self.part.images / name, name, number, objects))
+                found.append(BoxedPicture(file, name, number, objects))
             on_file()
         return found
 
@@ -220,7 +224,7 @@ class _File:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or re.match(r"\w+://", name):
             return self._report(image, f"its file_name must be relative to {self.part.images}")
-        size, reason = picture_size(self.part.images / name)
+        size, reason = picture_size(self.folder.file(name))
         said = (image.get("width"), image.get("height"))
         if not reason and any(n not in (None, 0) for n in said):  # some programs leave it open
             reason = why_another_size(said, size)

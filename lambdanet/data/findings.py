@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import collections
 import json
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath
 
 from lambdanet.data import class_folders, decode
 
@@ -44,18 +45,87 @@ class Findings:
         """
         mended = [text for texts in self.mendable.values() for text in texts]
         wrong = self.fatal + (mended if on_error == "raise" else [])
-        if wrong:
-            counts = ", ".join(f"{len(texts)} {what}" for what, texts in self.mendable.items())
-            hint = f"; with --on-error=skip: {counts}" if on_error == "raise" and counts else ""
-            raise ValueError(
-                f"{where} cannot be prepared; {len(wrong)} mistakes{hint}:"
-                f"{class_folders.listing(wrong)}"
-            )
-        return tuple(
+        notes = tuple(
             f"{len(texts)} {what}: {'; '.join(texts[:MAX_NAMED])}"
             f"{'; ...' if len(texts) > MAX_NAMED else ''}"
             for what, texts in self.mendable.items()
         )
+        if wrong:
+            counts = ", ".join(f"{len(texts)} {what}" for what, texts in self.mendable.items())
+            hint = f"; with --on-error=skip: {counts}" if on_error == "raise" and counts else ""
+            left_out = f"\nafter --on-error=skip, with {'; '.join(notes)}" if notes else ""
+            raise ValueError(
+                f"{where} cannot be prepared; {len(wrong)} mistakes{hint}:"
+                f"{class_folders.listing(wrong)}{left_out if on_error == 'skip' else ''}"
+            )
+        return notes
+
+
+def one_form(text: str) -> str:
+    """Returns a name in Unicode's form NFC: 'e' and an accent are the letter with the accent. What
+    looks the same is the same then; systems and programs store names in either form.
+    """
+    return unicodedata.normalize("NFC", text)
+
+
+def files_by_name(folder: Path, findings: Findings, ending: str = "") -> dict[str, Path]:
+    """Returns the files of a folder by name up to the ending, in one Unicode form.
+
+    Args:
+        folder: which is listed; what systems leave in folders is passed over.
+        findings: gets two files of one name.
+        ending: of the files, small; '' = any.
+    """
+    found: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()):
+        if class_folders.is_litter(file.name) or not file.suffix.lower().endswith(ending):
+            continue
+        twin = found.setdefault(one_form(file.stem), file)
+        if twin != file:
+            hint = " (in another Unicode form)" if twin.stem != file.stem else ""
+            text = f"{folder.name}/{file.name}: the same name as {twin.name} up to the ending"
+            findings.stop(f"{text}{hint}")
+    return found
+
+
+class Folder:
+    """Finds the files of a folder by names in any Unicode form; lists a folder once at most.
+
+    Args:
+        path: of the folder.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.listed: dict[Path, dict[str, list[str]]] = {}
+
+    def file(self, name: str) -> Path:
+        """Returns the file of that relative name, or where it would be: in exactly this form if
+        there is one, else the only one in another form.
+        """
+        if name.isascii() or _exists(self.path / name):
+            return self.path / name
+        found = self.path
+        for part in PurePosixPath(name).parts:
+            if not _exists(found / part):
+                twins = self._names(found).get(one_form(part), [])
+                part = twins[0] if len(twins) == 1 else part
+            found = found / part
+        return found
+
+    def _names(self, folder: Path) -> dict[str, list[str]]:
+        if folder not in self.listed:
+            names = self.listed[folder] = collections.defaultdict(list)
+            for file in folder.iterdir() if folder.is_dir() else ():
+                names[one_form(file.name)].append(file.name)
+        return self.listed[folder]
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a name that is too long
+        return False
 
 
 def picture_size(file: Path) -> tuple[tuple[int, int], str]:

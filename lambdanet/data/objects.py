@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 import threading
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +133,7 @@ def _class_ids(builder: Any, classes: tuple[str, ...]) -> tuple[int, ...]:
     if file.is_file():
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            found = [(int(entry["id"]), entry["name"]) for entry in content]
+            found = [(operator.index(entry["id"]), entry["name"]) for entry in content]
         except (ValueError, TypeError, KeyError, OSError) as error:
             raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
         if tuple(name for _, name in found) != classes:
@@ -227,14 +229,20 @@ def _stored(record: Record, size: tuple[int, int], masks: bool) -> Objects:
     return Objects(boxes, classes.clip(-(2**31), 2**31 - 1).astype(np.int32), crowd, area, counts)
 
 
+def box_text(box: Iterable[float]) -> str:
+    """Returns how messages call a box."""
+    return f"box ({', '.join(f'{edge:g}' for edge in box)})"
+
+
 def check_boxes(
-    boxes: np.ndarray, size: tuple[int, int]
+    boxes: np.ndarray, size: tuple[int, int], written: Sequence[str] = ()
 ) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
     """Says what is wrong with boxes, and cuts them at the border.
 
     Args:
         boxes: left, top, right, bottom in pixels, float [n, 4].
         size: (width, height) of the picture.
+        written: how messages call each box, where it is stored in another form: 'box (1, 1, 9, 9)'.
 
     Returns:
         Position -> reason; the boxes, cut; bool [n]: where cutting mends what is wrong.
@@ -243,7 +251,7 @@ def check_boxes(
     problems, mended = {}, np.zeros(len(boxes), bool)
     picture = f"the picture, which is {size[0]} x {size[1]}"
     for i, box in enumerate(boxes):
-        text = f"box ({', '.join(f'{edge:g}' for edge in box)})"
+        text = written[i] if written else box_text(box)
         if not np.isfinite(box).all():
             problems[i] = f"{text} is not made of finite numbers"
         elif (box[2:] <= box[:2]).any():

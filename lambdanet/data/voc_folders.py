@@ -13,21 +13,25 @@ import numpy as np
 
 from lambdanet.data import box_sets, lined_xml, mask_folders
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
-from lambdanet.data.class_folders import FORMATS, UNPRINTED, is_litter, printable
+from lambdanet.data.class_folders import FORMATS, UNPRINTED, printable
 from lambdanet.data.findings import (
     CUT,
     LEFT_OUT,
     NO_PICTURE,
     Findings,
+    files_by_name,
+    one_form,
     picture_size,
     why_another_size,
 )
 from lambdanet.data.mask_coding import read_names
-from lambdanet.data.objects import Objects, check_boxes
+from lambdanet.data.objects import Objects, box_text, check_boxes
 
 PICTURES, ANNOTATIONS, LISTS = "JPEGImages", "Annotations", "ImageSets/Main"
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 WHOLE = re.compile(r"[0-9]{1,9}")
+NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf)", re.I)
+"""What Python's `float` takes, without what only Python writes: '1_0', digits of other scripts."""
 DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -91,6 +95,7 @@ def scan(
             )
     findings = Findings()
     names, problems = read_names(classes) if classes else ((), [])
+    names = tuple(map(one_form, names))
     for problem in problems:
         findings.stop(problem)
     search = _Search(Path(root), findings)
@@ -129,18 +134,8 @@ class _Search:
     def __init__(self, root: Path, findings: Findings):
         self.root, self.findings = root, findings
         self.listed = False
-        self.annotations = {
-            file.stem: file for file in sorted((root / ANNOTATIONS).iterdir())
-            if file.suffix.lower() == ".xml" and not is_litter(file.name)
-        }  # fmt: skip
-        self.pictures: dict[str, Path] = {}
-        for file in sorted((root / PICTURES).iterdir()):
-            twin = self.pictures.setdefault(file.stem, file)
-            if is_litter(file.name):
-                del self.pictures[file.stem]
-            elif twin != file:
-                text = f"{PICTURES}/{file.name}: the same name as {twin.name} up to the ending"
-                findings.stop(text)
+        self.annotations = files_by_name(root / ANNOTATIONS, findings, ".xml")
+        self.pictures = files_by_name(root / PICTURES, findings)
 
     def lists(self) -> tuple[dict[str, list[str]], tuple[str, ...]]:
         """Returns split -> names of its pictures, and notes."""
@@ -194,7 +189,7 @@ class _Search:
             return None
         names: dict[str, int] = {}
         for number, line in enumerate(lines, 1):
-            name = line.strip()
+            name = one_form(line.strip())
             if len(name.split()) == 2 and name.split()[1] in ("-1", "0", "1"):
                 return None
             if name and names.setdefault(name, number) != number:
@@ -258,16 +253,15 @@ class _Search:
                 raise ValueError(f"line {said.line}: {reason}")
 
     def _object(self, entry: lined_xml.Element, where: str) -> _Object | None:
-        name, box = entry.text_of("name"), entry.find("bndbox")
+        name, box = one_form(entry.text_of("name")), entry.find("bndbox")
         if not name or any(unicodedata.category(c) in UNPRINTED for c in name):
             text = f"{where}: line {entry.line}: name {name!r} is no class"
             return self.findings.mend(LEFT_OUT, text)
-        try:
-            edges = tuple(float(box.text_of(tag)) for tag in EDGES)
-        except (ValueError, AttributeError):
-            said = "missing" if box is None else [box.text_of(tag) for tag in EDGES]
-            text = f"{where}: line {entry.line}: bndbox is {said}; it needs {', '.join(EDGES)}"
-            return self.findings.mend(LEFT_OUT, text)
+        said = [] if box is None else [box.text_of(tag) for tag in EDGES]
+        if not said or not all(map(NUMBER.fullmatch, said)):
+            text = f"{where}: line {entry.line}: bndbox is {said or 'missing'}; it needs numbers "
+            return self.findings.mend(LEFT_OUT, f"{text}{', '.join(EDGES)}")
+        edges = tuple(map(float, said))
         difficult = DIFFICULT.get(entry.text_of("difficult").lower())
         if difficult is None:
             said = entry.text_of("difficult")[:40]
@@ -283,10 +277,10 @@ class _Search:
         for found in picture.objects:
             text = f"{ANNOTATIONS}/{printable(stem)}.xml: line {found.line}"
             box = np.array([found.edges]) - np.array([[first_pixel, first_pixel, 0, 0]])
-            problems, cut, mended = check_boxes(box, picture.size)
+            written = box_text(found.edges)
+            problems, cut, mended = check_boxes(box, picture.size, (written,))
             if found.edges[:2] == found.edges[2:]:  # a click, not a box of one pixel
-                edges = ", ".join(f"{edge:g}" for edge in found.edges)
-                problems, mended = {0: f"box ({edges}) has no area: it is a point"}, [False]
+                problems, mended = {0: f"{written} has no area: it is a point"}, [False]
             if found.name not in classes:
                 problems, mended = {0: f"class {found.name!r} is none of the names"}, [False]
             if problems:

@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.data import detection_examples, objects
+from lambdanet.data import detection_examples, object_counts, objects
 from lambdanet.data.record import DataInfo, Record
 from lambdanet.ops.images import normalise
 from lambdanet.tasks import detection_matching, detection_scores
@@ -79,6 +79,17 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     if wanted is not None and wanted < known:
         raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
     return {"num_classes": known if wanted is None else wanted}
+
+
+def check_data(info: DataInfo, config: Any) -> None:
+    """Raises ValueError if the splits of evaluation have pictures with more objects, or longer
+    masks, than the config has room for: this is known before the first step, and not at the first
+    evaluation. Random images are not looked at.
+    """
+    splits = [split for split in (config.data.eval_split, config.data.test_split) if split]
+    if config.data.source != "synthetic":
+        if problems := object_counts.room_problems(config, info, splits):
+            raise ValueError("; ".join(problems))
 
 
 def check_model(model: Any, config: Any) -> None:

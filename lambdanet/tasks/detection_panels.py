@@ -21,9 +21,10 @@ from lambdanet.tasks import detection_scores
 from lambdanet.tasks.detection_matching import confusion
 
 SHOWN_CLASSES = 15  # curves and confusions of more classes show those with most objects
+NAMED = 20  # of more objects in one picture the names would hide the picture
 NAME_WIDTH = 80  # points
 GRID = (2, 4)  # rows and columns of pictures
-MOST_DRAWN = 30  # objects of a picture
+MOST_DRAWN = 100  # objects of a picture
 TRUTH = "#ffffff"
 Rows = Mapping[str, np.ndarray]
 
@@ -165,7 +166,8 @@ def draw_picture(
     names: Sequence[str],
     own: Any,
 ) -> None:
-    """Draws record i of the rows on its picture.
+    """Draws record i of the rows on its picture; with name and score unless there are more than
+    `NAMED` objects.
 
     Args:
         axes: where.
@@ -197,6 +199,8 @@ def draw_picture(
     ):
         colour = np.array(class_colour(int(number))) / 255
         axes.add_patch(_rectangle(box, colour, 1.5, "-"))
+        if len(boxes) > NAMED:
+            continue
         text = f"{figure_text(names[number], NAME_WIDTH, size=8)} {100 * score:.0f}"
         light = tuple(0.35 + 0.65 * part for part in to_rgb(colour))
         axes.text(

@@ -19,6 +19,10 @@ from .box_losses import BoxCoder
 
 LEAST_SIDE = 1e-2
 """Of a detection, in pixels."""
+HALF = 0.5 - 1e-3
+"""What counts as half of a pixel of a mask. A box that is its object's own has values of exactly
+one half at the mask's edge; without the margin it is rounding that makes them 0 or 1.
+"""
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ def mask_targets(
         boxes: of proposals.
         index: the object of each.
         size: s.
-        binary: whether values of 0.5 and more become 1, the others 0.
+        binary: whether values of one half (`HALF`) and more become 1, the others 0.
     """
     side = masks.shape[-1]
     own = jnp.take_along_axis(objects, index[..., None], axis=1)
@@ -160,7 +164,7 @@ def mask_targets(
     crops = crops.reshape(-1, side, side, 1)
     found = roi_align(crops, scaled.reshape(-1, 1, 4), output_size=(size, size), scale=1.0)
     found = found.reshape(*index.shape, size, size)
-    return jax.lax.stop_gradient((found >= 0.5) * 1.0 if binary else found)
+    return jax.lax.stop_gradient((found >= HALF) * 1.0 if binary else found)
 
 
 def detections(

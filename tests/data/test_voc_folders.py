@@ -1,5 +1,7 @@
 """`prepare voc`: boxes of Pascal VOC's format, and everything that is wrong at once."""
 
+import unicodedata
+
 import pytest
 from data_helpers import jpeg
 
@@ -121,10 +123,10 @@ def test_everything_that_is_wrong_is_said_at_once(root, capsys):
     for problem in (
         "Annotations/0.xml: line 8: class 'unicorn' is none of the names",
         "Annotations/0.xml: line 14: box (9, 9, 9, 9) has no area: it is a point",
-        "Annotations/0.xml: line 20: box (29, 4, 20, 9) has no area: it is -9 wide and 5 high",
-        "Annotations/0.xml: line 26: box (49, 0, 60, 9) lies outside of the picture",
-        "Annotations/0.xml: line 28: bndbox is ['x', '1', '2', '3']; it needs xmin, ymin",
-        "Annotations/0.xml: line 38: box (19, 0, 60, 9) ends outside of the picture",
+        "Annotations/0.xml: line 20: box (30, 5, 20, 9) has no area: it is -9 wide and 5 high",
+        "Annotations/0.xml: line 26: box (50, 1, 60, 9) lies outside of the picture",
+        "Annotations/0.xml: line 28: bndbox is ['x', '1', '2', '3']; it needs numbers xmin, y",
+        "Annotations/0.xml: line 38: box (20, 1, 60, 9) ends outside of the picture",
         "Annotations/0.xml: line 40: name '' is no class",
         "Annotations/1.xml: line 3: says 40 x 31, and the picture has 40 x 30",
         "Annotations/2.xml: cannot be read as XML (no element found: line 2",
@@ -207,3 +209,59 @@ def test_document_types_are_refused_and_lines_are_known(tmp_path):
     top = lined_xml.read(file)
     assert [(b.line, b.text) for b in top.all("b")] == [(2, "x"), (5, "y")]
     assert top.text_of("b") == "x" and top.text_of("c") == "" and top.find("c") is None
+
+
+@pytest.mark.parametrize("edge", ["1_0", "٣", "0x1", "1,5", "", "+ 3"])
+def test_only_plain_numbers_are_edges(root, capsys, edge):
+    write(root, 0, thing(box=(edge, 1, 20, 20)), thing(box=(" 1.50 ", "2e0", "+20", 20)))
+    assert run(root) == 1
+    said = capsys.readouterr().err
+    assert f"line 4: bndbox is [{edge!r}, '1', '20', '20']; it needs numbers xmin, ymin" in said
+    assert "1 mistakes" in said
+    assert run(root, "--on-error=skip") == 0
+    assert read(root)[0]["0.jpg"].boxes.tolist() == [[0.5, 1, 20, 20]]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_match_in_any_unicode_form(root, capsys, form):
+    """Of lists, annotations and pictures, and of classes."""
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    ours, theirs = (unicodedata.normalize(f, "caf\u00e9") for f in (form, other))
+    for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+        name = ours if folder == "JPEGImages" else theirs
+        (root / folder / f"0.{ending}").rename(root / folder / f"{name}.{ending}")
+    write(root, theirs, thing(ours), thing(theirs))
+    (root / "ImageSets" / "Main" / "trainval.txt").unlink()
+    (root / "ImageSets" / "Main" / "train.txt").write_text(f"{theirs}\n1\n")
+    names = root.parent / "names.txt"
+    names.write_text(f"dog\ncat\n{ours}\n")
+    assert run(root, "--classes", str(names)) == 0
+    assert "3 classes, train 2" in capsys.readouterr().out
+    (root / "JPEGImages" / f"{theirs}.jpg").write_bytes(jpeg((0, 0, 0), SIZE))
+    with pytest.raises(ValueError, match=r"up to the ending \(in another Unicode form\)"):
+        voc_folders.scan(root)
+
+
+def test_a_split_of_which_all_objects_are_left_out_is_not_written(root, capsys):
+    write(root, 3, thing(box=(9, 9, 9, 9)))
+    assert run(root, "--on-error=skip") == 1
+    said = capsys.readouterr().err
+    assert "split 'validation' has no objects, or crowds alone: nothing can be measured on" in said
+    assert "after --on-error=skip, with 1 objects left out: Annotations/3.xml: line 8: box" in said
+    for n in range(5):
+        write(root, n, thing(), size=(1, 1))
+    assert run(root, "--on-error=skip") == 1
+    said = capsys.readouterr().err
+    assert "split 'train' has no pictures" in said and "with 5 pictures left out" in said
+    assert not (root.parent / "out").exists()
+
+
+def test_splits_that_are_taken_have_objects(root, capsys):
+    for file in (root / "ImageSets" / "Main").iterdir():
+        file.unlink()
+    for n in range(1, 6):
+        write(root, n)
+    assert run(root, "--val-fraction=0.34") == 1
+    said = capsys.readouterr().err
+    assert "has no objects, or crowds alone, when the pictures are divided (train 4, valid" in said
+    assert run(root, "--val-fraction=0") == 0

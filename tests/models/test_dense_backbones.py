@@ -18,7 +18,7 @@ from models.resnet.blocks import STEMS
 from models.resnet.dilation import block_steps
 
 FOUR = dict(
-    blocks=(1, 1, 2, 2),
+    blocks=(1, 1, 1, 2),
     widths=(8, 8, 16, 16),
     num_heads=(2, 2, 2, 4),
     mlp_ratios=(1, 1, 1, 1),
@@ -174,8 +174,9 @@ def test_steps_of_the_blocks():
     assert steps(None, (1, 2))[1] == [(2, 1, 1), (1, 2, 2), one, (1, 2, 2)]
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet18"])
-@pytest.mark.parametrize("output_stride", [4, 8, 16])
+@pytest.mark.parametrize(
+    ("name", "output_stride"), [("resnet50", 4), ("resnet50", 8), ("resnet50", 16), ("resnet18", 8)]
+)
 def test_a_dilated_network_holds_the_strided_one(name, output_stride):
     """Every 2nd, 4th or 8th position of its maps is the strided network's map, if the first block
     of a stage has the dilation of the stage before.
@@ -242,7 +243,7 @@ def test_deep_stems():
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("size", [(75, 90), (33, 130)])
+@pytest.mark.parametrize("size", [(75, 90), pytest.param((33, 130), marks=pytest.mark.exhaustive)])
 def test_features_at_odd_sizes(name, size):
     model = drawn(name, num_classes=0)
     maps = features(model, images(*size))
@@ -272,7 +273,7 @@ def test_patches_with_padding_are_those_of_the_padded_image(name):
 
 
 @pytest.mark.parametrize("name", ["pvt_tiny", "swin_tiny", "cswin_tiny", "nat_mini", "resnet50"])
-@pytest.mark.parametrize("size", [(512, 512), (769, 769), (512, 1024)])
+@pytest.mark.parametrize("size", [(769, 1024)])
 def test_sizes_of_segmentation(name, size):
     model = evaluation(abstract(name, num_classes=0))
     x = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)

@@ -4,6 +4,7 @@ auxiliary losses.
 
 import functools
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,7 +103,7 @@ def parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", covering.part(COUNTS, ["lavit_tiny", "lavit_tiny_paper"]))
 def test_counts_and_multiply_adds_of_the_presets(name):
     count, billions = COUNTS[name]
     model = abstract(name)

@@ -79,6 +79,7 @@ def test_other_depths_keep_the_preset_numbers_that_exist():
         abstract("lambda_resnet101", blocks=[1, 1, 2, 2])
 
 
+@pytest.mark.exhaustive
 def test_smoke_overrides_run_every_model():
     seen = set()
     for name in models.list_models():

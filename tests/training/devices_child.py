@@ -1,14 +1,16 @@
-"""Runs train.run on eight fake devices; started by test_resume.py. Usage: devices_child.py <JSON
-list of runs>.
+"""Runs train.run on up to eight fake devices; started by test_resume.py. Usage: devices_child.py
+<JSON list of runs>.
 
-Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...};
-prints the outcomes as the last line.
+Each run is {"workdir": ..., "config": <config.json text>, "steps": ..., "data": ..., "fsdp": ...},
+on the first data * fsdp devices; prints the outcomes as the last line.
 """
 
 import io
 import json
 import sys
 from pathlib import Path
+
+import jax
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
@@ -24,5 +26,6 @@ for job in json.loads(sys.argv[1]):
     config.data.eval_split = config.data.test_split = config.train.keep_best = (
         ""  # evaluation is not what is compared
     )
-    outcomes.append(train.run(config, job["workdir"], stream=io.StringIO()))
+    devices = jax.devices()[: job["data"] * job["fsdp"]]
+    outcomes.append(train.run(config, job["workdir"], devices=devices, stream=io.StringIO()))
 print(json.dumps(outcomes))

@@ -1,5 +1,5 @@
-"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes;
-all must train the same.
+"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes
+(the last in `make exhaustive`); all must train the same.
 
 One straight run of twenty steps on one device is the reference. The other runs are started
 together, since each process spends seconds on imports and compiling.
@@ -67,29 +67,32 @@ class Runs:
         moved = root / "moved"
         shutil.copytree(self.straight, moved)
         shutil.rmtree(moved / "checkpoints" / str(STEPS))
-        address = f"--coordinator_address=127.0.0.1:{free_port()}"
-        pair = ["--distributed", "--num_processes=2", address]
         text = to_json(self.config)
         jobs = [
             dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
-            for name, steps, data, fsdp in (
-                ("moved", STEPS, 8, 1),
-                ("data8", HALF, 8, 1),
-                ("fsdp4", HALF, 2, 4),
-            )
+            for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("fsdp4", HALF, 2, 4))
         ]
-        short = flags_of(self.config, root / "pair", **{"train.steps": HALF})
         term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
         children = {
             "kill": start_child(
                 "train_child.py", "kill", "15", *flags_of(self.config, root / "kill")
             ),
             "term": start_child("train_child.py", "term", "10", *term),
-            "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
-            "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps(jobs), devices=8),
         }
         self.output, self.code = finish(children)
+
+    def start_pair(self):
+        """A run on two processes."""
+        address = f"--coordinator_address=127.0.0.1:{free_port()}"
+        flags = flags_of(self.config, self.root / "pair", **{"train.steps": HALF})
+        flags += ["--distributed", "--num_processes=2", address]
+        children = {
+            f"pair{i}": start_child("train_child.py", "none", "0", *flags, f"--process_id={i}")
+            for i in range(2)
+        }
+        output, code = finish(children)
+        self.output, self.code = self.output | output, self.code | code
 
     def state(self, name, step=STEPS):
         return saved_state(self.root / name, step)
@@ -174,31 +177,35 @@ def test_finished_run_is_only_evaluated_again(runs):
     assert [r["split"] for r in read_records(runs.straight)].count("test") == 1
 
 
-def test_one_device_checkpoint_continues_on_eight(runs):
+def bytes_per_device(runs, job):
+    """(what each of the eight devices holds of the state, the whole state)"""
+    outcome = json.loads(runs.output["devices"][0].splitlines()[-1])[job]
+    (each,) = set(outcome["bytes_per_device"].values())
+    assert len(outcome["bytes_per_device"]) == 8
+    return each, sum(leaf.nbytes for leaf in runs.state("straight").values())
+
+
+def test_one_device_checkpoint_continues_on_eight_that_all_hold_it(runs):
     assert runs.code["devices"] == 0, runs.output["devices"]
     one, eight = runs.losses("straight"), runs.losses("moved")
     assert sorted(eight) == sorted(one)
     for step in range(HALF + 1, STEPS + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-4), step
+    each, whole = bytes_per_device(runs, 0)
+    assert each == whole
 
 
-@pytest.mark.parametrize("name", ["data8", "fsdp4"])
-def test_eight_devices_train_like_one(runs, name):
-    one, eight = runs.losses("straight"), runs.losses(name)
+def test_eight_devices_that_share_the_state_train_like_one(runs):
+    one, eight = runs.losses("straight"), runs.losses("fsdp4")
     for step in range(1, HALF + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-5), step
-    _, replicated, sharded = json.loads(runs.output["devices"][0].splitlines()[-1])
-    whole = sum(leaf.nbytes for leaf in runs.state("straight").values())
-    outcome = replicated if name == "data8" else sharded
-    per_device = set(outcome["bytes_per_device"].values())
-    assert len(outcome["bytes_per_device"]) == 8 and len(per_device) == 1
-    if name == "data8":
-        assert per_device == {whole}
-    else:
-        assert per_device.pop() < 0.5 * whole  # a quarter of every array that divides
+    each, whole = bytes_per_device(runs, 1)
+    assert each < 0.5 * whole  # a quarter of every array that divides
 
 
+@pytest.mark.exhaustive
 def test_two_processes_train_like_one_and_only_the_first_writes(runs):
+    runs.start_pair()
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
         runs.output["pair0"],
         runs.output["pair1"],

@@ -89,12 +89,12 @@ def test_logits_macs_and_rows(name):
     dims = (8, 12, 16, 16)
     head = evaluation(build(name, dims, 5, **SMALL[name]))
     x = maps(dims)
-    logits, extra = head(x, return_auxiliary=True)
+    logits, extra = nnx.jit(lambda head, x: head(x, return_auxiliary=True))(head, x)
     size = SIZES[0] if name in ("upernet", "semantic_fpn") else SIZES[-1]
     assert logits.shape == (1, *size, 5) and logits.dtype == jnp.float32
     assert head.out_stride == (4 if size == SIZES[0] else 32)
     assert np.isfinite(logits).all()
-    np.testing.assert_allclose(head(x), logits, rtol=1e-6)
+    np.testing.assert_allclose(nnx.jit(lambda head, x: head(x))(head, x), logits, rtol=1e-6)
     kinds = {"danet": {"position": 5, "channel": 5}, "criss_cross": {"embedding": 3}}
     assert {key: value.shape[-1] for key, value in extra.items()} == kinds.get(name, {})
     rows = head.rows(SIZES)
@@ -119,7 +119,7 @@ def test_gradients_reach_all_but_what_starts_at_zero(name):
         logits, extra = made(x, rngs=nnx.Rngs(dropout=0), return_auxiliary=True)
         return sum(jnp.sum(jnp.sin(y)) for y in (logits, *extra.values()))
 
-    gradients = flatten_names(nnx.to_pure_dict(jax.grad(loss)(params)))
+    gradients = flatten_names(nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)))
     assert all(np.isfinite(g).all() for g in gradients.values())
     # what starts at zero in the blocks keeps what is behind it without a gradient at first
     still = [path for path, g in gradients.items() if not np.any(g)]
