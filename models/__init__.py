@@ -78,7 +78,8 @@ def builder_from_config(config: Any, data_options: Mapping[str, Any]) -> Callabl
         raise ValueError(f"config.model has no 'name'; allowed: {', '.join(list_models())}")
     declared = registry.parameters(name)
     size = {"in_channels": config.data.channels, "image_size": _plain(config.data.image_size)}
-    size["frames"] = config.clips.frames
+    if "frames" in declared:
+        size["frames"] = config.clips.frames
     size = {option: value for option, value in size.items() if option in declared}
     return model_builder(name, **{**size, **data_options, **options})
 
