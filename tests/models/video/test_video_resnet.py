@@ -269,7 +269,7 @@ def test_bfloat16_is_that_of_the_maps_and_not_of_the_logits():
 
 
 @pytest.mark.xfail(
-    strict=True, reason="the program planned for CPU takes no less with recomputation; cause open"
+    strict=True, reason="XLA for CPU expands the barriers around recomputed parts: nothing is saved"
 )
 def test_recomputation_halves_the_memory_of_long_clips():
     """64 frames of 112x112: bytes that the compiler plans for beside weights and clip."""
