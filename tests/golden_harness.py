@@ -233,8 +233,10 @@ def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], 
 
     def take(key: str, array, tolerance: float = ours.tolerance, floor: float = 0.0) -> None:
         if key in fixture.arrays:
-            mask = ours.counted.get(key, 1)
-            pairs.append(Pair(key, array * mask, fixture.arrays[key] * mask, tolerance, floor))
+            reference, mask = fixture.arrays[key], ours.counted.get(key)
+            if mask is not None and not isinstance(array, jax.ShapeDtypeStruct):
+                array, reference = array * mask, reference * mask
+            pairs.append(Pair(key, array, reference, tolerance, floor))
             read.add(key)
 
     def take_named(prefix: str, arrays, tolerance: float, floor: float = 0.0) -> None:
