@@ -5,7 +5,7 @@ WORKDIR ?= runs/digits
 VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
-SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile
+SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 CHECK_TYPES := LAMBDANET_CHECK_TYPES=1
 
 .PHONY: train test quick types exhaustive lint optimised chaos compare clean

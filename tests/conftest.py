@@ -65,7 +65,17 @@ SLOW_FILES = {
 }
 
 
+# Files that take longest, to come first: else one worker is left alone with one at the end.
+LONGEST = {
+    *("test_golden.py", "test_resume.py", "test_detection_runs.py", "test_segmentation_runs.py"),
+    *("test_data_pipeline.py", "test_dense_backbones.py", "test_matrix.py", "test_detectors.py"),
+    *("test_resnet.py", "test_eval.py", "test_hierarchical.py", "test_lavit.py"),
+    *("test_recipes.py", "test_video_resnet.py", "test_transformations.py"),
+}
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.path.name in SLOW_FILES:
             item.add_marker(pytest.mark.slow)

@@ -91,7 +91,7 @@ STEPPED = [
 
 # The other recipes train in `make exhaustive`; whole runs of digits, scenes and instances are in
 # tests/training/test_*_runs.py and test_resume.py.
-STEPPED_ALWAYS = [(cued_digits, "nonlocal"), (imagenet350, "50@128")]
+STEPPED_ALWAYS = [(cued_digits, "nonlocal")]
 FIRST_ROWS = [(module, rows[0]) for module, rows in RECIPES.items()]
 
 

@@ -28,7 +28,7 @@ TERMS = {
 }
 
 
-@pytest.mark.parametrize("name", part(DETECTORS, ["retinanet", "mask_rcnn"]))
+@pytest.mark.parametrize("name", part(DETECTORS, ["retinanet"]))
 def test_padding_changes_nothing(name):
     """A canvas larger by 64 pixels gives the same detections.
 
@@ -134,7 +134,7 @@ def test_mirrored_regions_have_mirrored_masks():
             np.testing.assert_allclose(straight, mirrored[:, :, :, ::-1], atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("name", part(["retinanet", "mask_rcnn"], ["mask_rcnn"]))
 def test_pictures_of_all_sizes_share_one_program(name):
     run, compiled = detector(build(name))
     draw = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_pictures_of_all_sizes_share_one_program(name):
     assert compiled._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", part(DETECTORS, ["retinanet", "mask_rcnn"]))
+@pytest.mark.parametrize("name", part(DETECTORS, ["retinanet"]))
 def test_losses_of_all_kinds_of_pictures(name):
     """None, one, many objects; crowds; one-pixel boxes; and a batch without objects."""
     model = build(name)
@@ -225,7 +225,7 @@ def test_summary_covers_all_parameters(name):
         assert sum((path + "/").startswith(f"{row['path']}/") for row in rows) == 1, path
 
 
-@pytest.mark.parametrize("name", ["retinanet", "mask_rcnn"])
+@pytest.mark.parametrize("name", part(["retinanet", "mask_rcnn"], ["mask_rcnn"]))
 def test_export_with_any_batch(name):
     graphdef, state = nnx.split(evaluation(build(name)))
     (batch,) = jax.export.symbolic_shape("b")

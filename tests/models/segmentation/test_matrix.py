@@ -17,7 +17,7 @@ from lambdanet.attention import kind, list_attention
 from models.segmentation.options import head_builder
 
 
-@pytest.mark.parametrize("family", part(FAMILIES, ["slide_swin_digits"]))
+@pytest.mark.parametrize("family", part(FAMILIES, ["resnet_digits"]))
 def test_every_head_on_every_family(family):
     """Built and run with shapes alone: a segmenter, and the other heads on its backbone's maps."""
 
