@@ -34,9 +34,10 @@ class Frame(NamedTuple):
 class Propagation(nnx.Module):
     """Base of what makes the features of a frame from those of a key frame.
 
-    A class is registered in `models.video.registry`. Of `models.video.registration.HANDED_IN` it
-    declares what it reads: `channels` and `stride` of the features, `in_channels` of the image,
-    `low_channels` and `low_stride` of the low map.
+    A class is registered in `models.video.registry` and is called with a key frame and the current
+    one, (Frame, Frame) -> features of the current frame [b, h, w, c]. Of
+    `models.video.registration.HANDED_IN` it declares what it reads: `channels` and `stride` of the
+    features, `in_channels` of the image, `low_channels` and `low_stride` of the low map.
 
     Attributes:
         key_needs: parts of the key frame that it reads, of `PARTS`.
@@ -47,10 +48,6 @@ class Propagation(nnx.Module):
     key_needs: tuple[str, ...] = ("features",)
     needs: tuple[str, ...] = ()
     many: bool = False
-
-    def __call__(self, key: Frame, current: Frame) -> Float[Array, "b h w c"]:
-        """Returns features of the current frame."""
-        raise NotImplementedError
 
     def prepare(self, frame: Frame) -> Frame:
         """Returns a key frame with what is computed once for all frames that it is carried to."""
