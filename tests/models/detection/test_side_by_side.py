@@ -120,16 +120,23 @@ def test_detections(name, tmp_path):
         scores = expected["scores"].numpy()
         assert len(scores) == len(mine["scores"]) >= 50
         np.testing.assert_allclose(mine["scores"], scores, atol=1e-4, rtol=0)
+        taken = set()
         for place in range(len(scores)):
-            # equal scores may come in any order
+            # equal scores may come in any order; two boxes without area, which suppress none, may
+            # be equal
             near = np.flatnonzero(np.abs(mine["scores"] - scores[place]) < 1e-6)
             box, label = expected["boxes"][place].numpy(), expected["labels"][place].item()
             away = np.abs(mine["boxes"][near] - box).max(axis=1)
             same = near[(away < 1e-2) & (mine["classes"][near] + background == label)]
-            assert len(same) == 1, (index, place)
+            free = [match for match in same if match not in taken]
+            assert free, (index, place)
+            if len(same) > 1:
+                sides = mine["boxes"][same][:, 2:] - mine["boxes"][same][:, :2]
+                assert sides.min(axis=1).max() < 1e-2, (index, place)
+            taken.add(free[0])
             if name == "mask_rcnn":
                 mask = expected["masks"][place, 0].numpy()
-                np.testing.assert_allclose(mine["masks"][same[0]], mask, atol=1e-3)
+                np.testing.assert_allclose(mine["masks"][free[0]], mask, atol=1e-3)
 
 
 def objects(count):
