@@ -37,7 +37,13 @@ from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 from lambdanet.training.continuing import check_continues
-from lambdanet.training.start_up import join_cluster, leave, prepare_cpu, use_compilation_cache
+from lambdanet.training.start_up import (
+    join_cluster,
+    leave,
+    prepare_cpu,
+    recomputing_options,
+    use_compilation_cache,
+)
 
 
 def run(
@@ -122,7 +128,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
     options = dict(loss=task.loss, mix=task.mix, seed=config.seed, schedule=lr, mesh=device_mesh)
     train_step = step_lib.make_train_step(graphdef_train, tx, config, **options)
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
+    compiling = dict(compiler_options=recomputing_options(abstract_model), donate_argnums=0)
+    train_step = jax.jit(train_step, out_shardings=(shardings, replicated), **compiling)
     eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
     eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)

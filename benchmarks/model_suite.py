@@ -22,7 +22,7 @@ from benchmarks import model_networks
 from benchmarks.harness import Case, Prepared
 from configs import base
 from lambdanet import tasks
-from lambdanet.training import mesh, optimizer, schedule, state, step
+from lambdanet.training import mesh, optimizer, schedule, start_up, state, step
 
 MODELS = ("lambda_resnet50", "resnet50")
 WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
@@ -90,16 +90,18 @@ def training_step(
     graphdef, _ = state.views(build, config.optim.frozen)
     task, options = tasks.get(config.task), dict(seed=0, schedule=lr, mesh=device_mesh)
     train_step = step.make_train_step(graphdef, tx, config, loss=task.loss, mix=task.mix, **options)
-    train_step = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+    compiling = dict(compiler_options=start_up.recomputing_options(nnx.eval_shape(build)))
+    compiling |= dict(donate_argnums=0, out_shardings=(shardings, None))
+    train_step = jax.jit(train_step, **compiling)
     batch = random_batch(config, num_classes=num_classes, batch_size=batch_size)
     batch = mesh.put_batch(batch, mesh.batch_sharding(device_mesh))
     return jax.jit(init, out_shardings=shardings), train_step, batch
 
 
 def random_batch(config: Any, *, num_classes: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Draws images, and a label for each of them or, in segmentation, for each of their pixels."""
+    """Draws images or clips, and a label for each of them or, in segmentation, of their pixels."""
     rng = np.random.default_rng(0)
-    shape = (batch_size, *config.data.image_size, config.data.channels)
+    shape = (batch_size, *tasks.input_shape(config))
     image = rng.integers(0, 256, shape, np.uint8)
     if config.task == "segmentation":
         return {"image": image, "label_map": rng.integers(0, num_classes, shape[:3], np.uint8)}

@@ -1,5 +1,5 @@
 """What a program sets once, before its first computation: compilation cache, freed memory,
-convolutions on CPU.
+convolutions and recomputation on CPU.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
+from flax import nnx
 
 # glibc's malloc.h: parameters of mallopt, which takes ints.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 _NEVER = -1  # as a threshold
 _TOP = 64 * 2**20  # bytes asked for beyond what is needed, so that the heap grows in few steps
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
+_DISABLED = "xla_disable_hlo_passes"
 _VERSIONS = "0.10."  # of jaxlib
 
 
@@ -39,6 +41,28 @@ def use_eigen_convolutions() -> bool:
         return False
     os.environ["XLA_FLAGS"] = f"{flags} {_YNN}=-individual_convolution".strip()
     return True
+
+
+def recomputing_options(model: nnx.Module) -> dict[str, str]:
+    """Returns the `compiler_options` that a jitted training step of this model needs for its
+    recomputation to save memory: `jax.jit(step, compiler_options=recomputing_options(model))`.
+
+    In jaxlib 0.10 XLA's CPU backend drops the barriers around recomputed parts before it orders the
+    program, and then recomputes them early or not at all: all memory is taken, and often the time
+    as well (docs/performance.md). The option leaves the barriers in. In 0.12 it is not needed.
+    Models without recomputation, and passes that XLA_FLAGS already disables, are left alone.
+
+    Args:
+        model: concrete or abstract; of its modules the attribute `remat` counts.
+    """
+    if (
+        jax.default_backend() != "cpu"
+        or _DISABLED in os.environ.get("XLA_FLAGS", "")
+        or not importlib.metadata.version("jaxlib").startswith(_VERSIONS)
+        or not any(getattr(module, "remat", False) for _, module in nnx.iter_modules(model))
+    ):
+        return {}
+    return {_DISABLED: "cse_barrier_expander"}
 
 
 def join_cluster(given: Mapping[str, Any]) -> None:
