@@ -35,18 +35,20 @@ Name = TypeVar("Name", bound=Hashable)
 SIDE, INTERVAL, ROUNDS = 256, 10, 15
 BACKBONE = dict(name="resnet50", output_stride=16)
 HEAD = dict(name="fcn", channels=64)
-FLOW_WIDTH = 0.75  # of FlowNet-S, whose work is then about a tenth of the backbone's
+# About a tenth of the backbone's work. A sixth level would be a map of 2 x 2, less than its kernels:
+# XLA's CPU backend takes many times as long for such a convolution.
+FLOW = dict(width=0.8, levels=5)
 PROPAGATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "copy": {},
-    "deep_feature_flow": dict(width=FLOW_WIDTH),
+    "deep_feature_flow": FLOW,
     "neighborhood_propagation": {},
 }
 
 REACHES, FEATURES = (1, 3, 9), 64
 AGGREGATION = dict(channels=1024, stride=16, in_channels=3)
 
-FRAMES, CLIP_SIDE, STEPS = 64, 112, 5
+FRAMES, CLIP_SIDE, STEPS = 64, 112, 3
 NETWORKS = ("small_i3d", "i3d_resnet50")
 RECOMPUTED = ("none", "block", "stage")
 
