@@ -35,8 +35,8 @@ Name = TypeVar("Name", bound=Hashable)
 SIDE, INTERVAL, ROUNDS = 256, 10, 15
 BACKBONE = dict(name="resnet50", output_stride=16)
 HEAD = dict(name="fcn", channels=64)
-# About a tenth of the backbone's work. A sixth level would be a map of 2 x 2, less than its kernels:
-# XLA's CPU backend takes many times as long for such a convolution.
+# About a tenth of the backbone's work. A sixth level would be a map of 2 x 2, smaller than its
+# kernels: for such a convolution XLA's CPU backend takes many times as long.
 FLOW = dict(width=0.8, levels=5)
 PROPAGATIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -186,12 +186,14 @@ def _print_propagation() -> None:
     print("## Key frames and the frames between\n")
     print(f"`video_segmenter` with ResNet-50 at output stride {BACKBONE['output_stride']} and an")
     print(f"`fcn` head of {HEAD['channels']} channels, one picture of {SIDE} x {SIDE}. FlowNet-S")
-    print(f"at {FLOW_WIDTH} of its width has {own['propagation'] / 1e9:.2f} GMAC, the backbone")
     print(
-        f"{own['backbone'] / 1e9:.2f}. Milliseconds: medians of {ROUNDS} calls in turns, logits of"
+        f"with {FLOW['levels']} levels of {FLOW['width']} of their width, scale map included, has"
     )
-    print(f"every pixel included; per frame, with a key frame every {INTERVAL}; and how many times")
-    print("as fast that is as the network on every frame (`none`).\n")
+    print(f"{own['propagation'] / 1e9:.2f} GMAC, the backbone {own['backbone'] / 1e9:.2f}. Medians")
+    print(
+        f"of {ROUNDS} calls in turns, logits of every pixel included; per frame, with a key frame"
+    )
+    print(f"every {INTERVAL}; and how many times as fast that is as the network on every frame.\n")
     head = ("propagation", "key, GMAC", "carried, GMAC", "key, ms", "carried, ms")
     head += ("per frame, ms", "times as fast")
     print("\n".join(markdown_table(head, rows, left={0})))

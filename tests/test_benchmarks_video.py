@@ -1,6 +1,5 @@
 """Benchmark of videos: what its tables are made of, and that the mean of frames needs no stack."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
