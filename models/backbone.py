@@ -31,7 +31,8 @@ class Recompute(nnx.Module):
     """Mixin of modules that may recompute activations in the backward pass: the attribute `remat`.
 
     A view can switch it: without a gradient it has no use, and what layers sow does not come out of
-    a recomputed region that holds lists of modules.
+    a recomputed region that holds lists of modules. On CPU a program that takes gradients is to be
+    compiled with `lambdanet.training.start_up.recomputing_options`, or no memory is saved.
     """
 
     remat: bool

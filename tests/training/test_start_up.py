@@ -1,10 +1,21 @@
 """What programs set before their first computation."""
 
 import importlib.metadata
+import io
 import subprocess
 import sys
 
+import jax
 import pytest
+from flax import nnx
+
+import models
+import train
+from configs import moving_digits
+from lambdanet.training import start_up
+
+OLD = importlib.metadata.version("jaxlib").startswith("0.10.")
+BARRIERS_STAY = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 PROGRAM = """
 import resource, sys
@@ -53,10 +64,7 @@ print(done, jax.jit(convolve).lower(x, kernel).compile().as_text().count("ynn_fu
 """  # noqa: E501
 
 
-@pytest.mark.skipif(
-    not importlib.metadata.version("jaxlib").startswith("0.10."),
-    reason="other versions are left alone",
-)
+@pytest.mark.skipif(not OLD, reason="other versions are left alone")
 def test_convolutions_are_eigens_and_the_users_flags_stay():
     done, count, flags = run(CONVOLUTION, XLA_FLAGS="--xla_cpu_enable_fast_math=false").split(
         maxsplit=2
@@ -67,3 +75,43 @@ def test_convolutions_are_eigens_and_the_users_flags_stay():
     theirs = "--xla_cpu_experimental_ynn_fusion_type=individual_convolution"
     done, count, flags = run(CONVOLUTION, XLA_FLAGS=theirs).split()
     assert done == "False" and int(count) > 0 and flags == theirs
+
+
+@pytest.mark.skipif(not OLD, reason="other versions are left alone")
+def test_models_that_recompute_ask_for_options_and_no_others(monkeypatch):
+    def options(name, **given):
+        build = models.model_builder(name, **given)
+        return start_up.recomputing_options(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+
+    assert options("small_i3d") == options("swin_tiny") == options("small_fcn") == {}
+    inside = dict(name="resnet18", remat="block")
+    recomputing = [
+        options("small_i3d", remat="block"),
+        options("small_i3d", remat="stage"),
+        options("swin_tiny", remat="block"),
+        options("segmenter", backbone=inside),
+    ]
+    assert recomputing == [BARRIERS_STAY] * 4
+    monkeypatch.setenv("XLA_FLAGS", "--xla_disable_hlo_passes=cse")  # the option would undo it
+    assert options("small_i3d", remat="block") == {}
+
+
+@pytest.mark.skipif(not OLD, reason="other versions are left alone")
+@pytest.mark.parametrize(("remat", "expected"), [("none", {}), ("block", BARRIERS_STAY)])
+def test_train_compiles_its_step_with_them(remat, expected, monkeypatch, tmp_path):
+    class Reached(Exception):
+        pass
+
+    jit = jax.jit
+
+    def spy(*functions, **options):
+        if options.get("donate_argnums") == 0:
+            raise Reached(options["compiler_options"])
+        return jit(*functions, **options)
+
+    config = moving_digits.get_config("clip,smoke")
+    config.model.remat = remat
+    monkeypatch.setattr(jax, "jit", spy)
+    with pytest.raises(Reached) as reached:
+        train.run(config, tmp_path, devices=jax.devices()[:1], stream=io.StringIO())
+    assert reached.value.args == (expected,)
