@@ -35,6 +35,8 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     config.detection.max_objects = 8
     config.clips.frames, config.clips.frame_stride, config.clips.jitter = 4, 1, 0
     config.clips.eval_clips = config.clips.eval_crops = 1
+    config.propagation.eval_frames = min(config.propagation.eval_frames, 4)
+    config.propagation.max_distance = min(config.propagation.max_distance, 4)
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0

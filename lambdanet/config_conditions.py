@@ -126,6 +126,21 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         "a jitter beyond half of frame_stride would turn the order of frames round",
     ),
     (
+        ("propagation.others", "propagation.max_distance"),
+        lambda c: c.propagation.others <= 2 * c.propagation.max_distance + 1,
+        "more others than offsets of up to max_distance on both sides, which must differ",
+    ),
+    (
+        ("task", *("segmentation.inference", "segmentation.eval_scales", "segmentation.eval_flip")),
+        lambda c: (
+            c.task != "video_segmentation"
+            or (c.segmentation.inference, tuple(c.segmentation.eval_scales)) == ("whole", (1.0,))
+            and not c.segmentation.eval_flip
+        ),
+        "features are carried between whole frames of one size: set inference='whole', eval_scales="
+        "(1.0,) and eval_flip=False",
+    ),
+    (
         ("task", "data.pseudo_labels"),
         lambda c: c.task == "classification" or not c.data.pseudo_labels,
         "pseudo-labels are classes of whole images: only 'classification' has them; set "

@@ -40,6 +40,9 @@ class SyntheticBuilder:
             "segmentation_mask": tfds.features.LabeledImage(
                 labels=names, shape=(*data.image_size, 1)
             ),
+            "frame_masks": tfds.features.Sequence(
+                tfds.features.LabeledImage(labels=names, shape=(*data.image_size, 1)), length=FRAMES
+            ),
             "objects": tfds.features.Sequence(
                 {
                     "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
@@ -60,7 +63,8 @@ class SyntheticSource:
         split: one of `SPLITS`; each has its own images.
         records, num_classes: how many.
         shape: (height, width, channels).
-        fields: which ones a record has; what is large is left out where it is not asked for.
+        fields: which ones a record has; what is large is left out where it is not asked for. Beside
+            frames, segmentation_mask is one of each.
     """
 
     split: str
@@ -91,7 +95,8 @@ class SyntheticSource:
         if "frames" in self.fields:
             fields["frames"] = rng.integers(0, 256, (FRAMES, *self.shape), np.uint8)
         if "segmentation_mask" in self.fields:
-            fields["segmentation_mask"] = self._label_map(rng)
+            whole = [self._label_map(rng) for _ in range(FRAMES if "frames" in fields else 1)]
+            fields["segmentation_mask"] = np.stack(whole) if "frames" in fields else whole[0]
         if "boxes" in self.fields:
             fields |= self._objects(rng)
         return Record(fields, index, f"record {index} of the synthetic split {self.split!r}")

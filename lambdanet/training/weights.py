@@ -17,6 +17,7 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 HEADS = {
     "load": "takes all of it",
     "new": "takes all but what depends on the classes",
+    "propagation": "takes all but what carries features from frame to frame",
     "backbone": "takes the backbone and leaves the heads as initialised",
 }
 """Values of `train.init_head`, the one that takes most first, and what each does."""
@@ -42,8 +43,9 @@ def read_weights(
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
-            whatever the file has for it; 'backbone', all but the backbone, of which the file is,
-            with a classifier of its own or without.
+            and 'propagation', what carries features from frame to frame, whatever the file has for
+            it; 'backbone', all but the backbone, of which the file is, with a classifier of its
+            own or without.
         prefer_ema: of a PyTorch checkpoint with live and averaged weights take the averaged ones.
 
     Returns:
@@ -53,7 +55,7 @@ def read_weights(
         FileNotFoundError, WeightsFileError: no such file, or one that cannot be read.
         NameMappingError: missing, unused and mis-shaped names and tables for another map or
             window, all at once.
-        ValueError: 'backbone' for a model that has none.
+        ValueError: 'backbone' or 'propagation' for a model that has none.
     """
     trees = params, stats
     flat = [flatten_names(tree) for tree in trees]
@@ -64,7 +66,12 @@ def read_weights(
             "train.init_head='backbone' is for models of a backbone and heads, and "
             f"{type(model).__name__} is a backbone itself; allowed: 'load', 'new'"
         )
-    new = model.classifier if head == "new" else ()
+    if head == "propagation" and not hasattr(model, head):
+        raise ValueError(
+            "train.init_head='propagation' is for models that carry features from frame to frame, "
+            f"and {type(model).__name__} does not; allowed: 'load', 'new', 'backbone'"
+        )
+    new = model.classifier if head == "new" else (head,) if head == "propagation" else ()
 
     def kept(name: str) -> bool:
         return any(name.startswith(f"{path}/") for path in new) or not name.startswith(part)
