@@ -179,10 +179,10 @@ def loss(
     Raises:
         ValueError: the category-consistent loss is asked for, and the model has no 'embedding'.
     """
+    labels, align = batch["label_map"].astype(jnp.int32), model.align_corners
     images = normalise(batch["image"], config.data.mean, config.data.std)
     maps = model.outputs(images, rngs=rngs)
-    align = model.align_corners
-    return segmentation_losses.losses(maps, batch["label_map"], config, align_corners=align)
+    return segmentation_losses.losses(maps, labels, config, align_corners=align)
 
 
 # --------------------------------------------------------------------------------------------------

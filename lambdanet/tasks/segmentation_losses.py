@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Integer
+from jaxtyping import Array, Float, Int
 
 from lambdanet.ops.category_consistent_loss import category_consistent_loss
 from lambdanet.ops.segmentation_loss import segmentation_loss
@@ -21,7 +20,7 @@ Terms = dict[str, tuple[jax.Array, jax.Array]]
 
 def losses(
     maps: Mapping[str, Float[Array, "b _h _w _k"]],
-    label_map: Integer[Array, "b height width"],
+    labels: Int[Array, "b height width"],
     config: Any,
     *,
     align_corners: bool,
@@ -34,7 +33,7 @@ def losses(
     Args:
         maps: 'logits' at any resolution, and perhaps 'auxiliary' (of an auxiliary head),
             'embedding' (features for the category-consistent loss) and further logits by name.
-        label_map: 255 = ignored.
+        labels: 255 = ignored.
         config: reads the section `segmentation` and, for a message, model.name.
         align_corners: how the logits are resized to the labels.
 
@@ -47,7 +46,6 @@ def losses(
         ValueError: the category-consistent loss is asked for, and there is no 'embedding'.
     """
     own, maps = config.segmentation, dict(maps)
-    labels = label_map.astype(jnp.int32)
     options = dict(mean=own.loss_mean, class_weights=tuple(own.class_weights))
     options["align_corners"] = align_corners
     mining = dict(ohem=own.ohem, threshold=own.ohem_threshold, min_kept=own.ohem_min_kept)

@@ -126,13 +126,14 @@ def example(
         numbers, counted = key_frames.middle(len(frames), own.eval_frames)
 
         def fit(size: tuple[int, int]) -> geometry.Geometry:
-            drawn = geometry.fitted(size, canvas)
-            true = [geometry.warp_labels(labels_of(n, size), drawn) for n in numbers[:counted]]
-            found["label_map"] = np.full((len(numbers), *true[0].shape), IGNORED, np.uint8)
-            found["label_map"][:counted] = true
-            return drawn
+            found["size"], found["drawn"] = size, geometry.fitted(size, canvas)
+            return found["drawn"]
 
         clip = [decode.to_array(image) for image in cutting.cut(frames, numbers, fit, canvas)]
+        size, drawn = found.pop("size"), found.pop("drawn")
+        true = [geometry.warp_labels(labels_of(n, size), drawn) for n in numbers[:counted]]
+        found["label_map"] = np.full((len(numbers), *true[0].shape), IGNORED, np.uint8)
+        found["label_map"][:counted] = true
     else:
         numbers = key_frames.draw(len(frames), own, rng)
         found["same"] = np.bool_(not own.others and numbers[0] == numbers[1])
@@ -192,8 +193,9 @@ def loss(
     """
     clip = normalise(_clip(batch), config.data.mean, config.data.std)
     same = None if config.propagation.others else batch["same"]
-    maps, align = model.clip_outputs(clip, same, rngs=rngs), model.align_corners
-    return segmentation_losses.losses(maps, batch["label_map"], config, align_corners=align)
+    labels, align = batch["label_map"].astype(jnp.int32), model.align_corners
+    maps = model.clip_outputs(clip, same, rngs=rngs)
+    return segmentation_losses.losses(maps, labels, config, align_corners=align)
 
 
 # --------------------------------------------------------------------------------------------------
