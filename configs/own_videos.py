@@ -11,7 +11,7 @@ that are carried from key frames to the frames between.
 Argument: a name of `PROPAGATIONS` ('none' by default: frame by frame, which is where to start);
 ',smoke' as last part runs ten steps on synthetic frames.
 
-The classes are those of SET. Training sees windows of 160 x 160 of two frames. What to set, by your
+The classes are those of SET. Training sees windows of 128 x 128 of two frames. What to set, by your
 videos:
     data.scale_base            the short side to resize frames to, 0 = as they are
     segmentation.eval_size     (height, width) that whole frames are fitted into for evaluation
@@ -67,7 +67,7 @@ def get_config(arg: str = "none") -> ConfigDict:
     config.propagation.eval_frames = 30
 
     config.data.source, config.data.data_dir = "tfds", "data/own_videos"
-    config.data.image_size, config.data.channels = (160, 160), 3
+    config.data.image_size, config.data.channels = (128, 128), 3
     config.data.crop, config.data.scale_range = "scale_crop", (0.75, 1.5)
     config.data.scale_base = 160
     config.data.flip, config.data.photometric_distortion = 0.5, True
