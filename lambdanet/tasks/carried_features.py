@@ -2,7 +2,7 @@
 carried from them, or for each frame those of its neighbours.
 
 Models have `key_frame(image)`, `next_key(key, image)`, `propagate(key, image)` and a `propagation`
-that says whether it reads `many` frames (`models.video.VideoSegmenter`).
+of key frames that says whether it reads `many` of them (`models.video.VideoSegmenter`).
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ def _from_keys(model, images, given, config, read):
 
 
 def _from_neighbours(model, images, given, config, read):
-    own = config.propagation
+    interval, reach = config.propagation.interval, config.propagation.reach
     keys = jax.lax.map(lambda image: model.key_frame(_normal(image, config)), images)
-    numbers = key_frames.window(len(images), own.interval, own.reach)
+    numbers = key_frames.window(len(images), interval, reach)
 
     def step(frame):
-        image, near, own = frame
+        current, near, own = frame
         around = jax.tree.map(lambda a: a[near], keys)
-        return read(model.propagate(around, _normal(image, config)), own)
+        return read(model.propagation(around, current), own)
 
-    return jax.lax.map(step, (images, jnp.asarray(numbers), given))
+    # What is known of a key frame is all that is needed of the current one.
+    return jax.lax.map(step, (keys, jnp.asarray(numbers), given))
