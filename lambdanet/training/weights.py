@@ -38,8 +38,9 @@ def read_weights(
     Args:
         path: safetensors, npz or PyTorch file.
         model: the model, abstract will do; says for which maps and windows its tables are, gives
-            its `torch_names` for files with PyTorch's names, and may fit arrays of a network of
-            another form by `fit_array`: a network of clips inflates kernels of images.
+            its `torch_names` for files with PyTorch's names, may say by `backbone_path` that its
+            backbone lies elsewhere than at 'backbone', and may fit arrays of a network of another
+            form by `fit_array`: a network of clips inflates kernels of images.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
@@ -60,8 +61,8 @@ def read_weights(
     trees = params, stats
     flat = [flatten_names(tree) for tree in trees]
     shapes = {name: tuple(leaf.shape) for part in flat for name, leaf in part.items()}
-    part = "backbone" if head == "backbone" else ""
-    if part and not hasattr(model, part):
+    part = getattr(model, "backbone_path", "backbone") if head == "backbone" else ""
+    if part and not hasattr(model, "backbone_names"):
         raise ValueError(
             "train.init_head='backbone' is for models of a backbone and heads, and "
             f"{type(model).__name__} is a backbone itself; allowed: 'load', 'new'"

@@ -13,6 +13,7 @@ from .neighborhood import NeighborhoodPropagation
 from .recursion import SparseRecursion
 from .registration import registry
 from .video_resnet import VideoResNet
+from .video_detector import VideoDetector
 from .video_segmenter import VideoSegmenter
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "PerFrame",
     "Propagation",
     "SparseRecursion",
+    "VideoDetector",
     "VideoResNet",
     "VideoSegmenter",
     "registry",
