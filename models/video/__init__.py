@@ -12,8 +12,8 @@ from .frames import Copy, Frame, PerFrame, Propagation
 from .neighborhood import NeighborhoodPropagation
 from .recursion import SparseRecursion
 from .registration import registry
-from .video_resnet import VideoResNet
 from .video_detector import VideoDetector
+from .video_resnet import VideoResNet
 from .video_segmenter import VideoSegmenter
 
 __all__ = [

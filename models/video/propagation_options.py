@@ -82,8 +82,8 @@ def check_one_map(first_stage: int, depth: int) -> None:
     if first_stage != depth:
         raise ValueError(
             f"first_stage is {first_stage}, so it reads {depth - first_stage + 1} of the "
-            f"backbone's maps; allowed: {depth}, the last map alone, which is carried from frame to "
-            "frame and of which further levels are made; a finer one by the backbone's "
+            f"backbone's maps; allowed: {depth}, the last map alone, which is carried from frame "
+            "to frame and of which further levels are made; a finer one by the backbone's "
             "output_stride"
         )
 

@@ -27,6 +27,7 @@ CANVAS, SHAPES = (64, 64), ((64, 64), (48, 40))
 
 def spec(detector, **changes):
     own = {k: v for k, v in DETECTORS[detector].items() if k not in ("num_classes", "image_size")}
+    own["backbone"] = {**own["backbone"], "zero_init_last": False}
     return {"name": detector, **own, "first_stage": 3, "num_levels": 2, **changes}
 
 
@@ -81,51 +82,55 @@ def test_shapes_of_all_and_what_the_summary_covers(name):
         assert sum(f"{path}/".startswith(f"{row}/") for row in rows) == 1, path
 
 
-@pytest.mark.parametrize("detector", ["retinanet", "mask_rcnn"])
-def test_the_key_frame_itself_is_what_the_detector_finds_in_it(detector):
-    """Without propagation ('copy' with the current frame as key frame) and with one by no flow,
-    detections are those of the detector alone, and so are the losses.
-    """
-    found, learnt = {}, {}
-    frames = clips(1).repeat(2, axis=1)
-    for name in ("copy", "deep_feature_flow"):
-        model = loud(builder(name, detector)(rngs=nnx.Rngs(0)))
-        if name == "deep_feature_flow":
-            layer = model.propagation.flow_net.flow
-            layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
-            scale = model.propagation.flow_net.scale
-            scale.kernel[...] = jnp.zeros_like(scale.kernel[...])
-            scale.bias[...] = jnp.ones_like(scale.bias[...])
-        graphdef, state = nnx.split(evaluation(model))
+def carried_and_alone(model, frames):
+    """Detections of the second frame by way of the first, and of the second alone."""
+    graphdef, state = nnx.split(evaluation(model))
 
-        @jax.jit
-        def both(state, frames, graphdef=graphdef):
-            view = nnx.merge(graphdef, state)
-            first, second = frames[:, 0], frames[:, 1]
-            features = view.propagate(view.key_frame(first), second)
-            return view.detections(features, shapes(), CANVAS), view.detect(second, shapes())
+    @jax.jit
+    def run(state, first, second):
+        view = nnx.merge(graphdef, state)
+        features = view.propagate(view.key_frame(first), second)
+        return view.detections(features, shapes(), CANVAS), view.detect(second, shapes())
 
-        found[name] = both(state, frames)
-        graphdef, state = nnx.split(model)
+    return run(state, frames[:, 0], frames[:, 1])
 
-        @jax.jit
-        def losses(state, frames, graphdef=graphdef):
-            one, other = (nnx.merge(graphdef, state, copy=True) for _ in range(2))
-            objects = targets([3, 1])
-            return (
-                one.clip_losses(frames, shapes(), objects, rngs=nnx.Rngs(dropout=1)),
-                other.losses(frames[:, 1], shapes(), objects, rngs=nnx.Rngs(dropout=1)),
-            )
 
-        learnt[name] = losses(state, frames)
-    for carried, alone in found.values():
-        assert set(carried) == set(alone) and np.any(alone["valid"])
-        for key in alone:
-            np.testing.assert_allclose(carried[key], alone[key], rtol=1e-5, atol=1e-5, err_msg=key)
-    carried, alone = learnt["copy"]
-    assert set(carried) == set(alone) == set(learnt["deep_feature_flow"][0])
+def assert_same(carried, alone):
+    assert set(carried) == set(alone) and np.any(alone["valid"])
+    for key in alone:
+        np.testing.assert_allclose(carried[key], alone[key], rtol=1e-5, atol=1e-4, err_msg=key)
+
+
+@pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
+def test_a_frame_that_is_its_own_key_frame_is_what_the_detector_sees(detector):
+    model = loud(builder("copy", detector)(rngs=nnx.Rngs(0)))
+    frames, objects = clips(1).repeat(2, axis=1), targets([3, 1])
+    assert_same(*carried_and_alone(model, frames))
+    graphdef, state = nnx.split(model)
+
+    @jax.jit
+    def losses(state, frames):
+        one, other = (nnx.merge(graphdef, state, copy=True) for _ in range(2))
+        return (
+            one.clip_losses(frames, shapes(), objects, rngs=nnx.Rngs(dropout=1)),
+            other.losses(frames[:, 1], shapes(), objects, rngs=nnx.Rngs(dropout=1)),
+        )
+
+    carried, alone = losses(state, frames)
+    assert set(carried) == set(alone)
     for key in alone:
         np.testing.assert_allclose(carried[key], alone[key], rtol=1e-5)
+
+
+def test_a_flow_of_nothing_carries_the_key_frames_detections():
+    model = loud(builder("deep_feature_flow")(rngs=nnx.Rngs(0)))
+    last, scale = model.propagation.flow_net.flow, model.propagation.flow_net.scale
+    for layer in (last, scale):
+        layer.kernel[...] = jnp.zeros_like(layer.kernel[...])
+    frames = clips()
+    carried, _ = carried_and_alone(model, frames)
+    _, alone = carried_and_alone(model, frames[:, ::-1])  # of the first frame
+    assert_same(carried, alone)
 
 
 @pytest.mark.parametrize("detector", ["retinanet", "faster_rcnn"])
