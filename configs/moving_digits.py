@@ -5,13 +5,14 @@ with it but one, and its class is the label; no frame alone says which.
     python train.py --config=configs/moving_digits.py:clip,nonlocal --workdir=runs/clip_nonlocal
     python train.py --config=configs/moving_digits.py:frame --workdir=runs/frame
     python train.py --config=configs/moving_digits.py:propagate --workdir=runs/per_frame
+    python train.py --config=configs/moving_digits.py:detect --workdir=runs/boxes_per_frame
 
 Argument: 'clip' (default), then ',BLOCK' of `BLOCKS`, with three axes in the second stage ('none'
 by default): context blocks stand after it, the lambda layer in place of a convolution; 'frame', the
 same network on one frame, which cannot do better than to guess among the three digits that it sees.
 'propagate', then ',PROPAGATION' of `PROPAGATIONS`: the class of every pixel of every frame, with
 features that are carried from key frames ('none' by default: frame by frame); how to start one from
-another's weights: docs/video.md.
+another's weights: docs/video.md. 'detect', then ',PROPAGATION' likewise: the boxes of the digits.
 ',smoke' as last part runs ten steps on synthetic clips.
 Numbers: not tuned yet.
 """
@@ -47,11 +48,12 @@ def get_config(arg: str = "clip") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     rest, smoke = base.split_arg(arg)
     kind, _, block = (rest or "clip").partition(",")
-    if kind == "propagate":
-        config = _propagate(block or "none")
+    if kind in ("propagate", "detect"):
+        recipe = _propagate if kind == "propagate" else _detect
+        config = recipe(block or "none")
         return base.apply_smoke(config) if smoke else config
     if kind not in ("clip", "frame"):
-        raise ValueError(f"argument {kind!r}; allowed: clip, frame, propagate")
+        raise ValueError(f"argument {kind!r}; allowed: clip, frame, propagate, detect")
     known = BLOCKS if kind == "clip" else {"none": {}}
     if (block or "none") not in known:
         raise ValueError(f"argument {block!r}; allowed: {', '.join(known)}")
@@ -118,4 +120,36 @@ def _propagate(name: str) -> ConfigDict:
     config.train.epochs = 6.0
     config.train.eval_every = config.train.save_every = 2.0
     config.train.keep_best = "mean_iou"
+    return config
+
+
+def _detect(name: str) -> ConfigDict:
+    """The recipe of `detect`, with the propagation of that name."""
+    config = _propagate(name)
+    config.task = "video_detection"
+    # Boxes are about 11 x 16 pixels. Heads and flow network run on every frame, so they cost less
+    # than the backbone.
+    config.model = dict(
+        name="video_detector",
+        detector=dict(
+            name="small_retinanet",
+            backbone=dict(
+                name="resnet18",
+                stem="strided",
+                blocks=(1, 1, 2, 1),
+                widths=(16, 48, 96, 128),
+                output_stride=8,
+                zero_init_last=False,
+            ),
+            first_stage=4,
+            num_levels=1,
+            anchor_scale=1.5,
+            anchor_octaves=3,
+        ),
+        propagation=config.model.propagation,
+    )
+    config.detection.max_objects = 3  # as many as a clip has
+    config.segmentation.class_weights = ()
+    config.optim.lr, config.optim.weight_decay = 4e-3, 0.05
+    config.train.keep_best = "box_ap50"
     return config

@@ -54,6 +54,7 @@ def test_every_task_has_exactly_the_names_of_the_contract(name):
         ("segmentation", "small_retinanet", "set task='detection'"),
         ("clips", "resnet18", "'resnet18' takes no clips"),
         ("video_segmentation", "resnet18", "model.name='video_segmenter' with a backbone"),
+        ("video_detection", "resnet18", "model.name='video_detector' with a model.detector that"),
         ("video_segmentation", "small_fcn", "'video_segmenter' with the same backbone and head"),
         ("detection", "resnet18", "'mask_rcnn' with model.backbone='resnet18'"),
         ("detection", "small_fcn", "'small_fcn' finds no objects"),
@@ -148,8 +149,28 @@ def test_every_task_runs_on_synthetic_records(name, config):
             count = jnp.arange(4)[None].repeat(len(x), 0)
             return dict(boxes=boxes, scores=1 / (1 + count), classes=count % 3, valid=count < 3)
 
+    class Moving(Boxes):
+        """Gives every frame the boxes of its key frame."""
+
+        propagation = types.SimpleNamespace(many=False)
+
+        def clip_losses(self, frames, shapes, targets, same=None, *, rngs):
+            return self.losses(frames[:, -1], shapes, targets, rngs=rngs)
+
+        def key_frame(self, image):
+            return Frame(features=image)
+
+        def next_key(self, key, image):
+            return self.key_frame(image)
+
+        def propagate(self, key, image):
+            return key.features
+
+        def detections(self, features, shapes, size):
+            return self.detect(features, shapes)
+
     model = {"segmentation": Dense, "detection": Boxes, "clips": Still,
-             "video_segmentation": Carried}  # fmt: skip
+             "video_segmentation": Carried, "video_detection": Moving}  # fmt: skip
     model = model.get(name, Flat)(nnx.Rngs(0))
     mixed = task.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(0), config)
     value, terms = task.loss(model, mixed, config, nnx.Rngs(0))

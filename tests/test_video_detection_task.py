@@ -28,6 +28,7 @@ SIZE = (64, 64)
 
 def spec(name):
     own = {k: v for k, v in DETECTORS[name].items() if k not in ("num_classes", "image_size")}
+    own["backbone"] = {**own["backbone"], "zero_init_last": False}
     return {**own, "name": name, "first_stage": 3, "num_levels": 2}
 
 
@@ -62,7 +63,7 @@ def record(number=0, frames=5, size=(48, 64)):
 
 def model(config):
     made = models.builder_from_config(config, {"num_classes": 3})(rngs=nnx.Rngs(0))
-    return evaluation(loud(made))
+    return evaluation(loud(made, factor=200.0))
 
 
 def batch_of(examples, pad=0):
@@ -160,7 +161,7 @@ def frame_of(one, t):
 
 
 def test_between_key_frames_the_features_are_carried(config):
-    config.model.propagation = "copy"
+    config.model.propagation = dict(name="copy")
     config.propagation.interval = 3
     clips = batch_of([video_detection.example(record(), INFO, config, None)])
     _, rows = rows_of(video_detection, model(config), clips, config)
@@ -192,7 +193,8 @@ def test_panels_and_files_show_frames(config, tmp_path):
     options = dict(info=INFO, config=config)
     lines = video_detection.panels(side, below, rows=rows, examples=examples, **options)
     assert lines
-    assert sum(len(axes.images) for axes in below.axes) == 5
+    shown = [image for part in (side, below) for axes in part.axes for image in axes.images]
+    assert sum(image.get_array().shape == (48, 64, 3) for image in shown) == 5
     written = video_detection.write_results(rows, tmp_path, **options)
     assert {path.name for path in written} == {"predictions.json", "truth.json"}
     assert written[-1].read_text().count('"height": 48') == 5
@@ -200,14 +202,22 @@ def test_panels_and_files_show_frames(config, tmp_path):
 
 def test_the_loss_is_that_of_the_current_frame(config):
     """With the current frame as key frame, that of detection."""
-    config.model.propagation = "copy"
+    config.model.propagation = dict(name="copy")
     config.propagation.max_distance = 0
     made = models.builder_from_config(config, {"num_classes": 3})(rngs=nnx.Rngs(0))
+    graphdef, state = nnx.split(made)
     rng = np.random.default_rng
     batch = batch_of([video_detection.example(record(n), INFO, config, rng(n)) for n in range(2)])
     assert batch["same"].all()
-    value, terms = video_detection.loss(nnx.clone(made), batch, config, nnx.Rngs(dropout=0))
-    expected, _ = detection.loss(nnx.clone(made), batch, config, nnx.Rngs(dropout=0))
+
+    @jax.jit
+    def both(state, batch):
+        return [
+            task.loss(nnx.merge(graphdef, state, copy=True), batch, config, nnx.Rngs(dropout=0))
+            for task in (video_detection, detection)
+        ]
+
+    (value, terms), (expected, _) = both(state, batch)
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     assert set(terms) == {"loss", "classification_loss", "box_loss"}
 
@@ -237,7 +247,10 @@ def problems(config, **changes):
         (dict(data__crop="shift"), "have the crops 'none'"),
         (dict(data__rand_augment=(2, 9.0)), "RandAugment moves pixels"),
         (dict(propagation__others=2), "DeepFeatureFlow reads one key frame; allowed: 0"),
-        (dict(model__propagation="flow_guided_aggregation"), "reads many frames; allowed: 1 or"),
+        (
+            dict(model__propagation=dict(name="flow_guided_aggregation")),
+            "reads many frames; allowed: 1 or",
+        ),
     ],
 )
 def test_what_does_not_fit_together(config, changes, said):

@@ -61,7 +61,14 @@ import numpy as np
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
-from lambdanet.tasks import classification, clips, detection, segmentation, video_segmentation
+from lambdanet.tasks import (
+    classification,
+    clips,
+    detection,
+    segmentation,
+    video_detection,
+    video_segmentation,
+)
 
 TASKS: dict[str, ModuleType] = {
     "classification": classification,
@@ -69,6 +76,7 @@ TASKS: dict[str, ModuleType] = {
     "detection": detection,
     "clips": clips,
     "video_segmentation": video_segmentation,
+    "video_detection": video_detection,
 }
 
 CONTRACT = (

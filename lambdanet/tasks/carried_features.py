@@ -2,7 +2,8 @@
 carried from them, or for each frame those of its neighbours.
 
 Models have `key_frame(image)`, `next_key(key, image)`, `propagate(key, image)` and a `propagation`
-of key frames that says whether it reads `many` of them (`models.video.VideoSegmenter`).
+of key frames that says whether it reads `many` of them (`VideoSegmenter` and `VideoDetector` of
+models/video).
 """
 
 from __future__ import annotations
@@ -18,6 +19,24 @@ from jaxtyping import Array, UInt8
 
 from lambdanet.data import key_frames
 from lambdanet.ops.images import normalise
+
+
+def check_others(model: nnx.Module, config: Any) -> None:
+    """Raises ValueError for a model that reads pairs where training gives many frames, or the other
+    way round.
+
+    Args:
+        model: see above.
+        config: reads propagation.others.
+    """
+    kind, others = type(model.propagation).__name__, config.propagation.others
+    if model.propagation.many and others < 1:
+        raise ValueError(
+            f"propagation.others={others}, but {kind} reads many frames; allowed: 1 or more, 2 as "
+            "in its source"
+        )
+    if others and not model.propagation.many:
+        raise ValueError(f"propagation.others={others}, but {kind} reads one key frame; allowed: 0")
 
 
 def over_frames(

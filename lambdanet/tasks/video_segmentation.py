@@ -60,21 +60,14 @@ def check_model(model: Any, config: Any) -> None:
     """Raises ValueError for a model without `clip_outputs`, and for one that reads pairs where
     training gives many frames, or the other way round.
     """
-    name, others = config.model.name, config.propagation.others
+    name = config.model.name
     if not hasattr(model, "clip_outputs"):
         parts = "the same backbone and head" if hasattr(model, "outputs") else "a backbone"
         raise ValueError(
             f"{name!r} carries nothing from frame to frame; for the task 'video_segmentation' take "
             f"model.name='video_segmenter' with {parts} and a model.propagation"
         )
-    kind = type(model.propagation).__name__
-    if model.propagation.many and others < 1:
-        raise ValueError(
-            f"propagation.others={others}, but {kind} reads many frames; allowed: 1 or more, 2 as "
-            "in its source"
-        )
-    if others and not model.propagation.many:
-        raise ValueError(f"propagation.others={others}, but {kind} reads one key frame; allowed: 0")
+    carried_features.check_others(model, config)
 
 
 # --------------------------------------------------------------------------------------------------

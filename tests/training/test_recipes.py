@@ -62,6 +62,7 @@ RECIPES = {
         *(f"clip,{block}" for block in moving_digits.BLOCKS),
         "frame",
         *(f"propagate,{name}" for name in moving_digits.PROPAGATIONS),
+        *(f"detect,{name}" for name in moving_digits.PROPAGATIONS),
     ],
     own_videos: list(own_videos.PROPAGATIONS),
     own_clips: ["", "i3d_resnet50_8x8"],
@@ -92,6 +93,7 @@ STEPPED = [
     (digit_scenes, "detect"),
     (moving_digits, "clip"),
     (moving_digits, "propagate,flow_guided_aggregation"),
+    (moving_digits, "detect,neighborhood_propagation"),
     (own_videos, "deep_feature_flow"),
     (coco, "mask_rcnn,lambda_resnet50"),
 ]
