@@ -188,12 +188,13 @@ def test_panels_and_files_show_frames(config, tmp_path):
     example = video_detection.example(record(), INFO, config, None)
     _, rows = rows_of(video_detection, made, batch_of([example]), config)
     rows["id"] = np.array([7])
-    side, below = Figure().subfigures(1, 2)
+    figure = Figure()
+    side, below = figure.subfigures(1, 2)
     examples = {**batch_of([example]), "id": rows["id"]}
     options = dict(info=INFO, config=config)
     lines = video_detection.panels(side, below, rows=rows, examples=examples, **options)
     assert lines
-    shown = [image for part in (side, below) for axes in part.axes for image in axes.images]
+    shown = [image for axes in figure.axes for image in axes.images]
     assert sum(image.get_array().shape == (48, 64, 3) for image in shown) == 5
     written = video_detection.write_results(rows, tmp_path, **options)
     assert {path.name for path in written} == {"predictions.json", "truth.json"}
