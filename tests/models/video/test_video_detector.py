@@ -8,6 +8,8 @@ from detector_helpers import DETECTORS, evaluation, images, loud, targets
 from flax import nnx
 
 import models
+from lambdanet.interop import files
+from lambdanet.training import weights
 from lambdanet.training.optimizer import match_mask
 from lambdanet.training.state import flatten_names, split_model
 from models.video import FROZEN
@@ -224,3 +226,17 @@ def test_the_description_names_the_parts():
     assert "detector: 'retinanet'" in text and "first_stage: int = 4" in text
     assert "propagation: 'deep_feature_flow' of copy, deep_feature_flow" in text
     assert "  num_classes:" not in text.split("detector: 'retinanet'")[1]
+
+
+def test_weights_of_a_backbone_alone_are_taken(tmp_path):
+    model = builder("copy")(rngs=nnx.Rngs(0))
+    params, stats = split_model(model)[1:]
+    of_backbone = split_model(model.detector.backbone)[1:]
+    stored = {n: a + 1 for part in of_backbone for n, a in flatten_names(part).items()}
+    path = tmp_path / "backbone.safetensors"
+    files.save_safetensors(path, stored, files.export_metadata({"name": "resnet18"}))
+    read = weights.read_weights(path, model, params, stats, head="backbone")
+    for found, before in zip(read, (params, stats), strict=True):
+        for name, leaf in flatten_names(before).items():
+            expected = leaf + name.startswith("detector/backbone/")
+            np.testing.assert_array_equal(flatten_names(found)[name], expected, err_msg=name)
