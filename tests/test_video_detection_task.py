@@ -84,6 +84,7 @@ def box_around(image):
 
 def test_a_training_example_has_one_geometry_and_the_current_frames_boxes(config):
     config.data.flip, config.data.crop, config.data.scale_range = 0.5, "scale_crop", (0.8, 1.4)
+    config.data.color_jitter = (0.2, 0.0, 0.0)
     config.propagation.max_distance = 3
     seen, distances = set(), set()
     for seed in range(12):
@@ -130,7 +131,7 @@ def test_an_evaluation_example_has_the_truth_of_every_frame(config):
 
 
 def test_at_interval_1_it_is_detection_in_every_frame(config):
-    made, records = model(config), [record(n) for n in range(2)]
+    made, records = model(config), [record(0), record(1, size=(96, 128))]
     clips = batch_of([video_detection.example(one, INFO, config, None) for one in records])
     sums, rows = rows_of(video_detection, made, clips, config)
     assert sums["count"] == 2
