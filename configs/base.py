@@ -136,7 +136,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
     train.init_weights = ""
     # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |
-    # 'backbone': the file is of a backbone, all else stays as initialised (segmentation)
+    # 'propagation': what carries features from frame to frame does | 'backbone': the file is of a
+    # backbone, all else does (segmentation)
     train.init_head = "load"
     # with init_weights, of a PyTorch checkpoint that holds both: 'ema' (averaged, as timm) | 'live'
     train.init_average = "ema"
@@ -212,6 +213,23 @@ def get_config(arg: str = "") -> ConfigDict:
     # middle), times so many crops along the longer side (1: the centre)
     clips.eval_clips = 1
     clips.eval_crops = 1
+
+    # Tasks 'video_segmentation' and 'video_detection': features carried from frame to frame; losses
+    # and classes are those of the sections 'segmentation' and 'detection'.
+    config.propagation = propagation = ConfigDict()
+    # training: the key frame is up to so many frames before the current one, uniform, 0 included;
+    # `others` are up to so many before or behind it
+    propagation.max_distance = 9
+    # training of a propagation that reads many frames: how many it is given; 0 = pairs (key frame,
+    # current frame), for all that read one key frame
+    propagation.others = 0
+    # evaluation: a key frame every so many frames; for a propagation from many frames the step
+    # between those that it reads
+    propagation.interval = 10
+    # evaluation of a propagation from many frames: frames that it reads on each side
+    propagation.reach = 9
+    # evaluation: consecutive frames from the middle of each stored sequence
+    propagation.eval_frames = 10
 
     # Devices: the mesh is ('data', 'fsdp'); the batch is split over both, parameters over 'fsdp'.
     config.mesh = mesh = ConfigDict()

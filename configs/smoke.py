@@ -25,8 +25,8 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
         "validation",
         "",
     )
-    if "backbone" in registry.parameters(config.model.name):
-        config.model.update(_small_parts(config.model))
+    if {"backbone", "detector"} & set(registry.parameters(config.model.name)):
+        config.model.update(_small_parts(config.model.to_dict()))
     else:
         config.model.update(_small_stages(config.model.name))
     segmentation = config.segmentation
@@ -35,6 +35,8 @@ def apply_smoke(config: ConfigDict) -> ConfigDict:
     config.detection.max_objects = 8
     config.clips.frames, config.clips.frame_stride, config.clips.jitter = 4, 1, 0
     config.clips.eval_clips = config.clips.eval_crops = 1
+    config.propagation.eval_frames = min(config.propagation.eval_frames, 4)
+    config.propagation.max_distance = min(config.propagation.max_distance, 4)
     config.train.batch_size = 8
     config.train.steps = 10
     config.train.eval_every = config.train.save_every = 0.0
@@ -61,12 +63,14 @@ SMALL_DETECTOR = {
 """Options of detectors in smoke runs, those that a model has."""
 
 
-def _small_parts(model: ConfigDict) -> dict:
+def _small_parts(model: dict) -> dict:
     from models import registry
     from models.segmentation import registry as heads
 
-    parts = {**registry.lookup(model.name)[1], **model.to_dict()}
-    declared = registry.parameters(model.name)
+    parts = {**registry.lookup(model["name"])[1], **model}
+    if "detector" in parts:
+        return {"detector": {**parts["detector"], **_small_parts(parts["detector"])}}
+    declared = registry.parameters(model["name"])
     is_detector = "head" not in declared
     small = {k: v for k, v in SMALL_DETECTOR.items() if is_detector and k in declared}
     for part in ("backbone", "head", "auxiliary"):

@@ -119,7 +119,7 @@ def validate(
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {show(values[k])}' for k in keys)}: {text}")
     sections = {key.partition(".")[0] for key in failed}
-    if check_paths and not sections & {"data", "train", "detection", "task"}:
+    if check_paths and not sections & {"task", *config_memory.SECTIONS}:
         problems += config_memory.batch_problems(config, training=training)
 
     if isinstance(config.get(OPEN_SECTION), (ConfigDict, dict)):

@@ -172,6 +172,11 @@ CHECKS: dict[str, Check] = {
     "clips.short": one_of(*cutting.SHORT),
     "clips.eval_clips": integer(1, 100),
     "clips.eval_crops": integer(1, 100),
+    "propagation.max_distance": integer(0, 10_000),
+    "propagation.others": integer(0, 100),
+    "propagation.interval": integer(1, 10_000),
+    "propagation.reach": integer(0, 1000),
+    "propagation.eval_frames": integer(1, 10_000),
     "mesh.data": (
         (lambda v: v == -1 or 1 <= v <= 2**20),
         "-1 (all remaining devices) or an integer from 1 to 1,048,576",

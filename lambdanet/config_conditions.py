@@ -14,6 +14,10 @@ from lambdanet.data import sources
 
 Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
 
+BOXES = ("detection", "video_detection")
+"""Tasks of objects."""
+_BOTH = " and ".join(map(repr, BOXES))
+
 
 def best_metrics(task: str) -> tuple[str, ...]:
     """Returns the values that `train.keep_best` may have: the task's metrics, of the live and of
@@ -59,13 +63,13 @@ CROSS_CHECKS: tuple[Condition, ...] = (
     ),
     (
         ("task", "data.cat_max_ratio"),
-        lambda c: c.task != "detection" or c.data.cat_max_ratio == 1,
-        "cat_max_ratio counts the labels of pixels, which 'detection' has not; set it to 1.0",
+        lambda c: c.task not in BOXES or c.data.cat_max_ratio == 1,
+        f"cat_max_ratio counts the labels of pixels, which {_BOTH} have not; set it to 1.0",
     ),
     (
         ("task", "data.crop"),
-        lambda c: c.task != "detection" or c.data.crop in ("none", "scale_crop"),
-        "'detection' has the crops 'none' (the whole picture, its aspect kept) and 'scale_crop'",
+        lambda c: c.task not in BOXES or c.data.crop in ("none", "scale_crop"),
+        f"{_BOTH} have the crops 'none' (the whole picture, its aspect kept) and 'scale_crop'",
     ),
     (
         ("data.cat_max_ratio", "data.crop"),
@@ -95,8 +99,13 @@ CROSS_CHECKS: tuple[Condition, ...] = (
     ),
     (
         ("train.keep_best", "task", "detection.masks", "detection.metric"),
-        lambda c: c.task != "detection" or not _is_unmeasured(c),
+        lambda c: c.task not in BOXES or not _is_unmeasured(c),
         "metrics of masks need detection.masks=True, 'voc_ap50' needs detection.metric='voc'",
+    ),
+    (
+        ("task", "detection.masks"),
+        lambda c: c.task != "video_detection" or not c.detection.masks,
+        "objects of videos have no masks: set masks=False",
     ),
     (
         ("train.keep_best", "train.ema_decay"),
@@ -124,6 +133,21 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         ("clips.jitter", "clips.frame_stride"),
         lambda c: 2 * c.clips.jitter <= c.clips.frame_stride,
         "a jitter beyond half of frame_stride would turn the order of frames round",
+    ),
+    (
+        ("propagation.others", "propagation.max_distance"),
+        lambda c: c.propagation.others <= 2 * c.propagation.max_distance + 1,
+        "more others than offsets of up to max_distance on both sides, which must differ",
+    ),
+    (
+        ("task", *("segmentation.inference", "segmentation.eval_scales", "segmentation.eval_flip")),
+        lambda c: (
+            c.task != "video_segmentation"
+            or (c.segmentation.inference, tuple(c.segmentation.eval_scales)) == ("whole", (1.0,))
+            and not c.segmentation.eval_flip
+        ),
+        "features are carried between whole frames of one size: set inference='whole', eval_scales="
+        "(1.0,) and eval_flip=False",
     ),
     (
         ("task", "data.pseudo_labels"),

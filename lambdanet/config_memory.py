@@ -16,6 +16,10 @@ from lambdanet.data.box_geometry import MASK_SIDE
 from lambdanet.registry import show
 from lambdanet.training.state import flatten_names, split_model
 
+CARRIED = ("video_segmentation", "video_detection")
+"""Tasks whose examples are described by the section `propagation`."""
+SECTIONS = ("data", "detection", "clips", "propagation", "train")
+"""Of the config: those that `batch_problems` reads."""
 _GIB = 2**30
 _BATCH_OVERHEAD = 4096  # bytes of Python objects and queues per batch read ahead
 _WORKER = 64 * 2**20  # bytes that a reader process holds at least, beyond what it shares
@@ -42,19 +46,21 @@ def batch_problems(
 
     Readers hold (prefetch + num_threads) batches of uint8 images, and of the bitmaps of objects,
     each worker process as many; the step makes float32 images of one. A clip is as many images as
-    it has frames, in evaluation times its views, of which one at a time is made float32.
+    it has frames, in evaluation times its views, of which one at a time is made float32, as is one
+    frame after the other where features are carried from frame to frame.
 
     Args:
-        config: whose sections `data`, `detection`, `clips` and `train` have passed their own
-            checks.
+        config: whose `SECTIONS` have passed their own checks.
         training: False: only evaluation's batches are read.
         limit: bytes; None = `host_memory()` of every process.
     """
     data, train, problems = config.data, config.train, []
     images, own = math.prod((*data.image_size, data.channels)), config.detection
-    views, clips = 1, config.clips
+    trained, views, clips, carried = 1, 1, config.clips, config.propagation
     if config.task == "clips":
         images, views = images * clips.frames, clips.eval_clips * clips.eval_crops
+    elif config.task in CARRIED:
+        trained, views = 1 + max(carried.others, 1), carried.eval_frames
     masked = config.task == "detection" and own.masks
     bitmaps = own.max_objects * MASK_SIDE**2 if masked else 0
     readers = max(data.num_workers, 1)
@@ -64,8 +70,10 @@ def batch_problems(
     if training or not train.eval_batch_size:
         sizes = {"train.batch_size": train.batch_size, **sizes}
     for key, size in sizes.items():
-        held = images * (views if key == "train.eval_batch_size" else 1)
-        needed = ahead * (size * (held + bitmaps) + _BATCH_OVERHEAD) + 4 * size * images
+        evaluates = key == "train.eval_batch_size"
+        held = images * (views if evaluates else trained)
+        needed = ahead * (size * (held + bitmaps) + _BATCH_OVERHEAD)
+        needed += 4 * size * images * (1 if evaluates else trained)
         needed += data.num_workers * _WORKER
         if over := _exceeds(needed, limit, lambda: host_memory() * jax.process_count()):
             keys = ("image_size", "channels", "prefetch", "num_threads", "num_workers")
@@ -74,6 +82,9 @@ def batch_problems(
             if config.task == "clips":
                 keys = ("frames", "eval_clips", "eval_crops")
                 values += "".join(f", clips.{k} = {clips[k]}" for k in keys)
+            elif config.task in CARRIED:
+                keys = ("others", "eval_frames")
+                values += "".join(f", propagation.{k} = {carried[k]}" for k in keys)
             problems.append(
                 f"{key} = {size}, {values}: batches read ahead would take {over}; make one of them "
                 "smaller"

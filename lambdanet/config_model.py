@@ -23,8 +23,8 @@ FOLLOWS = {
     "frames": "clips.frames",
 }
 """Options of models that the data decides."""
-BUILT_FROM = {"task", "seed", *FOLLOWS.values()}
-"""Keys outside the section `model` that building reads."""
+BUILT_FROM = {"task", "seed", "propagation.others", *FOLLOWS.values()}
+"""Keys outside the section `model` that building, and the task's check of the model, read."""
 
 
 def option_problems(

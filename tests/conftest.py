@@ -54,7 +54,7 @@ SLOW_FILES = {
     *("test_model_registry.py", "test_newcomer.py", "test_package.py", "test_parameter_counts.py"),
     *("test_recipes.py", "test_resume.py", "test_run_errors.py", "test_start_up.py"),
     *("test_data_pipeline.py", "test_transformations.py", "test_export.py", "test_run_lock.py"),
-    *("test_segmentation_runs.py", "test_detection_runs.py"),
+    *("test_segmentation_runs.py", "test_detection_runs.py", "test_propagation_runs.py"),
     *("test_less_attention.py", "test_neighborhood.py", "test_hierarchical.py", "test_lavit.py"),
     "test_hierarchical_options.py",
     *("test_presets.py", "test_side_by_side.py"),

@@ -18,6 +18,7 @@ from lambdanet.config import ConfigError
 from lambdanet.data import sources
 from lambdanet.ops.images import normalise
 from lambdanet.training import state
+from models.video import Frame
 
 # ---- The contract --------------------------------------------------------------------------------
 
@@ -40,7 +41,8 @@ def test_every_task_has_exactly_the_names_of_the_contract(name):
     assert all(mode in ("max", "min") for mode in task.METRICS.values())
     # Whatever else a task defines for itself (and its tests) is no second interface to the loop.
     assert own >= set(tasks.CONTRACT) - {"METRICS"}
-    assert name in base.get_config(), "its own keys have a section of its name"
+    sections = getattr(task, "SECTIONS", (name,))
+    assert set(sections) <= set(base.get_config()), "its own keys have a section"
 
 
 @pytest.mark.parametrize(
@@ -51,6 +53,9 @@ def test_every_task_has_exactly_the_names_of_the_contract(name):
         ("classification", "small_retinanet", "set task='detection'"),
         ("segmentation", "small_retinanet", "set task='detection'"),
         ("clips", "resnet18", "'resnet18' takes no clips"),
+        ("video_segmentation", "resnet18", "model.name='video_segmenter' with a backbone"),
+        ("video_detection", "resnet18", "model.name='video_detector' with a model.detector that"),
+        ("video_segmentation", "small_fcn", "'video_segmenter' with the same backbone and head"),
         ("detection", "resnet18", "'mask_rcnn' with model.backbone='resnet18'"),
         ("detection", "small_fcn", "'small_fcn' finds no objects"),
         ("detection", "small_mask_rcnn", "set detection.masks=True"),
@@ -103,6 +108,26 @@ def test_every_task_runs_on_synthetic_records(name, config):
         def outputs(self, x, *, rngs=None):
             return {"logits": self.fc(x[:, ::2, ::2])}
 
+    class Carried(Dense):
+        """Gives every frame the features of its key frame."""
+
+        propagation = types.SimpleNamespace(many=False)
+
+        def clip_outputs(self, frames, same=None, *, rngs=None):
+            return self.outputs(frames[:, -1])
+
+        def key_frame(self, image):
+            return Frame(features=image[:, ::2, ::2])
+
+        def next_key(self, key, image):
+            return self.key_frame(image)
+
+        def propagate(self, key, image):
+            return key.features
+
+        def decode(self, features, size):
+            return self.fc(features).repeat(2, 1).repeat(2, 2)
+
     class Boxes(nnx.Module):
         """Finds four boxes, of which the last is none."""
 
@@ -124,7 +149,28 @@ def test_every_task_runs_on_synthetic_records(name, config):
             count = jnp.arange(4)[None].repeat(len(x), 0)
             return dict(boxes=boxes, scores=1 / (1 + count), classes=count % 3, valid=count < 3)
 
-    model = {"segmentation": Dense, "detection": Boxes, "clips": Still}
+    class Moving(Boxes):
+        """Gives every frame the boxes of its key frame."""
+
+        propagation = types.SimpleNamespace(many=False)
+
+        def clip_losses(self, frames, shapes, targets, same=None, *, rngs):
+            return self.losses(frames[:, -1], shapes, targets, rngs=rngs)
+
+        def key_frame(self, image):
+            return Frame(features=image)
+
+        def next_key(self, key, image):
+            return self.key_frame(image)
+
+        def propagate(self, key, image):
+            return key.features
+
+        def detections(self, features, shapes, size):
+            return self.detect(features, shapes)
+
+    model = {"segmentation": Dense, "detection": Boxes, "clips": Still,
+             "video_segmentation": Carried, "video_detection": Moving}  # fmt: skip
     model = model.get(name, Flat)(nnx.Rngs(0))
     mixed = task.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(0), config)
     value, terms = task.loss(model, mixed, config, nnx.Rngs(0))

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from ml_collections import ConfigDict
 
+from lambdanet import tasks
 from lambdanet.analysis.figure_text import figure_text, literal_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.atomic import write_file
@@ -236,9 +237,10 @@ def _markdown(
         for key, value in facts.items()
     ]
     model, data, optim, train = config.model, config.data, config.optim, config.train
+    own = {k: v for name in tasks.sections(config) for k, v in config.get(name, {}).items()}
     options, of_task = (
         ", ".join(f"{k}={v!r}" for k, v in to_plain(section).items() if k != "name")
-        for section in (model, config.get(config.task, {}))
+        for section in (model, own)
     )
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
     size = "x".join(map(str, (*data.image_size, data.channels)))

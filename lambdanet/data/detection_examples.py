@@ -50,21 +50,37 @@ def detection_example(
     if rng is None:
         drawn = box_geometry.fitted(picture.size, data)
         image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
-        truth = _truth(found, picture.size, own, record.name)
+        kept = truth(found, picture.size, own, record.name)
     else:
         drawn = box_geometry.draw(picture.size, data, rng)
         image = augment.recolour(geometry.warp_image(picture, drawn, data.channels), data, rng)
-        truth = {}
-    moved, masks = box_geometry.warp_objects(found, picture.size, drawn)
-    largest = _largest(moved.boxes, own.max_objects, record.name)
-    example = {
+        kept = {}
+    return {
         "image": box_geometry.on_canvas(image, data),
         "image_shape": np.array(drawn.size, np.int32),
-        **_padded(moved.take(largest), own.max_objects),
+        **targets(found, picture.size, drawn, own.max_objects, record.name),
+        **kept,
     }
+
+
+def targets(
+    found: Objects, picture_size: tuple[int, int], drawn: geometry.Geometry, most: int, name: str
+) -> Example:
+    """Returns boxes, classes, valid, crowd and, where there are any, masks of `detection_example`.
+
+    Args:
+        found: the objects, in pixels of the picture.
+        picture_size: its (width, height).
+        drawn: how they are moved, see `box_geometry.warp_objects`.
+        most: places for them; of more, the largest are taken.
+        name: of the record.
+    """
+    moved, masks = box_geometry.warp_objects(found, picture_size, drawn)
+    largest = _largest(moved.boxes, most, name)
+    example = padded(moved.take(largest), most)
     if masks is not None:
-        example["masks"] = _rows(masks[largest], own.max_objects)
-    return example | truth
+        example["masks"] = _rows(masks[largest], most)
+    return example
 
 
 def blank(config: Any) -> Example:
@@ -79,12 +95,12 @@ def blank(config: Any) -> Example:
     example = {
         "image": np.zeros((*data.image_size, data.channels), np.uint8),
         "image_shape": shape,
-        **_padded(none, most),
+        **padded(none, most),
     }
     if own.masks:
         side = box_geometry.MASK_SIDE
         example["masks"] = np.zeros((most, side, side), np.uint8)
-    return example | _truth(none, tuple(data.image_size[::-1]), own, "")
+    return example | truth(none, tuple(data.image_size[::-1]), own, "")
 
 
 def _largest(boxes: np.ndarray, most: int, name: str) -> np.ndarray:
@@ -97,7 +113,8 @@ def _largest(boxes: np.ndarray, most: int, name: str) -> np.ndarray:
     return np.sort(np.argsort(-areas, kind="stable")[:most])
 
 
-def _padded(found: Objects, most: int) -> Example:
+def padded(found: Objects, most: int) -> Example:
+    """Returns boxes, classes, valid and crowd, with rows of zeros up to `most`."""
     valid = np.ones(len(found), bool)
     fields = dict(boxes=found.boxes, classes=found.classes, valid=valid, crowd=found.crowd)
     return {name: _rows(values, most) for name, values in fields.items()}
@@ -110,14 +127,24 @@ def _rows(values: np.ndarray, most: int) -> np.ndarray:
     return rows
 
 
-def _truth(found: Objects, size: tuple[int, int], own: Any, name: str) -> Example:
-    """The objects as the score needs them, in pixels of the picture."""
+def truth(found: Objects, size: tuple[int, int], own: Any, name: str) -> Example:
+    """Returns original_shape, true_boxes, area and perhaps mask_counts of `detection_example`.
+
+    Args:
+        found: the objects, in pixels of the picture.
+        size: its (width, height).
+        own: the config's section detection.
+        name: of the record.
+
+    Raises:
+        UnusableRecordError: there is no room for all of them.
+    """
     if len(found) > own.max_objects:
         raise UnusableRecordError(
             f"{name}: {len(found)} objects, but detection.max_objects={own.max_objects}; an "
             f"evaluation needs all of them: set detection.max_objects={len(found)} or more"
         )
-    truth = {
+    stored = {
         "original_shape": np.array(size[::-1], np.int32),
         "true_boxes": _rows(found.boxes, own.max_objects),
         "area": _rows(found.area, own.max_objects),
@@ -129,5 +156,5 @@ def _truth(found: Objects, size: tuple[int, int], own: Any, name: str) -> Exampl
                 f"{name}: its masks need {len(joined)} bytes, but detection.mask_bytes="
                 f"{own.mask_bytes}; set it to {len(joined)} or more"
             )
-        truth["mask_counts"] = _rows(joined, own.mask_bytes)
-    return truth
+        stored["mask_counts"] = _rows(joined, own.mask_bytes)
+    return stored

@@ -54,6 +54,40 @@ def find_mask(builder: Any, image: str) -> tuple[str, tuple[str, ...]]:
     return found[0], tuple(getattr(features[found[0]], "names", None) or ())
 
 
+def find_mask_sequence(builder: Any, frames: str) -> tuple[str, tuple[str, ...]]:
+    """Returns the feature that holds a label map for every frame, and its classes' names.
+
+    Args:
+        builder: of an opened data set.
+        frames: the feature that holds the frames.
+
+    Returns:
+        The first of `FEATURES` that is a sequence of images, else the only sequence of labelled
+        images; and the names, () if the set has none.
+
+    Raises:
+        ValueError: none or several candidates; lists all features.
+    """
+    features = builder.info.features
+    held = {
+        key: feature.feature
+        for key, feature in features.items()
+        if isinstance(feature, tfds.features.Sequence)
+        and isinstance(feature.feature, tfds.features.Image)
+        and key != frames
+    }
+    labelled = [k for k, f in held.items() if isinstance(f, tfds.features.LabeledImage)]
+    found = [key for key in FEATURES if key in held][:1] or labelled
+    if len(found) != 1:
+        listed = ", ".join(f"{key}: {type(f).__name__}" for key, f in sorted(features.items()))
+        raise ValueError(
+            f"{builder.data_dir} needs a feature {FEATURES[0]!r} that holds a label map for every "
+            f"frame, a Sequence of LabeledImage, or exactly one of that type; it has {listed}; "
+            "`python -m lambdanet.data.prepare frames FRAMES SET --masks MASKS` makes such a set"
+        )
+    return found[0], tuple(getattr(held[found[0]], "names", None) or ())
+
+
 def read_indices(value: bytes | np.ndarray) -> np.ndarray:
     """Returns the values of an index picture, as they are stored.
 

@@ -40,6 +40,13 @@ class SyntheticBuilder:
             "segmentation_mask": tfds.features.LabeledImage(
                 labels=names, shape=(*data.image_size, 1)
             ),
+            "frame_masks": tfds.features.Sequence(
+                tfds.features.LabeledImage(labels=names, shape=(*data.image_size, 1)), length=FRAMES
+            ),
+            "frame_boxes": tfds.features.Tensor(shape=(FRAMES, MOST_OBJECTS, 4), dtype=np.float32),
+            "frame_classes": tfds.features.Sequence(
+                tfds.features.ClassLabel(num_classes=data.synthetic_classes), length=MOST_OBJECTS
+            ),
             "objects": tfds.features.Sequence(
                 {
                     "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
@@ -60,7 +67,8 @@ class SyntheticSource:
         split: one of `SPLITS`; each has its own images.
         records, num_classes: how many.
         shape: (height, width, channels).
-        fields: which ones a record has; what is large is left out where it is not asked for.
+        fields: which ones a record has; what is large is left out where it is not asked for. Beside
+            frames, segmentation_mask and boxes are of each.
     """
 
     split: str
@@ -91,9 +99,10 @@ class SyntheticSource:
         if "frames" in self.fields:
             fields["frames"] = rng.integers(0, 256, (FRAMES, *self.shape), np.uint8)
         if "segmentation_mask" in self.fields:
-            fields["segmentation_mask"] = self._label_map(rng)
+            whole = [self._label_map(rng) for _ in range(FRAMES if "frames" in fields else 1)]
+            fields["segmentation_mask"] = np.stack(whole) if "frames" in fields else whole[0]
         if "boxes" in self.fields:
-            fields |= self._objects(rng)
+            fields |= self._of_frames(rng) if "frames" in fields else self._objects(rng)
         return Record(fields, index, f"record {index} of the synthetic split {self.split!r}")
 
     def _label_map(self, rng: np.random.Generator) -> np.ndarray:
@@ -117,6 +126,14 @@ class SyntheticSource:
             masks.append(run_lengths.encode(mask))
         classes = rng.integers(self.num_classes, size=len(boxes)).tolist()
         return {"boxes": boxes, "classes": classes, "masks": masks}
+
+    def _of_frames(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Returns the fields of as many rectangles as there may be, which are in some frames."""
+        boxes = np.zeros((FRAMES, MOST_OBJECTS, 4), np.float32)
+        for own in boxes:
+            found = self._objects(rng)["boxes"]
+            own[: len(found)] = np.reshape(found, (-1, 4))
+        return {"boxes": boxes, "classes": rng.integers(self.num_classes, size=MOST_OBJECTS)}
 
     def ids(self) -> np.ndarray:
         """Returns 0, 1, ... len - 1."""

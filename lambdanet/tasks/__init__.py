@@ -2,8 +2,8 @@
 
 The training loop, the readers and the report know a task only as functions that are handed to them;
 `get` is the one place where its name is looked up. A further task is one module here, one entry in
-`TASKS`, a section of its name in `configs/base.py` for the keys that are its own, and the
-contract's test (tests/test_tasks.py) runs it.
+`TASKS`, a section in `configs/base.py` for the keys that are its own, and the contract's test
+(tests/test_tasks.py) runs it.
 
 On the host:
     METRICS: dict[str, 'max' | 'min']    what `finish` may return, and when it is better; the first
@@ -25,6 +25,8 @@ Traced:
         any shape), and rows [b, ...] that go to the host
 
 A task may also have, on the host:
+    SECTIONS: tuple[str, ...]    the config's sections that it reads for itself; without it, the one
+        of its name
     metrics(config) -> dict    those of METRICS that `finish` returns with this config, the headline
         first; without it, all
     input_shape(config) -> tuple    of what the model takes, without the batch; without it, height,
@@ -59,13 +61,22 @@ import numpy as np
 from lambdanet import data
 from lambdanet.data.record import DataInfo
 from lambdanet.registry import suggest
-from lambdanet.tasks import classification, clips, detection, segmentation
+from lambdanet.tasks import (
+    classification,
+    clips,
+    detection,
+    segmentation,
+    video_detection,
+    video_segmentation,
+)
 
 TASKS: dict[str, ModuleType] = {
     "classification": classification,
     "segmentation": segmentation,
     "detection": detection,
     "clips": clips,
+    "video_segmentation": video_segmentation,
+    "video_detection": video_detection,
 }
 
 CONTRACT = (
@@ -82,6 +93,7 @@ CONTRACT = (
 )
 
 OPTIONAL = (
+    "SECTIONS",
     "metrics",
     "input_shape",
     "check_data",
@@ -115,6 +127,11 @@ def check_model(config: Any, model: Any) -> Any:
     if check is not None:
         check(model, config)
     return model
+
+
+def sections(config: Any) -> tuple[str, ...]:
+    """Returns the names of the config's sections that are the task's own."""
+    return getattr(get(config.task), "SECTIONS", (config.task,))
 
 
 def metrics(config: Any) -> dict[str, str]:

@@ -145,12 +145,7 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
 def loss(
     model: nnx.Module, batch: Batch, config: Any, rngs: nnx.Rngs
 ) -> tuple[Float[Array, ""], Terms]:
-    """The sum of the model's losses, each the mean over what it counts.
-
-        loss = sum over terms of sum / max(weight, 1)
-
-    Micro-batches are averaged by their pictures, so with `train.accumulate` a term whose weight
-    differs between them (positives) is the mean of their means.
+    """The sum of the model's losses; see `total`.
 
     Args:
         model: training view.
@@ -158,16 +153,31 @@ def loss(
             and crowd [b, m], and with masks: masks uint8 [b, m, s, s].
         config: reads data.mean and data.std.
         rngs: stream `dropout`, of which the model also draws its samples.
-
-    Returns:
-        (what is minimised, shown): loss as (sum, pictures), and NAME_loss of every term.
     """
     images = normalise(batch["image"], config.data.mean, config.data.std)
     targets = {name: batch[name] for name in TARGETS if name in batch}
     found = model.losses(images, batch["image_shape"], targets, rngs=rngs)
+    return total(found, len(images))
+
+
+def total(found: Terms, pictures: int) -> tuple[Float[Array, ""], Terms]:
+    """The sum of losses, each the mean over what it counts.
+
+        loss = sum over terms of sum / max(weight, 1)
+
+    Micro-batches are averaged by their pictures, so with `train.accumulate` a term whose weight
+    differs between them (positives) is the mean of their means.
+
+    Args:
+        found: name -> (sum, weight).
+        pictures: how many the batch has.
+
+    Returns:
+        (what is minimised, shown): loss as (sum, pictures), and NAME_loss of every term.
+    """
     found = {name: jax.tree.map(jnp.float32, pair) for name, pair in found.items()}
-    value = sum(total / jnp.maximum(weight, 1.0) for total, weight in found.values())
-    count = jnp.float32(len(images))
+    value = sum(part / jnp.maximum(weight, 1.0) for part, weight in found.values())
+    count = jnp.float32(pictures)
     return value, {"loss": (value * count, count)} | {f"{k}_loss": v for k, v in found.items()}
 
 

@@ -18,23 +18,21 @@ import jax.numpy as jnp
 import numpy as np
 import tensorflow_datasets as tfds
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from lambdanet.analysis.sliding_window import looker
 from lambdanet.data import augment, decode, geometry, label_maps, sources
 from lambdanet.data.record import DataInfo, Record
-from lambdanet.ops.category_consistent_loss import category_consistent_loss
 from lambdanet.ops.images import normalise
-from lambdanet.ops.segmentation_loss import segmentation_loss
 from lambdanet.ops.upsampled_pixels import IGNORED, class_counts, pixel_scores
-from lambdanet.tasks import segmentation_classes
+from lambdanet.tasks import segmentation_classes, segmentation_losses
 from lambdanet.tasks.segmentation_classes import all_names, class_iou, class_names
+from lambdanet.tasks.segmentation_losses import Terms
 
 METRICS = {"mean_iou": "max", "pixel_accuracy": "max", "loss": "min"}
 INFERENCES = ("whole", "slide")
 THUMBNAIL = 96  # pixels of the longer side of the predictions that go to the report
 Batch = dict[str, jax.Array]
-Terms = dict[str, tuple[jax.Array, jax.Array]]
 
 
 def read(builder: Any) -> DataInfo:
@@ -135,7 +133,7 @@ def example(
         size=picture.size,
     )
     if rng is None:
-        drawn = geometry.fitted(picture.size, _evaluation_data(config))
+        drawn = geometry.fitted(picture.size, evaluation_data(config))
         image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
     else:
         drawn = geometry.draw(picture.size, data, rng, labels)
@@ -146,12 +144,12 @@ def example(
 
 def blank(config: Any) -> dict[str, np.ndarray]:
     """Returns a black image without labels, of the size of evaluation."""
-    size = _evaluation_data(config).image_size
+    size = evaluation_data(config).image_size
     image = np.zeros((*size, config.data.channels), np.uint8)
     return {"image": image, "label_map": np.full(size, IGNORED, np.uint8)}
 
 
-def _evaluation_data(config: Any) -> Any:
+def evaluation_data(config: Any) -> Any:
     """The section `data` with the canvas of evaluation as its image_size."""
     size = tuple(config.segmentation.eval_size or config.data.image_size)
     return SimpleNamespace(**{**vars(config.data), "image_size": size})
@@ -170,10 +168,7 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
 def loss(
     model: nnx.Module, batch: Batch, config: Any, rngs: nnx.Rngs
 ) -> tuple[Float[Array, ""], Terms]:
-    """Cross entropy of the logits, of the auxiliary head and of the head's further maps, and the
-    category-consistent loss, times their weights.
-
-    Hard examples are mined for the main logits only: on both it does harm (OCNet).
+    """The losses of what the model gives for the images; see `segmentation_losses.losses`.
 
     Args:
         model: training view with `outputs`; see the module's docstring.
@@ -181,57 +176,13 @@ def loss(
         config: reads data.mean, data.std and the section `segmentation`.
         rngs: stream `dropout`.
 
-    Returns:
-        (what is minimised, shown): loss and, if it has several terms, cross_entropy and
-        auxiliary_NAME (without their weights), each as (sum, weight of the pixels); pixel_accuracy
-        as (right, labelled).
-
     Raises:
         ValueError: the category-consistent loss is asked for, and the model has no 'embedding'.
     """
-    own, data = config.segmentation, config.data
-    labels = batch["label_map"].astype(jnp.int32)
-    maps = dict(model.outputs(normalise(batch["image"], data.mean, data.std), rngs=rngs))
-    options = dict(mean=own.loss_mean, class_weights=tuple(own.class_weights))
-    options["align_corners"] = model.align_corners
-    mining = dict(ohem=own.ohem, threshold=own.ohem_threshold, min_kept=own.ohem_min_kept)
-    logits = maps.pop("logits")
-    main = segmentation_loss(logits, labels, **options, **mining)
-    embedding = maps.pop("embedding", None)
-    value, shown = main.value, {}
-    for name, further in maps.items():
-        weight = own.auxiliary_weight if name == "auxiliary" else own.branch_weight
-        if weight:
-            term = segmentation_loss(further, labels, **options).value
-            shown[f"auxiliary_{'head' if name == 'auxiliary' else name}"] = term
-            value = value + weight * term
-    if own.category_consistent:
-        if embedding is None:
-            raise ValueError(
-                f"segmentation.category_consistent={own.category_consistent}: the head of "
-                f"{config.model.name!r} gives no 'embedding'; set it to 0, or take a head that "
-                "does: 'criss_cross' with embedding_channels=16"
-            )
-        term = _category_consistency(embedding, labels, logits.shape[-1])
-        shown["auxiliary_category_consistent"] = term
-        value = value + own.category_consistent * term
-    if shown:
-        shown["cross_entropy"] = main.value
-    terms = {"loss": value, **shown}
-    sums = {name: (term * main.weight, main.weight) for name, term in terms.items()}
-    return value, sums | {"pixel_accuracy": (main.right, main.valid)}
-
-
-def _category_consistency(
-    features: Float[Array, "b h w c"], labels: Int[Array, "b height width"], classes: int
-) -> Float[Array, ""]:
-    """The category-consistent loss of features, each with the label at its middle."""
-    at = [
-        ((np.arange(few) + 0.5) * many / few).astype(int)
-        for few, many in zip(features.shape[1:3], labels.shape[1:], strict=True)
-    ]
-    nearest = labels[:, at[0]][:, :, at[1]]
-    return category_consistent_loss(features, nearest, classes, ignore_label=IGNORED).total
+    labels, align = batch["label_map"].astype(jnp.int32), model.align_corners
+    images = normalise(batch["image"], config.data.mean, config.data.std)
+    maps = model.outputs(images, rngs=rngs)
+    return segmentation_losses.losses(maps, labels, config, align_corners=align)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -279,18 +230,42 @@ def score(model: nnx.Module, batch: Batch, config: Any) -> tuple[Batch, Batch]:
     labels = jnp.where(batch["mask"][:, None, None] > 0, batch["label_map"], IGNORED)
     labels = labels.astype(jnp.int32)
     logits, align_corners = scores(model, images, config)
+    return sums_and_rows(*pixel_counts(logits, labels, align_corners=align_corners))
+
+
+def pixel_counts(
+    logits: Float[Array, "b h w k"],
+    labels: Int[Array, "b height width"],
+    *,
+    align_corners: bool = False,
+) -> tuple[Int[Array, "b k k"], Float[Array, ""], UInt8[Array, "b _y _x"]]:
+    """Returns the pixels of each image by true and predicted class, the sum of all cross entropies,
+    and the predictions, made smaller to THUMBNAIL pixels.
+
+    Args:
+        logits: at any resolution.
+        labels: 255 = ignored.
+        align_corners: how the logits are resized to the labels.
+    """
     each, predicted = pixel_scores(logits, labels, align_corners=align_corners)
     counts = class_counts(labels, predicted, logits.shape[-1])
-    right = jnp.diagonal(counts, axis1=1, axis2=2)
     step = max(-(-max(labels.shape[1:]) // THUMBNAIL), 1)
-    true = counts.sum(2)
+    small = predicted[:, step // 2 :: step, step // 2 :: step].astype(jnp.uint8)
+    return counts, each.sum(), small
+
+
+def sums_and_rows(
+    counts: Int[Array, "b k k"], loss: Float[Array, ""], prediction: UInt8[Array, "b y x"]
+) -> tuple[Batch, Batch]:
+    """Returns what `score` does, of what `pixel_counts` gives."""
+    right, true = jnp.diagonal(counts, axis1=1, axis2=2), counts.sum(2)
     rows = {
         "intersection": right,
         "union": true + counts.sum(1) - right,
         "true": true,
-        "prediction": predicted[:, step // 2 :: step, step // 2 :: step].astype(jnp.uint8),
+        "prediction": prediction,
     }
-    return {"confusion": counts.sum(0), "loss": each.sum()}, rows
+    return {"confusion": counts.sum(0), "loss": loss}, rows
 
 
 def finish(

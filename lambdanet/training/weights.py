@@ -17,6 +17,7 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 HEADS = {
     "load": "takes all of it",
     "new": "takes all but what depends on the classes",
+    "propagation": "takes all but what carries features from frame to frame",
     "backbone": "takes the backbone and leaves the heads as initialised",
 }
 """Values of `train.init_head`, the one that takes most first, and what each does."""
@@ -37,13 +38,15 @@ def read_weights(
     Args:
         path: safetensors, npz or PyTorch file.
         model: the model, abstract will do; says for which maps and windows its tables are, gives
-            its `torch_names` for files with PyTorch's names, and may fit arrays of a network of
-            another form by `fit_array`: a network of clips inflates kernels of images.
+            its `torch_names` for files with PyTorch's names, may say by `backbone_path` that its
+            backbone lies elsewhere than at 'backbone', and may fit arrays of a network of another
+            form by `fit_array`: a network of clips inflates kernels of images.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
-            whatever the file has for it; 'backbone', all but the backbone, of which the file is,
-            with a classifier of its own or without.
+            and 'propagation', what carries features from frame to frame, whatever the file has for
+            it; 'backbone', all but the backbone, of which the file is, with a classifier of its
+            own or without.
         prefer_ema: of a PyTorch checkpoint with live and averaged weights take the averaged ones.
 
     Returns:
@@ -53,18 +56,23 @@ def read_weights(
         FileNotFoundError, WeightsFileError: no such file, or one that cannot be read.
         NameMappingError: missing, unused and mis-shaped names and tables for another map or
             window, all at once.
-        ValueError: 'backbone' for a model that has none.
+        ValueError: 'backbone' or 'propagation' for a model that has none.
     """
     trees = params, stats
     flat = [flatten_names(tree) for tree in trees]
     shapes = {name: tuple(leaf.shape) for part in flat for name, leaf in part.items()}
-    part = "backbone" if head == "backbone" else ""
-    if part and not hasattr(model, part):
+    part = getattr(model, "backbone_path", "backbone") if head == "backbone" else ""
+    if part and not hasattr(model, "backbone_names"):
         raise ValueError(
             "train.init_head='backbone' is for models of a backbone and heads, and "
             f"{type(model).__name__} is a backbone itself; allowed: 'load', 'new'"
         )
-    new = model.classifier if head == "new" else ()
+    if head == "propagation" and not hasattr(model, head):
+        raise ValueError(
+            "train.init_head='propagation' is for models that carry features from frame to frame, "
+            f"and {type(model).__name__} does not; allowed: 'load', 'new', 'backbone'"
+        )
+    new = model.classifier if head == "new" else (head,) if head == "propagation" else ()
 
     def kept(name: str) -> bool:
         return any(name.startswith(f"{path}/") for path in new) or not name.startswith(part)

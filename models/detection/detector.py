@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
@@ -20,6 +20,8 @@ from . import names
 from .parts import Sizes
 
 Spec = str | Mapping[str, Any]
+Losses = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
+"""Name -> (sum, weight)."""
 
 
 class Detector(nnx.Module):
@@ -30,6 +32,10 @@ class Detector(nnx.Module):
         losses(images, image_shapes, targets, *, rngs) -> {name: (sum, weight)}
         detect(images, image_shapes, *, rngs=None) -> {'boxes', 'scores', 'classes', 'valid', and
             'masks' where `has_masks`}
+        level_losses(levels, canvas, image_shapes, targets, key), and
+        level_detections(levels, canvas, image_shapes)     the same of what `levels` gives for
+            pictures on canvases of (height, width) `canvas`; `targets` as `check_targets` gives
+            them, and of `key` a detector draws its samples, if it does
         head_rows(sizes)      lines of the summary for levels of these sizes
 
     Args:
@@ -109,8 +115,14 @@ class Detector(nnx.Module):
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> list[Float[Array, "b _h _w _d"]]:
         """Returns the levels of the pyramid, largest first; their strides are `strides`."""
+        return self.pyramid(self.features(x, rngs=rngs))
+
+    def pyramid(
+        self, maps: Sequence[Float[Array, "b _h _w _d"]]
+    ) -> list[Float[Array, "b _h _w _c"]]:
+        """Returns the levels of the backbone's maps, as `features` gives them."""
         dtype = self.neck.laterals[0].dtype
-        return self.neck([one.astype(dtype) for one in self.features(x, rngs=rngs)])
+        return self.neck([one.astype(dtype) for one in maps])
 
     @property
     def feature_info(self) -> list[dict[str, int]]:

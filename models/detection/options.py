@@ -154,11 +154,8 @@ def _common(options: Mapping[str, Any], wrong: bool) -> list[str]:
             problems.append(f"{name} is {show(value)}; allowed: {most} or less")
     depth = None
     try:
-        given = {} if wrong else {key: options[key] for key in HANDED_TO_BACKBONE}
-        name, own = backbone_options(options["backbone"], given)
-        builder = model_builder(name, **own)
-        blocks = getattr(builder, "keywords", {}).get("blocks")
-        depth = len(blocks) if isinstance(blocks, tuple) else None
+        given = () if wrong else HANDED_TO_BACKBONE
+        depth = backbone_depth(options["backbone"], {key: options[key] for key in given})
     except ValueError as error:
         problems.append(f"backbone: {error}")
     first, levels = options["first_stage"], options["num_levels"]
@@ -171,6 +168,21 @@ def _common(options: Mapping[str, Any], wrong: bool) -> list[str]:
                 f"of the backbone from first_stage={first} on"
             )
     return problems
+
+
+def backbone_depth(spec: Any, given: Mapping[str, Any]) -> int | None:
+    """Returns how many maps a backbone gives; None where only the built one says it.
+
+    Args:
+        spec: see `backbone_options`.
+        given: likewise.
+
+    Raises:
+        ValueError: no such backbone, or wrong options.
+    """
+    name, own = backbone_options(spec, given)
+    blocks = getattr(model_builder(name, **own), "keywords", {}).get("blocks")
+    return len(blocks) if isinstance(blocks, tuple) else None
 
 
 def _all_between(values: Any, low: float, high: float) -> bool:

@@ -20,7 +20,7 @@ from ..registration import registry
 from . import mask_chunks, regions
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
-from .detector import Detector, Spec
+from .detector import Detector, Losses, Spec
 from .inputs import check_pictures, check_targets
 from .options import rcnn_problems
 from .parts import Sizes
@@ -247,7 +247,7 @@ class RCNN(Detector):
         targets: Targets,
         *,
         rngs: nnx.Rngs,
-    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    ) -> Losses:
         """Returns 'objectness', 'proposal_box', 'classification', 'box' and, with masks, 'mask' as
         (sum, weight), in float32; what is minimised is the sum of sum / max(weight, 1).
 
@@ -259,10 +259,22 @@ class RCNN(Detector):
         """
         check_pictures(images, image_shapes, self.in_channels)
         targets = check_targets(targets, images.shape[0], masks=self.mask_head is not None)
-        keys = jax.random.split(rngs.dropout(), (2, images.shape[0]))
+        key = rngs.dropout()
         levels = self.levels(images, rngs=rngs)
+        return self.level_losses(levels, images.shape[1:3], image_shapes, targets, key)
+
+    def level_losses(
+        self,
+        levels: Sequence[Float[Array, "b _h _w c"]],
+        canvas: tuple[int, int],
+        image_shapes: Int[Array, "b 2"],
+        targets: Targets,
+        key: jax.Array,
+    ) -> Losses:
+        """Returns the losses of levels; see `Detector`."""
+        keys = jax.random.split(key, (2, len(image_shapes)))
         logits, deltas = self.rpn(levels)
-        anchors = self._anchors(levels, images)
+        anchors = self._anchors(levels, canvas)
         found = self.rpn.losses(logits, deltas, anchors, image_shapes, targets, keys[0])
         boxes, valid = self.rpn.proposals(logits, deltas, anchors, image_shapes, training=True)
         drawn = regions.draw(boxes, valid, targets, keys[1], self.drawing)
@@ -338,8 +350,17 @@ class RCNN(Detector):
         """
         check_pictures(images, image_shapes, self.in_channels)
         levels = self.levels(images, rngs=rngs)
+        return self.level_detections(levels, images.shape[1:3], image_shapes)
+
+    def level_detections(
+        self,
+        levels: Sequence[Float[Array, "b _h _w c"]],
+        canvas: tuple[int, int],
+        image_shapes: Int[Array, "b 2"],
+    ) -> dict[str, jax.Array]:
+        """Returns what `detect` does, of levels; see `Detector`."""
         logits, deltas = self.rpn(levels)
-        anchors = self._anchors(levels, images)
+        anchors = self._anchors(levels, canvas)
         boxes, valid = self.rpn.proposals(logits, deltas, anchors, image_shapes, training=False)
         logits, deltas = self.box_head(self._regions(levels, boxes, self.box_size))
         found = regions.detections(
@@ -375,9 +396,9 @@ class RCNN(Detector):
             canonical_size=self.cutting.canonical_size,
         ).astype(levels[0].dtype)
 
-    def _anchors(self, levels: Sequence[jax.Array], images: jax.Array) -> list[np.ndarray]:
+    def _anchors(self, levels: Sequence[jax.Array], canvas: tuple[int, int]) -> list[np.ndarray]:
         sizes = [level.shape[1:3] for level in levels]
-        return self.rpn.anchors.boxes(sizes, self.strides, images.shape[1:3])
+        return self.rpn.anchors.boxes(sizes, self.strides, canvas)
 
     def head_rows(self, sizes: Sizes) -> list[tuple]:
         """Returns the summary of the heads for levels of these sizes."""

@@ -20,7 +20,7 @@ from lambdanet.ops.nms import Selected, select
 from ..registration import registry
 from .anchoring import Anchors, Targets
 from .box_losses import BoxCoder
-from .detector import Detector, Spec
+from .detector import Detector, Losses, Spec
 from .inputs import check_pictures, check_targets
 from .options import retinanet_problems
 from .parts import Sizes, Tower, flat_levels
@@ -245,7 +245,7 @@ class RetinaNet(Detector):
         targets: Targets,
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
+    ) -> Losses:
         """Returns 'classification' and 'box' as (sum, weight), in float32; what is minimised is the
         sum of sum / max(weight, 1).
 
@@ -258,8 +258,19 @@ class RetinaNet(Detector):
         check_pictures(images, image_shapes, self.in_channels)
         targets = check_targets(targets, images.shape[0], masks=False)
         levels = self.levels(images, rngs=rngs)
+        return self.level_losses(levels, images.shape[1:3], image_shapes, targets)
+
+    def level_losses(
+        self,
+        levels: Sequence[Float[Array, "b _h _w c"]],
+        canvas: tuple[int, int],
+        image_shapes: Int[Array, "b 2"],
+        targets: Targets,
+        key: jax.Array | None = None,
+    ) -> Losses:
+        """Returns the losses of levels; see `Detector`. It draws no samples."""
         logits, deltas = (jnp.concatenate(one, axis=1) for one in self.head(levels))
-        anchors = np.concatenate(self._anchors(levels, images))
+        anchors = np.concatenate(self._anchors(levels, canvas))
         sums = jax.vmap(lambda *one: self._sums(anchors, *one))(
             logits,
             deltas,
@@ -269,7 +280,7 @@ class RetinaNet(Detector):
         classification, box, positives = sums
         if self.loss_average == "image":
             share = 1 / jnp.maximum(positives, 1.0)
-            weight = jnp.float32(1) * len(images)
+            weight = jnp.float32(1) * len(image_shapes)
             return {
                 "classification": (jnp.sum(classification * share), weight),
                 "box": (jnp.sum(box * share), weight),
@@ -310,8 +321,17 @@ class RetinaNet(Detector):
         """
         check_pictures(images, image_shapes, self.in_channels)
         levels = self.levels(images, rngs=rngs)
+        return self.level_detections(levels, images.shape[1:3], image_shapes)
+
+    def level_detections(
+        self,
+        levels: Sequence[Float[Array, "b _h _w c"]],
+        canvas: tuple[int, int],
+        image_shapes: Int[Array, "b 2"],
+    ) -> dict[str, jax.Array]:
+        """Returns what `detect` does, of levels; see `Detector`."""
         logits, deltas = self.head(levels)
-        anchors = self._anchors(levels, images)
+        anchors = self._anchors(levels, canvas)
         found = jax.vmap(lambda *one: self._detect_one(anchors, *one))(logits, deltas, image_shapes)
         return found._asdict()
 
@@ -343,9 +363,9 @@ class RetinaNet(Detector):
             count=self.max_detections,
         )
 
-    def _anchors(self, levels: Sequence[jax.Array], images: jax.Array) -> list[np.ndarray]:
+    def _anchors(self, levels: Sequence[jax.Array], canvas: tuple[int, int]) -> list[np.ndarray]:
         sizes = [level.shape[1:3] for level in levels]
-        return self.anchors.boxes(sizes, self.strides, images.shape[1:3])
+        return self.anchors.boxes(sizes, self.strides, canvas)
 
     def head_rows(self, sizes: Sizes) -> list[tuple]:
         """Returns the summary of the head for levels of these sizes."""

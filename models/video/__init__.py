@@ -12,6 +12,7 @@ from .frames import Copy, Frame, PerFrame, Propagation
 from .neighborhood import NeighborhoodPropagation
 from .recursion import SparseRecursion
 from .registration import registry
+from .video_detector import VideoDetector
 from .video_resnet import VideoResNet
 from .video_segmenter import VideoSegmenter
 
@@ -27,6 +28,7 @@ __all__ = [
     "PerFrame",
     "Propagation",
     "SparseRecursion",
+    "VideoDetector",
     "VideoResNet",
     "VideoSegmenter",
     "registry",

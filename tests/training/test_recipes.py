@@ -28,6 +28,7 @@ from configs import (
     own_clips,
     own_masks,
     own_objects,
+    own_videos,
 )
 from lambdanet.config import validate
 from lambdanet.training.metrics import read_records
@@ -57,7 +58,13 @@ RECIPES = {
     digit_scenes: [
         f"{task},{name}" for task, known in digit_scenes.TASKS.items() for name in known
     ],
-    moving_digits: [*(f"clip,{block}" for block in moving_digits.BLOCKS), "frame"],
+    moving_digits: [
+        *(f"clip,{block}" for block in moving_digits.BLOCKS),
+        "frame",
+        *(f"propagate,{name}" for name in moving_digits.PROPAGATIONS),
+        *(f"detect,{name}" for name in moving_digits.PROPAGATIONS),
+    ],
+    own_videos: list(own_videos.PROPAGATIONS),
     own_clips: ["", "i3d_resnet50_8x8"],
     coco: ["mask_rcnn,lambda_resnet50", "retinanet,swin_tiny,3x", "mask_rcnn,pvt_v2_b2"],
     own_objects: ["small_mask_rcnn", ""],
@@ -85,6 +92,9 @@ STEPPED = [
     (cityscapes, "ccnet_resnet101"),
     (digit_scenes, "detect"),
     (moving_digits, "clip"),
+    (moving_digits, "propagate,flow_guided_aggregation"),
+    (moving_digits, "detect,neighborhood_propagation"),
+    (own_videos, "deep_feature_flow"),
     (coco, "mask_rcnn,lambda_resnet50"),
 ]
 

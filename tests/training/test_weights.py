@@ -207,5 +207,5 @@ def test_what_does_not_fit_names_the_choice_that_would(tmp_path):
     assert "fits with --config.train.init_head=new" in says(own, ("classifier", 7), "backbone")
     assert "fits with --config.train.init_head=load" in says(own, own, "backbone")
     grey = ("segmenter", 7, 1)  # its first kernel has another shape, whatever is taken
-    for head in weights.HEADS:
+    for head in set(weights.HEADS) - {"propagation"}:  # which it has not
         assert "Fix: build" in (said := says(own, grey, head)) and "init_head" not in said
