@@ -157,7 +157,8 @@ class FlowGuidedAggregation(Propagation):
             both = warp(jnp.concatenate([frame.features, embedding], -1), flow)
             return both[..., : frame.features.shape[-1]], both[..., frame.features.shape[-1] :]
 
-        return frame_mean(read, key, self.embed(current.features))[0]
+        own = self.embed(current.features) if current.embedding is None else current.embedding
+        return frame_mean(read, key, own)[0]
 
     def prepare(self, frame: Frame) -> Frame:
         """Adds the frame's embedding, where embeddings are made before they are warped."""

@@ -94,6 +94,12 @@ class Carrying(nnx.Module):
         """Returns the key frame after another one, with what that hands on."""
         return self.propagation.renew(key, self.key_frame(image, rngs=rngs))
 
+    def current_frame(
+        self, image: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
+    ) -> Frame:
+        """Returns what the propagation reads of the current frame; arguments as of `key_frame`."""
+        return self._frame(image, self.propagation.needs, rngs)
+
     def propagate(
         self, key: Frame, image: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None
     ) -> Float[Array, "b _y _x d"]:
@@ -105,7 +111,7 @@ class Carrying(nnx.Module):
             image: the current frame.
             rngs: as in `key_frame`.
         """
-        return self.propagation(key, self._frame(image, self.propagation.needs, rngs))
+        return self.propagation(key, self.current_frame(image, rngs=rngs))
 
     def clip_features(
         self,

@@ -43,11 +43,13 @@ class Propagation(nnx.Module):
         key_needs: parts of the key frame that it reads, of `PARTS`.
         needs: parts of the current frame.
         many: whether it reads several frames at once, [t, b, ...].
+        recursive: whether a key frame takes something over from the one before it, by `renew`.
     """
 
     key_needs: tuple[str, ...] = ("features",)
     needs: tuple[str, ...] = ()
     many: bool = False
+    recursive: bool = False
 
     def prepare(self, frame: Frame) -> Frame:
         """Returns a key frame with what is computed once for all frames that it is carried to."""

@@ -59,6 +59,7 @@ class SparseRecursion(Propagation):
     """
 
     key_needs = ("image", "features")
+    recursive = True
 
     def __init__(
         self,

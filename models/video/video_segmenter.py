@@ -95,10 +95,14 @@ class VideoSegmenter(Carrying, Segmenter):
         )
 
     def decode(
-        self, features: Float[Array, "b _y _x d"], size: Sequence[int]
+        self, features: Float[Array, "b _y _x d"], size: Sequence[int] | None = None
     ) -> Float[Array, "b h w k"]:
-        """Returns the head's float32 logits of features, for pictures of (height, width) `size`."""
+        """Returns the head's float32 logits of features, for pictures of (height, width) `size`;
+        None is as the head gives them.
+        """
         logits = self.head(self._maps(features))
+        if size is None:
+            return logits
         return resize_bilinear(logits, tuple(size), align_corners=self.align_corners)
 
     def clip_outputs(

@@ -5,36 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from video_helpers import CLASSES, PROPAGATIONS, SIDE, builder
 
 import models
 from lambdanet.training.state import flatten_names, split_model
 from models.video import FROZEN, Frame
-
-FLOW = dict(width=1 / 32, levels=3, half=False)
-EMBED = dict(hidden_channels=4, embedding_channels=6)
-PROPAGATIONS = {
-    "none": {},
-    "copy": {},
-    "deep_feature_flow": FLOW,
-    "flow_guided_aggregation": {**FLOW, **EMBED},
-    "sparse_recursion": {**FLOW, **EMBED},
-    "neighborhood_propagation": dict(embedding_channels=6, radius=1, ring=1),
-}
-SIDE = 16
-
-
-def builder(name, **options):
-    return models.model_builder(
-        "video_segmenter",
-        backbone=dict(
-            name="resnet18", blocks=(1, 1), widths=(4, 6), stem="strided", zero_init_last=False
-        ),
-        head=dict(name="fcn", channels=4, dropout=0.0),
-        propagation=dict(name=name, **PROPAGATIONS[name]),
-        num_classes=3,
-        image_size=(SIDE, SIDE),
-        **options,
-    )
 
 
 def clips(count=2):
@@ -64,7 +39,7 @@ def test_shapes_of_all_and_what_the_summary_covers(name):
     features, logits, trained = jax.eval_shape(run, state, frames)
     grid = SIDE // model.feature_info[-1]["stride"]
     assert features.shape == (2, grid, grid, 6)
-    assert logits.shape == (2, SIDE, SIDE, 3) and trained.shape == (2, grid, grid, 3)
+    assert logits.shape == (2, SIDE, SIDE, CLASSES) and trained.shape == (2, grid, grid, CLASSES)
     rows = [row["path"] for row in model.summary_rows(SIDE, SIDE)]
     for path in flatten_names(split_model(model)[1]):
         assert sum(f"{path}/".startswith(f"{row}/") for row in rows) == 1, path
