@@ -1,8 +1,10 @@
 """Functions shared by the data tests."""
 
 import io
+from fractions import Fraction
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from configs import base
@@ -67,3 +69,25 @@ def eval_batches(section, split, *, num_classes=None, **options):
 def open_source(section, split):
     """A split with the fields that classification reads."""
     return data.open_source(section, split, describe(section).features)
+
+
+def write_video(path, times, *, audio_only=False):
+    """Writes a small video whose frames, of rising red, are shown at these milliseconds."""
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as container:
+        if audio_only:
+            stream = container.add_stream("pcm_s16le", rate=8000)
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
+            frame.sample_rate = 8000
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+            return
+        stream = container.add_stream("mpeg4", rate=1000)
+        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for i, time in enumerate(times):
+            picture = np.full((16, 32, 3), (20 * i + 20, 60, 60), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

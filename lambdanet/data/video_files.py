@@ -1,15 +1,20 @@
-"""Video files, by way of PyAV, which is an optional extra: whether they can be read, and their
-frames as JPEG.
+"""Video files, by way of PyAV, which is an optional extra: whether they can be read, their frames,
+upright, and the way back.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from lambdanet.data import orientation
 
 MISSING = (
     "a video file, and PyAV, which decodes them, is not installed: `pip install av` (or "
@@ -20,6 +25,8 @@ UNEVEN = 1.5  # times the median step that a step may have in a video of constan
 ROUNDING = 5e-4  # seconds, of time stamps
 TEXTS = ("ansi", "bintext", "idf", "xbin")  # decoders of FFmpeg that draw text files
 COVER_ART = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the picture in an audio file
+TICKS = 90_000  # per second, in which a written frame's time is counted: exact for the usual rates
+CRF = 18  # of what is written: constant quality, hardly to be told from the original
 
 
 def installed() -> bool:
@@ -34,34 +41,41 @@ def installed() -> bool:
 def why_no_video(file: Path, fps: float) -> str:
     """Returns '' for a video whose frames can be taken, else the reason why not.
 
-    All packets are looked at, and the first frame is decoded.
-
     Args:
-        file: the file.
+        file: the file; see `look_at`.
         fps: frames per second to take; 0 = all of them, which must be evenly apart.
+    """
+    reason, times = look_at(file)
+    return reason or ("" if fps else why_uneven(times))
+
+
+def look_at(file: Path) -> tuple[str, list[float]]:
+    """Returns '' or why a file is no video, and the seconds at which its frames are shown.
+
+    All packets are looked at, and the first frame is decoded.
     """
     import av
 
     try:
         if not file.is_file():
-            return "neither a file nor a link to one"
+            return "neither a file nor a link to one", []
         if file.stat().st_size == 0:
-            return "an empty file"
+            return "an empty file", []
         with av.open(str(file)) as container:
             stream = _stream(container)
             if stream is None:
                 audio = bool(container.streams.audio)
-                return "no video in it, only audio" if audio else "no video in it"
+                return "no video in it, only audio" if audio else "no video in it", []
             times = sorted(
                 float(packet.pts * packet.time_base)
                 for packet in container.demux(stream)
                 if packet.pts is not None and packet.size
             )
-        if not times or next(_decoded(file), None) is None:
-            return "a video without frames"
+        if not times or next(decoded(file), None) is None:
+            return "a video without frames", []
     except Exception as error:  # PyAV has an exception for each of FFmpeg's errors
-        return f"cannot be read as a video ({type(error).__name__}: {error})"
-    return "" if fps else why_uneven(times)
+        return f"cannot be read as a video ({type(error).__name__}: {error})", []
+    return "", times
 
 
 def why_uneven(times: list[float]) -> str:
@@ -87,7 +101,7 @@ def jpegs(file: Path, fps: float) -> Iterator[bytes]:
         fps: frames per second to take, at every time the one that is shown then; 0 = every frame
             once.
     """
-    for image in evenly(_decoded(file), fps):
+    for image in evenly(decoded(file), fps):
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=QUALITY)
         yield buffer.getvalue()
@@ -115,14 +129,16 @@ def evenly(frames: Iterator[tuple[float, Any]], fps: float) -> Iterator[Any]:
         yield last[1]
 
 
-def _decoded(file: Path) -> Iterator[tuple[float, Any]]:
-    """Yields (seconds, Pillow image) of the frames in the order in which they are shown."""
+def decoded(file: Path) -> Iterator[tuple[float, Image.Image]]:
+    """Yields (seconds, upright picture) of the frames in the order in which they are shown; one is
+    in memory at a time.
+    """
     import av
 
     with av.open(str(file)) as container:
         stream = _stream(container)
         for frame in container.decode(stream):
-            yield float(frame.time or 0.0), frame.to_image()
+            yield float(frame.time or 0.0), orientation.upright(frame.to_image(), _turn(frame))
 
 
 def _stream(container: Any) -> Any:
@@ -132,3 +148,46 @@ def _stream(container: Any) -> Any:
         if not cover and stream.codec_context.name not in TEXTS:
             return stream
     return None
+
+
+def _turn(frame: Any) -> orientation.Turn:
+    """Returns what makes a frame upright. FFmpeg decodes pictures as they are stored and says how
+    to show them by a matrix: (x, y) goes to (a x + c y, b x + d y), up to a shift.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return orientation.TURNS[1]
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return orientation.TURNS[{(0, 0): 5, (1, 0): 6, (1, 1): 7, (0, 1): 8}[c < 0, b < 0]]
+    return orientation.TURNS[{(0, 0): 1, (1, 0): 2, (1, 1): 3, (0, 1): 4}[a < 0, d < 0]]
+
+
+def write(path: str, frames: Iterable[tuple[float, UInt8[np.ndarray, "h w 3"]]], rate: float):
+    """Writes pictures of one size as an MP4 video without sound.
+
+    Args:
+        path: the file, whatever its name ends with.
+        frames: (seconds, picture) in order; each is shown at its time after the first one.
+        rate: frames per second, about: the encoder plans with it.
+    """
+    import av
+
+    with av.open(path, "w", format="mp4") as container:
+        stream, start, last = None, 0.0, -1
+        for seconds, picture in frames:
+            if stream is None:
+                start, (height, width) = seconds, picture.shape[:2]
+                stream = container.add_stream(
+                    "libx264", rate=Fraction(rate).limit_denominator(10**4)
+                )
+                stream.options = {"crf": str(CRF)}
+                stream.height, stream.width = height, width
+                stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+                stream.codec_context.time_base = Fraction(1, TICKS)
+            at = round((seconds - start) * TICKS)
+            last = at if at > last else last + round(TICKS / rate)  # frames without a time stamp
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = last, Fraction(1, TICKS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))

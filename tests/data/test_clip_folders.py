@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from data_helpers import jpeg, whole
+from data_helpers import jpeg, whole, write_video
 from PIL import Image
 
 from configs import base
@@ -169,30 +169,6 @@ def test_frames_at_even_times():
     assert video_files.why_uneven([0, 0.033, 0.067, 0.1]) == ""
     assert video_files.why_uneven([0.5]) == ""
     assert "33 to 100 ms apart" in video_files.why_uneven([0, 0.033, 0.066, 0.166])
-
-
-def write_video(path, times, *, audio_only=False):
-    """Writes a small video whose frames, of rising red, are shown at these milliseconds."""
-    av = pytest.importorskip("av")
-    from fractions import Fraction
-
-    with av.open(str(path), "w") as container:
-        if audio_only:
-            stream = container.add_stream("pcm_s16le", rate=8000)
-            frame = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
-            frame.sample_rate = 8000
-            container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-            return
-        stream = container.add_stream("mpeg4", rate=1000)
-        stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
-        stream.codec_context.time_base = Fraction(1, 1000)
-        for i, time in enumerate(times):
-            picture = np.full((16, 32, 3), (20 * i + 20, 60, 60), np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = time, Fraction(1, 1000)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 def test_videos_are_decoded(root, tmp_path):
