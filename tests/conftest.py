@@ -61,7 +61,7 @@ SLOW_FILES = {
     *("test_dense_backbones.py", "test_detectors.py", "test_heads.py", "test_resnet.py"),
     *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),
     *("test_attention_maps.py", "test_cued_digits.py", "test_data_sources.py", "test_eval.py"),
-    *("test_tasks.py", "test_wrong_configs.py"),
+    *("test_tasks.py", "test_wrong_configs.py", "test_video_runner.py", "test_video_mode.py"),
 }
 
 

@@ -67,11 +67,11 @@ def write(
             continue
         labels = np.asarray(predict(state, scaled, image.shape[:2]))
         written = folder / f"{name}_labels.png"
-        _save(written, label_colours.index_image(labels))
+        save_png(written, label_colours.index_image(labels))
         mixed = Image.fromarray(label_colours.overlay(image, labels))
-        _save(folder / f"{name}_overlay.png", mixed)
+        save_png(folder / f"{name}_overlay.png", mixed)
         rows.append((str(path), str(written), _shares(labels, names)))
-    _save(folder / "legend.png", label_colours.legend(names))
+    save_png(folder / "legend.png", label_colours.legend(names))
     return ("picture", "label map", "classes"), rows, problems
 
 
@@ -79,7 +79,15 @@ def read_picture(
     path: Path, data: Any
 ) -> tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "sh sw c"]]:
     """Returns a picture in full, and at the size at which it is segmented."""
-    contents = path.read_bytes()
+    return both_sizes(path.read_bytes(), data)
+
+
+def both_sizes(
+    contents: bytes | UInt8[np.ndarray, "h w c"], data: Any
+) -> tuple[UInt8[np.ndarray, "h w c"], UInt8[np.ndarray, "sh sw c"]]:
+    """Returns the picture of a file's bytes, or of pixels, in full, and at the size at which it is
+    segmented.
+    """
 
     def resized(base: int) -> np.ndarray:
         picture = decode.open_image(contents, exif_orientation=data.exif_orientation)
@@ -101,6 +109,7 @@ def _shares(labels: Int[np.ndarray, "h w"], names: list[str]) -> str:
     return ", ".join(shown + ["..."] * (len(order) > MOST_NAMED))
 
 
-def _save(path: Path, image: Image.Image) -> None:
+def save_png(path: Path, image: Image.Image) -> None:
+    """Writes a picture, complete or not at all; makes its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, lambda temporary: image.save(temporary, format="png"))
