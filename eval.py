@@ -1,8 +1,10 @@
-"""Looks at a model: accuracy, summary, speed, attention maps, predictions, export, pseudo-labels.
+"""Looks at a model: accuracy, summary, speed, attention maps, predictions, videos, export,
+pseudo-labels.
 
     python eval.py --mode=accuracy --workdir=runs/digits
     python eval.py --mode=summary --config=configs/imagenet90.py:lccc
     python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
+    python eval.py --mode=video --workdir=runs/moving --input=CLIP_OR_FRAMES --every=10
     python eval.py --mode=export --workdir=runs/digits --step=best
     python eval.py --mode=describe --name='lambda_*'
 
@@ -42,6 +44,7 @@ from lambdanet.analysis.modes import (
     write_results,
 )
 from lambdanet.analysis.subject import AVERAGES, Subject, check_choice
+from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
 from lambdanet.training import start_up
@@ -136,10 +139,15 @@ def describe(name: str = "*") -> None:
 # ---- Flags ---------------------------------------------------------------------------------------
 
 MODES = (
-    *("accuracy", "summary", "speed", "attention", "predict", "export", "pseudo_label"),
+    *("accuracy", "summary", "speed", "attention", "predict", "video", "export", "pseudo_label"),
     "describe",
 )
 NEED_DATA = ("accuracy", "attention", "pseudo_label")
+ONLY_FOR = {
+    "pictures": "predict",
+    **dict.fromkeys(("input", "every", "reach", "label_maps"), "video"),
+}
+"""Flags that one mode reads, and which would do nothing in others."""
 
 
 def main(argv: list[str]) -> None:
@@ -150,9 +158,24 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     start_up.prepare_cpu()
     try:
+        check_flags(given.mode, given)
         run(given.mode, given, CONFIG)
     except (ValueError, OSError, MemoryError) as error:  # it cannot be done; the message says why
         sys.exit(f"eval.py --mode={given.mode}: {error}")
+
+
+def check_flags(mode: str, given: Any) -> None:
+    """Raises ValueError if flags are set that the mode does not read, of those that only one does;
+    `given` has the values.
+    """
+    values = {name: getattr(given, name) for name, only in ONLY_FOR.items() if only != mode}
+    problems = [
+        f"--{name}={value}: only for --mode={ONLY_FOR[name]}; leave it out"
+        for name, value in values.items()
+        if value not in (None, "")
+    ]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def run(mode: str, given: Any, recipe: Any) -> None:
@@ -182,6 +205,14 @@ def run(mode: str, given: Any, recipe: Any) -> None:
             subject, folder / "attention", split=given.split, images=given.images
         ),
         "predict": lambda: write_predictions(subject, folder / "predictions", given.pictures),
+        "video": lambda: run_video(
+            subject,
+            folder / "video",
+            given.input,
+            every=given.every,
+            reach=given.reach,
+            label_maps=given.label_maps,
+        ),
         "export": lambda: export_model(subject, folder),
         "pseudo_label": lambda: label_split(
             subject, folder, split=given.split, threshold=given.threshold
@@ -217,6 +248,24 @@ if __name__ == "__main__":
     flags.DEFINE_multi_integer("batch_sizes", [1, 8, 64], "speed (repeat the flag)", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "speed: timed calls per batch size", lower_bound=1)
     flags.DEFINE_string("pictures", "", "predict: a picture, or a folder of them")
+    flags.DEFINE_string("input", "", "video: a folder of numbered frames, or a video file")
+    flags.DEFINE_integer(
+        "every",
+        None,
+        "video: a key frame every so many frames; of a propagation from many frames the step "
+        "between those that it reads; default propagation.interval",
+        lower_bound=1,
+    )
+    flags.DEFINE_integer(
+        "reach",
+        None,
+        "video, of a propagation from many frames: how many it reads on each side; default "
+        "propagation.reach",
+        lower_bound=0,
+    )
+    flags.DEFINE_bool(
+        "label_maps", None, "video, of a segmenter: write index PNGs; default: those of a folder"
+    )
     flags.DEFINE_integer("images", 3, "attention: number of images", lower_bound=1)
     flags.DEFINE_float("threshold", 0.9, "pseudo_label: least confidence", 0.0, 1.0)
     flags.DEFINE_string("name", "*", "describe: a model, attention block or head, or a pattern")

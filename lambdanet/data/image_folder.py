@@ -54,7 +54,8 @@ class Rate(progress.ProgressColumn):
 
     def render(self, task: progress.Task) -> Text:
         """Returns the rate as text."""
-        return Text(f"{task.completed / max(task.elapsed or 0, 1e-3):.0f}/s")
+        rate = task.completed / max(task.elapsed or 0, 1e-3)
+        return Text(f"{rate:.{int(rate < 10)}f}/s")
 
 
 def progress_bars() -> progress.Progress:
