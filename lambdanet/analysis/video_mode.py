@@ -71,6 +71,8 @@ def run_video(
     check_least("every", every, 1)
     check_least("reach", reach, 0)
     clip = open_clip(source)
+    if clip.times and (reason := video_files.why_not_written()):
+        raise ValueError(f"--input={source}: {reason}")
     size = clip.size(exif_orientation=config.data.exif_orientation)
     weights, origin = subject.load_weights()
     runner = VideoRunner(nnx.merge(subject.graphdef, *weights), config, every=every, reach=reach)

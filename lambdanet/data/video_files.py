@@ -26,6 +26,7 @@ ROUNDING = 5e-4  # seconds, of time stamps
 TEXTS = ("ansi", "bintext", "idf", "xbin")  # decoders of FFmpeg that draw text files
 COVER_ART = 0x400  # FFmpeg's AV_DISPOSITION_ATTACHED_PIC: the picture in an audio file
 TICKS = 90_000  # per second, in which a written frame's time is counted: exact for the usual rates
+ENCODER = "libx264"
 CRF = 18  # of what is written: constant quality, hardly to be told from the original
 
 
@@ -163,6 +164,18 @@ def _turn(frame: Any) -> orientation.Turn:
     return orientation.TURNS[{(0, 0): 1, (1, 0): 2, (1, 1): 3, (0, 1): 4}[a < 0, d < 0]]
 
 
+def why_not_written() -> str:
+    """Returns '' if this PyAV can encode what `write` does, else the reason why not."""
+    import av
+
+    if ENCODER in av.codecs_available:
+        return ""
+    return (
+        f"a video, and this PyAV has no encoder {ENCODER}, by which the overlay would be written; "
+        "install the one of PyPI (`pip install av`), or give a folder of frames"
+    )
+
+
 def write(path: str, frames: Iterable[tuple[float, UInt8[np.ndarray, "h w 3"]]], rate: float):
     """Writes pictures of one size as an MP4 video without sound.
 
@@ -178,11 +191,11 @@ def write(path: str, frames: Iterable[tuple[float, UInt8[np.ndarray, "h w 3"]]],
         for seconds, picture in frames:
             if stream is None:
                 start, (height, width) = seconds, picture.shape[:2]
-                stream = container.add_stream(
-                    "libx264", rate=Fraction(rate).limit_denominator(10**4)
-                )
+                planned = Fraction(rate).limit_denominator(10_000)
+                stream = container.add_stream(ENCODER, rate=planned)
                 stream.options = {"crf": str(CRF)}
                 stream.height, stream.width = height, width
+                # of 2 x 2 pixels one colour, which all players know, where the sides are even
                 stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
                 stream.codec_context.time_base = Fraction(1, TICKS)
             at = round((seconds - start) * TICKS)

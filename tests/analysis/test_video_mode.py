@@ -315,6 +315,13 @@ def test_what_is_wrong_with_a_video(workdir, tmp_path):
         assert f"--input={file}: {reason}" in error_of(workdir, tmp_path / "out", input=file)
 
 
+def test_a_pyav_that_cannot_write(workdir, tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "clip.mp4")
+    monkeypatch.setattr(sys.modules["av"], "codecs_available", {"mpeg4"})
+    text = error_of(workdir, tmp_path / "out", input=clip)
+    assert "this PyAV has no encoder libx264" in text and "folder of frames" in text
+
+
 def test_a_video_without_pyav(workdir, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     (tmp_path / "clip.mp4").write_bytes(b"0000ftyp")
