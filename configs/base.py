@@ -263,6 +263,13 @@ def check_video_net(name: str) -> str:
     return _check_kind(name, "takes_clips")
 
 
+def frames_of(name: str) -> int:
+    """Returns how many frames the clips of a preset of models/video have."""
+    from models import registry
+
+    return registry.lookup(name)[1].get("frames", registry.parameters(name)["frames"].default)
+
+
 def _check_kind(name: str, method: str) -> str:
     from lambdanet.registry import suggest
     from models import registry  # here, so that reading a config alone starts no JAX

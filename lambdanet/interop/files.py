@@ -173,6 +173,8 @@ def read_state(
     Args:
       path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors,
         npz or a checkpoint.
+      holder: path of the part that the model may be in the network of a file with our names, of
+        which that part alone is then read. '' = the file is of the model.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
       numbers: of the model that wants the weights; a file far larger is refused unread.
 
@@ -209,6 +211,7 @@ def load_weights_file(
     grids: Mapping[str, grids_lib.Grid] | None = None,
     allow_head_mismatch: Sequence[str] = (),
     part: str = "",
+    holder: str = "",
     prefer_ema: bool = True,
     fit: FitArray | None = None,
 ) -> dict[str, np.ndarray]:
@@ -249,6 +252,9 @@ def load_weights_file(
             state = _part_of(state, part)
         inside = {f"{part}/{path}": s for path, s in _part_of(sizes.sizes, part).items()}
         sizes = dataclasses.replace(sizes, sizes=inside)
+    elif ours and holder:
+        state = _part_of(state, holder)
+        sizes = dataclasses.replace(sizes, sizes=_part_of(sizes.sizes, holder))
     check = grids_lib.checker(sizes, grids or {})
     fitted = []
 

@@ -16,7 +16,7 @@ from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
 HEADS = {
     "load": "takes all of it",
-    "new": "takes all but what depends on the classes",
+    "new": "takes all but what depends on the classes and blocks that its network does not have",
     "propagation": "takes all but what carries features from frame to frame",
     "backbone": "takes the backbone and leaves the heads as initialised",
 }
@@ -44,9 +44,11 @@ def read_weights(
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats` (arrays, then): 'new', the classifier,
-            and 'propagation', what carries features from frame to frame, whatever the file has for
-            it; 'backbone', all but the backbone, of which the file is, with a classifier of its
-            own or without.
+            whatever the file has for it, and of what the model has `inserted` into a plain network
+            that which the file lacks (our file may be of a model whose backbone it is);
+            'propagation', what carries features from frame to frame, whatever the file has for it;
+            'backbone', all but the backbone, of which the file is, with a classifier of its own or
+            without.
         prefer_ema: of a PyTorch checkpoint with live and averaged weights take the averaged ones.
 
     Returns:
@@ -73,6 +75,7 @@ def read_weights(
             f"and {type(model).__name__} does not; allowed: 'load', 'new', 'backbone'"
         )
     new = model.classifier if head == "new" else (head,) if head == "propagation" else ()
+    inserted = getattr(model, "inserted", ()) if head == "new" else ()
 
     def kept(name: str) -> bool:
         return any(name.startswith(f"{path}/") for path in new) or not name.startswith(part)
@@ -83,14 +86,16 @@ def read_weights(
         lambda: model.backbone_names if part else model.torch_names,
         shapes,
         grids=grids_of(model),
-        allow_head_mismatch=new,
+        allow_head_mismatch=(*new, *inserted),
         part=part,
+        holder="backbone" if head == "new" and not hasattr(model, "backbone_names") else "",
         prefer_ema=prefer_ema,
         fit=getattr(model, "fit_array", None),
     )
 
     def pick(name: str, leaf: Any) -> Any:
-        return leaf if kept(name) else found[name].astype(leaf.dtype)
+        own = kept(name) or name not in found  # what was inserted
+        return leaf if own else found[name].astype(leaf.dtype)
 
     named = ({name: pick(name, leaf) for name, leaf in part.items()} for part in flat)
     return tuple(map(unflatten_names, named, trees))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import numpy as np
 
 INFLATIONS = ("none", "3x1x1", "3x3x3")
+STARTS = ("mean", "centre")
 
 
 def inflated(
@@ -39,15 +40,22 @@ def kernel_frames(inflation: str, block: str) -> tuple[int, int]:
     return (3, 1) if inflation == "3x1x1" or block == "basic" else (1, 3)
 
 
-def inflate(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a kernel of images [h, w, in, out] as one of clips, [t, h, w, in, out] / t.
+def inflate(
+    path: str, array: np.ndarray, shape: tuple[int, ...], start: str = "mean"
+) -> np.ndarray:
+    """Returns a kernel of images [h, w, in, out] as one of clips, [t, h, w, in, out].
 
     Args:
         path: of the parameter.
         array: from a file.
         shape: that the parameter has. If it has no axis more than the array, or another size, the
             array is returned as it is.
+        start: 'mean', every frame gets a t-th of it; 'centre', the middle frame all of it.
     """
     if not path.endswith("/kernel") or len(shape) != 5 or shape[1:] != array.shape:
         return array
+    if start == "centre":
+        kernel = np.zeros(shape, array.dtype)
+        kernel[shape[0] // 2] = array
+        return kernel
     return np.broadcast_to(array / np.asarray(shape[0], array.dtype), shape)

@@ -10,13 +10,14 @@ from ..extent import extent_problems
 from ..option_checks import MOST_BLOCKS, basic_problems, positives
 from ..resnet.options import CHOICES as IMAGE_CHOICES
 from ..resnet.options import attention_problems, blocks_problems
-from .inflation import INFLATIONS
+from .inflation import INFLATIONS, STARTS
 from .poolings import POOLINGS
 
 CHOICES = {
     **{name: allowed for name, allowed in IMAGE_CHOICES.items() if name != "first_dilation"},
     "pooling": tuple(POOLINGS),
     "inflation": INFLATIONS,
+    "image_weights": STARTS,
 }
 
 

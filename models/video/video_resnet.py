@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -34,7 +35,8 @@ class VideoResNet(Recompute):
     have kernels over several frames. Kernels are stored [frames, height, width, in, out] in both,
     and weights of the network on images can start either (`fit_array`): a kernel over t frames has
     the image's one, divided by t, for each, so that a clip of equal frames gives what the image
-    gives, but for the borders in time.
+    gives, but for the borders in time; or all of it in the middle, so that each frame gives what it
+    gives as an image (`image_weights`).
 
     Attention layers and context blocks see a clip within their `extent`, a key of their spec beside
     their own options: 'spacetime', 'space' (every frame a map of its own), 'time' (every pixel a
@@ -71,6 +73,9 @@ class VideoResNet(Recompute):
         inflated_blocks: which are: 'paper' (all of the first stage, the even ones of the last, the
             odd ones of those between), or a tuple with, per stage, 'all' or 1-based numbers, ()
             for none.
+        image_weights: how kernels over several frames start that come from a network on images:
+            'mean' (as above; the paper) | 'centre' (the middle frame has the image's kernel, the
+            others zeros; for clips in which things move further than kernels reach).
         attention: as in `ResNet`, with `extent`.
         attention_blocks: as in `ResNet`.
         context: as in `ResNet`, with `extent`.
@@ -96,7 +101,6 @@ class VideoResNet(Recompute):
     classifier: ClassVar[tuple[str, ...]] = ("head/fc",)
     takes_clips: ClassVar[bool] = True
     option_problems = staticmethod(option_problems)
-    fit_array = staticmethod(inflate)
 
     def __init__(
         self,
@@ -114,6 +118,7 @@ class VideoResNet(Recompute):
         pooling: str = "paper",
         inflation: str = "none",
         inflated_blocks: str | tuple[str | tuple[int, ...], ...] = "paper",
+        image_weights: str = "mean",
         attention: AttentionSpec | tuple[AttentionSpec, ...] = None,
         attention_blocks: str | tuple[str | tuple[int, ...], ...] = "all",
         context: Context = None,
@@ -137,6 +142,7 @@ class VideoResNet(Recompute):
         grown = inflated(inflated_blocks, blocks)
         inserted = place_context(context, blocks)
         self.in_channels, self.num_classes, self.frames = in_channels, num_classes, frames
+        self.image_weights = image_weights
         self.remat = remat == "stage"  # the whole stages; "block" is the stages' own
         self.dtype, stored = jnp.dtype(dtype), jnp.dtype(param_dtype)
         options = dict(
@@ -246,6 +252,24 @@ class VideoResNet(Recompute):
         require_classifier(self)
         last = self.features(x, rngs=rngs)[-1]
         return self.head(jnp.mean(last, axis=(1, 2, 3), dtype=jnp.float32), rngs=rngs)
+
+    def fit_array(self, path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns an array of a network on images as one of this network; see `inflate`."""
+        return inflate(path, array, shape, self.image_weights)
+
+    @property
+    def inserted(self) -> tuple[str, ...]:
+        """Paths at which the network differs from that without attention layers and context blocks:
+        those, the norm after a layer, and the convolution that it stands for.
+        """
+        paths = []
+        for number, stage in enumerate(self.stages):
+            for index, block in enumerate(stage.blocks):
+                names = ["context"] if block.context_extents else []
+                if block.attention is not None:
+                    names += ["attention", "norm_attention", "conv2"]
+                paths += [f"stages/{number}/blocks/{index}/{name}" for name in names]
+        return tuple(paths)
 
     @property
     def feature_info(self) -> list[dict[str, int]]:

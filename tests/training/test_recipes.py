@@ -24,6 +24,7 @@ from configs import (
     imagenet90,
     imagenet300,
     imagenet350,
+    kinetics,
     moving_digits,
     own_clips,
     own_masks,
@@ -31,6 +32,7 @@ from configs import (
     own_videos,
 )
 from lambdanet.config import validate
+from lambdanet.data import geometry
 from lambdanet.training.metrics import read_records
 from lambdanet.training.optimizer import check_rules, match_mask
 from lambdanet.training.schedule import make_schedule
@@ -61,11 +63,16 @@ RECIPES = {
     moving_digits: [
         *(f"clip,{block}" for block in moving_digits.BLOCKS),
         "frame",
+        "reader",
         *(f"propagate,{name}" for name in moving_digits.PROPAGATIONS),
         *(f"detect,{name}" for name in moving_digits.PROPAGATIONS),
     ],
     own_videos: list(own_videos.PROPAGATIONS),
     own_clips: ["", "i3d_resnet50_8x8"],
+    kinetics: [
+        *("i3d_resnet50", "nl5_i3d_resnet50", "nl10_c2d_resnet50", "cgnl5_c2d_resnet101"),
+        *("slow_resnet50", "a2_c2d_resnet50_8x8"),
+    ],
     coco: ["mask_rcnn,lambda_resnet50", "retinanet,swin_tiny,3x", "mask_rcnn,pvt_v2_b2"],
     own_objects: ["small_mask_rcnn", ""],
     ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
@@ -95,6 +102,7 @@ STEPPED = [
     (moving_digits, "propagate,flow_guided_aggregation"),
     (moving_digits, "detect,neighborhood_propagation"),
     (own_videos, "deep_feature_flow"),
+    (kinetics, "nl5_i3d_resnet50"),
     (coco, "mask_rcnn,lambda_resnet50"),
 ]
 
@@ -168,6 +176,38 @@ def test_the_papers_numbers():
         0.3,
         0.1,
     )
+
+
+# preset: frames, step between them, batch, steps; lr at the start, after two fifths, at the end
+KINETICS = {
+    "c2d_resnet50": (32, 2, 64, 400_000, 0.01, 0.001, 0.0001),
+    "nl5_i3d_resnet101": (32, 2, 64, 400_000, 0.01, 0.001, 0.0001),
+    "nl5_i3d_resnet50_8x8": (8, 8, 64, 400_000, 0.01, 0.001, 0.0001),
+    "a2_c2d_resnet50_8x8": (8, 8, 512, 32_000, 0.04, 0.04, 0.0004),
+    "slow_resnet50": (8, 8, 64, 735_000, 0.01, 0.0655, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", KINETICS)
+def test_the_numbers_of_kinetics(name):
+    frames, stride, batch, steps, *rates = KINETICS[name]
+    config = kinetics.get_config(name)
+    assert (config.clips.frames, config.clips.frame_stride) == (frames, stride)
+    optim, train = config.optim, config.train
+    assert (optim.name, optim.momentum, optim.nesterov, optim.weight_decay, train.batch_size) == (
+        *("sgd", 0.9, True, 1e-4),
+        batch,
+    )
+    steps_per_epoch = 240_000 / batch
+    assert round(train.epochs * steps_per_epoch) == steps
+    lr = make_schedule(optim, total_steps=steps, steps_per_epoch=steps_per_epoch)
+    found = [lr(step) for step in (0, 2 * steps // 5, steps - 1)]
+    np.testing.assert_allclose(found, rates, rtol=1e-3, atol=1e-8)
+    rng, sizes = np.random.default_rng(0), []
+    for _ in range(200):  # (width, height) of the part of a video that becomes 224 x 224
+        left, top, right, bottom = geometry.draw((340, 320), config.data, rng).box
+        sizes += [right - left, bottom - top]
+    assert 224 * 320 / 320 - 1 <= min(sizes) < 230 and 274 < max(sizes) <= 224 * 320 / 256 + 1
 
 
 # model: batch, lr after the warm-up, at its beginning, at the end; epochs of warm-up, in all; clip,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 
@@ -20,6 +21,7 @@ from lambdanet.interop.names import convert
 from lambdanet.training import start_up, state, weights
 from models.extent import run_block
 from models.video.inflation import inflated
+from models.video.video_resnet import VideoResNet
 
 TINY = dict(blocks=(1, 2), widths=(4, 8), num_classes=5, image_size=(16, 12), frames=8)
 SPARSE = dict(pooling="sparse", stem_frame_stride=1)
@@ -113,6 +115,53 @@ def test_inflated_kernels_give_of_a_still_clip_what_they_give_of_the_image(image
     for one, other in zip(ours, theirs, strict=True):  # two, one and one frame from the borders
         close(one[:, 4], other)
     assert float(jnp.abs(ours[-1][:, 0] - theirs[-1]).max()) > 1e-3
+
+
+def test_kernels_of_the_middle_frame_give_of_a_clip_what_they_give_of_its_frames(image_network):
+    images, arrays = image_network
+    options = dict(stem_frames=5, stem_frame_stride=1, pooling="space", inflation="3x1x1")
+    video = evaluating(abstract(**options, image_weights="centre"))
+    x = np.random.default_rng(1).normal(size=(1, 3, 16, 12, 3)).astype(np.float32)
+    ours = run_features(video, from_images(video, arrays), x)
+    theirs = run_features(images, arrays, x[0])
+    for one, other in zip(ours, theirs, strict=True):
+        close(one[0], other)
+
+
+def test_a_segmenter_starts_a_network_with_blocks_of_its_own(tmp_path):
+    net = dict(blocks=(1, 1), widths=(4, 8), stem="strided", block="basic")
+    backbone = dict({k: v for k, v in net.items() if k != "block"}, name="resnet18")
+    reader = models.create_model(
+        "segmenter",
+        backbone=backbone,
+        head=dict(name="fcn", channels=4),
+        num_classes=3,
+        rngs=nnx.Rngs(1),
+    )
+    arrays = random_arrays(reader)
+    path = tmp_path / "reader.safetensors"
+    files.save_safetensors(path, arrays, files.export_metadata({"name": "segmenter"}))
+    blocks = dict(
+        context=dict(name="nonlocal", after="stage1.1"),
+        attention=(None, dict(SMALL_LAMBDA, spatial_dims=3)),
+        **dict(inflation="3x3x3", image_weights="centre", frames=4, pooling="space"),
+    )
+    model = build("c2d_resnet50", **net, **blocks)
+    own = {**state.flatten_names(state.split_model(model)[1])}
+    read = weights.read_weights(path, model, *state.split_model(model)[1:], head="new")
+    kept = ("stages/0/blocks/0/context", "stages/1/blocks/0/attention", "head/fc")
+    kept += ("stages/1/blocks/0/norm_attention",)
+    found = state.flatten_names(read[0])
+    assert all(any(name.startswith(path) for name in found) for path in kept)
+    for name, array in found.items():
+        stored = own[name] if name.startswith(kept) else arrays[f"backbone/{name}"]
+        if array.shape != stored.shape:
+            centre = len(array) // 2
+            assert not np.delete(array, centre, 0).any()
+            array = array[centre]
+        np.testing.assert_array_equal(array, stored, err_msg=name)
+    with pytest.raises(ValueError, match="missing"):
+        weights.read_weights(path, model, *state.split_model(model)[1:])
 
 
 def test_weights_of_images_start_a_network_of_clips(image_network, tmp_path):
@@ -292,24 +341,50 @@ def test_recomputation_halves_the_memory_of_long_clips():
     assert planned("block") < 0.5 * planned("none")
 
 
+C2D_50, I3D_50, C2D_101 = 24_327_632, 28_043_472, 43_319_760
+# nine blocks more of res4 have a 3x1x1 in place of the first 1x1
+I3D_101 = C2D_101 + I3D_50 - C2D_50 + 9 * 2 * 1024 * 256
+NL5 = 2 * 526_592 + 3 * 2_101_760
+CGNL5 = 2 * (3 * 512 * 256 + 512 * 256 // 8 + 2 * 512) + 3 * 1_640_448
 COUNTS = {
-    "c2d_resnet50": 24_327_632,  # with _8x8: pytorchvideo's c2d_r50
-    "i3d_resnet50": 28_043_472,  # pytorchvideo's i3d_r50
+    **dict.fromkeys(("c2d_resnet50", "c2d_resnet50_8x8"), C2D_50),  # pytorchvideo's c2d_r50
+    **dict.fromkeys(("i3d_resnet50", "i3d_resnet50_8x8"), I3D_50),  # pytorchvideo's i3d_r50
     "slow_resnet50": 32_454_096,
     "i3d_resnet50_3x3x3": 33_433_808,
-    "nl_c2d_resnet50": 24_327_632 + 2_101_760,
-    "nl5_c2d_resnet50": 24_327_632 + 2 * 526_592 + 3 * 2_101_760,
-    "nl10_c2d_resnet50": 24_327_632 + 4 * 526_592 + 6 * 2_101_760,
-    "nl5_i3d_resnet50": 28_043_472 + 2 * 526_592 + 3 * 2_101_760,
-    "cgnl_c2d_resnet50": 24_327_632 + 1_640_448,
+    "nl_c2d_resnet50": C2D_50 + 2_101_760,
+    **dict.fromkeys(("nl5_c2d_resnet50", "nl5_c2d_resnet50_8x8"), C2D_50 + NL5),
+    "nl10_c2d_resnet50": C2D_50 + 4 * 526_592 + 6 * 2_101_760,
+    **dict.fromkeys(("nl5_i3d_resnet50", "nl5_i3d_resnet50_8x8"), I3D_50 + NL5),
+    "cgnl_c2d_resnet50": C2D_50 + 1_640_448,
+    "cgnl5_c2d_resnet50": C2D_50 + CGNL5,
     "a2_c2d_resnet50_8x8": 31_682_000,
-    "c2d_resnet101": 43_319_760,
-    "nl5_c2d_resnet101": 43_319_760 + 2 * 526_592 + 3 * 2_101_760,
+    "c2d_resnet101": C2D_101,
+    "i3d_resnet101": I3D_101,
     "i3d_resnet101_3x3x3": 63_042_768,
+    "nl_c2d_resnet101": C2D_101 + 2_101_760,
+    "nl5_c2d_resnet101": C2D_101 + NL5,
+    "nl5_i3d_resnet101": I3D_101 + NL5,
+    "cgnl_c2d_resnet101": C2D_101 + 1_640_448,
+    "cgnl5_c2d_resnet101": C2D_101 + CGNL5,
+    "small_i3d": 27 * 16
+    + 2 * 9 * 16**2  # stem, first stage
+    + (27 * 16 + 9 * 32 + 16) * 32  # second: 3x3x3, 1x3x3, shortcut
+    + (27 * 32 + 9 * 64 + 32) * 64
+    + 2 * (3 * 16 + 3 * 32 + 3 * 64)  # norms
+    + 65 * 400,
 }
+COVERING = [
+    *("c2d_resnet50", "i3d_resnet50", "slow_resnet50", "i3d_resnet50_3x3x3", "nl5_c2d_resnet50"),
+    *("cgnl5_c2d_resnet50", "a2_c2d_resnet50_8x8", "i3d_resnet101", "small_i3d"),
+]
 
 
-@pytest.mark.parametrize("name", COUNTS)
+def test_every_preset_is_counted():
+    ours = {name for name in models.list_models() if models.registry.lookup(name)[0] is VideoResNet}
+    assert ours == set(COUNTS)
+
+
+@pytest.mark.parametrize("name", part(COUNTS, COVERING))
 def test_counts(name):
     model = nnx.eval_shape(lambda: models.create_model(name, rngs=nnx.Rngs(0)))
     leaves = jax.tree.leaves(nnx.state(model, nnx.Param))
