@@ -15,9 +15,8 @@ features frames and label. Networks of 32 frames see every second one, those of 
 second command gives the papers' 30 views, of which the short side is 256; while training there is
 one, of 224 x 224.
 
-Weights of images are inflated. Those of a network on images lack the inserted blocks of `nl_*`,
-`nl5_*`, `nl10_*`, `cgnl*` and `a2_*`: train that network on images first, with the blocks at the
-same places (`--config.model.context`), or begin with random weights.
+Weights of images are inflated; blocks that the file lacks (`nl_*`, `nl5_*`, `nl10_*`, `cgnl*`,
+`a2_*`) begin as initialised, which leaves the network's function as it is.
 
 Recipes, in epochs of 240,000 clips (the set shrinks as videos vanish):
     all            SGD with Nesterov momentum 0.9, weight decay 1e-4 but not of norms, dropout 0.5,
