@@ -16,7 +16,7 @@ second command gives the papers' 30 views, of which the short side is 256; while
 one, of 224 x 224.
 
 Weights of images are inflated; blocks that the file lacks (`nl_*`, `nl5_*`, `nl10_*`, `cgnl*`,
-`a2_*`) begin as initialised, which leaves the network's function as it is.
+`a2_*`) begin as initialised.
 
 Recipes, in epochs of 240,000 clips (the set shrinks as videos vanish):
     all            SGD with Nesterov momentum 0.9, weight decay 1e-4 but not of norms, dropout 0.5,
