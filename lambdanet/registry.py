@@ -93,10 +93,12 @@ def signature(factory: Callable[..., Any]) -> inspect.Signature:
     annotations evaluated.
 
     `inspect.signature` of an NNX module class gives (*args, **kwargs): its metaclass defines
-    `__call__`.
+    `__call__`. A class without a constructor takes nothing, whatever `object`'s says.
     """
     if not inspect.isclass(factory):
         return inspect.signature(factory, eval_str=True)
+    if factory.__init__ is object.__init__:
+        return inspect.Signature()
     declared = inspect.signature(factory.__init__, eval_str=True)
     return declared.replace(
         parameters=list(declared.parameters.values())[1:], return_annotation=declared.empty
@@ -179,7 +181,7 @@ class Registry:
                 nearest = suggest(option, [*known, *also])
                 problems[option] = (
                     f"{self.kind} '{name}' has no option {option!r}.{nearest} "
-                    f"Options: {', '.join(known)}"
+                    f"Options: {', '.join(known) or 'none'}"
                 )
                 continue
             annotation = declared[option].annotation

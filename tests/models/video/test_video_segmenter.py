@@ -110,6 +110,11 @@ def test_wrong_options_are_named_together():
         assert text in str(raised.value)
 
 
+def test_propagations_without_options_say_so():
+    with pytest.raises(ValueError, match=r"'copy' has no option 'radius'\. Options: none"):
+        models.model_builder("video_segmenter", propagation=dict(name="copy", radius=4))
+
+
 def test_wrong_clips_are_refused():
     with pytest.raises(ValueError, match="clips of 3 frames; allowed: pairs"):
         nnx.eval_shape(lambda: builder("copy")(rngs=nnx.Rngs(0))).clip_outputs(clips(3))
