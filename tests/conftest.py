@@ -62,6 +62,7 @@ SLOW_FILES = {
     *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),
     *("test_attention_maps.py", "test_cued_digits.py", "test_data_sources.py", "test_eval.py"),
     *("test_tasks.py", "test_wrong_configs.py", "test_video_runner.py", "test_video_mode.py"),
+    "test_video_segmentation_task.py",
 }
 
 

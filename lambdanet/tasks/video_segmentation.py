@@ -12,7 +12,7 @@ and what `carried_features` reads. As such a model segments single pictures, too
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,6 @@ def example(
         CorruptRecordError: not as many label maps as frames, and as in segmentation.
         ValueError: no frames, several sizes, or a frame cannot be decoded.
     """
-    data, own = config.data, config.propagation
     frames, masks = record.fields["frames"], record.fields["segmentation_mask"]
     if len(frames) != len(masks):
         raise CorruptRecordError(f"{record.name}: {len(frames)} frames, {len(masks)} label maps")
@@ -113,35 +112,53 @@ def example(
             size=size,
         )
 
-    found: dict[str, Any] = {}
     if rng is None:
-        canvas = segmentation.evaluation_data(config)
-        numbers, counted = key_frames.middle(len(frames), own.eval_frames)
+        return _evaluated(frames, labels_of, config)
+    return _trained(frames, labels_of, config, rng)
 
-        def fit(size: tuple[int, int]) -> geometry.Geometry:
-            found["size"], found["drawn"] = size, geometry.fitted(size, canvas)
-            return found["drawn"]
 
-        clip = [decode.to_array(image) for image in cutting.cut(frames, numbers, fit, canvas)]
-        size, drawn = found.pop("size"), found.pop("drawn")
-        true = [geometry.warp_labels(labels_of(n, size), drawn) for n in numbers[:counted]]
-        found["label_map"] = np.full((len(numbers), *true[0].shape), IGNORED, np.uint8)
-        found["label_map"][:counted] = true
-    else:
-        numbers = key_frames.draw(len(frames), own, rng)
-        found["same"] = np.bool_(not own.others and numbers[0] == numbers[1])
+LabelsOf = Callable[[int, tuple[int, int]], np.ndarray]
+"""(number of a frame, its width and height) -> its label map."""
 
-        def draw(size: tuple[int, int]) -> geometry.Geometry:
-            labels = labels_of(int(numbers[-1]), size)
-            found["drawn"] = drawn = geometry.draw(size, data, rng, labels)
-            found["label_map"] = geometry.warp_labels(labels, drawn).astype(np.uint8)
-            return drawn
 
-        images, drawn = cutting.cut(frames, numbers, draw, data), found.pop("drawn")
-        seed = int(rng.integers(2**63))  # the same colours for every frame
-        recoloured = [augment.recolour(i, data, np.random.default_rng(seed)) for i in images]
-        clip = [geometry.paint_padding(image, drawn) for image in recoloured]
-    return {"frames": np.stack(clip)[:-1], "image": clip[-1], **found}
+def _trained(
+    frames: cutting.Frames, labels_of: LabelsOf, config: Any, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    data, own = config.data, config.propagation
+    numbers, place = key_frames.draw(len(frames), own, rng), {}
+
+    def draw(size: tuple[int, int]) -> geometry.Geometry:
+        place["labels"] = labels = labels_of(int(numbers[-1]), size)
+        place["drawn"] = geometry.draw(size, data, rng, labels)
+        return place["drawn"]
+
+    images = cutting.cut(frames, numbers, draw, data)
+    seed = int(rng.integers(2**63))  # the same colours for every frame
+    clip = [augment.recolour(image, data, np.random.default_rng(seed)) for image in images]
+    clip = [geometry.paint_padding(image, place["drawn"]) for image in clip]
+    return {
+        "frames": np.stack(clip[:-1]),
+        "image": clip[-1],
+        "label_map": geometry.warp_labels(place["labels"], place["drawn"]).astype(np.uint8),
+        "same": np.bool_(not own.others and numbers[0] == numbers[1]),
+    }
+
+
+def _evaluated(frames: cutting.Frames, labels_of: LabelsOf, config: Any) -> dict[str, np.ndarray]:
+    canvas, place = segmentation.evaluation_data(config), {}
+    numbers, counted = key_frames.middle(len(frames), config.propagation.eval_frames)
+
+    def fit(size: tuple[int, int]) -> geometry.Geometry:
+        place["size"], place["drawn"] = size, geometry.fitted(size, canvas)
+        return place["drawn"]
+
+    images = cutting.cut(frames, numbers, fit, canvas)
+    clip = np.stack([decode.to_array(image) for image in images])
+    label_map = np.full(clip.shape[:3], IGNORED, np.uint8)
+    for at, number in enumerate(numbers[:counted]):
+        labels = labels_of(int(number), place["size"])
+        label_map[at] = geometry.warp_labels(labels, place["drawn"])
+    return {"frames": clip[:-1], "image": clip[-1], "label_map": label_map}
 
 
 def blank(config: Any) -> dict[str, np.ndarray]:
