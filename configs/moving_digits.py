@@ -86,7 +86,7 @@ def _classify(config: ConfigDict, *, frames: int) -> None:
     config.data.crop, config.data.shift = "shift", 6
     config.data.color_jitter = (0.3, 0.3, 0.3)
     config.optim.lr, config.optim.weight_decay = 3e-3, 0.05
-    config.train.batch_size, config.train.epochs = 16, 20.0
+    config.train.batch_size, config.train.epochs = 16, 12.0
     config.classification.label_smoothing = 0.0
 
 
@@ -106,7 +106,7 @@ def _read(config: ConfigDict) -> None:
     config.model.head = dict(name="fcn", channels=64, dropout=0.0)
     config.model.classifier_std = 0.15
     config.optim.lr, config.optim.weight_decay = 6e-3, 0.1
-    config.train.batch_size, config.train.epochs = 8, 3.0
+    config.train.batch_size, config.train.epochs = 8, 6.0
     config.train.keep_best = "mean_iou"
 
 
