@@ -1,5 +1,5 @@
-"""Whole runs on clips: killed and continued, on eight devices, on two processes (these two in `make
-exhaustive`). One straight run of eight steps on one device is the reference. All are of train.py as
+"""Whole runs on clips (in `make exhaustive`): killed and continued, on eight devices, on two
+processes. One straight run of eight steps on one device is the reference. All are of train.py as
 a program, whose convolutions round otherwise than those of the tests' process.
 """
 
@@ -17,6 +17,8 @@ from lambdanet.data import moving_digits as builder
 from lambdanet.data import moving_scenes
 from lambdanet.training.metrics import read_records
 
+# The loop is that of test_segmentation_runs.py, which the suite has.
+pytestmark = pytest.mark.exhaustive
 HERE = Path(__file__).resolve().parent
 RECIPE = f"{HERE.parents[1]}/configs/moving_digits.py:clip"
 STEPS, HALF = 8, 4
@@ -154,7 +156,6 @@ def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
         assert runs.printed("again")[name] == runs.outcome[name]
 
 
-@pytest.mark.exhaustive
 def test_eight_devices_train_like_one(parallel_runs):
     runs = parallel_runs
     assert runs.code["devices"] == 0, runs.output["devices"]
@@ -162,7 +163,6 @@ def test_eight_devices_train_like_one(parallel_runs):
     assert_near(runs.losses("straight"), runs.losses("data8"))
 
 
-@pytest.mark.exhaustive
 def test_two_processes_train_and_evaluate_like_one(parallel_runs):
     runs = parallel_runs
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (

@@ -1,5 +1,5 @@
-"""Whole runs of propagation: killed and continued, on eight devices, on two processes (these two in
-`make exhaustive`), started from the weights of another propagation. One straight run of eight steps
+"""Whole runs of propagation (in `make exhaustive`): killed and continued, on eight devices, on two
+processes, started from the weights of another propagation. One straight run of eight steps
 on one device is the reference.
 """
 
@@ -23,6 +23,8 @@ from lambdanet.interop import files
 from lambdanet.interop.names import NameMappingError
 from lambdanet.training.metrics import read_records
 
+# The loop is that of test_segmentation_runs.py, which the suite has.
+pytestmark = pytest.mark.exhaustive
 HERE = Path(__file__).resolve().parent
 RECIPE = f"{HERE.parents[1]}/configs/moving_digits.py:propagate"
 STEPS, HALF = 8, 4
@@ -150,7 +152,6 @@ def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
         assert outcome[name] == runs.outcome[name]
 
 
-@pytest.mark.exhaustive
 def test_eight_devices_train_like_one(parallel_runs):
     runs = parallel_runs
     assert runs.code["devices"] == 0, runs.output["devices"]
@@ -172,7 +173,6 @@ def evaluate(mode, workdir, output, overrides=None):
     return json.loads((output / f"{mode}.json").read_text())
 
 
-@pytest.mark.exhaustive
 def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
     runs = parallel_runs
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
