@@ -1,7 +1,8 @@
 """Your own videos with a mask for every frame: a small network from random weights, and features
 that are carried from key frames to the frames between.
 
-    python -m lambdanet.data.prepare frames SEQUENCES SET --masks MASKS --classes names.txt
+    python -m lambdanet.data.prepare frames SEQUENCES SET --masks MASKS --classes names.txt \
+        --val-fraction=0.2 --test-fraction=0.2
     python train.py --config=configs/own_videos.py --config.data.data_dir=SET --workdir=runs/frames
     python eval.py --mode=export --workdir=runs/frames
     python train.py --config=configs/own_videos.py:deep_feature_flow --workdir=runs/flow \
@@ -20,7 +21,8 @@ videos:
     propagation.interval       evaluation: a key frame every so many frames
     propagation.eval_frames    evaluation: frames of each sequence, from its middle
     train.eval_every, save_every, optim.warmup_epochs   one epoch is one example of each sequence
-    --config.data.test_split=  where SET has no split 'test', as `prepare` says in its last line
+    --config.data.test_split=  and what else `prepare` says in its last line, where SET has not all
+                               three splits
 Numbers on a public set: docs/video.md.
 """
 

@@ -32,9 +32,8 @@ class Clip:
 
     @property
     def name(self) -> str:
-        """The folder's name, or the video's without its ending."""
-        path = self.path.resolve()
-        return path.name if self.files else path.stem
+        """The folder's name, or the video's with its ending."""
+        return self.path.resolve().name
 
     @property
     def rate(self) -> float:

@@ -5,6 +5,7 @@ drawn over the clip.
 from __future__ import annotations
 
 import collections
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from lambdanet.data import video_files
 from lambdanet.data.image_folder import progress_bars
 from lambdanet.tasks.segmentation_files import save_png
 
+SOURCE = "clip.txt"  # names the clip of a folder of results
 READING, KEYS, BETWEEN, WRITING = "reading", "key frames", "frames between", "drawing and writing"
 
 
@@ -46,6 +48,10 @@ def run_video(
     classes. Of a detector they are the pictures with boxes, small pictures enlarged;
     predictions.json is beside them, COCO's annotations with score.
 
+    NAME is that of the folder or of the video's file. All is written beside <folder>/NAME first and
+    takes its place when it is complete, so that a clip that breaks leaves what was there, and a
+    shorter one no frames of a longer one. What stands there of another clip is kept, and refused.
+
     Args:
         subject: of `load_subject`; a `video_segmenter` or a `video_detector`.
         folder: where to.
@@ -65,8 +71,9 @@ def run_video(
     """
     config, abstract = subject.config, nnx.eval_shape(subject.build)
     check_model(abstract, subject.name)
-    _check_options(abstract, subject, reach, label_maps)
-    every = config.propagation.interval if every is None else every
+    _check_options(abstract, subject, every, reach, label_maps)
+    alone = not abstract.propagation.key_needs
+    every = (1 if alone else config.propagation.interval) if every is None else every
     reach = config.propagation.reach if reach is None else reach
     check_least("every", every, 1)
     check_least("reach", reach, 0)
@@ -74,10 +81,49 @@ def run_video(
     if clip.times and (reason := video_files.why_not_written()):
         raise ValueError(f"--input={source}: {reason}")
     size = clip.size(exif_orientation=config.data.exif_orientation)
+    target = folder / clip.name
+    _check_free(target, clip)
     weights, origin = subject.load_weights()
     runner = VideoRunner(nnx.merge(subject.graphdef, *weights), config, every=every, reach=reach)
-    folder = folder / clip.name
     folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{clip.name}.") as scratch:
+        passage = _write(subject, clip, runner, Path(scratch) / clip.name, size, label_maps)
+        _swap(Path(scratch), target)
+    return _report(passage, f"{subject.name} from {origin}", target)
+
+
+def _check_free(target: Path, clip: Clip) -> None:
+    """Raises ValueError if results of another clip stand there."""
+    mark = target / SOURCE
+    if not target.exists() or (not mark.exists() and not any(target.iterdir())):
+        return
+    of = mark.read_text().strip() if mark.exists() else "something else"
+    if of != str(clip.path.resolve()):
+        raise ValueError(
+            f"{target} holds what was written of {of}; move it away, or name another folder with "
+            "--output=DIR"
+        )
+
+
+def _swap(scratch: Path, target: Path) -> None:
+    """Puts the complete folder in its place; what stood there goes with the scratch folder."""
+    if target.exists():
+        target.rename(scratch / ".before")
+    (scratch / target.name).rename(target)
+
+
+def _write(
+    subject: Subject,
+    clip: Clip,
+    runner: VideoRunner,
+    folder: Path,
+    size: tuple[int, int],
+    label_maps: bool | None,
+) -> _Passage:
+    """Runs the clip and writes all of it into a new folder."""
+    folder.mkdir()
+    write_file(folder / SOURCE, f"{clip.path.resolve()}\n")
+    config, abstract = subject.config, nnx.eval_shape(subject.build)
     info = data.DataInfo({}, ()) if subject.info is tasks.UNKNOWN else subject.info
     keep = bool(clip.files) if label_maps is None else label_maps
     drawing = drawing_of(abstract, folder, info=info, config=config, label_maps=keep)
@@ -92,7 +138,7 @@ def run_video(
             written = folder / "overlay.mp4"
             write_file(written, lambda name: video_files.write(name, overlays, clip.rate))
     drawing.finish()
-    return _report(passage, f"{subject.name} from {origin}", folder)
+    return passage
 
 
 class _Passage:
@@ -145,16 +191,27 @@ class _Passage:
 
 
 def _check_options(
-    model: nnx.Module, subject: Subject, reach: int | None, label_maps: bool | None
+    model: nnx.Module,
+    subject: Subject,
+    every: int | None,
+    reach: int | None,
+    label_maps: bool | None,
 ) -> None:
     """Raises ValueError for options that do not fit the model, all of them, and for views of
     evaluation that features are not carried between.
     """
     problems, finds_boxes = [], hasattr(model, "detections")
+    own = subject.config.model.get("propagation", type(model.propagation).__name__)
+    name = own if isinstance(own, str) else own.get("name")
+    if every not in (None, 1) and not model.propagation.key_needs:
+        problems.append(
+            f"--every={every}: the propagation is {name!r}, every frame by itself; leave it out, "
+            "or take another propagation"
+        )
     if reach is not None and not model.propagation.many:
         problems.append(
-            f"--reach={reach}: {type(model.propagation).__name__} reads one key frame; leave it "
-            "out: it is for propagations from many frames"
+            f"--reach={reach}: the propagation {name!r} reads no more than one other frame; leave "
+            "it out: it is for propagations from many frames"
         )
     if label_maps is not None and finds_boxes:
         problems.append(

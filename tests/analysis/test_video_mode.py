@@ -169,11 +169,36 @@ def test_options_that_do_not_fit(workdir, tmp_path):
     text = error_of(workdir, tmp_path / "out", input=clip, every=0)
     assert "--every=0; allowed: 1 or more" in text
     text = error_of(workdir, tmp_path / "out", input=clip, reach=2)
-    assert "--reach=2: DeepFeatureFlow reads one key frame" in text
+    assert "--reach=2: the propagation 'deep_feature_flow' reads no more than one other" in text
     views = {"segmentation.inference": "slide", "segmentation.eval_flip": "True"}
     text = error_of(workdir, tmp_path / "out", input=clip, overrides=views)
     assert "segmentation.inference='slide': a video is segmented whole" in text
     assert "--config.segmentation.eval_flip=False" in text
+
+
+def test_a_shorter_clip_leaves_no_frames_of_the_longer_one(workdir, tmp_path):
+    clip, out = frames(tmp_path / "clip", 4), tmp_path / "out"
+    run(workdir, out, input=clip)
+    for number in (2, 3):
+        (clip / f"frame_{number:03d}.png").unlink()
+    run(workdir, out, input=clip)
+    written = out / "video" / "clip"
+    for folder in ("overlays", "labels"):
+        assert len(list((written / folder).iterdir())) == 2
+    before = sorted(written.rglob("*"))
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="holds what was written of .*--output=DIR"):
+        run(workdir, out, input=frames(tmp_path / "other" / "clip", 3))
+    assert sorted(written.rglob("*")) == before
+    assert [p.name for p in (out / "video").iterdir()] == ["clip"]
+
+
+def test_frames_by_themselves_have_no_interval(tmp_path):
+    workdir = make_run(tmp_path / "run", {"name": "video_segmenter", **options("none")})
+    clip = frames(tmp_path / "clip", 2)
+    text = error_of(workdir, tmp_path / "out", input=clip, every=3)
+    assert "--every=3: the propagation is 'none', every frame by itself" in text
+    assert run(workdir, tmp_path / "out", input=clip)["every"] == 1
 
 
 def test_a_propagation_from_many_frames(tmp_path):
@@ -201,7 +226,8 @@ def test_a_detector(tmp_path):
     found = run(workdir, tmp_path / "out", input=clip, every=2, overrides=shown)
     assert found["frames"] == 3 and found["key_frames"] == [0, 2]
     written = tmp_path / "out" / "video" / "clip"
-    assert sorted(p.name for p in written.iterdir()) == ["overlays", "predictions.json"]
+    names = ["clip.txt", "overlays", "predictions.json"]
+    assert sorted(p.name for p in written.iterdir()) == names
     coco = json.loads((written / "predictions.json").read_text())
     names = [f"frame_{i:03d}" for i in range(3)]
     assert [(p["file_name"], p["height"], p["width"]) for p in coco["images"]] == [
@@ -249,8 +275,9 @@ def test_a_video_of_variable_rate_keeps_its_size_and_times(workdir, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4")
     found = run(workdir, tmp_path / "out", input=clip, every=3)
     assert found["frames"] == 5 and found["key_frames"] == [0, 3]
-    written = tmp_path / "out" / "video" / "clip"
-    assert sorted(p.name for p in written.iterdir()) == ["legend.png", "overlay.mp4"]
+    written = tmp_path / "out" / "video" / "clip.mp4"
+    names = sorted(p.name for p in written.iterdir())
+    assert names == ["clip.txt", "legend.png", "overlay.mp4"]
     shown = list(video_files.decoded(written / "overlay.mp4"))
     assert [t for t, _ in shown] == pytest.approx([0, 0.04, 0.08, 0.4, 0.44], abs=1e-4)
     assert shown[0][1].size == SIZE[::-1]
@@ -272,7 +299,7 @@ def test_a_video_that_breaks_leaves_no_half_of_it(workdir, tmp_path, monkeypatch
     monkeypatch.setattr(video_files, "decoded", broken)
     with pytest.raises(ValueError, match="clip.mp4, frame 000003: cannot be read .damaged"):
         run(workdir, tmp_path / "out", input=clip)
-    assert list((tmp_path / "out" / "video" / "clip").iterdir()) == []
+    assert list((tmp_path / "out" / "video").iterdir()) == []
 
 
 def test_a_video_that_changes_its_size_or_ends_early(workdir, tmp_path, monkeypatch, capsys):
@@ -297,7 +324,7 @@ def test_a_video_that_changes_its_size_or_ends_early(workdir, tmp_path, monkeypa
 def test_a_video_of_one_frame(workdir, tmp_path):
     found = run(workdir, tmp_path / "out", input=write_clip(tmp_path / "clip.mp4", (0.0,)))
     assert found["frames"] == 1 and found["key_frames"] == [0]
-    (frame,) = video_files.decoded(tmp_path / "out" / "video" / "clip" / "overlay.mp4")
+    (frame,) = video_files.decoded(tmp_path / "out" / "video" / "clip.mp4" / "overlay.mp4")
     assert frame[1].size == SIZE[::-1]
 
 
