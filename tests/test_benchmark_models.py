@@ -59,6 +59,7 @@ def test_names_of_the_operations():
 SMALL = dict(blocks=(1, 1), widths=(4, 8), attention_blocks=((), "all"), num_classes=7)
 
 
+@pytest.mark.exhaustive
 def test_networks_pass_their_gate_and_a_rising_loss_does_not(monkeypatch):
     monkeypatch.setattr(torch_models, "installed", lambda: False)
     network = model_networks.Network("lambda_resnet26t", 2, 32, tuple(SMALL.items()))

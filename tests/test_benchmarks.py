@@ -173,6 +173,7 @@ def test_names_and_number_of_the_lambda_shapes():
     assert [name for name in names if name.startswith("lambda_b64_")] == names[17:]
 
 
+@pytest.mark.exhaustive
 def test_input_cases_pass_their_gate(monkeypatch):
     monkeypatch.setattr(input_suite, "FILES", 3)
     names = []

@@ -14,6 +14,7 @@ from benchmarks import detection_step, detection_worker, turns
 SMALL = dict(mask_convs=0, max_detections=3, score_threshold=0.0, num_classes=90)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("training", [True, False])
 def test_steps_of_a_small_network(training, tmp_path):
     images, targets = detection_worker.pictures(2, 64)

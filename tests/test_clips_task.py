@@ -168,6 +168,7 @@ def test_smoke_shortens_the_clips(config):
     assert smoke.apply_smoke(config).clips.frames == 4 and config.clips.eval_clips == 1
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_moving_digits_trains_evaluates_and_reports(tmp_path, monkeypatch):
     """The whole loop, with a model of this file."""
     import models

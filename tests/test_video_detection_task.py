@@ -279,6 +279,7 @@ def test_a_detector_of_masks_is_refused(config):
     assert "learns masks, which moving objects do not have" in problems(config)
 
 
+@pytest.mark.exhaustive
 def test_a_run_trains_evaluates_and_reports(tmp_path):
     config = moving_digits.get_config("detect,deep_feature_flow,smoke")
     config.train.steps, config.train.eval_every, config.train.report = 2, 0.0, True

@@ -437,6 +437,7 @@ def test_smoke_runs_have_few_frames(config):
     assert smoke.apply_smoke(config).propagation.eval_frames == 4
 
 
+@pytest.mark.exhaustive
 def test_a_run_on_moving_digits_trains_evaluates_and_reports(tmp_path, monkeypatch, config):
     monkeypatch.setattr(moving_scenes, "SPLITS", {"train": 8, "validation": 4, "test": 4})
     config.model.name = "video_segmenter"

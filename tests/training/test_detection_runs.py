@@ -1,5 +1,5 @@
-"""Whole runs of instance segmentation: killed and continued, on eight devices, on two processes
-(these two in `make exhaustive`); and what eval.py makes of a run. One straight run of eight steps
+"""Whole runs of instance segmentation (in `make exhaustive`): killed and continued, on eight
+devices, on two processes; and what eval.py makes of a run. One straight run of eight steps
 on one device is the reference. All are of train.py as a program, whose convolutions round otherwise
 than those of the tests' process.
 """
@@ -24,6 +24,8 @@ from lambdanet.data import digit_scenes as builder
 from lambdanet.data import scenes
 from lambdanet.training.metrics import read_records
 
+# The loop is that of test_segmentation_runs.py, which the suite has.
+pytestmark = pytest.mark.exhaustive
 HERE = Path(__file__).resolve().parent
 RECIPE = f"{HERE.parents[1]}/configs/digit_scenes.py:instances"
 STEPS, HALF = 8, 4
@@ -195,7 +197,6 @@ def assert_near(losses, others, within=1e-5):
     np.testing.assert_allclose(found, [losses[step] for step in steps], rtol=0, atol=within)
 
 
-@pytest.mark.exhaustive
 def test_eight_devices_train_like_one(parallel_runs):
     runs = parallel_runs
     assert runs.code["devices"] == 0, runs.output["devices"]
@@ -203,7 +204,6 @@ def test_eight_devices_train_like_one(parallel_runs):
     assert_near(runs.losses("retinanet1"), runs.losses("retinanet8"), within=1e-4)
 
 
-@pytest.mark.exhaustive
 def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
     runs = parallel_runs
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
@@ -296,7 +296,6 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
         evaluate("predict", runs.root / "straight", tmp_path, pictures=str(pictures))
 
 
-@pytest.mark.exhaustive
 def test_summary_speed_attention_and_export(runs, tmp_path):
     workdir = runs.root / "straight"
     summary = evaluate("summary", workdir, tmp_path)
