@@ -120,7 +120,7 @@ def test_a_detector_finds_what_it_finds_by_its_methods(name):
         expected = {k: v[0] for k, v in detect(features).items()}
         assert set(shown.result) == set(expected)
         for part, value in expected.items():
-            np.testing.assert_allclose(shown.result[part], value, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(shown.result[part], value, rtol=1e-4, atol=1e-4)
         seen += int(shown.result["valid"].sum())
         assert shown.result["boxes"][shown.result["valid"]].max() <= 64
     assert seen > 4
