@@ -75,8 +75,7 @@ def run(
 
     def shapes() -> nnx.Module:
         build = models.builder_from_config(config, tasks.options_without_data(config))
-        model = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
-        return tasks.check_model(config, model)
+        return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
 
     with signals.Received() as received:
         resumes = checkpoint_lib.newest_step(workdir) > 0

@@ -7,9 +7,12 @@ or a value of another type, is an error. The one open section is `model`: apart 
 the options of that model, checked against the model's own signature.
 """
 
+from collections.abc import Iterable
+
 from ml_collections import ConfigDict
 
 from configs.smoke import apply_smoke
+from lambdanet.registry import suggest
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -248,6 +251,13 @@ def split_arg(arg: str) -> tuple[str, bool]:
     return ",".join(p for p in parts if p != "smoke"), "smoke" in parts
 
 
+def check_argument(name: str, allowed: Iterable[str]) -> None:
+    """Raises ValueError with the allowed names, and the nearest, if `name` is none of them."""
+    known = list(allowed)
+    if name not in known:
+        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}.{suggest(name, known)}")
+
+
 def check_segmenter(name: str) -> str:
     """Returns the name of a preset of models/segmentation; raises ValueError with all of them."""
     return _check_kind(name, "outputs")
@@ -271,12 +281,11 @@ def frames_of(name: str) -> int:
 
 
 def _check_kind(name: str, method: str) -> str:
-    from lambdanet.registry import suggest
     from models import registry  # here, so that reading a config alone starts no JAX
 
-    known = [n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method)]
-    if name not in known:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}.{suggest(name, known)}")
+    check_argument(
+        name, (n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method))
+    )
     return name
 
 

@@ -27,8 +27,7 @@ def get_config(arg: str = "lambda") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     name, smoke = base.split_arg(arg)
     name = name or "lambda"
-    if name not in ATTENTION:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(ATTENTION)}")
+    base.check_argument(name, ATTENTION)
     config = base.get_config()
     config.model.name = "resnet18"
     config.model.stem = "cifar"

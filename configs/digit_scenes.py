@@ -39,12 +39,10 @@ def get_config(arg: str = "segment") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     rest, smoke = base.split_arg(arg)
     task, _, name = (rest or "segment").partition(",")
-    if task not in TASKS:
-        raise ValueError(f"argument {task!r}; allowed: {', '.join(TASKS)}")
+    base.check_argument(task, TASKS)
     known = TASKS[task]
     name = name or next(iter(known))
-    if name not in known:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}")
+    base.check_argument(name, known)
     config = base.get_config()
     config.model.name = known[name]
     config.data.source = "digit_scenes"

@@ -29,8 +29,7 @@ def get_config(arg: str = "lambda") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     name, smoke = base.split_arg(arg)
     name = name or "lambda"
-    if name not in MODELS:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(MODELS)}")
+    base.check_argument(name, MODELS)
     config = base.get_config()
     config.model.name = MODELS[name]
 

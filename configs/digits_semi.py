@@ -28,8 +28,7 @@ def get_config(arg: str = "teacher") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     role, smoke = base.split_arg(arg)
     role = role or "teacher"
-    if role not in ROLES:
-        raise ValueError(f"argument {role!r}; allowed: {', '.join(ROLES)}")
+    base.check_argument(role, ROLES)
     config = base.get_config()
     config.model.name = "lambda_resnet_digits"
     config.data.train_split = "train_labelled"

@@ -125,8 +125,7 @@ def get_config(arg: str = "slide_swin_tiny") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     name, smoke = base.split_arg(arg)
     name = name or "slide_swin_tiny"
-    if name not in MODELS:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(MODELS)}")
+    base.check_argument(name, MODELS)
     config = base.get_config()
     config.model.name = name
     config.model.dtype = "bfloat16"

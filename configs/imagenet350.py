@@ -45,8 +45,7 @@ def get_config(arg: str = "50@128") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     row, smoke = base.split_arg(arg)
     row = row or "50@128"
-    if row not in ROWS:
-        raise ValueError(f"argument {row!r}; allowed: {', '.join(ROWS)}")
+    base.check_argument(row, ROWS)
     depth, size = row.split("@")
     magnitude, dropout, drop_path = ROWS[row]
     config = base.get_config()

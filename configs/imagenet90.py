@@ -30,8 +30,7 @@ def get_config(arg: str = "llll") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     row, smoke = base.split_arg(arg)
     row = row or "llll"
-    if row not in MODELS:
-        raise ValueError(f"argument {row!r}; allowed: {', '.join(MODELS)}")
+    base.check_argument(row, MODELS)
     config = base.get_config()
     config.model.name = MODELS[row]
     config.model.norm_momentum = 0.9999

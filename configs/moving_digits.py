@@ -54,15 +54,13 @@ def get_config(arg: str = "clip") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     rest, smoke = base.split_arg(arg)
     kind, _, block = (rest or "clip").partition(",")
-    if kind not in KINDS:
-        raise ValueError(f"argument {kind!r}; allowed: {', '.join(KINDS)}")
+    base.check_argument(kind, KINDS)
     if kind in ("propagate", "detect"):
         recipe = _propagate if kind == "propagate" else _detect
         config = recipe(block or "none")
         return base.apply_smoke(config) if smoke else config
     known = BLOCKS if kind == "clip" else {"none": {}}
-    if (block or "none") not in known:
-        raise ValueError(f"argument {block!r}; allowed: {', '.join(known)}")
+    base.check_argument(block or "none", known)
     config = base.get_config()
     config.data.image_size, config.data.channels = (64, 64), 3
     config.data.num_threads = 1  # more readers take the cores away that the small steps need
@@ -112,8 +110,7 @@ def _read(config: ConfigDict) -> None:
 
 def _propagate(name: str) -> ConfigDict:
     """The recipe of `propagate`, with the propagation of that name."""
-    if name not in PROPAGATIONS:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(PROPAGATIONS)}")
+    base.check_argument(name, PROPAGATIONS)
     config, many = base.get_config(), name == "flow_guided_aggregation"
     config.task = "video_segmentation"
     # Strokes are 2 to 8 pixels wide: features have a cell for 4 x 4. The flow network costs a tenth

@@ -47,8 +47,7 @@ def get_config(arg: str = "none") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     rest, smoke = base.split_arg(arg)
     name = rest or "none"
-    if name not in PROPAGATIONS:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(PROPAGATIONS)}")
+    base.check_argument(name, PROPAGATIONS)
     config, many = base.get_config(), name == "flow_guided_aggregation"
     config.task = "video_segmentation"
     config.model.name = "video_segmenter"

@@ -95,6 +95,10 @@ def build_problems(
     # a way of its own.
     except Exception as error:
         return [f"model '{options['name']}' cannot be built{given}: {_said(error)}"], error
+    try:
+        tasks.check_model(config, model)
+    except ValueError as error:
+        return [f"model '{options['name']}': {_said(error)}"], error
     problems: list[str] = []
     if isinstance(model, nnx.Module) and any(map(_has_mapping, options.values())):
         # options of blocks are free enough to make a block that does not fit its place

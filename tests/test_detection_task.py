@@ -49,8 +49,7 @@ def problems(config, model="small_retinanet", **changes):
 
     def build():
         made = models.builder_from_config(config, tasks.options_without_data(config))
-        model = nnx.eval_shape(lambda: made(rngs=nnx.Rngs(0)))
-        return tasks.check_model(config, model)
+        return nnx.eval_shape(lambda: made(rngs=nnx.Rngs(0)))
 
     with pytest.raises(ConfigError) as error:
         config_lib.validate(

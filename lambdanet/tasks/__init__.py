@@ -121,12 +121,11 @@ def options_without_data(config: Any) -> dict[str, Any]:
     return get(config.task).model_options(UNKNOWN, config)
 
 
-def check_model(config: Any, model: Any) -> Any:
-    """Returns the model; raises ValueError if the config's task needs another kind of model."""
+def check_model(config: Any, model: Any) -> None:
+    """Raises ValueError if the config's task needs another kind of model."""
     check = getattr(get(config.task), "check_model", None)
     if check is not None:
         check(model, config)
-    return model
 
 
 def sections(config: Any) -> tuple[str, ...]:

@@ -29,14 +29,16 @@ def check_others(model: nnx.Module, config: Any) -> None:
         model: see above.
         config: reads propagation.others.
     """
-    kind, others = type(model.propagation).__name__, config.propagation.others
+    others = config.propagation.others
     if model.propagation.many and others < 1:
         raise ValueError(
-            f"propagation.others={others}, but {kind} reads many frames; allowed: 1 or more, 2 as "
-            "in its source"
+            f"propagation.others={others}, but model.propagation reads many frames; allowed: 1 or "
+            "more, 2 as in its source"
         )
     if others and not model.propagation.many:
-        raise ValueError(f"propagation.others={others}, but {kind} reads one key frame; allowed: 0")
+        raise ValueError(
+            f"propagation.others={others}, but model.propagation reads one key frame; allowed: 0"
+        )
 
 
 def over_frames(
