@@ -92,17 +92,19 @@ def test_probabilities_of_views_are_averaged(config):
     views = rng.integers(0, 256, (5, 4, 2, 8, 6, 3), np.uint8)
     views[:, 1:] //= 3
     batch = dict(image=views, label=np.array([0, 1, 2, 0, 7]), mask=np.array([1.0, 1, 1, 1, 0]))
-    means = np.mean([jax.nn.softmax(model((v / 255 - 0.5) / 0.5)) for v in views.swapaxes(0, 1)], 0)
-    sums, rows = clips.score(model, batch, config)
+    run = jax.jit(model)
+    logits = [np.asarray(run(np.float32((v / 255 - 0.5) / 0.5))) for v in views.swapaxes(0, 1)]
+    means = np.mean([np.exp(x) / np.exp(x).sum(-1, keepdims=True) for x in logits], 0)
+    score = jax.jit(lambda batch: clips.score(model, batch, config))
+    sums, rows = score(batch)
     np.testing.assert_allclose(rows["confidence"], means.max(1), rtol=1e-5)
     assert np.array_equal(rows["prediction"], means.argmax(1))
     nll = -np.log(means[np.arange(4), batch["label"][:4]]).sum()
     np.testing.assert_allclose(sums["loss"], nll, rtol=1e-5)
     assert sums["count"] == 4
     # One view is what classification does.
-    one, _ = clips.score(model, batch | {"image": views[:, :1]}, config)
-    logits = model((views[:, 0] / 255 - 0.5) / 0.5)
-    expected, _ = classification.score_logits(logits, batch)
+    one, _ = score(batch | {"image": views[:, :1]})
+    expected, _ = classification.score_logits(logits[0], batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, expected)
 
 
@@ -113,19 +115,27 @@ def test_clips_are_smoothed_and_mixed_as_images_are(config):
         image=rng.integers(0, 256, (4, 2, 8, 6, 3), np.uint8), label=np.array([0, 1, 2, 0])
     )
     config.classification.label_smoothing = 0.3
-    value, terms = clips.loss(model, batch, config, nnx.Rngs(0))
+
+    def loss(batch):
+        return jax.jit(lambda batch: clips.loss(model, batch, config, nnx.Rngs(0))[0])(batch)
+
+    def log_probabilities(image):
+        logits = np.asarray(jax.jit(model)(np.float32((image / 255 - 0.5) / 0.5)))
+        return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    value = loss(batch)
     target = np.asarray(classification.soft_targets(batch["label"], 3, 0.3))
-    logs = jax.nn.log_softmax(model((batch["image"] / 255 - 0.5) / 0.5))
+    logs = log_probabilities(batch["image"])
     np.testing.assert_allclose(value, -(target * logs).sum(1).mean(), rtol=1e-5)
     config.classification.cutmix_alpha = 1.0
-    mixed = clips.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(1), config)
+    mixed = jax.jit(lambda batch: clips.mix(batch, jax.random.key(1), config))(batch)
     share = classification.mixture_map(mixed["mixture"][0], 8, 6)
     assert 0 < share.mean() < 1 and set(np.unique(share)) == {0.0, 1.0}
     image = np.where(np.asarray(share)[..., None] == 1, batch["image"], mixed["partner_image"])
     other = np.asarray(classification.soft_targets(mixed["partner_label"], 3, 0.3))
-    logs = jax.nn.log_softmax(model((image / 255 - 0.5) / 0.5))
+    logs = log_probabilities(image)
     wanted = -((other + float(share.mean()) * (target - other)) * logs).sum(1).mean()
-    np.testing.assert_allclose(clips.loss(model, mixed, config, nnx.Rngs(0))[0], wanted, rtol=1e-4)
+    np.testing.assert_allclose(loss(mixed), wanted, rtol=1e-4)
 
 
 def test_the_pictures_of_a_report_are_four_frames():

@@ -51,7 +51,9 @@ class Maps(nnx.Module):
 
 
 def constant(seed, shape=(4, 6), classes=3):
-    maps = 2 * jax.random.normal(jax.random.key(seed), (8, *shape, classes))
+    maps = jnp.asarray(
+        2 * np.random.default_rng(seed).standard_normal((8, *shape, classes)), jnp.float32
+    )
     return lambda images: maps[: len(images)]
 
 
@@ -204,6 +206,19 @@ def test_records_with_wrong_label_maps_are_skipped_like_damaged_pictures(config,
 # ---- Training ------------------------------------------------------------------------------------
 
 
+pixel_loss = jax.jit(segmentation_loss, static_argnames=("ohem", "threshold", "min_kept"))
+
+
+def loss_of(model, rows, config):
+    """The task's loss, compiled."""
+    return jax.jit(lambda rows: segmentation.loss(model, rows, config, nnx.Rngs(0)))(rows)
+
+
+def score_of(model, rows, config):
+    """The task's score, compiled."""
+    return jax.jit(lambda rows: segmentation.score(model, rows, config))(rows)
+
+
 def test_the_loss_sums_all_outputs_and_shows_them(config):
     rows = batch()
     labels = jnp.asarray(rows["label_map"], jnp.int32)
@@ -211,8 +226,8 @@ def test_the_loss_sums_all_outputs_and_shows_them(config):
     model = Maps(**maps)
     own = config.segmentation
     own.auxiliary_weight, own.branch_weight = 0.25, 2.0
-    value, terms = segmentation.loss(model, rows, config, nnx.Rngs(0))
-    each = [segmentation_loss(make(labels), labels) for make in maps.values()]
+    value, terms = loss_of(model, rows, config)
+    each = [pixel_loss(make(labels), labels) for make in maps.values()]
     expected = each[0].value + 0.25 * each[1].value + 2.0 * each[2].value
     assert float(value) == pytest.approx(float(expected), rel=1e-6)
     shown = {name: float(total / weight) for name, (total, weight) in terms.items()}
@@ -223,7 +238,7 @@ def test_the_loss_sums_all_outputs_and_shows_them(config):
     valid = (rows["label_map"] != 255).sum()
     assert float(terms["loss"][1]) == float(terms["pixel_accuracy"][1]) == valid
     own.auxiliary_weight = own.branch_weight = 0.0
-    value, terms = segmentation.loss(model, rows, config, nnx.Rngs(0))
+    value, terms = loss_of(model, rows, config)
     assert float(value) == float(each[0].value) and set(terms) == {"loss", "pixel_accuracy"}
 
 
@@ -233,10 +248,10 @@ def test_only_the_main_output_is_mined(config):
     model = Maps(logits=constant(0), auxiliary=constant(1))
     config.segmentation.ohem, config.segmentation.ohem_min_kept = "ocnet", 50
     config.segmentation.ohem_threshold = 0.05
-    value, _ = segmentation.loss(model, rows, config, nnx.Rngs(0))
+    value, _ = loss_of(model, rows, config)
     options = dict(ohem="ocnet", threshold=0.05, min_kept=50)
-    main = segmentation_loss(constant(0)(labels), labels, **options).value
-    other = segmentation_loss(constant(1)(labels), labels).value
+    main = pixel_loss(constant(0)(labels), labels, **options).value
+    other = pixel_loss(constant(1)(labels), labels).value
     assert float(value) == pytest.approx(float(main + 0.4 * other), rel=1e-6)
 
 
@@ -246,7 +261,7 @@ def test_the_category_consistent_loss_needs_an_embedding(config):
     with pytest.raises(ValueError, match="gives no 'embedding'"):
         segmentation.loss(Maps(logits=constant(0)), rows, config, nnx.Rngs(0))
     model = Maps(logits=constant(0), embedding=constant(3, classes=4))
-    value, terms = segmentation.loss(model, rows, config, nnx.Rngs(0))
+    value, terms = loss_of(model, rows, config)
     term = terms["auxiliary_category_consistent"]
     assert float(value) == pytest.approx(
         float(terms["cross_entropy"][0] / term[1] + 0.5 * term[0] / term[1]), rel=1e-5
@@ -263,7 +278,7 @@ def test_a_batch_without_labels(config):
         scaled = Maps(**{k: lambda x, make=make: scale * make(x) for k, make in model.maps.items()})
         return segmentation.loss(scaled, rows, config, nnx.Rngs(0))[0]
 
-    loss, gradient = jax.value_and_grad(value)(1.0)
+    loss, gradient = jax.jit(jax.value_and_grad(value))(1.0)
     assert float(loss) == 0.0 and float(gradient) == 0.0
 
 
@@ -283,7 +298,7 @@ def test_scores_count_every_labelled_pixel_of_the_images_that_count(config):
     rows = batch()
     rows["mask"][2] = 0
     model = Maps(logits=constant(0))
-    sums, per_image = segmentation.score(model, rows, config)
+    sums, per_image = score_of(model, rows, config)
     predictions = np.asarray(model(rows["image"])).argmax(-1)
     counts = counted(rows, predictions)
     np.testing.assert_array_equal(sums["confusion"], counts)
@@ -294,7 +309,7 @@ def test_scores_count_every_labelled_pixel_of_the_images_that_count(config):
     assert found["mean_iou"] == pytest.approx(iou.mean())
     assert found["pixel_accuracy"] == pytest.approx(right.sum() / counts.sum())
     labels = np.where(rows["mask"][:, None, None] > 0, rows["label_map"], 255).astype(np.int32)
-    mean = segmentation_loss(constant(0)(labels), jnp.asarray(labels)).value
+    mean = pixel_loss(constant(0)(labels), jnp.asarray(labels)).value
     assert found["loss"] == pytest.approx(float(mean), rel=1e-5)
     np.testing.assert_array_equal(per_image["intersection"].sum(0), right)
     np.testing.assert_array_equal(per_image["prediction"][:2], predictions[:2])
@@ -316,7 +331,7 @@ def test_what_evaluation_refuses_is_said_before_the_first_step(tmp_path):
 def test_predictions_for_the_report_are_small(config):
     rows = batch(size=(200, 250))
     model = Maps(logits=constant(0))
-    _, per_image = segmentation.score(model, rows, config)
+    _, per_image = score_of(model, rows, config)
     assert max(per_image["prediction"].shape[1:]) <= segmentation.THUMBNAIL
 
 
@@ -341,10 +356,10 @@ def test_windows_and_views_give_what_the_whole_picture_gives(config):
             return {"logits": images @ jnp.array([[1.0, 0, 1], [0, 2.0, 0], [0.5, 0, 0]])}
 
     rows, model = batch(), Pixel()
-    whole, _ = segmentation.score(model, rows, config)
+    whole, _ = score_of(model, rows, config)
     own = config.segmentation
     own.inference, own.slide_crop, own.slide_stride, own.eval_flip = "slide", (8, 10), (5, 7), True
-    slid, _ = segmentation.score(model, rows, config)
+    slid, _ = score_of(model, rows, config)
     np.testing.assert_array_equal(slid["confusion"], whole["confusion"])
     np.testing.assert_allclose(slid["loss"], whole["loss"], rtol=1e-5)
 

@@ -172,8 +172,13 @@ def test_every_task_runs_on_synthetic_records(name, config):
     model = {"segmentation": Dense, "detection": Boxes, "clips": Still,
              "video_segmentation": Carried, "video_detection": Moving}  # fmt: skip
     model = model.get(name, Flat)(nnx.Rngs(0))
-    mixed = task.mix({k: jnp.asarray(v) for k, v in batch.items()}, jax.random.key(0), config)
-    value, terms = task.loss(model, mixed, config, nnx.Rngs(0))
+
+    @jax.jit
+    def loss_of(batch):
+        return task.loss(model, task.mix(batch, jax.random.key(0), config), config, nnx.Rngs(0))
+
+    score = jax.jit(lambda batch: task.score(model, batch, config))
+    value, terms = loss_of(batch)
     # One thing more is shown than what is minimised: a metric, or the parts of the loss.
     parts = {term for term in terms if term.endswith("_loss")}
     assert (
@@ -182,7 +187,7 @@ def test_every_task_runs_on_synthetic_records(name, config):
         and (set(terms) & set(task.METRICS)) - {"loss"} | parts
     )
     assert float(terms["loss"][0] / terms["loss"][1]) == pytest.approx(float(value), rel=1e-6)
-    sums, rows = task.score(model, batches[1], config)
+    sums, rows = score(batches[1])
     assert all(len(row) == 8 for row in rows.values())
     counted = batches[1]["mask"] > 0  # as `evaluate` hands them on
     rows = {k: np.asarray(v)[counted] for k, v in {**rows, "id": batches[1]["id"]}.items()}
@@ -192,7 +197,7 @@ def test_every_task_runs_on_synthetic_records(name, config):
     assert all(np.isfinite(v) or k.endswith(("_medium", "_large")) for k, v in found.items())
     broken = {**batches[1], "image": batches[1]["image"].copy()}
     broken["image"][4:] = 99  # what is masked does not count
-    again, _ = task.score(model, broken, config)
+    again, _ = score(broken)
     jax.tree.map(np.testing.assert_array_equal, sums, again)
 
 
@@ -280,7 +285,7 @@ def test_another_task_trains_evaluates_reports_and_resumes(dummy, tmp_path):
     whole = run(dummy, tmp_path / "whole")
     assert {"error", "ema_error"} <= set(whole) and whole["step"] == 6
     assert "12 images were looked at." in (tmp_path / "whole" / "report.md").read_text()
-    dummy.train.steps = 3
+    dummy.train.steps, dummy.train.report = 3, False
     run(dummy, tmp_path / "parts")
     dummy.train.steps = 6
     parts = run(dummy, tmp_path / "parts")

@@ -2,6 +2,7 @@
 what it shares with segmentation, gradients, and what is refused.
 """
 
+import functools
 import io
 import types
 
@@ -60,7 +61,8 @@ def options(name):
     )
 
 
-def build(name):
+@functools.cache
+def _built(name):
     made = models.create_model(
         "video_segmenter", **options(name), num_classes=3, image_size=(SIDE, SIDE), rngs=nnx.Rngs(0)
     )
@@ -68,6 +70,11 @@ def build(name):
     if net is not None:  # flows of about a cell in place of nearly none
         net.flow.kernel[...] *= 20
     return made
+
+
+def build(name):
+    """A network of its own; initialised once."""
+    return nnx.clone(_built(name))
 
 
 # ---- Examples ------------------------------------------------------------------------------------
@@ -243,16 +250,21 @@ def test_the_losses_are_those_of_segmentation(config):
     """
     config.segmentation.ohem, config.segmentation.ohem_min_kept = "ocnet", 100
     config.segmentation.class_weights = (1.0, 2.0, 0.5)
-    batch, rngs = pairs(), nnx.Rngs(0)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(task, model, batch):
+        return task.loss(model, batch, config, nnx.Rngs(0))
+
+    batch = pairs()
     one = {k: batch[k] for k in ("image", "label_map")}
-    expected = segmentation.loss(build("none"), one, config, rngs)
-    found = video_segmentation.loss(build("none"), batch, config, rngs)
+    expected = loss(segmentation, build("none"), one)
+    found = loss(video_segmentation, build("none"), batch)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, expected)
     for name in ("copy", "deep_feature_flow"):
         alike = {**batch, "frames": one["image"][:, None], "same": np.ones(2, bool)}
-        found = video_segmentation.loss(build(name), alike, config, rngs)
+        found = loss(video_segmentation, build(name), alike)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-5, err_msg=name)
-        other = video_segmentation.loss(build(name), batch, config, rngs)
+        other = loss(video_segmentation, build(name), batch)
         assert abs(float(other[0] - expected[0])) > 1e-3
 
 
@@ -264,12 +276,11 @@ def test_gradients_reach_flow_embedding_and_backbone(config, name, others):
     graphdef, params, stats = split_model(build(name))
     batch = pairs(max(others, 1))
 
-    @jax.jit
-    def gradient(params):
+    def loss(params):
         model = nnx.merge(graphdef, params, stats)
         return video_segmentation.loss(model, batch, config, nnx.Rngs(0))[0]
 
-    found = flatten_names(jax.grad(gradient)(params))
+    found = flatten_names(jax.jit(jax.grad(loss))(params))
     assert all(np.isfinite(leaf).all() for leaf in found.values())
     for part in ("propagation/flow_net/flow", "propagation/flow_net/encode/0",
                  "propagation/embed/layers/0", "propagation/embed/layers/2", "backbone/stem",
@@ -299,6 +310,10 @@ def evaluation(count=5, clips=3):
 def frame_by_frame(model, batch, config):
     """The confusion matrices of clips, in plain Python and NumPy."""
     own, matrices = config.propagation, []
+    key_frame, next_key, propagate = map(
+        jax.jit, (model.key_frame, model.next_key, model.propagate)
+    )
+    decode = jax.jit(model.decode, static_argnums=1)
     for clip, last, labels in zip(batch["frames"], batch["image"], batch["label_map"], strict=True):
         images = normalise(np.concatenate([clip, last[None]])[:, None], (0.5,), (0.5,))
         counts, key, length = np.zeros((3, 3), int), None, len(images)
@@ -306,15 +321,15 @@ def frame_by_frame(model, batch, config):
             if model.propagation.many:
                 near = [min(max(t + own.interval * n, 0), length - 1)
                         for n in range(-own.reach, own.reach + 1)]  # fmt: skip
-                around = [model.key_frame(images[n]) for n in near]
+                around = [key_frame(images[n]) for n in near]
                 around = jax.tree.map(lambda *a: jnp.stack(a), *around)
-                features = model.propagate(around, image)
+                features = propagate(around, image)
             elif t % own.interval == 0:
-                key = model.key_frame(image) if key is None else model.next_key(key, image)
+                key = key_frame(image) if key is None else next_key(key, image)
                 features = key.features
             else:
-                features = model.propagate(key, image)
-            predicted = np.asarray(model.decode(features, (SIDE, SIDE)))[0].argmax(-1)
+                features = propagate(key, image)
+            predicted = np.asarray(decode(features, (SIDE, SIDE)))[0].argmax(-1)
             for true in range(3):
                 for said in range(3):
                     counts[true, said] += ((labels[t] == true) & (predicted == said)).sum()
@@ -365,7 +380,8 @@ def test_the_interval_decides(config):
     def confusion(name, batch=batch, **given):
         config.propagation.update(given)
         view = nnx.view(build(name), deterministic=True, use_running_average=True)
-        return np.asarray(video_segmentation.score(view, batch, config)[0]["confusion"])
+        score = jax.jit(lambda batch: video_segmentation.score(view, batch, config)[0])
+        return np.asarray(score(batch)["confusion"])
 
     own = confusion("none", interval=3)
     assert np.array_equal(confusion("copy", interval=1), own)

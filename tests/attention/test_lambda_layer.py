@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.attention import create_attention
@@ -15,13 +16,9 @@ SMALL = dict(num_heads=3, key_depth=4)
 
 
 def layer(dim=DIM, *, seed=0, **options):
-    """A layer whose norms, biases and embeddings are not at their initial values."""
-    built = LambdaLayer(dim, **{**SMALL, **options}, rngs=nnx.Rngs(seed))
-    rng = np.random.default_rng(seed)
-    state = nnx.state(built, nnx.Any(nnx.Param, nnx.BatchStat))
-    noisy = jax.tree.map(lambda a: a + 0.3 * rng.random(a.shape).astype(a.dtype), state)
-    nnx.update(built, noisy)
-    return nnx.view(built, use_running_average=True, raise_if_not_found=False)
+    """A layer with random weights and statistics."""
+    made = nnx.eval_shape(lambda: LambdaLayer(dim, **{**SMALL, **options}, rngs=nnx.Rngs(0)))
+    return nnx.view(drawn(made, seed), use_running_average=True, raise_if_not_found=False)
 
 
 def inputs(*spatial, dim=DIM, batch=2):
@@ -211,13 +208,17 @@ def test_lowering_is_handed_on(impl):
 
 @pytest.mark.parametrize("key_norm", ["l2", "none"])
 def test_key_norm_switch(key_norm):
-    built, x = layer(position=False, key_norm=key_norm), inputs(3, 2)
-    q = built.norm_query(built.query(x)).reshape(2, 6, 3, 4)
-    v, keys = built.norm_value(built.value(x)).reshape(2, 6, 4), built.key(x).reshape(2, 6, 4)
-    if key_norm == "l2":
-        keys = keys / jnp.linalg.norm(keys, axis=1, keepdims=True)
-    expected = jnp.einsum("bnhk,bmk,bmv->bnhv", q, keys, v).reshape(2, 3, 2, 12)
-    np.testing.assert_allclose(built(x), expected, rtol=1e-4, atol=1e-5)
+    @jax.jit
+    def both(built, x):
+        q = built.norm_query(built.query(x)).reshape(2, 6, 3, 4)
+        v, keys = built.norm_value(built.value(x)).reshape(2, 6, 4), built.key(x).reshape(2, 6, 4)
+        if key_norm == "l2":
+            keys = keys / jnp.linalg.norm(keys, axis=1, keepdims=True)
+        expected = jnp.einsum("bnhk,bmk,bmv->bnhv", q, keys, v).reshape(2, 3, 2, 12)
+        return built(x), expected
+
+    found = both(layer(position=False, key_norm=key_norm), inputs(3, 2))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
 
 
 def test_eager_equals_jit_and_an_image_does_not_see_its_neighbours():
@@ -229,13 +230,17 @@ def test_eager_equals_jit_and_an_image_does_not_see_its_neighbours():
 
 def test_training_view_uses_batch_statistics_and_moves_the_running_ones():
     built, x = nnx.view(layer(scope=3, norm_momentum=0.5), use_running_average=False), inputs(4, 4)
-    before = built.norm_value.mean[...]
-    v = built.value(x).reshape(-1, 4)
-    y = built(x)
-    np.testing.assert_allclose(
-        built.norm_value.mean[...], 0.5 * before + 0.5 * v.mean(0), rtol=1e-5, atol=1e-6
-    )
-    assert np.abs(y - nnx.view(built, use_running_average=True)(x)).max() > 1e-3
+    before = np.asarray(built.norm_value.mean[...])
+
+    @jax.jit
+    def both(built, x):
+        still = nnx.view(built, use_running_average=True)(x)
+        return built(x), still, built.value(x), built.norm_value.mean[...]
+
+    y, still, v, after = (np.asarray(a) for a in both(built, x))
+    v = v.reshape(-1, 4)
+    np.testing.assert_allclose(after, 0.5 * before + 0.5 * v.mean(0), rtol=1e-5, atol=1e-6)
+    assert np.abs(y - still).max() > 1e-3
     plain = LambdaLayer(DIM, **SMALL, norm_query_value=False, scope=3, rngs=nnx.Rngs(0))
     assert plain.norm_query is None and plain(x).shape == x.shape
 
@@ -285,10 +290,10 @@ def test_captured_factors_of_variants_give_the_output(options, spatial, shape):
     (shown,), (norms,) = (recorded[name] for name in ("attention_map", "lambda_norm"))
     assert shown.shape == shape and norms.shape == (2, 3 if built.multi_head else 1, *spatial)
     n = int(np.prod(spatial))
-    v = built.norm_value(built.value(x)).reshape(2, n, -1, 4)  # one per head or one for all
-    v = jnp.broadcast_to(v, (2, n, 3, 4))
-    answer = jnp.einsum("bhnm,bmhv->bnhv", shown.reshape(2, 3, n, n), v).reshape(y.shape)
-    np.testing.assert_allclose(answer, y, rtol=1e-4, atol=1e-5)
+    v = jax.jit(lambda built, x: built.norm_value(built.value(x)))(built, x)
+    v = np.broadcast_to(v.reshape(2, n, -1, 4), (2, n, 3, 4))  # one per head or one for all
+    answer = np.einsum("bhnm,bmhv->bnhv", np.reshape(shown, (2, 3, n, n)), v)
+    np.testing.assert_allclose(answer.reshape(y.shape), y, rtol=1e-4, atol=1e-5)
 
 
 COUNTS = [(64, 14768), (128, 22992), (256, 45584), (512, 115344)]

@@ -21,6 +21,8 @@ from lambdanet.attention.vanilla_attention import VanillaAttention
 GRID, DIM, HEADS = (3, 5), 8, 2
 N = math.prod(GRID)
 once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+resized_kernel = jax.jit(resize_kernel, static_argnums=(1, 2, 3))
+loss_terms = jax.jit(diagonality_loss, static_argnums=(1, 2))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -37,7 +39,7 @@ def randomise(module, seed=0):
     """
     draw = np.random.default_rng(seed)
     for _, variable in nnx.to_flat_state(nnx.state(module, nnx.Param)):
-        shape = variable[...].shape
+        shape = variable.shape
         scale = shape[0] ** -0.5 if len(shape) > 1 else 1.0
         variable.set_value(jnp.asarray(scale * draw.standard_normal(shape), jnp.float32))
     return nnx.view(module, deterministic=True, use_running_average=True, raise_if_not_found=False)
@@ -45,7 +47,8 @@ def randomise(module, seed=0):
 
 def less(seed=0, **options):
     options = dict(num_heads=HEADS, size=GRID) | options
-    return randomise(LessAttention(DIM, **options, rngs=nnx.Rngs(0)), seed)
+    made = nnx.eval_shape(lambda: LessAttention(DIM, **options, rngs=nnx.Rngs(0)))
+    return randomise(made, seed)
 
 
 def residual(*heads, **options):
@@ -53,7 +56,7 @@ def residual(*heads, **options):
 
 
 def normal(*shape, seed=1):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def inputs(grid=GRID, batch=2, class_token=False):
@@ -190,7 +193,7 @@ def test_policies_for_another_size():
     )
     with pytest.raises(ValueError, match=message):
         less()(x, logits)
-    np.testing.assert_array_equal(less(resize="reuse")(x, logits)[1], logits)
+    np.testing.assert_array_equal(once(less(resize="reuse"))(x, logits)[1], logits)
     with pytest.raises(ValueError, match="the map is 4x6"):
         less(transform="kron", resize="refuse")(x, logits)
     # 'interpolate' is a layer made for the other size from the resized weights.
@@ -207,34 +210,39 @@ def test_policies_for_another_size():
             for axis, factor in enumerate(factors.split() if factors else ()):
                 name, (old, new) = f"{side}_{factor}", (GRID[axis], other[axis])
                 getattr(there, name).kernel.set_value(
-                    resize_kernel(getattr(made, name).kernel[...], (old,), (new,))
+                    resized_kernel(getattr(made, name).kernel[...], (old,), (new,))
                 )
             if not factors:
                 getattr(there, side).kernel.set_value(
-                    resize_kernel(getattr(made, side).kernel[...], GRID, other)
+                    resized_kernel(getattr(made, side).kernel[...], GRID, other)
                 )
-        close(made.transform_logits(logits, other), there.transform_logits(logits, other))
+        both = (once(lambda a, m=m: m.transform_logits(a, other))(logits) for m in (made, there))
+        close(*both)
     # On one axis: the identity of 2 on 4 positions is a smoothing whose rows sum to one.
     smooth = [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
     expected = np.array(smooth) @ np.array(smooth).T
-    close(resize_kernel(jnp.eye(2), (2,), (4,)), (expected / expected.sum(1, keepdims=True)).T)
+    close(
+        resized_kernel(np.eye(2, dtype=np.float32), (2,), (4,)),
+        (expected / expected.sum(1, keepdims=True)).T,
+    )
 
 
 @pytest.mark.parametrize(("old", "new"), [((3, 5), (4, 6)), ((6, 4), (3, 4)), ((5,), (2,))])
 @pytest.mark.parametrize("class_token", [False, True])
 def test_resizing_keeps_sums_and_the_class_token(old, new, class_token):
     first, m = int(class_token), math.prod(old) + class_token
-    kernel = jnp.abs(normal(m, m)) + 0.1
-    resized = resize_kernel(kernel, old, new, class_token)
-    sums = jax.image.resize(kernel[first:, first:].sum(0).reshape(old), new, "linear").reshape(-1)
-    close(resized[first:, first:].sum(0), sums)
+    kernel = np.abs(np.asarray(normal(m, m))) + np.float32(0.1)
+    resized = np.asarray(resized_kernel(kernel, old, new, class_token))
+
+    def interpolated(row):
+        return np.ravel(jax.image.resize(row.reshape(old), new, "linear"))
+
+    close(resized[first:, first:].sum(0), interpolated(kernel[first:, first:].sum(0)))
     if class_token:
         assert resized[0, 0] == kernel[0, 0]
         close(resized[1:, 0].sum(), kernel[1:, 0].sum())
-        close(
-            resized[0, 1:], jax.image.resize(kernel[0, 1:].reshape(old), new, "linear").reshape(-1)
-        )
-    np.testing.assert_allclose(resize_kernel(kernel, old, old, class_token), kernel, rtol=1e-6)
+        close(resized[0, 1:], interpolated(kernel[0, 1:]))
+    np.testing.assert_allclose(resized_kernel(kernel, old, old, class_token), kernel, rtol=1e-6)
 
 
 def test_resized_weights_that_cancel_are_not_blown_up():
@@ -244,7 +252,8 @@ def test_resized_weights_that_cancel_are_not_blown_up():
 
 
 def test_vanilla_attention_is_multi_head_attention_with_logits():
-    module, x = randomise(VanillaAttention(DIM, num_heads=HEADS, rngs=nnx.Rngs(0))), inputs()[0]
+    made = nnx.eval_shape(lambda: VanillaAttention(DIM, num_heads=HEADS, rngs=nnx.Rngs(0)))
+    module, x = randomise(made), inputs()[0]
     mhsa = create_attention("mhsa", DIM, num_heads=HEADS, rngs=nnx.Rngs(0))
     nnx.update(mhsa.query, nnx.state(module.query))
     nnx.update(mhsa.output, nnx.state(module.output))
@@ -336,31 +345,31 @@ def test_forms_of_the_residual():
     state = nnx.state(separable)
     u, g = state.pop("downsample_query_kernel")[...], state.pop("downsample_key_kernel")[...]
     state["downsample_kernel"] = nnx.Param(jnp.einsum("cpq,cst->cpqst", u, g))
-    close(separable(logits, (4, 4)), nnx.merge(graphdef, state)(logits, (4, 4)))
+    merged = nnx.merge(graphdef, state)
+    close(*once(lambda a: (separable(a, (4, 4)), merged(a, (4, 4))))(logits))
 
     query_only = residual(2, 3, mode="query_only", norm="none")
-    reduced = normal(2, 2, 16, 5)
-    expected = np.zeros((2, 2, 4, 5))
+    reduced = np.asarray(normal(2, 2, 16, 5))
+    expected, kernel = np.zeros((2, 2, 4, 5)), np.asarray(query_only.downsample_kernel[...])
     for c in range(2):
         for i in range(4):
             cells = [
-                (2 * (i // 2) + p, 2 * (i % 2) + q, query_only.downsample_kernel[...][c, p, q])
-                for p in (0, 1)
-                for q in (0, 1)
+                (2 * (i // 2) + p, 2 * (i % 2) + q, kernel[c, p, q]) for p in (0, 1) for q in (0, 1)
             ]
             expected[:, c, i] = sum(
                 weight * reduced[:, c, 4 * row + column] for row, column, weight in cells
             )
-    down = query_only.downsample(reduced, (4, 4)) - query_only.downsample_bias[...]
-    close(np.moveaxis(np.asarray(down), -1, 1), expected)
-    assert query_only(reduced, (4, 4)).shape == (2, 3, 4, 5)
+    down = once(lambda a: query_only.downsample(a, (4, 4)) - query_only.downsample_bias[...])
+    close(np.moveaxis(np.asarray(down(reduced)), -1, 1), expected)
+    assert jax.eval_shape(lambda a: query_only(a, (4, 4)), reduced).shape == (2, 3, 4, 5)
     for module, shown in ((full, (1, 2, 16, 16)), (query_only, (1, 2, 16, 5))):
         assert module.macs(4, 4, keys=5) == jaxpr_macs(
             lambda a, module=module: module(a, (4, 4)), jnp.ones(shown)
         )
 
     instance = AttentionResidual(2, 2, norm="instance", rngs=nnx.Rngs(0))
-    normed = instance.normalise(instance.downsample(logits, (4, 4)))
+    normed = once(lambda a: instance.normalise(instance.downsample(a, (4, 4))))(logits)
+    normed = np.asarray(normed)
     close(normed.mean((1, 2)), np.zeros((2, 2)), 1e-4)
     close(normed.std((1, 2)), np.ones((2, 2)), 1e-2)
     start = AttentionResidual(2, 3, rngs=nnx.Rngs(0))
@@ -374,28 +383,29 @@ def test_forms_of_the_residual():
 
 
 def test_hinge_is_zero_where_the_properties_hold_and_the_printed_loss_is_not():
-    identity = jnp.eye(6)[None, None]
+    identity = np.eye(6, dtype=np.float32)[None, None]
     printed = []
     for factor in (1.0, 2.0):
         for variant in ("norm_hinge_agg", "norm_hinge_pair"):
-            assert [float(term[0, 0]) for term in diagonality_loss(factor * identity, variant)] == [
-                0.0,
-                0.0,
-            ]
-        printed.append(float(sum(diagonality_loss(factor * identity, "paper"))[0, 0]))
+            terms = loss_terms(factor * identity, variant, "logits")
+            assert [np.asarray(term)[0, 0] for term in terms] == [0.0, 0.0]
+        terms = loss_terms(factor * identity, "paper", "logits")
+        printed.append(sum(np.asarray(term)[0, 0] for term in terms))
     assert printed[1] > printed[0] > 0  # grows with the diagonal that it should reward
     # Weaker than one other entry of its row, but not than their mean: the two hinges differ.
-    row = identity.at[0, 0, 0, 1].set(1.5).at[0, 0, 1, 0].set(1.5)
-    assert (
-        float(diagonality_loss(row, "norm_hinge_agg")[1][0, 0])
-        == 0
-        < float(diagonality_loss(row, "norm_hinge_pair")[1][0, 0])
+    row = identity.copy()
+    row[0, 0, 0, 1] = row[0, 0, 1, 0] = 1.5
+    agg, pair = (
+        np.asarray(loss_terms(row, variant, "logits")[1])[0, 0]
+        for variant in ("norm_hinge_agg", "norm_hinge_pair")
     )
+    assert agg == 0 < pair
     for variant in VARIANTS:
-        assert float(diagonality_loss(jnp.ones((1, 1)), variant)[1]) == 0
-    gradient = jax.grad(lambda a: sum(diagonality_loss(a, "norm_hinge_pair")).sum())
-    assert not gradient(jnp.ones((1, 1, 4, 4))).any()  # kinks have derivative zero
-    assert diagonality_loss(identity.astype(jnp.bfloat16))[0].dtype == jnp.float32
+        assert float(loss_terms(np.ones((1, 1), np.float32), variant, "logits")[1]) == 0
+    gradient = once(jax.grad(lambda a: sum(diagonality_loss(a, "norm_hinge_pair")).sum()))
+    assert not np.any(gradient(np.ones((1, 1, 4, 4), np.float32)))  # kinks have derivative zero
+    low = jax.eval_shape(diagonality_loss, jax.ShapeDtypeStruct((1, 1, 6, 6), jnp.bfloat16))
+    assert low[0].dtype == jnp.float32
 
 
 def test_errors():

@@ -1,5 +1,7 @@
 """Pooling: both lowerings of the maximum, and the padding rules against a written-out reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,12 @@ def test_max_pool_lowerings_equal_the_reference(size, stride):
         np.testing.assert_array_equal(max_pool(x, 3, stride, impl=impl), expected)
 
 
+@functools.partial(jax.jit, static_argnames="stride")
+def pulled_back(x, weights, stride):
+    """The gradient of sum(weights * max-pool 3x3)."""
+    return jax.vjp(lambda x: max_pool(x, 3, stride, impl="slices"), x)[1](weights)[0]
+
+
 def first_wins(x, stride, weights):
     """The gradient of sum(weights * max-pool 3x3), the first of equal entries of a window taking it
     all.
@@ -64,18 +72,16 @@ def test_first_of_equal_entries_gets_the_gradient(size, stride, values):
         x = rng.integers(-1, 2, shape).astype(float)
     else:
         x = np.where(rng.random(shape) < 0.8, -np.inf, -1.0)
+    weights = rng.standard_normal((2, *(-(-n // stride) for n in size), 3))
     with jax.enable_x64(True):
-        y, transpose = jax.vjp(lambda x: max_pool(x, 3, stride, impl="slices"), jnp.asarray(x))
-        weights = rng.standard_normal(y.shape)
-        np.testing.assert_allclose(
-            transpose(jnp.asarray(weights))[0], first_wins(x, stride, weights), rtol=1e-12
-        )
+        ours = pulled_back(x, weights, stride)
+    np.testing.assert_allclose(ours, first_wins(x, stride, weights), rtol=1e-12)
 
 
 def test_both_lowerings_have_the_same_gradient_with_ties():
     x = jnp.asarray(np.random.default_rng(1).integers(0, 3, (2, 7, 6, 3)), jnp.float32)
     grads = [
-        jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum())(x)
+        jax.jit(jax.grad(lambda x, i=impl: (max_pool(x, impl=i) ** 2).sum()))(x)
         for impl in ("window", "slices")
     ]
     np.testing.assert_array_equal(*grads)
@@ -83,13 +89,14 @@ def test_both_lowerings_have_the_same_gradient_with_ties():
 
 def test_wide_windows_and_strides():
     x = jax.random.normal(jax.random.key(0), (1, 20, 19, 2))
+
+    @functools.partial(jax.jit, static_argnums=(1, 2, 3))
+    def both(x, window, stride, impl):
+        y, transpose = jax.vjp(lambda x: max_pool(x, window, stride, impl=impl), x)
+        return y, transpose(y)[0]
+
     for window, stride in ((3, 4), (5, 2)):
-        results = []
-        for impl in ("window", "slices"):
-            y, transpose = jax.vjp(
-                lambda x, w=window, s=stride, i=impl: max_pool(x, w, s, impl=i), x
-            )
-            results.append((y, transpose(y)[0]))
+        results = [both(x, window, stride, impl) for impl in ("window", "slices")]
         for a, b in zip(*results, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
 
@@ -122,13 +129,19 @@ def test_avg_pool_sums_in_float32():
 
 @pytest.mark.parametrize("window", [(2, 2), (1, 3), (2, 3)])
 def test_max_of_cells_drops_the_remainder(window):
-    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 3))
+    x = np.random.default_rng(0).normal(size=(2, 5, 7, 3)).astype(np.float32)
     rows, columns = 5 // window[0], 7 // window[1]
     cells = x[:, : rows * window[0], : columns * window[1]].reshape(
         2, rows, window[0], columns, window[1], 3
     )
-    np.testing.assert_array_equal(max_pool_cells(x, window), cells.max((2, 4)))
-    gradient = jax.grad(lambda x: jnp.sum(max_pool_cells(x, window) ** 2))(x)
+
+    @jax.jit
+    def both(x):
+        y = max_pool_cells(x, window)
+        return y, jax.grad(lambda x: jnp.sum(max_pool_cells(x, window) ** 2))(x)
+
+    y, gradient = both(x)
+    np.testing.assert_array_equal(y, cells.max((2, 4)))
     kept = np.asarray(gradient)[np.nonzero(gradient)]
     np.testing.assert_allclose(np.sort(kept), np.sort(2 * np.ravel(cells.max((2, 4)))), rtol=1e-6)
     assert np.count_nonzero(gradient) == 2 * rows * columns * 3

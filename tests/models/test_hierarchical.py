@@ -300,7 +300,7 @@ def test_positions_are_resized_only_off_their_grid():
     np.testing.assert_allclose(rows[1], inner, atol=1e-6)
 
 
-IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 24, 1))
+IMAGES = jnp.asarray(np.random.default_rng(0).standard_normal((2, 16, 24, 1)), jnp.float32)
 
 
 def moved(model, path):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.layers import avg_pool
@@ -25,16 +26,6 @@ def tiny(**options) -> ResNet:
     return create_model("resnet50", **{**TINY, **options}, rngs=nnx.Rngs(0))
 
 
-def randomise(model, seed=0):
-    """Random parameters and statistics, so that no zero scale hides a branch."""
-    rng = np.random.default_rng(seed)
-    for path, variable in nnx.to_flat_state(nnx.state(model)):
-        value = rng.normal(size=variable.shape)
-        value = {"var": np.exp(0.3 * value), "scale": 1 + 0.2 * value}.get(path[-1], 0.2 * value)
-        variable[...] = jnp.asarray(value, variable.dtype)
-    return model
-
-
 def abstract(**options) -> ResNet:
     """The network's shapes alone."""
     return nnx.eval_shape(lambda: tiny(**options))
@@ -45,7 +36,7 @@ def evaluating(model):
 
 
 def images(*shape, seed=0):
-    return jax.random.normal(jax.random.key(seed), shape)
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
 def call(function, model, *args, compiled=True):
@@ -98,7 +89,7 @@ def test_any_map_size(size, stem):
 
 
 def test_evaluation_treats_images_alone_and_jit_changes_nothing():
-    model = randomise(tiny())
+    model = drawn(abstract(blocks=(1, 1), widths=(8, 8)))
     x = images(3, 9, 6, 3)
     alone = evaluating(model)
     together = call(ResNet.__call__, alone, x)
@@ -133,10 +124,10 @@ def test_every_block_starts_as_its_shortcut_unless_told_otherwise(attention, blo
 
 @functools.cache
 def training_pass(remat):
-    model = tiny(
+    model = abstract(
         remat=remat, blocks=(1, 1), drop_path_rate=0.4, dropout_rate=0.3, share_embeddings=True
     )
-    return gradient(randomise(model), images(4, 9, 6, 3), jax.random.key(3))
+    return gradient(drawn(model), images(4, 9, 6, 3), jax.random.key(3))
 
 
 @pytest.mark.parametrize("remat", ["block", "stage"])
@@ -162,8 +153,8 @@ def test_remat_wraps_blocks_or_stages(remat, regions):
 
 def test_bfloat16_stays_close_and_keeps_float32_where_it_must():
     x = images(4, 9, 6, 3)
-    exact = call(ResNet.__call__, randomise(tiny(blocks=(1, 1))), x)
-    (_, (y, stats)), grads = gradient(randomise(tiny(blocks=(1, 1), dtype="bfloat16")), x)
+    exact = call(ResNet.__call__, drawn(abstract(blocks=(1, 1))), x)
+    (_, (y, stats)), grads = gradient(drawn(abstract(blocks=(1, 1), dtype="bfloat16")), x)
     assert {leaf.dtype for leaf in jax.tree.leaves((y, stats, grads))} == {jnp.dtype("float32")}
     np.testing.assert_allclose(y, exact, atol=5e-2 * float(jnp.abs(exact).max()))
     features = call(ResNet.features, abstract(dtype="bfloat16"), x, compiled=False)
@@ -221,8 +212,8 @@ def test_dropout_acts_before_the_classifier_while_training():
 @pytest.mark.parametrize("scope", [5, None])
 def test_shared_embeddings_equal_copies_of_one_table(scope):
     spec = {**LAMBDA, "scope": scope}
-    shared = randomise(tiny(attention=spec, share_embeddings=True))
-    own = randomise(tiny(attention=spec))
+    shared = drawn(abstract(attention=spec, share_embeddings=True))
+    own = drawn(abstract(attention=spec))
     tables = {}
     for number, stage in enumerate(shared.stages):
         tables[number] = stage.embedding[...]
@@ -264,7 +255,7 @@ def test_strided_attention_block_equals_its_formula(pool, window, post_norm_act)
             y = nnx.silu(block.norm_attention(y))
         return block(x), nnx.silu(block.conv3(y) + block.shortcut(x))
 
-    model = evaluating(randomise(tiny(pool=pool, post_norm_act=post_norm_act, activation="silu")))
+    model = evaluating(drawn(abstract(pool=pool, post_norm_act=post_norm_act, activation="silu")))
     y, expected = call(both, model.stages[1].blocks[0], images(2, 9, 6, 32))
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 

@@ -23,7 +23,8 @@ def test_overlaps_equal_loops():
     a, b = draw(7), draw(9, seed=1)
     b[0], b[1] = a[0], [*a[1, :2], *a[1, :2]]
     expected = np.array([[iou(x, y) for y in np.float64(b)] for x in np.float64(a)])
-    np.testing.assert_allclose(ops.pairwise_iou(a, b), expected, atol=1e-6)
+    pairwise_iou = jax.jit(ops.pairwise_iou)
+    np.testing.assert_allclose(pairwise_iou(a, b), expected, atol=1e-6)
     hull, cover = np.zeros_like(expected), np.zeros_like(expected)
     for i, x in enumerate(np.float64(a)):
         for j, y in enumerate(np.float64(b)):
@@ -32,9 +33,9 @@ def test_overlaps_equal_loops():
             union = sum(areas) / (1 + expected[i, j])
             hull[i, j] = expected[i, j] - (whole - union) / whole
             cover[i, j] = expected[i, j] * union / areas[0]
-    np.testing.assert_allclose(ops.pairwise_giou(a, b), hull, atol=1e-5)
-    np.testing.assert_allclose(ops.pairwise_coverage(a, b), cover, atol=1e-5)
-    stacked = ops.pairwise_iou(np.stack([a, a[::-1]]), np.stack([b, b]))
+    np.testing.assert_allclose(jax.jit(ops.pairwise_giou)(a, b), hull, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(ops.pairwise_coverage)(a, b), cover, atol=1e-5)
+    stacked = pairwise_iou(np.stack([a, a[::-1]]), np.stack([b, b]))
     np.testing.assert_allclose(stacked[1], expected[::-1], atol=1e-6)
 
 
@@ -42,7 +43,7 @@ def test_overlaps_equal_loops():
 def test_empty_boxes_overlap_nothing_with_finite_gradients(overlap):
     """Padding is zeros."""
     empty = jnp.zeros((2, 4))
-    value, gradient = jax.value_and_grad(lambda a: overlap(a, empty).sum())(empty)
+    value, gradient = jax.jit(jax.value_and_grad(lambda a: overlap(a, empty).sum()))(empty)
     assert float(value) == 0 and not np.any(gradient)
     assert not np.any(ops.box_area(jnp.array([[5.0, 5, 3, 9], [1, 1, 1, 1]])))
 
@@ -58,8 +59,12 @@ def test_decoding_undoes_encoding():
     rng = np.random.default_rng(0)
     boxes, anchors = draw(200), draw(200, seed=1)
     anchors[:, 2:] = anchors[:, :2] + np.exp(rng.uniform(1, 3.3, (200, 2)))
+
+    def there_and_back(boxes, anchors, clamp):
+        return ops.decode_boxes(ops.encode_boxes(boxes, anchors, STDS), anchors, STDS, clamp)
+
     for clamp in ops.CLAMPS:
-        found = ops.decode_boxes(ops.encode_boxes(boxes, anchors, STDS), anchors, STDS, clamp)
+        found = jax.jit(there_and_back, static_argnums=2)(boxes, anchors, clamp)
         np.testing.assert_allclose(found, boxes, atol=1e-3)
 
 

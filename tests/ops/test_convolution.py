@@ -187,19 +187,27 @@ def test_the_result_has_the_dtype_of_the_map_in_every_lowering(impl, sides, opti
     rng = np.random.default_rng(0)
     x, kernel = (jnp.asarray(rng.standard_normal(s), d)
                  for s, d in zip(((1, 7, 6, channels), sides), dtypes, strict=True))  # fmt: skip
-    for lowering in (impl, "conv", "auto"):
-        run = functools.partial(convolution, impl=lowering, **options)
-        y, back = jax.vjp(run, x, kernel)
-        assert y.dtype == x.dtype and [g.dtype for g in back(y)] == [x.dtype, kernel.dtype]
-        np.testing.assert_array_equal(y, run(x, kernel.astype(x.dtype)))
+
+    @once
+    def results(x, kernel):
+        found = []
+        for lowering in (impl, "conv", "auto"):
+            run = functools.partial(convolution, impl=lowering, **options)
+            y, back = jax.vjp(run, x, kernel)
+            found.append((y, back(y), run(x, kernel.astype(x.dtype))))
+        return found
+
+    for y, gradients, rounded in results(x, kernel):
+        assert y.dtype == x.dtype and [g.dtype for g in gradients] == [x.dtype, kernel.dtype]
+        np.testing.assert_array_equal(y, rounded)
 
 
 @pytest.mark.parametrize(("impl", "sides", "options"), ONCE_EACH)
 def test_options_may_be_any_sequences(impl, sides, options):
     x = jnp.ones((1, 7, 6, sides[2] * options.get("groups", 1)))
     listed = {k: np.asarray(v).tolist() for k, v in options.items()}
-    outputs = [convolution(x, jnp.ones(sides), impl=impl, **o) for o in (options, listed)]
-    np.testing.assert_array_equal(*outputs)
+    run = once(lambda x, k: [convolution(x, k, impl=impl, **o) for o in (options, listed)])
+    np.testing.assert_array_equal(*run(x, jnp.ones(sides)))
 
 
 def test_half_precision_products_sum_in_float32():
@@ -263,12 +271,17 @@ def test_gather_back_is_the_transpose_of_the_views(sides, stride):
     weights = np.random.default_rng(0).standard_normal(sides[0] * sides[1])
     with jax.enable_x64(True):
         x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 7, 6, 2)))
-        y, transpose = jax.vjp(
-            lambda x: sum(w * v for w, v in zip(weights, tap_views(x, sides, stride), strict=True)),
-            x,
-        )
-        back = gather_back([y], (7, 6), sides, stride, lambda tap, moved: weights[tap] * moved[0])
-        np.testing.assert_allclose(back, transpose(y)[0], rtol=1e-12, atol=1e-12)
+
+        def weighted(x):
+            return sum(w * v for w, v in zip(weights, tap_views(x, sides, stride), strict=True))
+
+        @once
+        def both(x):
+            y, transpose = jax.vjp(weighted, x)
+            scaled = lambda tap, moved: weights[tap] * moved[0]  # noqa: E731
+            return gather_back([y], (7, 6), sides, stride, scaled), transpose(y)[0]
+
+        np.testing.assert_allclose(*both(x), rtol=1e-12, atol=1e-12)
 
 
 def test_strided_depthwise_keeps_every_batch_axis():

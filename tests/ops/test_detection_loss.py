@@ -13,21 +13,25 @@ from lambdanet.ops.detection_loss import (
     smooth_l1,
 )
 
+focal_loss = jax.jit(sigmoid_focal_loss, static_argnames=("alpha", "gamma"))
+
 
 def test_focal_loss():
     logits = np.linspace(-8, 8, 33)
     for target in (0.0, 1.0):
         p = 1 / (1 + np.exp(-logits * (2 * target - 1)))
         expected = (0.25 if target else 0.75) * (1 - p) ** 2 * -np.log(p)
-        found = sigmoid_focal_loss(jnp.float32(logits), jnp.full(33, target))
+        found = focal_loss(np.float32(logits), np.full(33, target, np.float32))
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
         half = (1 - p) ** 1.5 * -np.log(p) * (0.5 if target else 0.5)
-        found = sigmoid_focal_loss(jnp.float32(logits), jnp.full(33, target), alpha=0.5, gamma=1.5)
+        targets = np.full(33, target, np.float32)
+        found = focal_loss(np.float32(logits), targets, alpha=0.5, gamma=1.5)
         np.testing.assert_allclose(found, half, rtol=1e-4, atol=1e-7)
-    low = sigmoid_focal_loss(jnp.ones(3, jnp.bfloat16), jnp.ones(3, jnp.bfloat16))
-    assert low.dtype == jnp.float32
-    extreme = jax.grad(lambda x: sigmoid_focal_loss(x, jnp.array([0.0, 1, 0, 1])).sum())
-    assert np.isfinite(extreme(jnp.array([-200.0, -200, 200, 200]))).all()
+    half = jax.ShapeDtypeStruct((3,), jnp.bfloat16)
+    assert jax.eval_shape(sigmoid_focal_loss, half, half).dtype == jnp.float32
+    targets = np.array([0, 1, 0, 1], np.float32)
+    extreme = jax.jit(jax.grad(lambda x: sigmoid_focal_loss(x, targets).sum()))
+    assert np.isfinite(extreme(np.array([-200, -200, 200, 200], np.float32))).all()
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
@@ -45,10 +49,12 @@ def test_giou_loss():
     boxes, targets = np.float32(rng.uniform(0, 20, (2, 9, 4)))
     for each in (boxes, targets):
         each[:, 2:] = each[:, :2] + rng.uniform(1, 20, (9, 2))
-    expected = 1 - np.diagonal(pairwise_giou(boxes, targets))
-    np.testing.assert_allclose(giou_loss(boxes, targets), expected, atol=1e-5)
-    np.testing.assert_allclose(giou_loss(boxes, boxes), 0, atol=1e-6)
-    gradient = jax.grad(lambda x: giou_loss(x, jnp.zeros((2, 4))).sum())(jnp.zeros((2, 4)))
+    loss = jax.jit(giou_loss)
+    expected = 1 - np.diagonal(jax.jit(pairwise_giou)(boxes, targets))
+    np.testing.assert_allclose(loss(boxes, targets), expected, atol=1e-5)
+    np.testing.assert_allclose(loss(boxes, boxes), 0, atol=1e-6)
+    empty = np.zeros((2, 4), np.float32)
+    gradient = jax.jit(jax.grad(lambda x: giou_loss(x, empty).sum()))(empty)
     assert np.isfinite(gradient).all()
 
 

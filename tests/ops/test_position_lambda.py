@@ -24,6 +24,10 @@ GEOMETRIES = {
     "3-D": ((3, 2, 4), (3, 5, 3), 1, 1, 2),
 }
 LOWERINGS = ("dense", "conv", "query_first", "row_chunks", "spectral")
+position_term = jax.jit(
+    position_lambda.position_term, static_argnames=("dilation", "impl", "chunk_rows")
+)
+dense_embeddings = jax.jit(relative_table.dense_embeddings, static_argnames=("shape", "dilation"))
 
 
 def arrays(shape, scope, u, *, h=3, k=4, v=5, batch=2, dtype=np.float64):
@@ -97,8 +101,8 @@ def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
 def test_rows_per_chunk_do_not_matter(rows):
     q, v, table = arrays((5, 3), (3, 5), 1, dtype=np.float32)
-    expected = position_lambda.position_term(q, v, table, impl="dense")
-    found = position_lambda.position_term(q, v, table, impl="row_chunks", chunk_rows=rows)
+    expected = position_term(q, v, table, impl="dense")
+    found = position_term(q, v, table, impl="row_chunks", chunk_rows=rows)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -106,7 +110,7 @@ def test_rows_per_chunk_do_not_matter(rows):
 def test_dense_embeddings_are_the_table_at_key_minus_query(name):
     shape, scope, dilation, u, _ = GEOMETRIES[name]
     table = arrays(shape, scope, u, dtype=np.float32)[2]
-    found = relative_table.dense_embeddings(table, shape, dilation=dilation)
+    found = dense_embeddings(table, shape=shape, dilation=dilation)
     np.testing.assert_array_equal(
         found, np.swapaxes(pairwise_embeddings(table, shape, dilation), -1, -2)
     )
@@ -116,10 +120,9 @@ def test_dense_embeddings_are_the_table_at_key_minus_query(name):
 def test_shifting_the_map_shifts_the_answer(impl):
     """Away from the border, for a local table."""
     q, v, table = arrays((8, 7), (3, 3), 1, dtype=np.float32)
-    y = position_lambda.position_term(q, v, table, impl=impl)
-    rolled = position_lambda.position_term(
-        np.roll(q, (2, 1), (1, 2)), np.roll(v, (2, 1), (1, 2)), table, impl=impl
-    )
+    y = np.asarray(position_term(q, v, table, impl=impl))
+    moved = (np.roll(a, (2, 1), (1, 2)) for a in (q, v))
+    rolled = np.asarray(position_term(*moved, table, impl=impl))
     np.testing.assert_allclose(rolled[:, 3:-1, 2:-1], y[:, 1:-3, 1:-2], rtol=1e-4, atol=1e-5)
 
 
@@ -128,7 +131,7 @@ def test_shifting_the_map_shifts_the_answer(impl):
 def test_masked_taps_are_the_causal_mask(impl, causal):
     q, v, table = arrays((3, 4), (5, 3), 2, dtype=np.float32)
     masked = relative_table.mask_taps(table, causal)
-    found = position_lambda.position_term(q, v, masked, impl=impl)
+    found = position_term(q, v, masked, impl=impl)
     n = 12
     order = np.arange(n)[None] - np.arange(n)[:, None]
     seen = order <= 0 if causal == "inclusive" else order < 0

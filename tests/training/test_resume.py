@@ -72,7 +72,7 @@ class Runs:
             dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
             for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("fsdp4", HALF, 2, 4))
         ]
-        term = flags_of(self.config, root / "term", **{"data.num_workers": 2})
+        term = flags_of(self.config, root / "term", **{"data.num_workers": 1})
         children = {
             "kill": start_child(
                 "train_child.py", "kill", "15", *flags_of(self.config, root / "kill")
@@ -157,7 +157,7 @@ def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
 
 
 def test_sigterm_saves_exits_with_0_and_continues_bitwise_with_other_workers(runs):
-    # The first part read its data with two worker processes, the second reads with threads.
+    # The first part read its data with a worker process, the second reads with threads.
     assert runs.code["term"] == 0, runs.output["term"]
     assert (
         "SIGTERM" in runs.output["term"][0]

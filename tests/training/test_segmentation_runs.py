@@ -1,6 +1,6 @@
-"""Whole runs of segmentation: killed and continued, on eight devices, on two processes (these two
-in `make exhaustive`); and what eval.py makes of a run. One straight run of eight steps on one
-device is the reference.
+"""Whole runs of segmentation: a straight one of eight steps on one device, what eval.py makes of
+it, and against it, in `make exhaustive`, runs that are killed and continued, on eight devices, on
+two processes.
 """
 
 import io
@@ -83,24 +83,22 @@ class Runs:
         self.outcome = train.run(
             self.config, root / "straight", stream=io.StringIO(), devices=jax.devices()[:1]
         )
-        kill = flags_of(self.data, root / "kill")
-        children = {"kill": start_child("train_child.py", "kill", "6", *kill)}
-        self.output, self.code = finish(children)
 
-    def start_parallel(self):
-        """The runs on several devices and processes."""
+    def start_others(self):
+        """The run that is killed, and those on several devices and processes."""
         root, text = self.root, to_json(self.config)
         job = dict(workdir=str(root / "fsdp4"), config=text, steps=HALF, data=2, fsdp=4)
         pair = ["--distributed", "--num_processes=2"]
         pair += [f"--coordinator_address=127.0.0.1:{free_port()}"]
         short = flags_of(self.data, root / "pair", **{"train.steps": HALF})
+        kill = flags_of(self.data, root / "kill")
         children = {
+            "kill": start_child("train_child.py", "kill", "6", *kill),
             "pair0": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=0"),
             "pair1": start_child("train_child.py", "none", "0", *short, *pair, "--process_id=1"),
             "devices": start_child("devices_child.py", json.dumps([job]), devices=8),
         }
-        output, code = finish(children)
-        self.output, self.code = self.output | output, self.code | code
+        self.output, self.code = finish(children)
 
     def state(self, name, step=STEPS):
         return saved_state(self.root / name, step)
@@ -117,8 +115,8 @@ def runs(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def parallel_runs(runs):
-    runs.start_parallel()
+def other_runs(runs):
+    runs.start_others()
     return runs
 
 
@@ -132,7 +130,9 @@ def test_the_reference_run_learns_and_ends_with_the_test_split(runs):
     assert {"auxiliary_head", "cross_entropy", "pixel_accuracy"} <= set(first)
 
 
-def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
+@pytest.mark.exhaustive
+def test_kill_9_and_continue_is_bitwise_the_straight_run(other_runs):
+    runs = other_runs
     assert runs.code["kill"] == -9, runs.output["kill"]
     stream = io.StringIO()
     outcome = train.run(runs.config, runs.root / "kill", stream=stream, devices=jax.devices()[:1])
@@ -147,8 +147,8 @@ def test_kill_9_and_continue_is_bitwise_the_straight_run(runs):
 
 
 @pytest.mark.exhaustive
-def test_eight_devices_train_like_one(parallel_runs):
-    runs = parallel_runs
+def test_eight_devices_train_like_one(other_runs):
+    runs = other_runs
     assert runs.code["devices"] == 0, runs.output["devices"]
     one, eight = runs.losses("straight"), runs.losses("fsdp4")
     for step in range(1, HALF + 1):
@@ -156,8 +156,8 @@ def test_eight_devices_train_like_one(parallel_runs):
 
 
 @pytest.mark.exhaustive
-def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
-    runs = parallel_runs
+def test_two_processes_train_and_evaluate_like_one(other_runs, tmp_path):
+    runs = other_runs
     assert (runs.code["pair0"], runs.code["pair1"]) == (0, 0), (
         runs.output["pair0"],
         runs.output["pair1"],

@@ -1,9 +1,12 @@
 """What the second stage makes of proposals."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from models.detection import regions
+
+mask_targets = jax.jit(regions.mask_targets, static_argnames=("size", "binary"))
 
 
 def test_targets_of_masks_do_not_hang_on_rounding():
@@ -19,9 +22,8 @@ def test_targets_of_masks_do_not_hang_on_rounding():
     boxes = boxes.astype(np.float32)
 
     def targets(proposals, binary=True):
-        index = jnp.arange(20)[None]
-        given = (masks, jnp.asarray(boxes), jnp.asarray(proposals), index)
-        return np.asarray(regions.mask_targets(*given, size=28, binary=binary))
+        given = (masks, boxes, proposals, np.arange(20, dtype=np.int32)[None])
+        return np.asarray(mask_targets(*given, size=28, binary=binary))
 
     halves = targets(boxes, binary=False) == 0.5
     assert halves.sum() > 50

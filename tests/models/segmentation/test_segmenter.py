@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 import models
@@ -45,9 +46,9 @@ def image(h, w, batch=1):
 
 @pytest.mark.parametrize("align_corners", [False, True])
 def test_logits_of_every_pixel_are_the_resized_ones(align_corners):
-    model = evaluation(build(align_corners=align_corners))
+    model = evaluation(drawn(abstract(align_corners=align_corners)))
     x = image(50, 77)
-    out = model.outputs(x)
+    out, logits, features = jax.jit(lambda m, x: (m.outputs(x), m(x), m.features(x)))(model, x)
     assert {key: value.shape for key, value in out.items()} == {
         "logits": (1, 2, 3, 5),
         "position": (1, 2, 3, 5),
@@ -55,8 +56,8 @@ def test_logits_of_every_pixel_are_the_resized_ones(align_corners):
         "auxiliary": (1, 4, 5, 5),
     }
     wanted = resize_bilinear(out["logits"], (50, 77), align_corners=align_corners)
-    np.testing.assert_allclose(model(x), wanted, rtol=1e-5, atol=1e-6)
-    assert model.feature_sizes(50, 77) == [m.shape[1:3] for m in model.features(x)]
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
+    assert model.feature_sizes(50, 77) == [m.shape[1:3] for m in features]
 
 
 def test_heads_get_align_corners_unless_they_set_it():
@@ -73,12 +74,14 @@ def test_a_block_tied_to_the_size_gets_that_of_its_map():
 
 
 def test_bfloat16_gives_float32_logits():
-    model = evaluation(build(dtype="bfloat16"))
+    run = jax.jit(lambda m, x: (m(x), m.outputs(x), m.features(x)))
+    half, exact = (evaluation(drawn(abstract(dtype=dtype))) for dtype in ("bfloat16", "float32"))
     x = image(64, 96)
-    assert {value.dtype for value in model.outputs(x).values()} == {jnp.dtype("float32")}
-    assert model.features(x)[0].dtype == jnp.bfloat16
-    exact = evaluation(build())(x)
-    assert np.abs(model(x) - exact).max() < 0.05 * np.abs(exact).max()
+    logits, outputs, features = run(half, x)
+    assert {value.dtype for value in outputs.values()} == {jnp.dtype("float32")}
+    assert features[0].dtype == jnp.bfloat16
+    expected = run(exact, x)[0]
+    assert np.abs(logits - expected).max() < 0.05 * np.abs(expected).max()
 
 
 def test_what_depends_on_the_classes():
