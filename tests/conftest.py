@@ -43,8 +43,9 @@ if os.environ.get("LAMBDANET_CHECK_TYPES") == "1":
 
     type_checker.install()
 
-# By how much a worker's memory may grow before it forgets its compiled programs.
-GROWTH = 2**30
+# By how much a worker's memory may grow before it forgets its compiled programs, which takes
+# seconds each time.
+GROWTH = 2**31
 
 # Files whose tests train, start programs or build full-size models; `make quick` leaves them out,
 # and single tests elsewhere that are marked `slow`.
@@ -96,6 +97,10 @@ def pytest_addoption(parser):
         default="*",
         help="only fixtures whose family or file stem matches (default: all)",
     )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # tests and modules stay; who looks for garbage need not look at them
 
 
 def pytest_configure(config):

@@ -3,6 +3,7 @@ built on them.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from detector_helpers import RETINANET, evaluation
 from flax import nnx
@@ -58,7 +59,10 @@ def moved(model):
     """
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
     rng = np.random.default_rng(1)
-    params = jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), params)
+    params = jax.tree.map(  # added by NumPy, which compiles nothing
+        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.standard_normal(a.shape).astype(a.dtype)),
+        params,
+    )
     model = nnx.merge(graphdef, params, rest)
     if hasattr(model.propagation, "flow_net"):  # or all of it points out of the map
         model.propagation.flow_net.flow.kernel[...] *= 0.02

@@ -1,9 +1,13 @@
 """The runner of videos: what the naive loop gives, at the cost that it is there for."""
 
+import functools
+
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from video_helpers import PROPAGATIONS, SIDE, moved_detector, moved_segmenter
 
 from configs import base
@@ -13,9 +17,12 @@ from lambdanet.ops.images import normalise
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
+segmenter = functools.cache(moved_segmenter)
+
+
 def make(name, *, every=3, reach=1, adaptive=False, **options):
     config = base.get_config()
-    model = moved_segmenter(name, **options)
+    model = nnx.clone(segmenter(name, **options))
     return model, VideoRunner(model, config, every=every, reach=reach, adaptive=adaptive), config
 
 
@@ -26,12 +33,15 @@ def clip(count, size=(SIDE, SIDE), seed=0):
     return [np.ascontiguousarray(wide[:, i : i + size[1]]) for i in range(count)]
 
 
-def naive(model, config, frames, size, *, every=1, reach=1, adaptive=False):
+def compiled(model):
+    """The methods that are called frame by frame."""
+    each = (model.key_frame, model.next_key, model.current_frame, model.propagate)
+    return *map(jax.jit, each), jax.jit(model.decode, static_argnums=1)
+
+
+def naive(model, methods, config, frames, size, *, every=1, reach=1, adaptive=False):
     """(logits, is_key) of each frame, by the methods of the model."""
-    key_frame, next_key, current_frame, propagate = map(
-        jax.jit, (model.key_frame, model.next_key, model.current_frame, model.propagate)
-    )
-    decode = jax.jit(model.decode, static_argnums=1)
+    key_frame, next_key, current_frame, propagate, decode = methods
     images = [normalise(f[None], config.data.mean, config.data.std) for f in frames]
     moved, last = model.propagation, len(images) - 1
     if moved.many:
@@ -54,13 +64,13 @@ def naive(model, config, frames, size, *, every=1, reach=1, adaptive=False):
         yield decode(features, size)[0], since == 0
 
 
-def check_against_naive(model, runner, config, frames, size=None, **given):
+def check_against_naive(model, runner, config, frames, size=None, methods=None, **given):
     """Each label is the one with the largest logit of the naive loop, up to 1e-5 of it."""
-    seen, keys = set(), []
+    seen, keys, methods = set(), [], methods or compiled(model)
     found = runner.run(frames, size)
     size = size or frames[0].shape[:2]
     for shown, (logits, is_key) in zip(
-        found, naive(model, config, frames, size, **given), strict=True
+        found, naive(model, methods, config, frames, size, **given), strict=True
     ):
         assert shown.result.shape == size and shown.result.dtype == np.uint8
         own = np.take_along_axis(np.asarray(logits), shown.result[..., None].astype(int), -1)
@@ -75,11 +85,13 @@ def check_against_naive(model, runner, config, frames, size=None, **given):
 @pytest.mark.parametrize("name", PROPAGATIONS)
 def test_the_runner_gives_what_the_naive_loop_gives(name):
     model, runner, config = make(name, every=3)
-    keys = check_against_naive(model, runner, config, clip(8), every=3)
+    methods = compiled(model)
+    keys = check_against_naive(model, runner, config, clip(8), methods=methods, every=3)
     per_frame = name in ("none", "flow_guided_aggregation")
     assert keys == [per_frame or i % 3 == 0 for i in range(8)]
-    larger = (2 * SIDE - 1, SIDE + 5)  # label maps of the picture that the frames are scaled from
-    check_against_naive(model, runner, config, clip(2), larger, every=3)
+    if name in ("deep_feature_flow", "flow_guided_aggregation"):  # all kinds of programs
+        larger = (2 * SIDE - 1, SIDE + 5)  # label maps of the picture that frames are scaled from
+        check_against_naive(model, runner, config, clip(2), larger, methods, every=3)
 
 
 @pytest.mark.parametrize("partial", [True, False])
@@ -127,10 +139,12 @@ def test_a_detector_finds_what_it_finds_by_its_methods(name):
 
 
 @pytest.mark.parametrize("name", ["deep_feature_flow", "flow_guided_aggregation"])
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_clips_shorter_than_what_is_read(name, count):
+def test_clips_shorter_than_what_is_read(name):
     model, runner, config = make(name, every=2, reach=2)
-    check_against_naive(model, runner, config, clip(count), every=2, reach=2)
+    methods = compiled(model)
+    for count in (1, 2, 5):
+        given = dict(methods=methods, every=2, reach=2)
+        check_against_naive(model, runner, config, clip(count), **given)
     assert list(runner.run([])) == []
 
 
@@ -145,7 +159,11 @@ def test_every_frame_a_key_frame_is_per_frame():
     assert {name for name, *_ in runner.compiled} == {"key"}
 
 
-@pytest.mark.parametrize("name", PROPAGATIONS)
+# The others have the same kinds of programs.
+KINDS = ["none", "deep_feature_flow", "flow_guided_aggregation", "sparse_recursion"]
+
+
+@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, KINDS))
 def test_programs_are_compiled_once_for_a_size(name):
     _, runner, _ = make(name, every=2)
     compiled = []

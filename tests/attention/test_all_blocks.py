@@ -45,9 +45,15 @@ def block(name: str, size=SIZE, dtype=None):
 
 
 @functools.cache
-def forward(name: str):
-    """The compiled call, which several tests share."""
-    return once(block(name).__call__)
+def both(name: str):
+    """The compiled call with the gradient of the input, which several tests share."""
+    module = block(name)
+
+    @once
+    def run(x):
+        return module(x), jax.grad(lambda x: jnp.sum(module(x) ** 2))(x)
+
+    return run
 
 
 def image(size=SIZE, batch=2, seed=0):
@@ -69,24 +75,18 @@ def test_describes_itself(name):
 
 @pytest.mark.parametrize("name", plain_names())
 def test_shape_batch_invariance_and_gradient(name):
-    module, x = block(name), image()
-
-    @once
-    def both(x):
-        y = module(x)
-        return y, jax.grad(lambda x: jnp.sum(module(x) ** 2))(x)
-
-    y, gradient = both(x)
+    x = image()
+    y, gradient = both(name)(x)
     assert y.shape == x.shape and y.dtype == x.dtype
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
-    swapped, _ = both(x[::-1])  # a sample's result does not depend on the samples beside it
+    swapped, _ = both(name)(x[::-1])  # a sample's result does not depend on the samples beside it
     np.testing.assert_allclose(swapped[::-1], y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", plain_names())
 def test_bfloat16_is_close(name):
     x = image(seed=2)
-    exact = forward(name)(x)
+    exact, _ = both(name)(x)
     y = once(block(name, dtype=jnp.bfloat16).__call__)(x)
     assert y.dtype == jnp.bfloat16
     scale = np.abs(exact).max()
@@ -130,7 +130,7 @@ def test_capture_shows_something_finite(name):
         return y, nnx.to_pure_dict(sown)
 
     y, sown = run(x)
-    np.testing.assert_allclose(y, forward(name)(x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, both(name)(x)[0], rtol=1e-5, atol=1e-5)
     flat = {path[-2]: np.asarray(value) for path, value in _leaves(sown)}
     shown = {key: value for key, value in flat.items() if key in SOWN}
     assert shown, f"capture sowed {sorted(flat)}; one of {SOWN} is needed"

@@ -92,7 +92,7 @@ def test_float64_is_not_rounded():
     with jax.enable_x64():
         made = block(param_dtype=jnp.float64, recurrence=2)
         x = jnp.asarray(np.float64(image(4, 3)))
-        np.testing.assert_allclose(made(x), by_hand(made, x)[0], rtol=1e-13, atol=1e-13)
+        np.testing.assert_allclose(jax.jit(made)(x), by_hand(made, x)[0], rtol=1e-13, atol=1e-13)
 
 
 def reached(made, *spatial):
@@ -143,8 +143,13 @@ def test_large_logits_do_not_overflow():
     """
     made, x = block(), image(4, 5)
     made.passes[0].query.kernel[...] *= 1e3
-    _, sown = nnx.capture(nnx.view(made, capture=True), nnx.Intermediate)(x)
-    shown = np.asarray(nnx.to_pure_dict(sown)["attention_map"][0])
+
+    @jax.jit
+    def captured(made, x):
+        _, sown = nnx.capture(nnx.view(made, capture=True), nnx.Intermediate)(x)
+        return nnx.to_pure_dict(sown)["attention_map"][0]
+
+    shown = np.asarray(captured(made, x))
     np.testing.assert_allclose(shown.sum((-1, -2)), 1, rtol=1e-5)
 
 

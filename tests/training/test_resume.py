@@ -1,5 +1,6 @@
-"""Whole runs of train.py: killed, terminated, continued, on other devices, on several processes
-(the last in `make exhaustive`); all must train the same.
+"""Whole runs of train.py: killed, terminated, continued, on other devices, and, in `make
+exhaustive`, on devices that all hold the state, or share it from the first step, and on several
+processes; all must train the same.
 
 One straight run of twenty steps on one device is the reference. The other runs are started
 together, since each process spends seconds on imports and compiling.
@@ -63,24 +64,38 @@ class Runs:
         self.outcome = train.run(
             self.config, self.straight, stream=io.StringIO(), devices=jax.devices()[:1]
         )
-        # What a machine with one device leaves after ten steps, to be continued on eight.
-        moved = root / "moved"
-        shutil.copytree(self.straight, moved)
-        shutil.rmtree(moved / "checkpoints" / str(STEPS))
-        text = to_json(self.config)
-        jobs = [
-            dict(workdir=str(root / name), config=text, steps=steps, data=data, fsdp=fsdp)
-            for name, steps, data, fsdp in (("moved", STEPS, 8, 1), ("fsdp4", HALF, 2, 4))
-        ]
+        self.leave_half("shared")
         term = flags_of(self.config, root / "term", **{"data.num_workers": 1})
         children = {
             "kill": start_child(
                 "train_child.py", "kill", "15", *flags_of(self.config, root / "kill")
             ),
             "term": start_child("train_child.py", "term", "10", *term),
-            "devices": start_child("devices_child.py", json.dumps(jobs), devices=8),
+            "shared": self.start_on_eight(("shared", STEPS, 2, 4)),
         }
         self.output, self.code = finish(children)
+
+    def leave_half(self, name):
+        """What a machine with one device leaves after ten steps, to be continued on eight."""
+        shutil.copytree(self.straight, self.root / name)
+        shutil.rmtree(self.root / name / "checkpoints" / str(STEPS))
+
+    def start_on_eight(self, *jobs):
+        """Runs of (name, steps, data, fsdp) one after the other, in a child."""
+        jobs = [
+            dict(workdir=str(self.root / name), steps=steps, data=data, fsdp=fsdp)
+            for name, steps, data, fsdp in jobs
+        ]
+        text = to_json(self.config)
+        jobs = [dict(job, config=text) for job in jobs]
+        return start_child("devices_child.py", json.dumps(jobs), devices=8)
+
+    def start_more(self):
+        """Every device holds the whole state; eight share it from the first step."""
+        self.leave_half("moved")
+        jobs = ("moved", STEPS, 8, 1), ("fsdp4", HALF, 2, 4)
+        output, code = finish({"devices": self.start_on_eight(*jobs)})
+        self.output, self.code = self.output | output, self.code | code
 
     def start_pair(self):
         """A run on two processes."""
@@ -177,30 +192,49 @@ def test_finished_run_is_only_evaluated_again(runs):
     assert [r["split"] for r in read_records(runs.straight)].count("test") == 1
 
 
-def bytes_per_device(runs, job):
+@pytest.fixture(scope="module")
+def more_runs(runs):
+    runs.start_more()
+    return runs
+
+
+def bytes_per_device(runs, child, job=0):
     """(what each of the eight devices holds of the state, the whole state)"""
-    outcome = json.loads(runs.output["devices"][0].splitlines()[-1])[job]
+    assert runs.code[child] == 0, runs.output[child]
+    outcome = json.loads(runs.output[child][0].splitlines()[-1])[job]
     (each,) = set(outcome["bytes_per_device"].values())
     assert len(outcome["bytes_per_device"]) == 8
     return each, sum(leaf.nbytes for leaf in runs.state("straight").values())
 
 
-def test_one_device_checkpoint_continues_on_eight_that_all_hold_it(runs):
-    assert runs.code["devices"] == 0, runs.output["devices"]
-    one, eight = runs.losses("straight"), runs.losses("moved")
+def assert_continued(runs, name):
+    """The losses after a checkpoint of one device are those that it would have had."""
+    one, eight = runs.losses("straight"), runs.losses(name)
     assert sorted(eight) == sorted(one)
     for step in range(HALF + 1, STEPS + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-4), step
-    each, whole = bytes_per_device(runs, 0)
+
+
+def test_one_device_checkpoint_continues_on_eight_that_share_the_state(runs):
+    each, whole = bytes_per_device(runs, "shared")
+    assert each < 0.5 * whole  # a quarter of every array that divides
+    assert_continued(runs, "shared")
+
+
+@pytest.mark.exhaustive
+def test_one_device_checkpoint_continues_on_eight_that_all_hold_it(more_runs):
+    each, whole = bytes_per_device(more_runs, "devices", 0)
     assert each == whole
+    assert_continued(more_runs, "moved")
 
 
-def test_eight_devices_that_share_the_state_train_like_one(runs):
-    one, eight = runs.losses("straight"), runs.losses("fsdp4")
+@pytest.mark.exhaustive
+def test_eight_devices_that_share_the_state_train_like_one(more_runs):
+    one, eight = more_runs.losses("straight"), more_runs.losses("fsdp4")
     for step in range(1, HALF + 1):
         assert eight[step] == pytest.approx(one[step], abs=1e-5), step
-    each, whole = bytes_per_device(runs, 1)
-    assert each < 0.5 * whole  # a quarter of every array that divides
+    each, whole = bytes_per_device(more_runs, "devices", 1)
+    assert each < 0.5 * whole
 
 
 @pytest.mark.exhaustive
