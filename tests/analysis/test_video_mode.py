@@ -7,6 +7,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -46,7 +47,10 @@ def make_run(workdir, model, task="segmentation"):
     configs.save(config, workdir)
     state = jax.jit(make_init(build, optax.identity(), ema=False))()
     rng = np.random.default_rng(0)
-    moved = jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape, np.float32), state.params)
+    moved = jax.tree.map(
+        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.standard_normal(a.shape, np.float32)),
+        state.params,
+    )
     checkpoints = Checkpoints(workdir, config.train.keep_last, config.train.keep_best)
     checkpoints.save(3, state.replace(params=moved), {"batches": 3}, configs.to_plain(config), {})
     checkpoints.close()

@@ -7,6 +7,10 @@ import pytest
 
 from lambdanet.ops import content_lambda
 
+NORMS = ("key_norm", "causal_key_norm")
+masked_lambdas = jax.jit(content_lambda.masked_content_lambdas, static_argnames=NORMS)
+causal_lambdas = jax.jit(content_lambda.causal_content_lambdas, static_argnames=("causal", *NORMS))
+
 
 def arrays(b=2, m=7, u=2, k=3, v=4):
     rng = np.random.default_rng(0)
@@ -39,14 +43,12 @@ def test_masked_and_causal_lambdas_equal_the_loop(key_norm, causal_key_norm):
     mask = np.random.default_rng(1).random((5, 7)) < 0.5
     mask[2] = False  # one query sees nothing
     with jax.enable_x64():
-        found = content_lambda.masked_content_lambdas(jnp.asarray(keys), v, mask, **norms)
+        found = masked_lambdas(keys, v, mask, **norms)
         np.testing.assert_allclose(found, loop_over_queries(keys, v, mask, **norms), atol=1e-12)
         for causal in ("inclusive", "strict"):
             order = np.tri(7, k=0 if causal == "inclusive" else -1, dtype=bool)
             np.testing.assert_array_equal(content_lambda.causal_mask(7, causal), order)
-            found = content_lambda.causal_content_lambdas(
-                jnp.asarray(keys), v, causal=causal, **norms
-            )
+            found = causal_lambdas(keys, v, causal=causal, **norms)
             np.testing.assert_allclose(
                 found, loop_over_queries(keys, v, order, **norms), atol=1e-12
             )

@@ -124,8 +124,12 @@ def test_mirrored_regions_have_mirrored_masks():
     flipped = jnp.stack([64 - boxes[..., 2], boxes[..., 1], 64 - boxes[..., 0], boxes[..., 3]], -1)
     turned = [level[:, :, ::-1] for level in levels]
     for head, size in ((model.box_head, 7), (model.mask_head, 14)):
-        straight = head(model._regions(levels, boxes, size))
-        mirrored = head(model._regions(turned, flipped, size))
+
+        @jax.jit
+        def run(levels, boxes, head=head, size=size):
+            return head(model._regions(levels, boxes, size))
+
+        straight, mirrored = run(levels, boxes), run(turned, flipped)
         if size == 7:
             for one, other in zip(straight, mirrored, strict=True):
                 np.testing.assert_allclose(one, other, atol=1e-4)

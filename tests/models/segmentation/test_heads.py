@@ -148,7 +148,7 @@ def test_channel_dropout_drops_whole_channels():
     assert np.nanmax(spread) < 1e-5
     assert set(np.round(np.nanmax(kept, (1, 2))[~np.isnan(spread)], 4)) == {0.0, 2.0}
     with pytest.raises(ValueError, match="rngs"):
-        training(x)
+        jax.eval_shape(training, x)
 
 
 def test_classifier_starts_small():

@@ -48,14 +48,20 @@ def image(h, w, batch=1):
 def test_logits_of_every_pixel_are_the_resized_ones(align_corners):
     model = evaluation(drawn(abstract(align_corners=align_corners)))
     x = image(50, 77)
-    out, logits, features = jax.jit(lambda m, x: (m.outputs(x), m(x), m.features(x)))(model, x)
+
+    @jax.jit
+    def run(m, x):
+        out = m.outputs(x)
+        wanted = resize_bilinear(out["logits"], (50, 77), align_corners=align_corners)
+        return out, wanted, m(x), m.features(x)
+
+    out, wanted, logits, features = run(model, x)
     assert {key: value.shape for key, value in out.items()} == {
         "logits": (1, 2, 3, 5),
         "position": (1, 2, 3, 5),
         "channel": (1, 2, 3, 5),
         "auxiliary": (1, 4, 5, 5),
     }
-    wanted = resize_bilinear(out["logits"], (50, 77), align_corners=align_corners)
     np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-6)
     assert model.feature_sizes(50, 77) == [m.shape[1:3] for m in features]
 
