@@ -104,8 +104,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     finish, make_example = tasks.finisher(config, info), tasks.example_maker(config, info)
     parts = data.training_parts(config.data, info.features)
     steps_per_epoch = sum(map(len, parts)) / train.batch_size
-    total_steps = train.steps or max(round(train.epochs * steps_per_epoch), 1)
-    length = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    total_steps, epoch = schedule.plan(train, steps_per_epoch)
+    length = dict(total_steps=total_steps, steps_per_epoch=epoch)
     config_lib.check_lengths(config, **length)
     evaluated = {
         split: tasks.eval_batches(config, info, split, batch_size=eval_batch_size, **process)
@@ -159,7 +159,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)
 
     def due(step: int, every: float) -> bool:
-        period = max(round(every * steps_per_epoch), 1)
+        period = max(round(every * epoch), 1)
         return step == total_steps or (every > 0 and step % period == 0)
 
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
@@ -170,7 +170,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         config_lib.save(config, workdir)
     writing = dict(write=main_process, stream=stream)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
-    log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
+    shown |= dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    log = metrics.MetricLog(workdir, **shown, **writing, start_step=start)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     try:

@@ -136,6 +136,10 @@ def get_config(arg: str = "") -> ConfigDict:
     train.batch_size = 64  # global, over all processes and devices
     train.epochs = 40.0
     train.steps = 0  # > 0 overrides epochs
+    # with epochs: least and most steps, whatever the size of the data; where one of them decides,
+    # all that is given in epochs stretches with the run; 0 = none
+    train.min_steps = 0
+    train.max_steps = 0
     # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
     train.init_weights = ""
     # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |

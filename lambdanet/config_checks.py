@@ -125,6 +125,8 @@ CHECKS: dict[str, Check] = {
     "train.batch_size": integer(1, 2**20),
     "train.epochs": ((lambda v: 0 < v <= 1e6), "a number > 0, at most 1,000,000"),
     "train.steps": integer(0, 2**31 - 1),
+    "train.min_steps": integer(0, 2**31 - 1),
+    "train.max_steps": integer(0, 2**31 - 1),
     "train.accumulate": integer(1, 2**20),
     "train.auxiliary_losses": (
         are_weights,

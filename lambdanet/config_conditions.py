@@ -41,6 +41,11 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         "batch_size must be a multiple of accumulate",
     ),
     (
+        ("train.min_steps", "train.max_steps"),
+        lambda c: not c.train.max_steps or c.train.min_steps <= c.train.max_steps,
+        "min_steps must be at most max_steps; 0 = no bound",
+    ),
+    (
         ("data.mean", "data.channels"),
         lambda c: len(c.data.mean) in (1, c.data.channels),
         "mean must have one value, or one per channel",

@@ -149,6 +149,8 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
     "train.batch_size": ("0", "-64", "1000000000000000000000", "100000000000"),
     "train.epochs": ("0", "0.0", "1e18", "-3"),
     "train.steps": ("-1", "100000000000000000000", "2147483648"),
+    "train.min_steps": ("-1", "2147483648", "x"),
+    "train.max_steps": ("-1", "2147483648", "1.5"),
     "train.accumulate": ("0", "7", "1000000007"),
     "train.init_weights": ("no/file.safetensors", "y" * 5000, "a\0b", "."),
     "train.init_head": ("", "fresh", "New", "new", "backbone"),

@@ -243,6 +243,9 @@ def _markdown(
         for section in (model, own)
     )
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    bounds = {"at least": train.min_steps, "at most": train.max_steps}
+    if not train.steps:
+        length += "".join(f", {word} {steps:,} steps" for word, steps in bounds.items() if steps)
     size = "x".join(map(str, (*data.image_size, data.channels)))
     settings = [
         ("model", model.name + (f" ({options})" if options else "")),

@@ -9,6 +9,25 @@ import optax
 SCHEDULES = ("constant", "cosine", "step", "poly", "exponential")
 
 
+def plan(train: Any, steps_per_epoch: float) -> tuple[int, float]:
+    """Returns how long a run is: its steps, and how many of them count as an epoch wherever the
+    config gives a time in epochs.
+
+    The second is `steps_per_epoch`, unless `train.min_steps` or `train.max_steps` decides: then the
+    run is train.epochs such epochs long, so that warm-up, evaluations and checkpoints keep their
+    places in it.
+
+    Args:
+        train: the config's section; reads steps, epochs, min_steps and max_steps.
+        steps_per_epoch: records of an epoch over the batch size.
+    """
+    if train.steps:
+        return train.steps, steps_per_epoch
+    wanted = max(round(train.epochs * steps_per_epoch), 1)
+    total = max(min(wanted, train.max_steps or wanted), train.min_steps)
+    return total, steps_per_epoch if total == wanted else total / train.epochs
+
+
 def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     r"""Builds step -> learning rate from the `optim` section of the config.
 
