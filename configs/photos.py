@@ -39,8 +39,7 @@ def get_config(arg: str = "cpu") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
     name, smoke = base.split_arg(arg)
     name = name or "cpu"
-    if name not in HARDWARE:
-        raise ValueError(f"argument {name!r}; allowed: {', '.join(HARDWARE)}, each with ',smoke'")
+    base.check_argument(name, HARDWARE)
     config = base.get_config()
     model, train = config.model, config.train
     set_photos(config)

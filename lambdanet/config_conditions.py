@@ -210,6 +210,11 @@ START: tuple[Condition, ...] = (
         "'load'",
     ),
     (
+        ("optim.frozen_epochs", "train.init_weights"),
+        lambda c: not c.optim.frozen_epochs or bool(c.train.init_weights),
+        "frozen_epochs holds what init_weights has brought: name one, or set frozen_epochs to 0",
+    ),
+    (
         ("train.init_average", "train.init_weights"),
         lambda c: c.train.init_average == "ema" or bool(c.train.init_weights),
         "init_average chooses between the weights in the file init_weights: name one, or set "

@@ -146,6 +146,8 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
         *("(('.*', 0.0),)", "('head', 0.1)", "(('a', 'b'),)", "(('head/.*', -1),)", "((1, 2),)"),
         *("(('head/.*', 1e300),)", "(('nothing', 0.5),)", "(('a(', 1),)"),
     ),
+    "optim.layer_decay": ("0", "1.5", "-0.7", "75"),
+    "optim.frozen_epochs": ("1e15", "-1", "2"),  # the last: without init_weights
     "train.batch_size": ("0", "-64", "1000000000000000000000", "100000000000"),
     "train.epochs": ("0", "0.0", "1e18", "-3"),
     "train.steps": ("-1", "100000000000000000000", "2147483648"),
@@ -171,6 +173,7 @@ FOR_KEY: dict[str, tuple[str, ...]] = {
     "train.cache_dir": ("z" * 5000, "a\0b", "train.py"),
     "train.damaged": ("", "fallback", "ignore"),
     "classification.label_smoothing": ("1.0", "1.5"),
+    "classification.class_weights": ("", "Balanced", "balance", "sampler"),
     "classification.mixup_alpha": ("1e300", "1e-300"),
     "classification.cutmix_alpha": ("1e300", "1e-300"),
     "detection.max_objects": ("0", "-1", "1000000000"),

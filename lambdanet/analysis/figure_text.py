@@ -74,6 +74,19 @@ def figure_text(
     return text.replace("$", r"\$")
 
 
+def text_width(text: str, *, size: float = 10, weight: str = "normal") -> float:
+    """Returns how wide the text of `figure_text` is drawn, in points (1/72 inch): its widest line.
+
+    Args:
+        text: lines.
+        size: of the font, in points.
+        weight: of the font.
+    """
+    font = FontProperties(size=size, weight=weight)
+    lines = text.replace(r"\$", "$").split("\n")
+    return max(_renderer().get_text_width_height_descent(t, font, False)[0] for t in lines)
+
+
 def has_glyphs(text: str) -> bool:
     """Whether the installed fonts have every visible character of the text."""
     return all(ord(c) in _glyphs() for c in visible(text))

@@ -203,6 +203,14 @@ def _value(metrics: Mapping[str, str], metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
 
 
+def _optimiser(optim: ConfigDict) -> str:
+    text = f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}"
+    text += f", layer decay {optim.layer_decay:g}" if optim.layer_decay != 1 else ""
+    text += f", frozen {', '.join(optim.frozen)}" if optim.frozen else ""
+    waits = f", head alone for {optim.frozen_epochs:g} epochs"
+    return text + (waits if optim.frozen_epochs else "")
+
+
 # --------------------------------------------------------------------------------------------------
 # Text
 # --------------------------------------------------------------------------------------------------
@@ -250,10 +258,7 @@ def _markdown(
     settings = [
         ("model", model.name + (f" ({options})" if options else "")),
         ("data", f"{data.source}, trained on {data.train_split}, {size}"),
-        (
-            "optimiser",
-            f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
-        ),
+        ("optimiser", _optimiser(optim)),
         ("training", f"batch {train.batch_size}, {length}, seed {config.seed}"),
         ("task", config.task + (f" ({of_task})" if of_task else "")),
     ]

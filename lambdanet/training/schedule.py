@@ -28,6 +28,11 @@ def plan(train: Any, steps_per_epoch: float) -> tuple[int, float]:
     return total, steps_per_epoch if total == wanted else total / train.epochs
 
 
+def thaw_step(optim: Any, steps_per_epoch: float) -> int:
+    """Returns the step from which all of the network learns; 0 where `optim.frozen_epochs` is 0."""
+    return max(round(optim.frozen_epochs * steps_per_epoch), 1) if optim.frozen_epochs else 0
+
+
 def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     r"""Builds step -> learning rate from the `optim` section of the config.
 
@@ -106,6 +111,12 @@ def length_problems(
         return [f"{rise} and {rest} leave no step of the run between them; shorten one of them"]
     if cut_short:
         return []
+    thaw = thaw_step(optim, steps_per_epoch)
+    if thaw >= total_steps:
+        fix = "shorten it; what shall never learn stands in optim.frozen"
+        return [
+            f"optim.frozen_epochs = {optim.frozen_epochs:g}: {thaw:,} steps, all of them; {fix}"
+        ]
     begin = 0 if optim.warmup_overlaps else warmup
     fix = "set it to happen within the run, or choose optim.schedule = 'constant'"
     if optim.schedule == "step" and round(optim.step_epochs[0] * steps_per_epoch) >= total_steps:
