@@ -67,15 +67,19 @@ class Plan:
     Attributes:
         seeds: of every way.
         pretrain_steps: on the first half of the classes.
-        steps: on the second half, by amount of data: 'all' or the pictures of each class.
+        steps: on the second half.
+        amounts: training pictures of each class of the second half; 0 = all.
+        ways: of `WAYS`.
     """
 
     seeds: Sequence[int] = (0, 1, 2)
-    pretrain_steps: int = 1200
-    steps: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"all": 400, "20": 200})
+    pretrain_steps: int = 1000
+    steps: int = 200
+    amounts: Sequence[int] = (0, 20)
+    ways: Sequence[str] = tuple(WAYS)
 
 
-QUICK = Plan(seeds=(0,), pretrain_steps=20, steps={"all": 10, "5": 6})
+QUICK = Plan(seeds=(0,), pretrain_steps=20, steps=5, ways=tuple(WAYS)[:2])
 
 
 def write_digits(folder: Path) -> Path:
@@ -120,10 +124,16 @@ def prepare_part(source: Path, classes: Sequence[str], scratch: Path, few: int =
 
 
 def recipe(embedded: bool, prepared: Path, steps: int, seed: int) -> ConfigDict:
-    """Returns the config that all runs share: of `configs/photos.py:cpu`, or of the digits."""
-    config = digits_recipe.get_config() if embedded else photos.get_config("cpu")
+    """Returns the config that all runs share: the digits', or `configs/photos.py:cpu` with pictures
+    of 32 x 32 and a small ResNet, so that all runs together take minutes.
+    """
+    config = digits_recipe.get_config("conv") if embedded else photos.get_config("cpu")
     config.seed = seed
     config.data.source, config.data.data_dir = "image_folder", str(prepared)
+    if not embedded:
+        config.data.image_size = (32, 32)
+        model = dict(name="resnet18", stem="strided", blocks=(1, 1, 1), widths=(24, 48, 96))
+        config.model = ConfigDict(model | dict(zero_init_last=False))
     run, optim = config.train, config.optim
     run.steps, run.min_steps, run.max_steps = steps, 0, 0
     run.eval_every = run.save_every = 0.0
@@ -140,7 +150,7 @@ def records(prepared: Path) -> int:
     return counts["train"]
 
 
-def trained(name: str, config: ConfigDict, directory: Path) -> dict[str, Any]:
+def trained(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """Trains a run that is not finished, and returns its outcome."""
     result = directory / "result.json"
     if result.is_file():
@@ -152,7 +162,6 @@ def trained(name: str, config: ConfigDict, directory: Path) -> dict[str, Any]:
     kept = {key: outcome[key] for key in ("accuracy", "loss", "count", "step", "parameters")}
     kept["seconds"] = round(time.monotonic() - began, 1)
     write_file(result, json.dumps(json_value(kept)) + "\n")
-    print(f"{name}: accuracy {100 * kept['accuracy']:.1f} %, {kept['seconds']:.0f} s", flush=True)
     return kept
 
 
@@ -179,22 +188,21 @@ def run(plan: Plan, folder: Path | None, out: Path) -> list[dict[str, Any]]:
     half = len(classes) // 2
     first = prepare_part(source, classes[:half], out / "first_half")
     targets = {
-        amount: prepare_part(
-            source, classes[half:], out / f"second_half_{amount}", few=int(amount.strip("al") or 0)
-        )
-        for amount in plan.steps
+        few: prepare_part(source, classes[half:], out / f"second_half_{few or 'all'}", few=few)
+        for few in plan.amounts
     }
-    rows = []
+    rows, count = [], len(plan.seeds) * (1 + len(plan.amounts) * len(plan.ways))
+    began, done = time.monotonic(), 0
     for seed in plan.seeds:
         workdir = out / f"pretrained_{seed}"
         config = recipe(folder is None, first, plan.pretrain_steps, seed)
-        before = trained(f"pre-trained on {half} classes, seed {seed}", config, workdir)
-        weights = weights_of(workdir)
-        for amount, steps in plan.steps.items():
-            for way, options in WAYS.items():
-                config = recipe(folder is None, targets[amount], steps, seed)
-                passes = steps * config.train.batch_size / records(targets[amount])
-                for key, value in options.items():
+        before = trained(config, workdir)
+        weights, done = weights_of(workdir), done + 1
+        for few, prepared in targets.items():
+            for way in plan.ways:
+                config = recipe(folder is None, prepared, plan.steps, seed)
+                passes = plan.steps * config.train.batch_size / records(prepared)
+                for key, value in WAYS[way].items():
                     if key == "init":
                         config.train.init_weights, config.train.init_head = str(weights), "new"
                     elif key == "optim.frozen_epochs":
@@ -202,26 +210,30 @@ def run(plan: Plan, folder: Path | None, out: Path) -> list[dict[str, Any]]:
                     else:
                         section, name = key.split(".")
                         config[section][name] = value
-                name = f"{way}, {amount}, seed {seed}"
-                place = out / f"{amount}_{list(WAYS).index(way)}_{seed}"
-                found = trained(name, config, place)
-                facts = dict(way=way, amount=amount, seed=seed, records=records(targets[amount]))
+                place = f"{few or 'all'}_{way.replace(' ', '_')}_{seed}"
+                facts = dict(way=way, few=few, seed=seed, records=records(prepared))
+                found = trained(config, out / place)
                 rows.append(facts | found | {"pretrained_accuracy": before["accuracy"]})
+                done += 1
+                eta = (time.monotonic() - began) / done * (count - done)
+                print(
+                    f"[{done}/{count}] {way}, {few or 'all'} pictures per class, seed {seed}: "
+                    f"accuracy {100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s, "
+                    f"ETA {eta / 60:.0f} min",
+                    flush=True,
+                )
     return rows
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Returns the mean test accuracy of each way over the seeds, by amount of data, as Markdown."""
-    amounts = list(dict.fromkeys(row["amount"] for row in rows))
-    head = ["second half of the classes"]
-    for amount in amounts:
-        some = next(row for row in rows if row["amount"] == amount)
-        head.append(f"{some['records']:,} pictures, {some['step']} steps")
+    amounts = {row["few"]: row["records"] for row in rows}
+    head = ["second half of the classes", *(f"{n:,} pictures, %" for n in amounts.values())]
     cells = []
-    for way in WAYS:
+    for way in dict.fromkeys(row["way"] for row in rows):
         line = [way]
-        for amount in amounts:
-            found = [100 * r["accuracy"] for r in rows if (r["way"], r["amount"]) == (way, amount)]
+        for few in amounts:
+            found = [100 * r["accuracy"] for r in rows if (r["way"], r["few"]) == (way, few)]
             each = ", ".join(f"{value:.1f}" for value in found)
             line.append(f"{math.fsum(found) / len(found):.1f} ({each})")
         cells.append(line)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from ml_collections import ConfigDict
 
 from lambdanet import tasks
-from lambdanet.analysis.figure_text import figure_text, literal_text
+from lambdanet.analysis.figure_text import DPI, figure_text, literal_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
@@ -130,7 +130,7 @@ def _draw(
 ) -> tuple[Figure, list[str]]:
     """Returns the picture, and the Markdown lines of the panels."""
     size = (17, 10.5) if panels else (17, 6)
-    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     figure.suptitle(figure_text(title, 1150, size=17, weight="bold"), fontsize=17, weight="bold")
     curves, lines = figure, []
     if panels:

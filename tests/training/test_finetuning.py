@@ -22,9 +22,7 @@ from lambdanet.training import advice, compiling, layer_groups, mesh, optimizer,
 from lambdanet.training import state as state_lib
 from models import create_model
 
-OPTIONS = dict(
-    blocks=(1, 2), widths=(4, 4), num_classes=3, image_size=(8, 8), zero_init_last=False
-)
+OPTIONS = dict(blocks=(1, 2), widths=(4, 4), num_classes=3, image_size=(8, 8), zero_init_last=False)
 
 
 def build():
