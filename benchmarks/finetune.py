@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -73,8 +74,8 @@ class Plan:
     """
 
     seeds: Sequence[int] = (0, 1, 2)
-    pretrain_steps: int = 1000
-    steps: int = 200
+    pretrain_steps: int = 400
+    steps: int = 120
     amounts: Sequence[int] = (0, 20)
     ways: Sequence[str] = tuple(WAYS)
 
@@ -193,35 +194,35 @@ def run(plan: Plan, folder: Path | None, out: Path) -> list[dict[str, Any]]:
     }
     rows, count = [], len(plan.seeds) * (1 + len(plan.amounts) * len(plan.ways))
     began, done = time.monotonic(), 0
+    before = {}
     for seed in plan.seeds:
         workdir = out / f"pretrained_{seed}"
-        config = recipe(folder is None, first, plan.pretrain_steps, seed)
-        before = trained(config, workdir)
-        weights, done = weights_of(workdir), done + 1
-        for few, prepared in targets.items():
-            for way in plan.ways:
-                config = recipe(folder is None, prepared, plan.steps, seed)
-                passes = plan.steps * config.train.batch_size / records(prepared)
-                for key, value in WAYS[way].items():
-                    if key == "init":
-                        config.train.init_weights, config.train.init_head = str(weights), "new"
-                    elif key == "optim.frozen_epochs":
-                        config.optim.frozen_epochs = value * passes
-                    else:
-                        section, name = key.split(".")
-                        config[section][name] = value
-                place = f"{few or 'all'}_{way.replace(' ', '_')}_{seed}"
-                facts = dict(way=way, few=few, seed=seed, records=records(prepared))
-                found = trained(config, out / place)
-                rows.append(facts | found | {"pretrained_accuracy": before["accuracy"]})
-                done += 1
-                eta = (time.monotonic() - began) / done * (count - done)
-                print(
-                    f"[{done}/{count}] {way}, {few or 'all'} pictures per class, seed {seed}: "
-                    f"accuracy {100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s, "
-                    f"ETA {eta / 60:.0f} min",
-                    flush=True,
-                )
+        found = trained(recipe(folder is None, first, plan.pretrain_steps, seed), workdir)
+        before[seed], done = (weights_of(workdir), found["accuracy"]), done + 1
+    for (few, prepared), way, seed in itertools.product(targets.items(), plan.ways, plan.seeds):
+        config = recipe(folder is None, prepared, plan.steps, seed)
+        passes = plan.steps * config.train.batch_size / records(prepared)
+        weights, reached = before[seed]
+        for key, value in WAYS[way].items():
+            if key == "init":
+                config.train.init_weights, config.train.init_head = str(weights), "new"
+            elif key == "optim.frozen_epochs":
+                config.optim.frozen_epochs = value * passes
+            else:
+                section, name = key.split(".")
+                config[section][name] = value
+        place = f"{few or 'all'}_{way.replace(' ', '_')}_{seed}"
+        facts = dict(way=way, few=few, seed=seed, records=records(prepared))
+        found = trained(config, out / place)
+        rows.append(facts | found | {"pretrained_accuracy": reached})
+        done += 1
+        eta = (time.monotonic() - began) / done * (count - done)
+        print(
+            f"[{done}/{count}] {way}, {few or 'all'} pictures per class, seed {seed}: "
+            f"accuracy {100 * found['accuracy']:.1f} %, {found['seconds']:.0f} s, "
+            f"ETA {eta / 60:.0f} min",
+            flush=True,
+        )
     return rows
 
 

@@ -81,7 +81,7 @@ def test_report_of_a_run(workdir):
         "41,914",
         "last train loss | 1.0000",
         "per second (median) | 200",
-        r"classification (cutmix\_alpha=0.0, label\_smoothing=0.1",
+        r"cutmix\_alpha=0.0, label\_smoothing=0.1",
         "loss includes label smoothing",
     ):
         assert part in text
