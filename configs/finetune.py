@@ -21,7 +21,7 @@ Numbers: our own, for some hundred to some ten thousand pictures; measured in do
 - optim.frozen_epochs: the new head starts at random, and its first gradients would spoil what the
   backbone knows; so the head learns first, alone.
 - A tenth of the pictures of ImageNet's recipes needs a tenth of their steps and of their rate.
-- Below some hundred pictures: --config.optim.frozen="('(stem|stages)/.*',)" trains the head alone.
+- Very few pictures: --config.optim.frozen="('(?!head/).*',)" trains the head alone.
 - Classes of unlike size: --config.classification.class_weights=balanced.
 """
 

@@ -6,7 +6,7 @@
 
 Argument: what there is to compute on; ',smoke' as last part runs ten steps on synthetic images.
 
-    cpu        two cores or more: 64 x 64, a lambda network of 1 M parameters, minutes
+    cpu        two cores or more: 64 x 64, a lambda network of 0.3 M parameters, minutes
     small_gpu  8 GB and more: 160 x 160, lambda_resnet26t (11 M parameters), bfloat16
     big        40 GB and more, or several devices: 224 x 224, lambda_resnet50 (19 M), bfloat16
 

@@ -43,7 +43,10 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     """
     known, wanted = len(info.classes), config.model.get("num_classes")
     if wanted is not None and wanted < known:
-        raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
+        raise ValueError(
+            f"model.num_classes={wanted}, but the data has {known} classes; leave it out, and it "
+            "follows the data (weights of another number: train.init_head='new')"
+        )
     return {"num_classes": known if wanted is None else wanted}
 
 
