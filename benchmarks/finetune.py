@@ -201,6 +201,8 @@ def run(plan: Plan, folder: Path | None, out: Path) -> list[dict[str, Any]]:
         before[seed], done = (weights_of(workdir), found["accuracy"]), done + 1
     for (few, prepared), way, seed in itertools.product(targets.items(), plan.ways, plan.seeds):
         config = recipe(folder is None, prepared, plan.steps, seed)
+        # or how common classes are in training decides more than how they look
+        config.classification.class_weights = "balanced"
         passes = plan.steps * config.train.batch_size / records(prepared)
         weights, reached = before[seed]
         for key, value in WAYS[way].items():
