@@ -14,8 +14,10 @@ from flax import nnx
 from run_helpers import quick_compilation, saved_state
 from small_backbones import FAMILIES
 
+import models
 import train
 from configs import base, digits, finetune
+from lambdanet.config import validate
 from lambdanet.interop import files
 from lambdanet.tasks import classification
 from lambdanet.training import advice, compiling, layer_groups, mesh, optimizer, programs, schedule
@@ -334,6 +336,11 @@ def test_the_recipe_of_each_task(arg, task, head):
     assert config.optim.layer_decay < 1 and config.optim.frozen_epochs > 0
     smoke = finetune.get_config(f"{arg},smoke")
     assert smoke.optim.frozen_epochs == 0 and smoke.train.init_head == "load"
+    with pytest.raises(ValueError, match="2 problems\n.*init_head.*\n.*frozen_epochs holds"):
+        validate(config, base.get_config(), models.registry, check_paths=False)
+    config.train.init_weights = "weights.safetensors"
+    for whole in (config, smoke):
+        validate(whole, base.get_config(), models.registry, check_paths=False)
 
 
 @pytest.mark.parametrize(
