@@ -9,10 +9,11 @@ and --process_id); the workdir must be shared. From Python: `train.run(config, w
 
 from __future__ import annotations
 
-from lambdanet import interrupt
+from lambdanet import interrupt, train_flags
 
 if __name__ == "__main__":
     interrupt.leave_quietly()  # the imports below take seconds
+    CONFIG = train_flags.define()
 
 import functools
 import os
@@ -30,20 +31,15 @@ import models
 from configs import base
 from lambdanet import config as config_lib
 from lambdanet import data, tasks
-from lambdanet.config_flag import ConfigFlag
 from lambdanet.training import checkpoint as checkpoint_lib
-from lambdanet.training import evaluate, mesh, metrics, optimizer, run_lock, schedule, signals
+from lambdanet.training import evaluate, mesh, metrics, optimizer, programs, schedule, signals
 from lambdanet.training import state as state_lib
 from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
+from lambdanet.training.advice import tell_advice
 from lambdanet.training.continuing import check_continues
-from lambdanet.training.start_up import (
-    join_cluster,
-    leave,
-    prepare_cpu,
-    recomputing_options,
-    use_compilation_cache,
-)
+from lambdanet.training.run_lock import hold as hold_workdir
+from lambdanet.training.start_up import join_cluster, leave, prepare_cpu, use_compilation_cache
 
 
 def run(
@@ -82,7 +78,7 @@ def run(
         checks = dict(build=shapes, workdir=workdir, resumes=resumes)
         config_lib.validate(config, base.get_config(), models.registry, **checks)
         use_compilation_cache(config.train.cache_dir)
-        with run_lock.hold(workdir):
+        with hold_workdir(workdir):
             return _run(config, Path(workdir).absolute(), received, devices, stream)
 
 
@@ -95,7 +91,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     eval_batch_size = train.eval_batch_size or train.batch_size
     mesh.check_batch("train.batch_size", train.batch_size, device_mesh, train.accumulate)
     mesh.check_batch("train.eval_batch_size", eval_batch_size, device_mesh)
-    rows, replicated = mesh.batch_sharding(device_mesh), mesh.replicated(device_mesh)
+    rows = mesh.batch_sharding(device_mesh)
     process = dict(process_index=jax.process_index(), process_count=jax.process_count())
 
     # ---- Data ------------------------------------------------------------------------------------
@@ -104,8 +100,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     finish, make_example = tasks.finisher(config, info), tasks.example_maker(config, info)
     parts = data.training_parts(config.data, info.features)
     steps_per_epoch = sum(map(len, parts)) / train.batch_size
-    total_steps = train.steps or max(round(train.epochs * steps_per_epoch), 1)
-    length = dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch)
+    total_steps, epoch = schedule.plan(train, steps_per_epoch)
+    length = dict(total_steps=total_steps, steps_per_epoch=epoch)
     config_lib.check_lengths(config, **length)
     evaluated = {
         split: tasks.eval_batches(config, info, split, batch_size=eval_batch_size, **process)
@@ -119,20 +115,21 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         return build(rngs=nnx.Rngs(config.seed))
 
     abstract_model = nnx.eval_shape(build_model)
-    graphdef_train, graphdef_eval = state_lib.views(build_model, config.optim.frozen)
     lr = schedule.make_schedule(config.optim, **length)
-    tx = optimizer.make_optimizer(config.optim, lr, *state_lib.split_model(abstract_model)[1:])
+    held = programs.held_back(abstract_model, schedule.thaw_step(config.optim, epoch))
+    weights = state_lib.split_model(abstract_model)[1:]
+    tx = optimizer.make_optimizer(config.optim, lr, *weights, **held)
     init = state_lib.make_init(build_model, tx, ema=train.ema_decay > 0)
     abstract = jax.eval_shape(init)
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
-    options = dict(loss=task.loss, mix=task.mix, seed=config.seed, schedule=lr, mesh=device_mesh)
-    train_step = step_lib.make_train_step(graphdef_train, tx, config, **options)
-    compiling = dict(compiler_options=recomputing_options(abstract_model), donate_argnums=0)
-    train_step = jax.jit(train_step, out_shardings=(shardings, replicated), **compiling)
-    eval_step = step_lib.make_eval_step(graphdef_eval, config, score=task.score)
-    eval_step = jax.jit(eval_step, out_shardings=evaluate.eval_shardings(device_mesh))
-    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
+    own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, **held)
+    own |= dict(say=lambda text: log.message(text))  # the log is opened below
+    train_step = programs.training_program(config, build_model, tx, shardings, **own)
+    graphdef = state_lib.views(build_model)[1]
+    eval_step = step_lib.make_eval_step(graphdef, config, score=task.score)
     tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
+    eval_step = programs.evaluation_program(eval_step, device_mesh, own["say"])
+    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = tasks.metrics(config).get(train.keep_best.removeprefix("ema_"), "")
@@ -159,7 +156,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)
 
     def due(step: int, every: float) -> bool:
-        period = max(round(every * steps_per_epoch), 1)
+        period = max(round(every * epoch), 1)
         return step == total_steps or (every > 0 and step % period == 0)
 
     # ---- Loop: evaluate, save, next batch, step, log ---------------------------------------------
@@ -168,14 +165,15 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     main_process, headline = jax.process_index() == 0, next(iter(tasks.metrics(config)))
     if main_process:
         config_lib.save(config, workdir)
-    writing = dict(write=main_process, stream=stream)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
-    log = metrics.MetricLog(workdir, **length, **shown, **writing, start_step=start)
+    shown |= dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch, start_step=start)
+    log = metrics.MetricLog(workdir, **shown, write=main_process, stream=stream)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))
+        tell_advice(log.message, config, abstract_model, total_steps, **held)
         while True:
             # Several processes agree on a signal every log_every steps, as it takes a round trip.
             asked = process["process_count"] == 1 or step % train.log_every == 0
@@ -205,13 +203,13 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             batch = next(batches)
             skipped += int(batch.pop("skipped", 0))
             del batch["id"]
-            state, terms = train_step(state, mesh.put_batch(batch, rows))
+            state, terms = train_step(step, state, mesh.put_batch(batch, rows))
             step += 1
             window.add(step, terms)
             for at, means in window.fetch(2 if step > start + 1 else 0):
                 log.train(at, means | ({"skipped_records": skipped} if skipped else {}), step)
-            if step == start + 1:
-                log.start_clock(step)  # the first step compiles
+            if step in (start + 1, held["thaw"] + 1):
+                log.start_clock(step)  # a program's first step compiles
         checkpoints.wait()
         spent = time.perf_counter() - began
         outcome |= dict(step=step, interrupted=stop, train_seconds=spent)
@@ -276,11 +274,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    CONFIG = ConfigFlag("configs/digits.py")
-    flags.declare_key_flag("config")
-    flags.DEFINE_string("workdir", None, "the run's directory; a run there goes on", required=True)
-    flags.DEFINE_bool("distributed", False, "join the other processes before anything else")
-    flags.DEFINE_string("coordinator_address", None, "process 0, host:port; none = by the cluster")
-    flags.DEFINE_integer("num_processes", None, "number of processes; none = by the cluster")
-    flags.DEFINE_integer("process_id", None, "number of this process; none = by the cluster")
     app.run(main)

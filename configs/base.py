@@ -130,12 +130,22 @@ def get_config(arg: str = "") -> ConfigDict:
     # that use their stored statistics and keep them; r'stem/.*' stops both
     optim.frozen = ()
     optim.lr_multipliers = ()  # pairs (regex, factor); the first match counts
+    # factor of the learning rate from each block of the backbone to the one before it: the head has
+    # 1, the last block this, the stem the smallest; 1 = off
+    optim.layer_decay = 1.0
+    # with train.init_weights: for so many epochs only the head learns (of a model with a backbone,
+    # all but the backbone) and the norms of the rest keep their statistics; then everything does
+    optim.frozen_epochs = 0.0
 
     # Training.
     config.train = train = ConfigDict()
     train.batch_size = 64  # global, over all processes and devices
     train.epochs = 40.0
     train.steps = 0  # > 0 overrides epochs
+    # with epochs: least and most steps, whatever the size of the data; where one of them decides,
+    # all that is given in epochs stretches with the run; 0 = none
+    train.min_steps = 0
+    train.max_steps = 0
     # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
     train.init_weights = ""
     # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |
@@ -167,6 +177,8 @@ def get_config(arg: str = "") -> ConfigDict:
     # Tasks 'classification' and 'clips': one class for each.
     config.classification = classification = ConfigDict()
     classification.label_smoothing = 0.1
+    # of the loss: 'none' | 'balanced' (rare classes count more, so that each class weighs the same)
+    classification.class_weights = "none"
     classification.mixup_alpha = 0.0  # Beta(alpha, alpha); 0 = off
     classification.cutmix_alpha = 0.0  # with both on, a fair coin picks one for each batch
 
@@ -256,6 +268,20 @@ def check_argument(name: str, allowed: Iterable[str]) -> None:
     known = list(allowed)
     if name not in known:
         raise ValueError(f"argument {name!r}; allowed: {', '.join(known)}.{suggest(name, known)}")
+
+
+def check_classifier(name: str) -> str:
+    """Returns the name of a network that gives an image one class; raises ValueError with all of
+    them.
+    """
+    from models import registry  # here, so that reading a config alone starts no JAX
+
+    others = ("outputs", "detect", "takes_clips", "clip_outputs")
+    known = [
+        n for n in registry.names() if not any(hasattr(registry.lookup(n)[0], o) for o in others)
+    ]
+    check_argument(name, known)
+    return name
 
 
 def check_segmenter(name: str) -> str:

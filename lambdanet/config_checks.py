@@ -25,7 +25,7 @@ from lambdanet.config_values import (
 from lambdanet.data import cutting, decode, geometry, sources
 from lambdanet.ops import segmentation_loss
 from lambdanet.registry import is_number
-from lambdanet.tasks import detection_scores, segmentation
+from lambdanet.tasks import class_balance, detection_scores, segmentation
 from lambdanet.training import optimizer, schedule, weights
 
 _PROBABILITY = (lambda v: 0 <= v <= 1), "a probability in [0, 1]"
@@ -122,9 +122,13 @@ CHECKS: dict[str, Check] = {
         (lambda v: all(is_multiplier(p) for p in v)),
         "pairs (regular expression, factor from 0 to 1e6), for example ((r'head/.*', 0.1),)",
     ),
+    "optim.layer_decay": number(0.01, 1),
+    "optim.frozen_epochs": _EPOCHS,
     "train.batch_size": integer(1, 2**20),
     "train.epochs": ((lambda v: 0 < v <= 1e6), "a number > 0, at most 1,000,000"),
     "train.steps": integer(0, 2**31 - 1),
+    "train.min_steps": integer(0, 2**31 - 1),
+    "train.max_steps": integer(0, 2**31 - 1),
     "train.accumulate": integer(1, 2**20),
     "train.auxiliary_losses": (
         are_weights,
@@ -141,6 +145,7 @@ CHECKS: dict[str, Check] = {
     "train.log_every": integer(1, 10**9),
     "train.damaged": one_of("refuse", "fall_back"),
     "classification.label_smoothing": _BELOW_1,
+    "classification.class_weights": one_of(*class_balance.MODES),
     "classification.mixup_alpha": off_or(0.01, 100),
     "classification.cutmix_alpha": off_or(0.01, 100),
     "segmentation.loss_mean": one_of(*segmentation_loss.MEANS),

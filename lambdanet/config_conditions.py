@@ -41,6 +41,11 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         "batch_size must be a multiple of accumulate",
     ),
     (
+        ("train.min_steps", "train.max_steps"),
+        lambda c: not c.train.max_steps or c.train.min_steps <= c.train.max_steps,
+        "min_steps must be at most max_steps; 0 = no bound",
+    ),
+    (
         ("data.mean", "data.channels"),
         lambda c: len(c.data.mean) in (1, c.data.channels),
         "mean must have one value, or one per channel",
@@ -203,6 +208,11 @@ START: tuple[Condition, ...] = (
         lambda c: c.train.init_head == "load" or bool(c.train.init_weights),
         "init_head chooses what is taken of the file init_weights: name one, or set init_head to "
         "'load'",
+    ),
+    (
+        ("optim.frozen_epochs", "train.init_weights"),
+        lambda c: not c.optim.frozen_epochs or bool(c.train.init_weights),
+        "frozen_epochs holds what init_weights has brought: name one, or set frozen_epochs to 0",
     ),
     (
         ("train.init_average", "train.init_weights"),

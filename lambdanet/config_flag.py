@@ -13,8 +13,15 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from lambdanet.config import ConfigError, from_plain, to_plain
 from lambdanet.registry import is_number, show, suggest
+
+HELP = (
+    "recipe, a file of configs/ with an optional argument: configs/digits.py, "
+    "configs/photos.py:cpu, configs/finetune.py:NAME (what a recipe takes stands at its top). "
+    "--config.SECTION.KEY=VALUE changes any value of it, --config.optim.lr=1e-3 or "
+    "--config.data.data_dir=DIR; all keys stand in configs/base.py with default and meaning, those "
+    "of a model in `python eval.py --mode=describe --name=MODEL`"
+)
 
 
 class ConfigFlag:
@@ -27,12 +34,11 @@ class ConfigFlag:
 
     Args:
         default: the recipe when the flag is not given; None if there is none.
+        module_name: the program whose --help shows the flag.
     """
 
-    def __init__(self, default: str | None):
-        self._flag = flags.DEFINE_string(
-            "config", default, "recipe, with an optional argument: configs/x.py:arg"
-        )
+    def __init__(self, default: str | None, module_name: str = sys.argv[0]):
+        self._flag = flags.DEFINE_string("config", default, HELP, module_name=module_name)
         self._names = []
         for i, arg in enumerate(sys.argv[1:], 1):
             match = re.match(r"--?(no)?(config\.[^=]+)(=?)", arg)
@@ -63,6 +69,8 @@ class ConfigFlag:
 
 def load_recipe(path: str) -> ConfigDict:
     """Returns `get_config(arg)` of a recipe file given as 'FILE.py' or 'FILE.py:arg'."""
+    from lambdanet.config import ConfigError  # here, so that the flag alone starts no JAX
+
     name, colon, argument = path.partition(":")
     file, shown = Path(name), f"config = {show(path)}"
     try:
@@ -94,6 +102,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
     for a tuple key becomes a tuple of one. Nothing is checked: `validate` reports unknown keys and
     wrong types.
     """
+    from lambdanet.config import from_plain, to_plain  # see load_recipe
+
     plain = to_plain(config)
     for path, text in overrides.items():
         *sections, key = path.split(".")

@@ -283,7 +283,8 @@ def test_json_of_older_runs(config):
     moved = {"label_smoothing": 0.2, "mixup_alpha": 0, "cutmix_alpha": 1.0}
     old["train"] |= moved
     loaded = configs.from_json(json.dumps(old), base.get_config())
-    assert loaded.classification.to_dict() == moved and "label_smoothing" not in loaded.train
+    assert loaded.classification.to_dict() == {**moved, "class_weights": "none"}
+    assert "label_smoothing" not in loaded.train
     assert loaded.task == "classification" and loaded.train.damaged == "refuse"
     assert loaded.data.exif_orientation is False, "photos were read as they lie in the file"
     assert configs.modernise(plain) == plain

@@ -14,6 +14,7 @@ from lambdanet.analysis.console import check_least, say, show_table
 from lambdanet.analysis.subject import Subject
 from lambdanet.training import evaluate, mesh
 from lambdanet.training import step as step_lib
+from lambdanet.training.compiling import announced
 
 _MOST_COLUMNS = 5  # metrics of a table beside each other
 
@@ -42,7 +43,7 @@ def accuracy(
     loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
     eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
     found = evaluate.evaluate(
-        jax.jit(eval_step),
+        announced(jax.jit(eval_step), "evaluation", say),
         {which: weights for which, (weights, _) in loaded.items()},
         subject.batches(split, batch_size),
         sharding=mesh.batch_sharding(mesh.make_mesh()),

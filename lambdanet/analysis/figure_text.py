@@ -36,6 +36,11 @@ FALLBACK_FONTS = (
 )
 
 
+DPI = 110
+"""Dots per inch of reports. Letters are fitted to whole dots, so that at 72 they are up to a tenth
+narrower."""
+
+
 def literal_text() -> contextlib.AbstractContextManager:
     """Returns the matplotlib settings that `figure_text` counts on: draw and save under it.
 
@@ -74,6 +79,19 @@ def figure_text(
     return text.replace("$", r"\$")
 
 
+def text_width(text: str, *, size: float = 10, weight: str = "normal") -> float:
+    """Returns how wide the text of `figure_text` is drawn, in points (1/72 inch): its widest line.
+
+    Args:
+        text: lines.
+        size: of the font, in points.
+        weight: of the font.
+    """
+    font = FontProperties(size=size, weight=weight)
+    lines = text.replace(r"\$", "$").split("\n")
+    return max(_points(line, font) for line in lines)
+
+
 def has_glyphs(text: str) -> bool:
     """Whether the installed fonts have every visible character of the text."""
     return all(ord(c) in _glyphs() for c in visible(text))
@@ -81,7 +99,7 @@ def has_glyphs(text: str) -> bool:
 
 def _shorten(text: str, width: float, font: FontProperties) -> str:
     def fits(candidate: str) -> bool:
-        return _renderer().get_text_width_height_descent(candidate, font, False)[0] <= width
+        return _points(candidate, font) <= width
 
     most = max(int(8 * width / font.get_size_in_points()), 2)  # even 'i' is wider than an eighth
     if len(text) <= most and fits(text):
@@ -93,9 +111,13 @@ def _shorten(text: str, width: float, font: FontProperties) -> str:
     return text[:1] + "…"
 
 
+def _points(line: str, font: FontProperties) -> float:
+    return _renderer().get_text_width_height_descent(line, font, False)[0] * 72 / DPI
+
+
 @functools.cache
 def _renderer() -> RendererAgg:
-    return RendererAgg(1, 1, 72)  # 72 dots per inch: its widths are points
+    return RendererAgg(1, 1, DPI)
 
 
 @functools.cache

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, SubFigure
 from ml_collections import ConfigDict
 
 from lambdanet import tasks
-from lambdanet.analysis.figure_text import figure_text, literal_text
+from lambdanet.analysis.figure_text import DPI, figure_text, literal_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
@@ -130,7 +130,7 @@ def _draw(
 ) -> tuple[Figure, list[str]]:
     """Returns the picture, and the Markdown lines of the panels."""
     size = (17, 10.5) if panels else (17, 6)
-    figure = Figure(figsize=size, dpi=110, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     figure.suptitle(figure_text(title, 1150, size=17, weight="bold"), fontsize=17, weight="bold")
     curves, lines = figure, []
     if panels:
@@ -203,6 +203,14 @@ def _value(metrics: Mapping[str, str], metric: str, value: float) -> str:
     return f"{100 * value:.2f} %" if percent else f"{value:.4f}"
 
 
+def _optimiser(optim: ConfigDict) -> str:
+    text = f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}"
+    text += f", layer decay {optim.layer_decay:g}" if optim.layer_decay != 1 else ""
+    text += f", frozen {', '.join(optim.frozen)}" if optim.frozen else ""
+    waits = f", head alone for {optim.frozen_epochs:g} epochs"
+    return text + (waits if optim.frozen_epochs else "")
+
+
 # --------------------------------------------------------------------------------------------------
 # Text
 # --------------------------------------------------------------------------------------------------
@@ -243,14 +251,14 @@ def _markdown(
         for section in (model, own)
     )
     length = f"{train.steps} steps" if train.steps else f"{train.epochs:g} epochs"
+    bounds = {"at least": train.min_steps, "at most": train.max_steps}
+    if not train.steps:
+        length += "".join(f", {word} {steps:,} steps" for word, steps in bounds.items() if steps)
     size = "x".join(map(str, (*data.image_size, data.channels)))
     settings = [
         ("model", model.name + (f" ({options})" if options else "")),
         ("data", f"{data.source}, trained on {data.train_split}, {size}"),
-        (
-            "optimiser",
-            f"{optim.name}, lr {optim.lr:g}, {optim.schedule}, weight decay {optim.weight_decay:g}",
-        ),
+        ("optimiser", _optimiser(optim)),
         ("training", f"batch {train.batch_size}, {length}, seed {config.seed}"),
         ("task", config.task + (f" ({of_task})" if of_task else "")),
     ]

@@ -19,7 +19,9 @@ import jax
 import numpy as np
 from rich.table import Table
 
+from lambdanet.analysis.console import say
 from lambdanet.analysis.text import console_table
+from lambdanet.training.compiling import compiling
 
 
 def measure(
@@ -54,7 +56,8 @@ def measure(
         )
         images = jax.device_put(images)
         start = time.perf_counter()
-        compiled = jax.jit(forward).lower(weights, images).compile()
+        with compiling(f"batches of {batch_size}", say):
+            compiled = jax.jit(forward).lower(weights, images).compile()
         compile_seconds = time.perf_counter() - start
         for _ in range(warmup):
             jax.block_until_ready(compiled(weights, images))

@@ -58,9 +58,9 @@ class Rate(progress.ProgressColumn):
         return Text(f"{rate:.{int(rate < 10)}f}/s")
 
 
-def progress_bars() -> progress.Progress:
+def progress_bars(*, visible: bool = True) -> progress.Progress:
     """Returns live bars on the standard error: count, rate and time left; without a terminal, one
-    line each at the end.
+    line each at the end; nothing unless `visible`.
     """
     return progress.Progress(
         progress.TextColumn("{task.description}"),
@@ -69,6 +69,7 @@ def progress_bars() -> progress.Progress:
         Rate(),
         progress.TimeRemainingColumn(elapsed_when_finished=True),
         console=Console(stderr=True),
+        disable=not visible,
     )
 
 

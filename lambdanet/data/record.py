@@ -16,11 +16,13 @@ class DataInfo:
             the entry b of feature a, unless a feature has that name.
         classes: one name per class, in the order of their numbers.
         class_ids: the numbers that the set's origin gives the classes, where they are others.
+        class_weights: what training multiplies the loss of a record of each class by; () = 1.
     """
 
     features: Mapping[str, str]
     classes: tuple[str, ...]
     class_ids: tuple[int, ...] = ()
+    class_weights: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,6 +32,7 @@ A task may also have, on the host:
     input_shape(config) -> tuple    of what the model takes, without the batch; without it, height,
         width and channels of an image
     check_data(info, config)    raises ValueError if options of training do not fit the data
+    weigh_classes(info, config) -> DataInfo    with what training has to know of the whole split
     check_model(model, config)    raises ValueError if this kind of model cannot do it
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
     write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
@@ -97,6 +98,7 @@ OPTIONAL = (
     "metrics",
     "input_shape",
     "check_data",
+    "weigh_classes",
     "check_model",
     "class_table",
     "write_results",
@@ -165,7 +167,7 @@ def read_for_training(config: Any) -> DataInfo:
     info = task.read(data.open_builder(config.data))
     if hasattr(task, "check_data"):
         task.check_data(info, config)
-    return info
+    return task.weigh_classes(info, config) if hasattr(task, "weigh_classes") else info
 
 
 def example_maker(config: Any, info: DataInfo) -> data.MakeExample:

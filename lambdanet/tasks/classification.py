@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 from lambdanet.data import augment, decode, geometry, sources
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 from lambdanet.ops.images import normalise
+from lambdanet.tasks import classification_classes
 
 METRICS = {"accuracy": "max", "top5": "max", "loss": "min"}
 Batch = dict[str, jax.Array]
@@ -42,8 +43,27 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     """
     known, wanted = len(info.classes), config.model.get("num_classes")
     if wanted is not None and wanted < known:
-        raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
+        raise ValueError(
+            f"model.num_classes={wanted}, but the data has {known} classes; leave it out, and it "
+            "follows the data (weights of another number: train.init_head='new')"
+        )
     return {"num_classes": known if wanted is None else wanted}
+
+
+def check_data(info: DataInfo, config: Any) -> None:
+    """Raises ValueError if there is one class only: nothing can be learnt about it."""
+    if len(info.classes) < 2:
+        raise ValueError(
+            f"the data has one class, {info.classes[0]!r}; training needs two or more: prepare a "
+            "folder with a folder for each class"
+        )
+
+
+def weigh_classes(info: DataInfo, config: Any) -> DataInfo:
+    """Returns `info` with `class_weights`, see `class_balance`."""
+    from lambdanet.tasks import class_balance
+
+    return class_balance.weigh_classes(info, config)
 
 
 def check_model(model: Any, config: Any) -> None:
@@ -78,7 +98,8 @@ def class_of(record: Record, info: DataInfo) -> np.int32:
 def example(
     record: Record, info: DataInfo, config: Any, rng: np.random.Generator | None
 ) -> dict[str, np.ndarray]:
-    """Returns dict(image uint8 [h, w, c], label int32) of one record.
+    """Returns dict(image uint8 [h, w, c], label int32) of one record, in training with class
+    weights also weight float32.
 
     Args:
         record: with the fields image (a file's bytes, or pixels) and label.
@@ -96,7 +117,13 @@ def example(
         image = geometry.warp_image(image, geometry.centred(image.size, data), data.channels)
         return {"image": decode.to_array(image), "label": label}
     image = geometry.warp_image(image, geometry.draw(image.size, data, rng), data.channels)
-    return {"image": augment.recolour(image, data, rng), "label": label}
+    example = {"image": augment.recolour(image, data, rng), "label": label}
+    return example | weight_of(label, info)
+
+
+def weight_of(label: np.int32, info: DataInfo) -> dict[str, np.ndarray]:
+    """Returns dict(weight float32) of a class in training, {} where all weigh the same."""
+    return {"weight": np.float32(info.class_weights[label])} if info.class_weights else {}
 
 
 def blank(config: Any) -> dict[str, np.ndarray]:
@@ -115,8 +142,9 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
     """Adds each image's partner, its neighbour in the shuffled batch, and one draw for the batch.
 
     Returns:
-        The batch, if mixing is on also with partner_image, partner_label and mixture [b, 5], the
-        same row for every image: see `draw_mixture`. Images stay uint8; `loss` mixes them.
+        The batch, if mixing is on also with partner_image, partner_label (partner_weight) and
+        mixture [b, 5], the same row for every image: see `draw_mixture`. Images stay uint8; `loss`
+        mixes them.
     """
     own = config.classification
     if not (own.mixup_alpha or own.cutmix_alpha):
@@ -126,7 +154,8 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
         key, height, width, mixup_alpha=own.mixup_alpha, cutmix_alpha=own.cutmix_alpha
     )
     # Taken before the batch is split, so that micro-batches change no pair.
-    partners = {f"partner_{k}": jnp.roll(batch[k], 1, axis=0) for k in ("image", "label")}
+    mixed = [name for name in ("image", "label", "weight") if name in batch]
+    partners = {f"partner_{name}": jnp.roll(batch[name], 1, axis=0) for name in mixed}
     mixture = jnp.broadcast_to(drawn, (len(batch["label"]), 5))
     return batch | partners | {"mixture": mixture}
 
@@ -185,18 +214,22 @@ def loss(
 ) -> tuple[Float[Array, ""], Terms]:
     """Mean cross entropy, plus the model's auxiliary terms times their weights.
 
+    With a weight w for each image it is sum(w l) / sum(w), as in PyTorch; of mixed images each of
+    the two labels has its own.
+
     Args:
         model: training view; maps normalised images and `rngs` to logits [b, classes]. With
             `train.auxiliary_losses` it also takes `return_auxiliary=True` and then returns (logits,
             name -> scalar).
-        batch: image uint8 [b, h, w, c], or clips [b, t, h, w, c]; label int32 [b], and what `mix`
-            added.
+        batch: image uint8 [b, h, w, c], or clips [b, t, h, w, c]; label int32 [b], perhaps weight
+            float32 [b], and what `mix` added.
         config: reads data.mean, data.std, train.auxiliary_losses and the section `classification`.
         rngs: stream `dropout`.
 
     Returns:
         (what is minimised, shown): loss, accuracy (against the unmixed label) and, with auxiliary
-        losses, cross_entropy and auxiliary_NAME (without its weight), each as (sum, images).
+        losses, cross_entropy and auxiliary_NAME (without its weight), each as (sum, images); of the
+        losses with class weights (sum, weights).
     """
     own, data = config.classification, config.data
     image = normalise(batch["image"], data.mean, data.std)
@@ -212,18 +245,28 @@ def loss(
         logits = model(image, rngs=rngs)
     logits = logits.astype(jnp.float32)
     target = soft_targets(batch["label"], logits.shape[-1], own.label_smoothing)
+    weight = batch.get("weight")  # of the classes
+    if weight is not None:
+        target = target * weight[:, None]
     if weights is not None:
         other = soft_targets(batch["partner_label"], logits.shape[-1], own.label_smoothing)
-        target = other + weights.mean() * (target - other)
+        share = weights.mean()
+        if weight is not None:
+            other = other * batch["partner_weight"][:, None]
+            weight = batch["partner_weight"] + share * (weight - batch["partner_weight"])
+        target = other + share * (target - other)
+    images = count = jnp.float32(len(logits))
     value = optax.softmax_cross_entropy(logits, target).mean()
-    count = jnp.float32(len(logits))
+    if weight is not None:
+        count = weight.sum()
+        value = value * (images / count)
     shown = {"cross_entropy": value} if config.train.auxiliary_losses else {}
     for name, weight in config.train.auxiliary_losses:
         term = shown[f"auxiliary_{name}"] = terms[name].astype(jnp.float32)
         value = value + weight * term
     sums = {name: (mean * count, count) for name, mean in ({"loss": value} | shown).items()}
     right = jnp.sum(logits.argmax(-1) == batch["label"], dtype=jnp.float32)
-    return value, sums | {"accuracy": (right, count)}
+    return value, sums | {"accuracy": (right, images)}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -286,6 +329,25 @@ def finish(
     return {name: float(sums[key]) / count for name, key in named.items()}
 
 
+def all_names(rows: Mapping[str, np.ndarray], info: DataInfo) -> list[str]:
+    """Returns a name for each class of the data and of the rows, 'class 7' where the data has
+    none.
+    """
+    highest = max(int(np.max(rows[key], initial=0)) for key in ("label", "prediction"))
+    known = len(info.classes)
+    return [*info.classes, *(f"class {i}" for i in range(known, highest + 1))]
+
+
+def class_table(
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Returns (columns, rows, remark) of the results by class; see `classification_classes`."""
+    names = all_names(rows, info)
+    labels, predictions = (np.asarray(rows[key], np.int64) for key in ("label", "prediction"))
+    found = classification_classes.class_metrics(labels, predictions, len(names))
+    return classification_classes.table(found, names)
+
+
 def panels(
     side: Any,
     below: Any,
@@ -298,6 +360,7 @@ def panels(
     """Draws the confusion matrix and sample predictions; see `classification_panels`."""
     from lambdanet.tasks import classification_panels  # imports matplotlib
 
+    names, table = all_names(rows, info), class_table({}, rows, info, config)
     return classification_panels.panels(
-        side, below, rows=rows, examples=examples, info=info, config=config
+        side, below, rows=rows, examples=examples, names=names, table=table, config=config
     )

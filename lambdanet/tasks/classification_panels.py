@@ -1,11 +1,11 @@
-"""Classification in the report of a run: confusion matrix, sample predictions, and the most
-frequent confusions.
+"""Classification in the report of a run: confusion matrix, sample predictions, the results by
+class, and the most frequent confusions.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -13,14 +13,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import FigureBase, SubFigure
 from ml_collections import ConfigDict
 
-from lambdanet.analysis.figure_text import figure_text, has_glyphs
-from lambdanet.analysis.text import markdown_table, markdown_text, visible
+from lambdanet.analysis.figure_text import figure_text, has_glyphs, text_width
+from lambdanet.analysis.text import markdown_table, markdown_text
 
 RIGHT, WRONG = "#1a7f37", "#d1242f"
 SHOWN_CLASSES = 20  # a confusion matrix of more classes is drawn for those with the most errors
 TICK_WIDTH = 95  # points; most of a class name beside the matrix
-SHORT_NAME = 2  # characters; up to here a wrong prediction and the truth fit into one line
-CONFUSIONS = 5  # rows of the table
+GRIDS = ((4, 12, 10), (3, 9, 9), (3, 7, 9), (2, 6, 9))
+"""Rows, columns and font size of the samples; the first whose cells have room for every caption is
+taken, or the last, where names are shortened. In the first a caption is one line, else two."""
+GAP = 10  # points between two captions
+CONFUSIONS = 10  # rows of the table
+LISTED_CLASSES = 40  # rows of the table of all classes; of more, only the SHOWN_CLASSES worst
 
 
 def panels(
@@ -29,7 +33,8 @@ def panels(
     *,
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
-    info: Any,
+    names: Sequence[str],
+    table: tuple[tuple[str, ...], list[tuple[str, ...]], str],
     config: ConfigDict,
 ) -> list[str]:
     """Draws the confusion matrix and sample predictions.
@@ -40,22 +45,22 @@ def panels(
         rows: over all counted records: label int32 [n], prediction int32 [n], confidence float32
             [n] in [0, 1], id int64 [n].
         examples: a part of these records, as evaluated: image uint8 [m, h, w, c], id int64 [m].
-        info: its `classes` are the class names.
+        names: of all classes.
+        table: of `classification.class_table`.
         config: the run's config.
 
     Returns:
-        Lines of Markdown: the most frequent confusions, and what the loss holds.
+        Lines of Markdown: the results by class, the most frequent confusions, and what the loss
+        holds.
     """
     labels, predictions = (np.asarray(rows[k], np.int64) for k in ("label", "prediction"))
-    count = max(len(info.classes), int(max(labels.max(initial=0), predictions.max(initial=0))) + 1)
-    names = [*info.classes, *(f"class {i}" for i in range(len(info.classes), count))]
     # A name that no font has would be a row of boxes; the text says what the number stands for.
     numbered = [i for i, name in enumerate(names) if not has_glyphs(name)]
     drawn = [f"#{i}" if i in set(numbered) else name for i, name in enumerate(names)]
     draw_confusion(side.subplots(), labels, predictions, drawn)
     draw_samples(below, rows, examples, drawn)
 
-    lines = _common_confusions(labels, predictions, names)
+    lines = _class_lines(*table) + _common_confusions(labels, predictions, names)
     if numbered:
         listed = ", ".join(f"#{i} is {names[i]}" for i in numbered[:SHOWN_CLASSES])
         more = ", ..." if len(numbered) > SHOWN_CLASSES else "."
@@ -63,6 +68,10 @@ def panels(
     own = config.classification
     if own.label_smoothing or own.mixup_alpha or own.cutmix_alpha:
         lines += ["The training loss includes label smoothing and mixing, the other losses do not."]
+        lines += [""]
+    if own.class_weights != "none":
+        lines += ["In the training loss every class weighs the same, in the other losses every "]
+        lines[-1] += "image does."
         lines += [""]
     return lines
 
@@ -131,16 +140,28 @@ def draw_samples(
     labels, predictions, confidences, ids = (
         np.asarray(rows[key]) for key in ("label", "prediction", "confidence", "id")
     )
-    short = max(len(visible(name)) for name in names) <= SHORT_NAME
-    down, across = (4, 12) if short else (3, 9)
     images = {int(record): i for i, record in enumerate(examples["id"])}
     known = np.flatnonzero([int(record) in images for record in ids])
     wrong = known[labels[known] != predictions[known]]
     right = known[labels[known] == predictions[known]]
-    wrong = wrong[np.argsort(-confidences[wrong], kind="stable")][: down * across]
-    # Right ones from the whole range of the examples, which may be sorted by class.
-    most = min(len(right), down * across - len(wrong))
-    right = right[np.linspace(0, max(len(right) - 1, 0), most).astype(int)]
+    wrong = wrong[np.argsort(-confidences[wrong], kind="stable")]
+    width = 72 * figure.bbox.width / figure.dpi
+    for down, across, size in GRIDS:
+        chosen = _choose(wrong, right, down * across)
+        room = width / across - GAP if (down, across, size) == GRIDS[-1] else None
+        captions = [
+            _caption(
+                names[predictions[i]],
+                f"{100 * confidences[i]:.0f} %",
+                None if labels[i] == predictions[i] else names[labels[i]],
+                one_line=across == GRIDS[0][1],
+                size=size,
+                room=room,
+            )
+            for i in chosen
+        ]
+        if all(text_width(c, size=size, weight="bold") <= width / across - GAP for c in captions):
+            break
     figure.suptitle(
         "Predictions: the wrong ones first "
         f"({int((labels != predictions).sum()):,} of {len(labels):,} are wrong)",
@@ -150,28 +171,56 @@ def draw_samples(
     grid = figure.subplots(down, across, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, i in zip(grid.flat, np.concatenate([wrong, right]), strict=False):
+    for axes, i, caption in zip(grid.flat, chosen, captions, strict=False):
         axes.imshow(_picture(examples["image"][images[int(ids[i])]]), "gray", vmin=0, vmax=255)
-        said, true = names[predictions[i]], names[labels[i]] if i in wrong else None
-        _caption(axes, said, f"{100 * confidences[i]:.0f} %", true, short=short)
+        ok = labels[i] == predictions[i]
+        style = dict(color=RIGHT, fontweight="normal") if ok else dict(color=WRONG)
+        axes.set_title(caption, **{"fontsize": size, "fontweight": "bold", "pad": 3} | style)
 
 
-def _caption(axes: Axes, said: str, percent: str, true: str | None, *, short: bool) -> None:
-    """Writes the predicted class above an image, and the true one if it is another."""
-    ok = true is None
-    size, weight = 10 if short else 9, "normal" if ok else "bold"
-    if short:
-        text = figure_text(said) + f"  {percent}" + ("" if ok else f"  (is {figure_text(true)})")
-    else:
-        cut = dict(size=size, weight=weight)
-        text = f"{figure_text(said, 85, **cut)}  {percent}"
-        text += f"\nis {figure_text(true, 105, **cut)}" if not ok else ""
-    axes.set_title(text, fontsize=size, color=RIGHT if ok else WRONG, fontweight=weight, pad=3)
+def _choose(wrong: np.ndarray, right: np.ndarray, most: int) -> np.ndarray:
+    """Returns at most so many records: the first wrong ones, then right ones from the whole range
+    of the examples, which may be sorted by class.
+    """
+    wrong = wrong[:most]
+    count = min(len(right), most - len(wrong))
+    spread = np.linspace(0, max(len(right) - 1, 0), count).astype(int)
+    return np.concatenate([wrong, right[spread]])
+
+
+def _caption(
+    said: str, percent: str, true: str | None, *, one_line: bool, size: float, room: float | None
+) -> str:
+    """Returns the predicted class with its confidence, and the true one if it is another; names
+    are shortened to what fits into `room` points, None for as they are.
+    """
+    cut = dict(size=size, weight="bold")
+    beside = text_width(f"  {percent}", **cut)
+    text = f"{figure_text(said, room and room - beside, **cut)}  {percent}"
+    if true is None:
+        return text
+    prefix = "  (is " if one_line else "\nis "
+    shown = figure_text(true, room and room - text_width("is ", **cut), **cut)
+    return text + prefix + shown + (")" if one_line else "")
 
 
 def _picture(image: np.ndarray) -> np.ndarray:
     """Returns an image of any number of channels as one of three (red, green, blue), or as grey."""
     return image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
+
+
+def _class_lines(columns: tuple[str, ...], rows: list[tuple[str, ...]], remark: str) -> list[str]:
+    """Returns the results by class as Markdown; of many classes those that are worst by the last
+    column.
+    """
+    head = "Results by class:"
+    if len(rows) > LISTED_CLASSES:
+        head = f"The {SHOWN_CLASSES} classes with the lowest {columns[-1].rstrip(' %')}, of "
+        head += f"{len(rows):,} (all: `python eval.py --mode=accuracy`):"
+        rows = sorted(rows, key=lambda row: float(row[-1]) if row[-1] != "nan" else math.inf)
+        rows = rows[:SHOWN_CLASSES]
+    cells = [[markdown_text(cell) for cell in row] for row in rows]
+    return [head, "", *markdown_table(columns, cells, left=(0,)), "", markdown_text(remark), ""]
 
 
 def _common_confusions(
@@ -182,6 +231,14 @@ def _common_confusions(
         return []
     pairs, counts = np.unique(pairs, axis=0, return_counts=True)
     order = np.argsort(-counts, kind="stable")[:CONFUSIONS]
-    rows = [[*(markdown_text(names[c]) for c in pairs[i]), f"{counts[i]:,}"] for i in order]
-    head = ("true", "predicted", "images")
+    of_class = np.bincount(labels)
+    rows = [
+        (
+            *(markdown_text(names[c]) for c in pairs[i]),
+            f"{counts[i]:,}",
+            f"{100 * counts[i] / of_class[pairs[i][0]]:.1f} %",
+        )
+        for i in order
+    ]
+    head = ("true", "predicted", "images", "of the true class")
     return ["Most frequent confusions:", "", *markdown_table(head, rows), ""]

@@ -37,6 +37,16 @@ def read(builder: Any) -> DataInfo:
     return DataInfo({"frames": frames, "label": label}, tuple(builder.info.features[label].names))
 
 
+def check_data(info: DataInfo, config: Any) -> None:
+    """Raises ValueError if there is one class only."""
+    classification.check_data(info, config)
+
+
+def weigh_classes(info: DataInfo, config: Any) -> DataInfo:
+    """Returns `info` with `class_weights`, as in classification."""
+    return classification.weigh_classes(info, config)
+
+
 def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     """Returns the number of classes, as in classification."""
     return classification.model_options(info, config)
@@ -91,7 +101,7 @@ def example(
     images = cutting.cut(frames, numbers, lambda size: geometry.draw(size, data, rng), data)
     seed = int(rng.integers(2**63))  # the same colours for every frame
     clip = [augment.recolour(image, data, np.random.default_rng(seed)) for image in images]
-    return {"image": np.stack(clip), "label": label}
+    return {"image": np.stack(clip), "label": label} | classification.weight_of(label, info)
 
 
 def _crop(frames: cutting.Frames, numbers: np.ndarray, data: Any, own: Any, crop: int) -> list:
@@ -173,6 +183,13 @@ def finish(
 ) -> dict[str, float]:
     """Returns accuracy and top5 in [0, 1] and the mean loss."""
     return classification.finish(sums, rows, info, config)
+
+
+def class_table(
+    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
+    """Returns (columns, rows, remark) of the results by class, as in classification."""
+    return classification.class_table(sums, rows, info, config)
 
 
 def panels(

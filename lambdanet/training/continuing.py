@@ -13,7 +13,7 @@ from lambdanet.training.checkpoint_meta import CheckpointError
 # Config keys that may differ between a run and its continuation; everything else would silently
 # make it another run.
 MAY_CHANGE = (
-    r"train\.(epochs|steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every)",
+    r"train\.(epochs|steps|min_steps|max_steps|eval_every|eval_batch_size|save_every|keep_last|keep_best|log_every)",
     r"train\.(tensorboard|report|cache_dir|damaged)",
     r"train\.(init_weights|init_head|init_average)",  # only the start reads them
     r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split)",

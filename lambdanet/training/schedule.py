@@ -9,6 +9,30 @@ import optax
 SCHEDULES = ("constant", "cosine", "step", "poly", "exponential")
 
 
+def plan(train: Any, steps_per_epoch: float) -> tuple[int, float]:
+    """Returns how long a run is: its steps, and how many of them count as an epoch wherever the
+    config gives a time in epochs.
+
+    The second is `steps_per_epoch`, unless `train.min_steps` or `train.max_steps` decides: then the
+    run is train.epochs such epochs long, so that warm-up, evaluations and checkpoints keep their
+    places in it.
+
+    Args:
+        train: the config's section; reads steps, epochs, min_steps and max_steps.
+        steps_per_epoch: records of an epoch over the batch size.
+    """
+    if train.steps:
+        return train.steps, steps_per_epoch
+    wanted = max(round(train.epochs * steps_per_epoch), 1)
+    total = max(min(wanted, train.max_steps or wanted), train.min_steps)
+    return total, steps_per_epoch if total == wanted else total / train.epochs
+
+
+def thaw_step(optim: Any, steps_per_epoch: float) -> int:
+    """Returns the step from which all of the network learns; 0 where `optim.frozen_epochs` is 0."""
+    return max(round(optim.frozen_epochs * steps_per_epoch), 1) if optim.frozen_epochs else 0
+
+
 def make_schedule(optim: Any, *, total_steps: int, steps_per_epoch: float) -> optax.Schedule:
     r"""Builds step -> learning rate from the `optim` section of the config.
 
@@ -87,6 +111,12 @@ def length_problems(
         return [f"{rise} and {rest} leave no step of the run between them; shorten one of them"]
     if cut_short:
         return []
+    thaw = thaw_step(optim, steps_per_epoch)
+    if thaw >= total_steps:
+        fix = "shorten it; what shall never learn stands in optim.frozen"
+        return [
+            f"optim.frozen_epochs = {optim.frozen_epochs:g}: {thaw:,} steps, all of them; {fix}"
+        ]
     begin = 0 if optim.warmup_overlaps else warmup
     fix = "set it to happen within the run, or choose optim.schedule = 'constant'"
     if optim.schedule == "step" and round(optim.step_epochs[0] * steps_per_epoch) >= total_steps:

@@ -6,7 +6,7 @@ in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -43,6 +43,7 @@ def make_train_step(
     seed: int,
     schedule: optax.Schedule | None = None,
     mesh: Mesh | None = None,
+    frozen: Sequence[str] | None = None,
 ) -> Callable[[TrainState, dict], tuple[TrainState, Terms]]:
     """Builds the training step; jit it once with `donate_argnums=0`.
 
@@ -60,6 +61,7 @@ def make_train_step(
         seed: of dropout and mixing.
         schedule: adds 'lr' to the metrics; None leaves it out.
         mesh: keeps micro-batches spread over all devices; None = one device.
+        frozen: regexes of parameters that nothing is to be learnt about; None = optim.frozen.
 
     Returns:
         step(state, batch) -> (state, terms) for a batch of arrays [b, ...]. The terms are the
@@ -67,11 +69,12 @@ def make_train_step(
         update_norm, param_norm after the update, lr.
     """
     train, accumulate = config.train, config.train.accumulate
+    rules = config.optim.frozen if frozen is None else frozen
 
     def loss_and_terms(params, stats, batch, key):
         # Frozen parameters: no backward pass through them, and no part in the gradient norm.
-        frozen = match_mask(config.optim.frozen, params)
-        params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
+        still = match_mask(rules, params)
+        params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, still)
         model = nnx.merge(graphdef, params, stats)
         value, terms = loss(model, batch, config, nnx.Rngs(dropout=key))
         return value, (nnx.to_pure_dict(nnx.state(model, nnx.BatchStat)), terms)

@@ -12,12 +12,12 @@ from PIL import Image
 
 from configs import base
 from lambdanet.analysis import report
+from lambdanet.tasks.classification import panels
 from lambdanet.tasks.classification_panels import (
     SHOWN_CLASSES,
     confusion_matrix,
     draw_confusion,
     draw_samples,
-    panels,
 )
 
 METRICS = {"accuracy": "max", "top5": "max", "loss": "min"}
@@ -81,11 +81,13 @@ def test_report_of_a_run(workdir):
         "41,914",
         "last train loss | 1.0000",
         "per second (median) | 200",
-        r"classification (cutmix\_alpha=0.0, label\_smoothing=0.1",
+        r"cutmix\_alpha=0.0, label\_smoothing=0.1",
         "loss includes label smoothing",
     ):
         assert part in text
-    assert "| dog | cat | 1 |" in text and "| dog | a class with a long name | 1 |" in text
+    assert "| dog | cat | 1 | 25.0 % |" in text
+    assert "| dog | a class with a long name | 1 | 25.0 % |" in text
+    assert "| dog | 4 | 100.0 | 50.0 | 66.7 |" in text and "balanced accuracy) 83.3 %" in text
 
 
 def test_metrics_of_another_task(workdir):
@@ -173,8 +175,9 @@ def test_any_class_name_is_drawn_and_written_literally(workdir, recwarn):
     assert not problem and not [str(w.message) for w in recwarn]  # such as of missing glyphs
     text = markdown.read_text()
     rows = text.split("| true |")[1].split("\n\n")[0].splitlines()[2:]
-    assert [row.replace(r"\|", "").count("|") for row in rows] == [4] * 5
-    assert rows[1] == r"| \$5\_\$10 | \$a\$ | 1 |" and rows[4].startswith(r"| a\|b | \<none\> |")
+    assert [row.replace(r"\|", "").count("|") for row in rows] == [5] * 10
+    assert rows[1] == r"| \$5\_\$10 | \$a\$ | 1 | 100.0 % |"
+    assert rows[4].startswith(r"| a\|b | \<none\> |")
     assert r"for lack of a font, \#7 is 中文." in text  # in the picture it is '#7'
 
 
@@ -200,7 +203,7 @@ def test_captions_neither_overlap_nor_leave_the_picture(long):
 # The pictures of classification
 # --------------------------------------------------------------------------------------------------
 def test_wrong_predictions_come_first():
-    figure, given = Figure(), evaluated("xyz")
+    figure, given = Figure(figsize=(17, 5.5)), evaluated("xyz")
     draw_samples(figure, given["rows"], given["examples"], "xyz")
     titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
     assert len(titles) == 12

@@ -213,6 +213,22 @@ def test_warmup_longer_than_the_run_only_rises():
     np.testing.assert_allclose([lr(t) for t in range(10)], np.arange(10) / 40, atol=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("records", "total", "epoch"),
+    [(3200, 4000, 100.0), (32, 500, 12.5), (32_000, 6000, 150.0)],  # wanted: 4000, 40, 40,000
+)
+def test_the_length_of_a_run_follows_the_data_within_bounds(records, total, epoch):
+    train = base.get_config().train
+    train.batch_size, train.epochs, train.min_steps, train.max_steps = 32, 40.0, 500, 6000
+    assert schedule.plan(train, records / 32) == (total, epoch)
+    lr = schedule.make_schedule(
+        section(schedule="cosine", warmup_epochs=2.0), total_steps=total, steps_per_epoch=epoch
+    )
+    assert lr(total // 20 - 1) < 0.1 == pytest.approx(lr(total // 20))  # 2 of 40 epochs, always
+    train.steps = 7
+    assert schedule.plan(train, records / 32) == (7, records / 32)
+
+
 def test_milestones_that_round_to_one_step_decay_once_each():
     """10 records in batches of 64: epochs 30 and 32 both end at step 5, 60 at step 9."""
     values = dict(schedule="step", lr=1.0, decay_rate=0.1, step_epochs=(30, 32, 60))

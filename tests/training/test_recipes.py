@@ -30,6 +30,7 @@ from configs import (
     own_masks,
     own_objects,
     own_videos,
+    photos,
 )
 from lambdanet.config import validate
 from lambdanet.data import geometry
@@ -78,6 +79,7 @@ RECIPES = {
     ade20k: ["upernet_swin_tiny", "semantic_fpn_pvt_small", "isanet_resnet50"],
     cityscapes: ["ccnet_resnet101", "danet_resnet101", "ocnet_base_resnet101"],
     own_masks: ["", "upernet_swin_tiny"],
+    photos: ["", *photos.HARDWARE],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]

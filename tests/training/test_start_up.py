@@ -4,6 +4,7 @@ import importlib.metadata
 import io
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -115,3 +116,12 @@ def test_train_compiles_its_step_with_them(remat, expected, monkeypatch, tmp_pat
     with pytest.raises(Reached) as reached:
         train.run(config, tmp_path, devices=jax.devices()[:1], stream=io.StringIO())
     assert reached.value.args == (expected,)
+
+
+def test_help_names_the_recipe_its_keys_and_where_they_stand_and_starts_no_jax():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-X", "importtime", "train.py", "--help"]
+    done = subprocess.run(command, cwd=root, text=True, capture_output=True, check=True)
+    for part in ("--config:", "--config.SECTION.KEY=VALUE", "configs/base.py", "--workdir:"):
+        assert part in done.stdout
+    assert "absl.app" in done.stderr and "jax" not in done.stderr

@@ -1,0 +1,92 @@
+"""The compiled programs of a run: the training step, or two of them, before the backbone is thawed
+and from then on; and evaluation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from lambdanet.training import layer_groups
+from lambdanet.training import mesh as mesh_lib
+from lambdanet.training.compiling import announced
+from lambdanet.training.evaluate import eval_shardings
+from lambdanet.training.start_up import recomputing_options
+from lambdanet.training.state import TrainState, views
+from lambdanet.training.step import Terms, make_train_step
+
+Step = Callable[[int, TrainState, dict], tuple[TrainState, Terms]]
+
+
+def held_back(model: Any, thaw: int) -> dict[str, Any]:
+    """Returns dict(held, thaw): the `pretrained_rules` of a model, and the step before which they
+    hold; no rules for step 0.
+    """
+    return dict(held=layer_groups.pretrained_rules(model) if thaw else (), thaw=thaw)
+
+
+def training_program(
+    config: Any,
+    build: Callable[[], nnx.Module],
+    tx: optax.GradientTransformation,
+    shardings: Any,
+    *,
+    loss: Callable[..., Any],
+    mix: Callable[..., Any],
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    held: Sequence[str],
+    thaw: int,
+    say: Callable[[str], object],
+) -> Step:
+    """Returns the jitted training step as a function of (number of the step, state, batch), the
+    number counted from 0.
+
+    Steps before `thaw` are a program of their own, without the backward pass of what is held and
+    without statistics of its norms; so a second one is compiled at that step. Which of the two runs
+    follows from the number alone: a run that is continued takes the same.
+
+    Args:
+        config: the whole config.
+        build: makes the model.
+        tx: the optimiser, of `make_optimizer` with the same held and thaw.
+        shardings: of the state, whose buffers are donated.
+        loss: the task's; mix likewise.
+        schedule: step -> learning rate, shown.
+        mesh: the devices.
+        held: regexes of parameters and statistics that stay as they are before `thaw`.
+        thaw: 0 = one program.
+        say: shows a line, while the step compiles.
+    """
+    options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
+    compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
+    compiling |= dict(out_shardings=(shardings, mesh_lib.replicated(mesh)))
+
+    def program(what: str, frozen: Sequence[str]) -> Callable[..., Any]:
+        graphdef = views(build, frozen)[0]
+        step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
+        return announced(jax.jit(step, **compiling), what, say)
+
+    whole = program("the training step", config.optim.frozen)
+    if not thaw:
+        return lambda number, state, batch: whole(state, batch)
+    head = program("the training step of the head", (*config.optim.frozen, *held))
+    return lambda number, state, batch: (head if number < thaw else whole)(state, batch)
+
+
+def evaluation_program(
+    step: Callable[..., Any], mesh: Mesh, say: Callable[[str], object]
+) -> Callable[..., Any]:
+    """Returns the jitted evaluation step.
+
+    Args:
+        step: of `make_eval_step`.
+        mesh: the devices.
+        say: shows a line, while it compiles.
+    """
+    return announced(jax.jit(step, out_shardings=eval_shardings(mesh)), "evaluation", say)
