@@ -106,8 +106,8 @@ class Search(class_folders.Walk):
             )
         elif files and not place and not folders:
             self.findings.stop(
-                f"{printable(str(top))}: {len(files)} files and no folders in it; every class needs "
-                "a folder of its own, or a table (.csv) says which file is of which class"
+                f"{printable(str(top))}: {len(files)} files and no folders in it; every class "
+                "needs a folder of its own, or a table (.csv) says which file is of which class"
             )
         else:
             for file in files:

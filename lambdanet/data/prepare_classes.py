@@ -132,8 +132,8 @@ def differences(found: picture_set.PictureSet) -> tuple[list[str], Sequence[str]
     counts = collections.Counter(label for _, label in splits["train"]).values()
     if max(counts) >= UNEVEN * min(counts):
         notes.append(
-            f"uneven classes, {min(counts)} to {max(counts)} images in train: accuracy says little "
-            "about the small ones"
+            f"uneven classes, {min(counts)} to {max(counts)} images in train; --config."
+            "classification.class_weights=balanced makes the small ones count more"
         )
     notes.append("configs/photos.py:small_gpu and :big are for GPUs")
     return options, notes
