@@ -94,7 +94,8 @@ def prepare(args: argparse.Namespace) -> None:
     folder = class_sets.resolved(found.listing, found.folder, args.on_error)
     notes = [*folder.notes, *picture_facts.notes(found.facts.values())]
     if args.preview:
-        print("\n".join(f"note: {text}" for text in notes))
+        for text in notes:
+            print(f"note: {text}")
         return
     image_folder.write(found, args.destination)
     options, more = differences(found)

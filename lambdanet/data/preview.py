@@ -40,7 +40,7 @@ def as_text(found: PictureSet) -> str:
     findings = found.listing.findings
     lines += [f"wrong: {text}" for text in findings.fatal]
     lines += [f"{what}: {text}" for what, texts in findings.mendable.items() for text in texts]
-    return file.getvalue() + "".join(f"{line}\n" for line in lines)
+    return "".join(f"{line.rstrip()}\n" for line in [*file.getvalue().splitlines(), *lines])
 
 
 def notes(found: PictureSet) -> tuple[str, ...]:
