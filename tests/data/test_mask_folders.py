@@ -2,6 +2,8 @@
 set.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 from data_helpers import jpeg
@@ -53,6 +55,16 @@ def read(folders, split):
     }
     images = {r.name.rsplit("file ", 1)[1]: r.fields["image"] for r in records}
     return found, images, names
+
+
+def test_copies_of_pictures_are_noted(folders, capsys):
+    for kind in ("images", "masks"):
+        first = sorted((folders / kind).iterdir())[0]
+        shutil.copy(first, folders / kind / f"copy{first.suffix}")
+    assert run(folders, "--split=1") == 0
+    assert "note: pictures of train that occur there more than once: 1 (kept)" in (
+        capsys.readouterr().out
+    )
 
 
 def test_prepare_command_makes_a_set_that_every_reader_opens(folders, capsys):
