@@ -23,6 +23,8 @@ from lambdanet.data import (
     video_files,
 )
 
+ALL = splitting.Division((1.0, 0.0, 0.0))
+
 
 def section(directory):
     config = base.get_config().data
@@ -148,6 +150,23 @@ def test_everything_wrong_with_frames_is_said_at_once(root, tmp_path):
     ):
         assert problem in text, problem
     assert not (tmp_path / "set").exists()
+    found = clip_folders.prepare(str(root), str(tmp_path / "set"), division=ALL, on_error="skip")
+    assert found.class_names == ("jump", "run")
+    assert found.splits == {"train": [("jump/v0", 0), ("run/v2", 1)]}
+    assert "files and folders left out: " in found.notes[-1]
+
+
+def test_clips_of_one_group_stay_together(root, tmp_path, capsys):
+    command = ["clips", str(root), str(tmp_path / "set"), "--split=0.5,0.5", "--group=v[01]"]
+    assert prepare.main([*command, "--seed=3"]) == 0
+    assert "--group: 2 groups of 4 records, the largest of 2; 4 match no" in capsys.readouterr().out
+    clips = {}
+    for split in ("train", "validation"):
+        source = data.open_source(section(tmp_path / "set"), split, {"label": "label"})
+        for record in map(source.read, range(len(source))):
+            clips[record.name.rpartition("file ")[2]] = split
+    assert len(clips) == 8 and set(clips.values()) == {"train", "validation"}
+    assert clips["jump/v0"] == clips["run/v0"] and clips["jump/v1"] == clips["run/v1"]
 
 
 def test_videos_without_pyav_are_one_problem(root, tmp_path, monkeypatch, capsys):
@@ -174,9 +193,7 @@ def test_frames_at_even_times():
 
 def test_videos_are_decoded(root, tmp_path):
     write_video(root / "run" / "even.mp4", range(0, 400, 40))
-    clip_folders.prepare(
-        str(root), str(tmp_path / "set"), division=splitting.Division((1.0, 0.0, 0.0))
-    )
+    clip_folders.prepare(str(root), str(tmp_path / "set"), division=ALL)
     source = data.open_source(section(tmp_path / "set"), "train", {"frames": "frames"})
     records = [source.read(i) for i in range(9)]
     (found,) = [r.fields["frames"] for r in records if r.name.endswith("even.mp4")]
