@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_image
 from benchmarks.harness import Case, Prepared
 from configs import base
 from lambdanet import data, tasks
-from lambdanet.data import decode, image_folder
+from lambdanet.data import decode, image_folder, splitting
 
 FILES, SIZE, OUTPUT = 24, (500, 375), (224, 224)
 
@@ -174,7 +174,8 @@ def prepare_pipeline(threads: int, batch_size: int = 32, batches_per_call: int =
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(file)
     with contextlib.redirect_stderr(io.StringIO()):  # its progress
-        image_folder.prepare(str(root / "source"), str(root / "prepared"), val_fraction=0.0)
+        everything = splitting.Division((1.0, 0.0, 0.0))
+        image_folder.prepare(str(root / "source"), str(root / "prepared"), division=everything)
 
     def open_batches(threads: int) -> data.TrainBatches:
         config = train_config(

@@ -2,7 +2,7 @@
 that are carried from key frames to the frames between.
 
     python -m lambdanet.data.prepare frames SEQUENCES SET --masks MASKS --classes names.txt \
-        --val-fraction=0.2 --test-fraction=0.2
+        --split=0.6,0.2,0.2
     python train.py --config=configs/own_videos.py --config.data.data_dir=SET --workdir=runs/frames
     python eval.py --mode=export --workdir=runs/frames
     python train.py --config=configs/own_videos.py:deep_feature_flow --workdir=runs/flow \

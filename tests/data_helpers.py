@@ -6,9 +6,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from PIL import Image
+from rich import progress
 
 from configs import base
 from lambdanet import data, tasks
+from lambdanet.data import class_search, class_sets, image_folder, splitting, storage
 
 
 def jpeg(colour, size=(12, 10), quality=95):
@@ -16,6 +18,16 @@ def jpeg(colour, size=(12, 10), quality=95):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def prepare_unchecked(source, directory):
+    """Prepares class folders, all for training, as they are: damaged images too."""
+    everything = splitting.Division((1.0, 0.0, 0.0))
+    folder = class_sets.settle(class_search.list_folder(source), everything)
+    bars = progress.Progress(disable=True)
+    storage.prepare_atomically(
+        lambda scratch: image_folder.PreparedFolder(folder, bars, data_dir=scratch), directory
+    )
 
 
 def same(first, second):

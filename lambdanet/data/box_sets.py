@@ -7,7 +7,6 @@ common: splits, the histogram of the classes, and the writing.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -18,7 +17,7 @@ import tensorflow_datasets as tfds
 from rich import progress
 
 from lambdanet import atomic
-from lambdanet.data import class_histogram, image_folder, mask_folders
+from lambdanet.data import class_histogram, duplicates, image_folder, mask_folders
 from lambdanet.data.class_folders import printable
 from lambdanet.data.findings import Findings
 from lambdanet.data.objects import CATEGORIES, Objects
@@ -95,8 +94,8 @@ def hold_out(
         sizes = ", ".join(f"{name} {len(of_split)}" for name, of_split in splits.items())
         raise ValueError(
             f"split {', '.join(map(repr, empty))} has no objects, or crowds alone, when the "
-            f"pictures are divided ({sizes}): change --val-fraction ({val_fraction:g}) or "
-            f"--test-fraction ({test_fraction:g}), 0 for none, or say which pictures are which"
+            f"pictures are divided ({sizes}): change the shares of --split (here {val_fraction:g} "
+            f"for validation and {test_fraction:g} for test) or say which pictures are which"
         )
     return splits
 
@@ -120,20 +119,9 @@ def check_splits(splits: Mapping[str, list[BoxedPicture]], findings: Findings) -
         findings.stop(f"there is no split 'train', but {', '.join(splits) or 'none at all'}")
 
 
-def shared(splits: Mapping[str, list[BoxedPicture]]) -> tuple[str, ...]:
-    """Returns a note for every two splits that have files in common."""
-    files = {name: {p.file.resolve() for p in pictures} for name, pictures in splits.items()}
-    return tuple(
-        f"pictures of {one} that {other} has, too: {len(files[one] & files[other])} (kept; a score "
-        "on pictures of the training is none)"
-        for one, other in itertools.combinations(files, 2)
-        if files[one] & files[other]
-    )
-
-
 def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns notes on pictures without objects or with crowds alone, and on classes that never
-    occur.
+    """Returns notes on pictures without objects or with crowds alone, on classes that never occur,
+    and on pictures that occur more than once.
     """
     notes, counts = [], {}
     for name, pictures in splits.items():
@@ -145,7 +133,8 @@ def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...])
             notes.append(f"pictures of crowds alone in {name}: {crowds} (kept)")
         counts[name] = _objects_of_classes(pictures, len(classes))[0]
     pixels = {n: class_histogram.Count(np.append(c, 0), c) for n, c in counts.items()}
-    return (*notes, *class_histogram.absent(pixels, classes))
+    files = {name: [(p.name, p.file) for p in pictures] for name, pictures in splits.items()}
+    return (*notes, *class_histogram.absent(pixels, classes), *duplicates.warnings_of_files(files))
 
 
 def _objects_of_classes(

@@ -4,13 +4,23 @@ into a prepared data set.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
 import tensorflow_datasets as tfds
 from rich import progress
 
-from lambdanet.data import class_folders, frame_folders, image_folder, video_files
+from lambdanet.data import (
+    class_folders,
+    class_search,
+    class_sets,
+    frame_folders,
+    image_folder,
+    splitting,
+    video_files,
+)
+from lambdanet.data.findings import Findings
 
 
 class PreparedClips(tfds.core.GeneratorBasedBuilder):
@@ -21,7 +31,7 @@ class PreparedClips(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def __init__(
-        self, folder: class_folders.Folder, fps: float, bars: progress.Progress, *, data_dir: str
+        self, folder: class_sets.Folder, fps: float, bars: progress.Progress, *, data_dir: str
     ):
         self.folder, self.fps, self.bars = folder, fps, bars
         super().__init__(data_dir=data_dir)
@@ -56,37 +66,53 @@ def frames_of(clip: Path, fps: float) -> list[bytes]:
     return [(clip / name).read_bytes() for name in frame_folders.clip_of(clip)[0]]
 
 
-class ClipSearch(class_folders.Search):
-    """The walk over class folders of clips."""
+class ClipSearch(class_search.Search):
+    """The walk over class folders of clips: what stands in a class folder is a clip, be it a file
+    or a folder.
+    """
 
     holds = "clips"
 
-    def __init__(self, root: Path, on_file: Callable[[], object], fps: float):
-        super().__init__(root, on_file)
-        self.fps, self.decodes, self.undecoded = fps, video_files.installed(), 0
+    def __init__(self, root: Path, on_file: Callable[[], object], findings: Findings, fps: float):
+        super().__init__(root, on_file, findings)
+        self.fps, self.decodes = fps, video_files.installed()
 
-    def list_images(self, directory: Path) -> list[str]:
-        """Returns the clips of one class, relative to the root."""
-        entries = self.entries(directory)
-        if not entries:
-            self.report(directory, "/: class without clips")
-        for entry in entries:
-            for problem in self._problems(entry):
-                self.report(entry, problem)
-            self.on_file()
-        return [entry.relative_to(self.root).as_posix() for entry in entries]
+    def rows(self, top: Path) -> list[tuple[str, str]]:
+        """Returns the (name, class) pairs of a folder of class folders."""
+        found = []
+        for folder in self.entries(top):
+            if not folder.is_dir():
+                self.pass_over(folder)
+                continue
+            entries = self.entries(folder)
+            if not entries:
+                self.report(folder, "/: class without clips")
+            for entry in entries:
+                if self._is_clip(entry):
+                    found.append((entry.relative_to(self.root).as_posix(), folder.name))
+                self.on_file()
+        return found
 
-    def _problems(self, entry: Path) -> list[str]:
+    def _is_clip(self, entry: Path) -> bool:
+        """Whether a file or folder can be used; reports what is wrong with it."""
         if entry.is_dir():
-            found = frame_folders.clip_of(entry)[1]
-            return [f"/: {class_folders.printable(problem)}" for problem in found]
+            problems = frame_folders.clip_of(entry)[1]
+            for problem in problems:
+                self.report(entry, f"/: {class_folders.printable(problem)}")
+            return not problems
         if not class_folders.why_no_image(entry):
-            return [": a picture, and a clip is a folder of frames or a video file"]
-        if self.decodes:
+            reason = "a picture, and a clip is a folder of frames or a video file"
+        elif self.decodes:
             reason = video_files.why_no_video(entry, self.fps)
-            return [f": {reason}"] if reason else []
-        self.undecoded += 1
-        return [f": {video_files.MISSING}"] if self.undecoded == 1 else []
+        else:
+            reason = video_files.MISSING
+            if any(reason in text for text in self.findings.fatal):
+                return False
+            self.findings.stop(f"{self.shown(entry)}: {reason}")
+            return False
+        if reason:
+            self.report(entry, f": {reason}")
+        return not reason
 
 
 def prepare(
@@ -94,18 +120,19 @@ def prepare(
     directory: str,
     *,
     fps: float = 0.0,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
-) -> class_folders.Folder:
+    division: splitting.Division | None = None,
+    on_error: str = "raise",
+) -> class_sets.Folder:
     """Scans `source` and writes the prepared set to `directory` (new or empty); returns what was
     written.
 
     Args:
         source: folder of class folders, or of train/, validation/, test/ of them, as in
-            `class_folders.scan`; in a class folder stand video files and folders of frames.
+            `class_search.list_folder`; in a class folder stand video files and folders of frames.
         directory: for the prepared set.
         fps: frames per second to take of video files; 0 = all.
-        val_fraction, test_fraction: as in `class_folders.scan`.
+        division: where there are no split folders; see `class_search.settle`.
+        on_error: 'skip': what is wrong is left out, and counted in the notes.
 
     Raises:
         ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
@@ -114,15 +141,16 @@ def prepare(
     """
     if not 0 <= fps <= 1000:
         raise ValueError(f"fps {fps:g}; allowed: 0 (all frames) to 1000")
+
+    def scan(on_file: Callable[[], object]) -> class_sets.Folder:
+        listing = class_search.list_folder(
+            source, on_file=on_file, search=functools.partial(ClipSearch, fps=fps)
+        )
+        return class_sets.resolved(listing, class_sets.settle(listing, division), on_error)
+
     return image_folder.scan_and_write(
         [source],
         directory,
-        lambda on_file: class_folders.scan(
-            source,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            on_file=on_file,
-            search=lambda root, on_file: ClipSearch(root, on_file, fps),
-        ),
+        scan,
         lambda folder, bars, scratch: PreparedClips(folder, fps, bars, data_dir=scratch),
     )

@@ -102,7 +102,7 @@ def scan(
     splits = {name: file.pictures(masks, on_file) for name, file in files.items()}
     box_sets.check_splits(splits, findings)
     where = ", ".join(str(part.annotations) for part in parts.values())
-    notes = (*findings.resolve(where, on_error), *box_sets.shared(splits))
+    notes = findings.resolve(where, on_error)
     if list(splits) == ["train"]:
         splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction)
     classes = tuple(entry["name"] for entry in first.categories)

@@ -25,6 +25,9 @@ class Findings:
         self.fatal: list[str] = []
         self.mendable: dict[str, list[str]] = collections.defaultdict(list)
 
+    def __len__(self) -> int:
+        return len(self.fatal) + sum(map(len, self.mendable.values()))
+
     def stop(self, text: str) -> None:
         """Adds a mistake that nothing can be left out for."""
         self.fatal.append(text)

@@ -1,8 +1,8 @@
-"""Folders of images, one folder per class, turned once into a prepared data set."""
+"""Images with one class each, turned once into a prepared data set."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,18 +11,18 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from lambdanet.data import storage
-from lambdanet.data.class_folders import Folder, scan
+from lambdanet import atomic
+from lambdanet.data import class_sets, contact_sheet, picture_set, preview, splitting, storage
 
 Found = TypeVar("Found")
 
 
 class PreparedFolder(tfds.core.GeneratorBasedBuilder):
-    """Images from class folders; `file` is the original name, relative to the folder."""
+    """Images with one class each; `file` is the original name, relative to their folder."""
 
     VERSION = tfds.core.Version("1.0.0")
 
-    def __init__(self, folder: Folder, bars: progress.Progress, *, data_dir: str):
+    def __init__(self, folder: class_sets.Folder, bars: progress.Progress, *, data_dir: str):
         self.folder, self.bars = folder, bars
         super().__init__(data_dir=data_dir)
 
@@ -95,43 +95,100 @@ def scan_and_write(
         ValueError: the scan found problems, `directory` is in use, or lies in one of the folders.
         OSError: a file or folder cannot be read or written.
     """
-    if storage.is_prepared(directory):
-        raise ValueError(
-            f"{directory} is a prepared data set already; remove it to prepare it anew"
-        )
-    for folder in sources:
-        if Path(directory).resolve().is_relative_to(Path(folder).resolve()):
-            raise ValueError(f"{directory} lies in {folder}; name a directory outside of it")
+    check_destination(sources, directory)
     with progress_bars() as bars:
         checking = bars.add_task("checking", total=None)
         found = scan(lambda: bars.advance(checking))
         bars.update(checking, total=bars.tasks[checking].completed)
-        written = storage.prepare_atomically(
+        _write(
             lambda scratch: make_builder(found, bars, scratch),
             directory,
             lambda prepared: finish(found, prepared),
         )
-    if not written:
-        raise ValueError(f"{directory} was prepared by another process meanwhile")
     return found
 
 
-def prepare(
-    source: str, directory: str, *, val_fraction: float = 0.1, test_fraction: float = 0.0
-) -> Folder:
-    """Scans `source` and writes the prepared set to `directory` (new or empty); returns what was
-    written.
+def check_destination(sources: Collection[str], directory: str) -> None:
+    """Raises ValueError for a directory that is a prepared set, is not empty, or lies in one of the
+    sources, where a second preparation would take it for data.
+    """
+    if storage.is_prepared(directory):
+        raise ValueError(
+            f"{directory} is a prepared data set already; remove it to prepare it anew"
+        )
+    for source in sources:
+        if Path(directory).resolve().is_relative_to(Path(source).resolve()):
+            raise ValueError(f"{directory} lies in {source}; name a directory outside of it")
+    storage.check_free(Path(directory))
+
+
+def _write(
+    make_builder: Callable[[str], tfds.core.DatasetBuilder],
+    directory: str,
+    finish: Callable[[Path], object],
+) -> None:
+    if not storage.prepare_atomically(make_builder, directory, finish):
+        raise ValueError(f"{directory} was prepared by another process meanwhile")
+
+
+def write(found: picture_set.PictureSet, directory: str) -> None:
+    """Writes the prepared set to `directory`, with a contact sheet and the tables as text.
+
+    Args:
+        found: without mistakes.
+        directory: new or empty.
 
     Raises:
-        ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
-            `source`, where it would be taken for a class.
+        ValueError: `directory` is in use.
+        OSError: a file cannot be read or written.
+    """
+
+    def finish(prepared: Path) -> None:
+        write_preview(found, f"{prepared}/", "contact_sheet.png", "summary.txt")
+
+    with progress_bars() as bars:
+        _write(
+            lambda scratch: PreparedFolder(found.folder, bars, data_dir=scratch), directory, finish
+        )
+
+
+def write_preview(found: picture_set.PictureSet, start: str, sheet: str, text: str) -> None:
+    """Writes the contact sheet and the tables to the files `start` + `sheet`, `start` + `text`."""
+    atomic.write_file(start + sheet, contact_sheet.png(found.folder))
+    atomic.write_file(start + text, preview.as_text(found))
+
+
+def prepare(
+    source: str,
+    directory: str,
+    *,
+    images: str = "",
+    columns: Sequence[str] = (),
+    encoding: str = "",
+    depth: int = 0,
+    division: splitting.Division | None = None,
+    on_error: str = "raise",
+) -> class_sets.Folder:
+    """Finds the images of `source` and writes the prepared set to `directory` (new or empty);
+    returns what was written. The other arguments are those of `picture_set.find` and
+    `class_sets.resolved`.
+
+    Raises:
+        ValueError: something is wrong with images (all of it listed), `directory` is in use, or
+            lies in `source`.
         OSError: a file or folder cannot be read or written.
     """
-    return scan_and_write(
-        [source],
-        directory,
-        lambda on_file: scan(
-            source, val_fraction=val_fraction, test_fraction=test_fraction, on_file=on_file
-        ),
-        lambda folder, bars, scratch: PreparedFolder(folder, bars, data_dir=scratch),
-    )
+    check_destination([source, *([images] if images else [])], directory)
+    with progress_bars() as bars:
+        found = picture_set.find(
+            source,
+            bars,
+            images=images,
+            columns=columns,
+            encoding=encoding,
+            depth=depth,
+            division=division,
+        )
+    folder = class_sets.resolved(found.listing, found.folder, on_error)
+    write(found, directory)
+    return folder

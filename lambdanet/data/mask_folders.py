@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import class_folders, class_histogram, decode, label_maps
+from lambdanet.data import class_folders, class_histogram, decode, duplicates, label_maps
 from lambdanet.data.class_histogram import Count
 from lambdanet.data.mask_coding import Coding, read_names, read_palette
 
@@ -121,7 +121,12 @@ def scan(
         counts = {name: [counts[""][i] for i in rows] for name, rows in parts.items()}
         splits = {name: [splits[""][i] for i in rows] for name, rows in parts.items()}
     found = {name: class_histogram.total(pictures, number) for name, pictures in counts.items()}
-    notes = (*notes, *class_histogram.absent(found, coding.names))
+    files = {name: [(p.image, Path(images) / p.image) for p in of] for name, of in splits.items()}
+    notes = (
+        *notes,
+        *class_histogram.absent(found, coding.names),
+        *duplicates.warnings_of_files(files),
+    )
     return MaskFolders(Path(images), Path(masks), coding, splits, found, notes)
 
 

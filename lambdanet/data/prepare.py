@@ -1,6 +1,7 @@
 """Command line: prepares folders of images for training.
 
-    python -m lambdanet.data.prepare SRC DST [--val-fraction 0.1] [--test-fraction 0.0]
+    python -m lambdanet.data.prepare SRC DST [--split 0.8,0.1,0.1] [--seed 0] [--group REGEX]
+        [--depth 0] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare segmentation IMAGES MASKS DST [--classes names.txt]
         [--ignore 255] [--reduce-zero-label] [--colours palette.csv]
     python -m lambdanet.data.prepare coco IMAGES ANNOTATIONS.json DST
@@ -10,7 +11,7 @@
     python -m lambdanet.data.prepare frames ROOT DST --masks MASKS [--colours palette.csv]
 
 SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
-inside; it is read with `data.source='image_folder'`. (A folder of a name such as
+inside, or is a table (.csv) of files and labels; see `prepare_classes`. (A folder of a name such as
 'segmentation' is given as './segmentation'.)
 
 MASKS holds a label map for every picture of IMAGES, under the same name up to the ending; both may
@@ -19,13 +20,13 @@ are those of objects: of files in COCO's format, whose file names are relative t
 folder like those of Pascal VOC; of clips, one class folder of video files or of folders of frames
 each; and of sequences of frames with masks, as in DAVIS.
 
-Afterwards it prints what was found and the options that train on it.
+Afterwards it prints what was found and, in the last line, the command that trains on it. How much
+is held out where nothing says it, `--split TRAIN,VALIDATION,TEST` tells all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Callable
 
@@ -33,11 +34,11 @@ from lambdanet.data import (
     box_sets,
     class_histogram,
     coco_files,
-    findings,
-    image_folder,
+    prepare_classes,
     prepare_video,
     preparing,
     segmentation_folder,
+    splitting,
     voc_folders,
 )
 
@@ -59,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] and argv[0] in kinds:
         parse, prepare = kinds[argv[0]]
         return _guarded(prepare, parse(argv[1:]))
-    return _guarded(_prepare_classes, _parse_classes(argv))
+    return _guarded(prepare_classes.prepare, prepare_classes.parse(argv))
 
 
 def _guarded(prepare: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
@@ -77,35 +78,6 @@ def _guarded(prepare: Callable[[argparse.Namespace], None], args: argparse.Names
     return 0
 
 
-def _parse_classes(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m lambdanet.data.prepare",
-        description="prepares a folder of images for data.source='image_folder'",
-        epilog="pictures with masks: python -m lambdanet.data.prepare segmentation --help; with "
-        "boxes: python -m lambdanet.data.prepare coco --help, ... voc --help; videos: ... clips "
-        "--help, ... frames --help",
-    )
-    parser.add_argument(
-        "source",
-        help="folder of class folders, or of train/, validation/, test/ with class folders",
-    )
-    parser.add_argument("destination", help="new directory for the prepared set (data.data_dir)")
-    preparing.add_fractions(parser, "SRC has no split folders")
-    return parser.parse_args(argv)
-
-
-def _prepare_classes(args: argparse.Namespace) -> None:
-    folder = image_folder.prepare(
-        args.source,
-        args.destination,
-        val_fraction=args.val_fraction,
-        test_fraction=args.test_fraction,
-    )
-    preparing.say(
-        args.destination, len(folder.class_names), folder.splits, folder.notes, "image_folder"
-    )
-
-
 def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m lambdanet.data.prepare segmentation",
@@ -120,7 +92,7 @@ def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="0 counts nowhere, and class c is stored as c + 1, as in ADE20K",
     )
-    preparing.add_fractions(parser, "there are no split folders; of several folders whole ones")
+    preparing.add_split(parser, "there are no split folders; of several folders whole ones")
     return parser.parse_args(argv)
 
 
@@ -133,8 +105,8 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
         colours=args.colours,
         ignore=args.ignore,
         reduce_zero_label=args.reduce_zero_label,
-        val_fraction=args.val_fraction,
-        test_fraction=args.test_fraction,
+        val_fraction=args.split[1],
+        test_fraction=args.split[2],
     )
     print("\n".join(class_histogram.table(folders.counts, folders.coding.names)))
     preparing.say(
@@ -142,8 +114,7 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
         len(folders.coding.names),
         folders.splits,
         folders.notes,
-        "tfds",
-        "--config=configs/own_masks.py",
+        "configs/own_masks.py",
     )
 
 
@@ -160,10 +131,10 @@ def _parse_coco(argv: list[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="NAME=ANNOTATIONS.json[,IMAGES]",
-        help="a further split, such as validation; may be given several times",
+        help="a further split, such as validation; may be given several times; or once the shares "
+        "of training, validation and test, such as 0.8,0.1,0.1; default 0.9,0.1",
     )
-    _add_on_error(parser)
-    preparing.add_fractions(parser, "no --split is given")
+    preparing.add_on_error(parser, "objects and pictures")
     return parser.parse_args(argv)
 
 
@@ -177,27 +148,21 @@ def _parse_voc(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--classes", default="", metavar="FILE", help="one class name per line, in order"
     )
-    _add_on_error(parser)
-    preparing.add_fractions(parser, "there are no lists in ImageSets/Main")
+    preparing.add_on_error(parser, "objects and pictures")
+    preparing.add_split(parser, "there are no lists in ImageSets/Main")
     return parser.parse_args(argv)
 
 
-def _add_on_error(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--on-error",
-        choices=findings.ON_ERROR,
-        default="raise",
-        help="skip: objects and pictures with mistakes are left out, and counted",
-    )
-
-
 def _prepare_coco(args: argparse.Namespace) -> None:
-    parts = coco_files.parts(args.images, args.annotations, args.split)
+    shares, further = splitting.Division.shares, args.split
+    if len(further) == 1 and further[0][0].isdigit():
+        shares, further = splitting.parse_shares(further[0]), []
+    parts = coco_files.parts(args.images, args.annotations, further)
     found = box_sets.prepare(
         lambda on_file: coco_files.scan(
             parts,
-            val_fraction=args.val_fraction,
-            test_fraction=args.test_fraction,
+            val_fraction=shares[1],
+            test_fraction=shares[2],
             on_error=args.on_error,
             on_file=on_file,
         ),
@@ -212,8 +177,8 @@ def _prepare_voc(args: argparse.Namespace) -> None:
         lambda on_file: voc_folders.scan(
             args.root,
             classes=args.classes,
-            val_fraction=args.val_fraction,
-            test_fraction=args.test_fraction,
+            val_fraction=args.split[1],
+            test_fraction=args.split[2],
             on_error=args.on_error,
             on_file=on_file,
         ),
@@ -226,13 +191,14 @@ def _prepare_voc(args: argparse.Namespace) -> None:
 def _say_boxes(destination: str, found: box_sets.BoxSet) -> None:
     print("\n".join(box_sets.table(found.splits, found.classes)))
     most = f"at most {found.most_objects} objects in a picture"
-    options = ["--config=configs/own_objects.py" + ":small_mask_rcnn" * found.masks]
+    recipe = "configs/own_objects.py" + ":small_mask_rcnn" * found.masks
+    options = []
     if found.most_objects > MOST_OBJECTS:
         options.append(f"--config.detection.max_objects={found.most_objects}")
     if found.most_mask_bytes > MOST_MASK_BYTES:
         options.append(f"--config.detection.mask_bytes={found.most_mask_bytes}")
     notes = (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
-    preparing.say(destination, len(found.classes), found.splits, notes, "tfds", shlex.join(options))
+    preparing.say(destination, len(found.classes), found.splits, notes, recipe, options)
 
 
 if __name__ == "__main__":

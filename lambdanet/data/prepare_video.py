@@ -27,7 +27,8 @@ def parse_clips(argv: list[str]) -> argparse.Namespace:
         metavar="N",
         help="frames per second to take of video files, at even times; default: every frame",
     )
-    preparing.add_fractions(parser, "ROOT has no split folders")
+    preparing.add_on_error(parser, "clips")
+    preparing.add_split(parser, "ROOT has no split folders", by_name=True)
     return parser.parse_args(argv)
 
 
@@ -37,13 +38,11 @@ def prepare_clips(args: argparse.Namespace) -> None:
         args.source,
         args.destination,
         fps=args.fps,
-        val_fraction=args.val_fraction,
-        test_fraction=args.test_fraction,
+        division=preparing.division(args),
+        on_error=args.on_error,
     )
-    notes = folder.notes
-    recipe = "--config=configs/own_clips.py"
     classes = len(folder.class_names)
-    preparing.say(args.destination, classes, folder.splits, notes, "tfds", recipe)
+    preparing.say(args.destination, classes, folder.splits, folder.notes, "configs/own_clips.py")
 
 
 def parse_frames(argv: list[str]) -> argparse.Namespace:
@@ -63,7 +62,7 @@ def parse_frames(argv: list[str]) -> argparse.Namespace:
         help="folder of masks: the same names up to the ending",
     )
     preparing.add_coding(parser)
-    preparing.add_fractions(parser, "there are no split folders, in whole sequences")
+    preparing.add_split(parser, "there are no split folders, in whole sequences")
     return parser.parse_args(argv)
 
 
@@ -76,12 +75,13 @@ def prepare_frames(args: argparse.Namespace) -> None:
         classes=args.classes,
         colours=args.colours,
         ignore=args.ignore,
-        val_fraction=args.val_fraction,
-        test_fraction=args.test_fraction,
+        val_fraction=args.split[1],
+        test_fraction=args.split[2],
     )
     coding = found.folders.coding
     print("\n".join(class_histogram.table(found.folders.counts, coding.names)))
     frames = {name: sum(map(len, of.values())) for name, of in found.splits.items()}
     counted = ", ".join(f"{name} {count}" for name, count in frames.items())
     notes = (f"sequences are counted above; frames: {counted}", *found.notes)
-    preparing.say(args.destination, len(coding.names), found.splits, notes, "tfds")
+    classes = len(coding.names)
+    preparing.say(args.destination, classes, found.splits, notes, "configs/own_videos.py")

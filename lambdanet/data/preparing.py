@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection, Mapping, Sized
+from collections.abc import Collection, Mapping, Sequence, Sized
+from pathlib import Path
 
-from lambdanet.data import label_maps
+from lambdanet.data import findings, label_maps, splitting
 
 
-def training_options(directory: str, splits: Collection[str], source: str = "image_folder") -> str:
-    """Returns the options of train.py, quoted for a shell, that read a prepared folder.
+def training_command(
+    directory: str, splits: Collection[str], recipe: str, options: Sequence[str] = ()
+) -> str:
+    """Returns the command, quoted for a shell, that trains on a prepared set.
 
     Args:
         directory: of the prepared set.
         splits: that it has; without validation there is no best checkpoint either.
-        source: value of data.source.
+        recipe: value of --config.
+        options: of train.py, in which these data differ from what the recipe expects.
     """
-    options = [f"--config.data.source={source}", f"--config.data.data_dir={directory}"]
+    command = ["python", "train.py", f"--config={recipe}"]
+    command += [f"--workdir=runs/{Path(directory).resolve().name}"]
+    command += [f"--config.data.data_dir={directory}"]
     if "validation" not in splits:
-        options += ["--config.data.eval_split=", "--config.train.keep_best="]
+        command += ["--config.data.eval_split=", "--config.train.keep_best="]
     if "test" not in splits:
-        options += ["--config.data.test_split="]
-    return shlex.join(options)
+        command += ["--config.data.test_split="]
+    return shlex.join([*command, *options])
 
 
 def add_coding(parser: argparse.ArgumentParser) -> None:
@@ -46,13 +52,59 @@ def add_coding(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_fractions(parser: argparse.ArgumentParser, where: str) -> None:
-    """Adds the arguments that say how much is held out, and where."""
+def add_split(parser: argparse.ArgumentParser, where: str, *, by_name: bool = False) -> None:
+    """Adds the arguments that say how much is held out, and where.
+
+    Args:
+        parser: which gets them.
+        where: there are no splits, for the help.
+        by_name: also --seed and --group, for `division`; --split is None then if it is not given.
+    """
     parser.add_argument(
-        "--val-fraction", type=float, default=0.1, help=f"share held out where {where}"
+        "--split",
+        type=_shares,
+        default=None if by_name else splitting.Division.shares,
+        metavar="TRAIN,VALIDATION,TEST",
+        help=f"shares where {where}, such as 0.8,0.1,0.1; 1 = all for training; default 0.9,0.1",
     )
+    if by_name:
+        parser.add_argument(
+            "--seed", type=int, metavar="N", help="another number, another division; default 0"
+        )
+        parser.add_argument(
+            "--group",
+            metavar="REGEX",
+            help="what it matches in a name (its groups, if it has some) is never divided: of "
+            "'cat/anna_03.jpg' the '/(.*)_' finds anna",
+        )
+
+
+def _shares(text: str) -> tuple[float, float, float]:
+    try:
+        return splitting.parse_shares(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def division(args: argparse.Namespace) -> splitting.Division | None:
+    """Returns what the arguments of `add_split` say; None if none of them is given."""
+    given = {"shares": args.split, "seed": args.seed, "group": args.group}
+    given = {name: value for name, value in given.items() if value is not None}
+    return splitting.Division(**given) if given else None
+
+
+def add_on_error(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds the argument that leaves out what is wrong.
+
+    Args:
+        parser: which gets it.
+        what: can be left out, for the help.
+    """
     parser.add_argument(
-        "--test-fraction", type=float, default=0.0, help="likewise, for the split 'test'"
+        "--on-error",
+        choices=findings.ON_ERROR,
+        default="raise",
+        help=f"skip: {what} with mistakes are left out, and counted",
     )
 
 
@@ -60,9 +112,9 @@ def say(
     destination: str,
     classes: int,
     splits: Mapping[str, Sized],
-    notes: tuple[str, ...],
-    source: str,
-    recipe: str = "",
+    notes: Sequence[str],
+    recipe: str,
+    options: Sequence[str] = (),
 ) -> None:
     """Prints what was prepared, and how to train on it.
 
@@ -71,12 +123,10 @@ def say(
         classes: how many.
         splits: split -> its records.
         notes: a line each.
-        source: value of data.source.
-        recipe: options of train.py that come first.
+        recipe, options: as in `training_command`.
     """
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
     print(f"{destination}: {classes} classes, {sizes}")
     for note in notes:
         print(f"note: {note}")
-    recipe = f"{recipe} " if recipe else ""
-    print(f"train with {recipe}{training_options(destination, splits, source)}")
+    print(f"train with: {training_command(destination, splits, recipe, options)}")

@@ -172,12 +172,14 @@ def open_builder(data: Any) -> tfds.core.DatasetBuilder | SyntheticBuilder:
         return SyntheticBuilder(data)
     where = directory(data)
     if not storage.is_prepared(where):
-        what = "does not exist"
+        what, photos, new = "does not exist", "<folder of class folders>", where
         if where.is_dir():
             what = "holds no prepared data set (no dataset_info.json)"
+            if any(where.iterdir()):  # the photos themselves, which nothing is written into
+                photos, new = shlex.quote(str(where)), Path("prepared") / where.resolve().name
         fixes = {
-            "image_folder": "prepare it with `python -m lambdanet.data.prepare <folder of class "
-            f"folders> {shlex.quote(str(where))}`",
+            "image_folder": f"prepare it with `python -m lambdanet.data.prepare {photos} "
+            f"{shlex.quote(str(new))}`" + ("" if new == where else f" and set data.data_dir={new}"),
             "tfds": "name the directory that holds dataset_info.json, such as "
             "<data_dir>/<name>/<version>",
         }

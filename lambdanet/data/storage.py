@@ -24,6 +24,14 @@ def is_prepared(directory: str | os.PathLike) -> bool:
     return (Path(directory) / "dataset_info.json").is_file()
 
 
+def check_free(target: Path) -> None:
+    """Raises ValueError if something stands there that is no empty directory."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(
+            f"{target} exists and holds no prepared data set; name a new or an empty directory"
+        )
+
+
 def prepare_atomically(
     make_builder: Callable[[str], tfds.core.DatasetBuilder],
     directory: str | os.PathLike,
@@ -51,10 +59,7 @@ def prepare_atomically(
     target = Path(directory)
     if is_prepared(target):
         return False
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(
-            f"{target} exists and holds no prepared data set; name a new or an empty directory"
-        )
+    check_free(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
     scratch = tempfile.mkdtemp(prefix=f"{_scratch_prefix(target)}{os.getpid()}-", dir=target.parent)

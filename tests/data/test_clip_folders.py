@@ -19,8 +19,11 @@ from lambdanet.data import (
     prepare,
     prepared,
     sequence_folders,
+    splitting,
     video_files,
 )
+
+ALL = splitting.Division((1.0, 0.0, 0.0))
 
 
 def section(directory):
@@ -104,10 +107,10 @@ def test_numbers_that_are_wrong(names, problem):
 
 def test_clips_become_a_set_that_the_task_reads(root, tmp_path, capsys):
     (root / "jump" / ".DS_Store").write_text("")
-    assert prepare.main(["clips", str(root), str(tmp_path / "set"), "--val-fraction", "0.25"]) == 0
+    assert prepare.main(["clips", str(root), str(tmp_path / "set"), "--split", "0.75,0.25"]) == 0
     said = capsys.readouterr().out
     assert "2 classes, train 6, validation 2" in said and "1 .DS_Store" in said
-    assert "--config=configs/own_clips.py --config.data.source=tfds" in said
+    assert "--config=configs/own_clips.py --workdir=runs/set" in said
     config = whole(section(tmp_path / "set"))
     config.task, config.clips.frames = "clips", 3
     info = tasks.get("clips").read(data.open_builder(config.data))
@@ -132,7 +135,7 @@ def test_everything_wrong_with_frames_is_said_at_once(root, tmp_path):
     (root / "run" / "v1").mkdir()
     (root / "run" / "frame.jpg").write_bytes(jpeg((0, 0, 0)))
     (root / "walk").mkdir()
-    (root / "readme.txt").write_text("")
+    (root / "frame.bin").write_text("")
     text = problems_of(lambda: clip_folders.prepare(str(root), str(tmp_path / "set")))
     for problem in (
         "run/v3/: frames are missing between 00000.jpg and 00002.jpg",
@@ -143,10 +146,27 @@ def test_everything_wrong_with_frames_is_said_at_once(root, tmp_path):
         "run/v1/: no frames in it",
         "run/frame.jpg: a picture, and a clip is a folder of frames or a video file",
         "walk/: class without clips",
-        "readme.txt: a file where class folders are expected",
+        "frame.bin: a file where class folders are expected",
     ):
         assert problem in text, problem
     assert not (tmp_path / "set").exists()
+    found = clip_folders.prepare(str(root), str(tmp_path / "set"), division=ALL, on_error="skip")
+    assert found.class_names == ("jump", "run")
+    assert found.splits == {"train": [("jump/v0", 0), ("run/v2", 1)]}
+    assert "files and folders left out: " in found.notes[-1]
+
+
+def test_clips_of_one_group_stay_together(root, tmp_path, capsys):
+    command = ["clips", str(root), str(tmp_path / "set"), "--split=0.5,0.5", "--group=v[01]"]
+    assert prepare.main([*command, "--seed=3"]) == 0
+    assert "--group: 2 groups of 4 records, the largest of 2; 4 match no" in capsys.readouterr().out
+    clips = {}
+    for split in ("train", "validation"):
+        source = data.open_source(section(tmp_path / "set"), split, {"label": "label"})
+        for record in map(source.read, range(len(source))):
+            clips[record.name.rpartition("file ")[2]] = split
+    assert len(clips) == 8 and set(clips.values()) == {"train", "validation"}
+    assert clips["jump/v0"] == clips["run/v0"] and clips["jump/v1"] == clips["run/v1"]
 
 
 def test_videos_without_pyav_are_one_problem(root, tmp_path, monkeypatch, capsys):
@@ -173,7 +193,7 @@ def test_frames_at_even_times():
 
 def test_videos_are_decoded(root, tmp_path):
     write_video(root / "run" / "even.mp4", range(0, 400, 40))
-    clip_folders.prepare(str(root), str(tmp_path / "set"), val_fraction=0.0)
+    clip_folders.prepare(str(root), str(tmp_path / "set"), division=ALL)
     source = data.open_source(section(tmp_path / "set"), "train", {"frames": "frames"})
     records = [source.read(i) for i in range(9)]
     (found,) = [r.fields["frames"] for r in records if r.name.endswith("even.mp4")]
@@ -214,7 +234,7 @@ def arguments(davis, *more):
 
 
 def test_sequences_become_records_of_frames_and_label_maps(davis, capsys):
-    assert prepare.main(arguments(davis, "--val-fraction", "0.3")) == 0
+    assert prepare.main(arguments(davis, "--split", "0.7,0.3")) == 0
     said = capsys.readouterr().out
     assert "2 classes, train 2, validation 1" in said and "made of whole folders" in said
     builder = prepared.open_prepared(davis / "set")

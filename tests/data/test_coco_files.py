@@ -35,7 +35,7 @@ def content(tmp_path):
 
 
 def test_prepared_sets_hold_everything(tmp_path, content, capsys):
-    assert run(tmp_path, content, "--val-fraction=0") == 0
+    assert run(tmp_path, content, "--split=1") == 0
     out = capsys.readouterr().out
     rows = [line.split() for line in out.splitlines()]
     assert rows[0] == ["class", "train"]
@@ -44,7 +44,9 @@ def test_prepared_sets_hold_everything(tmp_path, content, capsys):
     assert "2 classes, train 4" in out and "at most 2 objects in a picture; with masks" in out
     assert "pictures without objects in train: 1 (kept)" in out
     assert "pictures of crowds alone in train: 1 (kept)" in out
-    assert "train with --config=configs/own_objects.py:small_mask_rcnn --config.data" in out
+    assert (
+        "train with: python train.py --config=configs/own_objects.py:small_mask_rcnn --work" in out
+    )
     found, info = read(tmp_path)
     assert info.classes == ("cat", "dog") and info.class_ids == (3, 18)
     assert json.loads((tmp_path / "out" / "categories.json").read_text()) == CATEGORIES[::-1]
@@ -71,7 +73,7 @@ def test_sets_without_masks_have_boxes_alone(tmp_path, content, capsys):
     for entry in content["annotations"]:
         del entry["segmentation"]
     content["annotations"][0]["segmentation"] = []
-    assert run(tmp_path, content, "--val-fraction=0") == 0
+    assert run(tmp_path, content, "--split=1") == 0
     out = capsys.readouterr().out
     assert "without masks" in out and "detection.masks" not in out
     found, info = read(tmp_path, masks=False)
@@ -111,10 +113,10 @@ def test_the_printed_command_trains(tmp_path, content, capsys):
         del entry["segmentation"]
     (tmp_path / "all.json").write_text(json.dumps(content))
     names = [str(tmp_path / name) for name in ("images", "all.json", "without masks")]
-    assert prepare.main(["coco", *names, "--val-fraction=0"]) == 0
-    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train with ")]
+    assert prepare.main(["coco", *names, "--split=1"]) == 0
+    lines = [x for x in capsys.readouterr().out.splitlines() if x.startswith("train with: ")]
     for line, name in zip(lines, ("small_mask_rcnn", "small_retinanet"), strict=True):
-        config = config_of(shlex.split(line.removeprefix("train with ")))
+        config = config_of(shlex.split(line.removeprefix("train with: python train.py ")))
         config_lib.validate(config, base.get_config(), models.registry)
         assert config.task == "detection" and config.model.name == name
         assert config.detection.max_objects == 102
@@ -127,7 +129,7 @@ def config_of(options):
     file, _, argument = options[0].partition(":")
     assert file == "--config=configs/own_objects.py"
     recipe, values = own_objects.get_config(argument), flags.FlagValues()
-    command = ["train.py", *options[1:]]
+    command = ["train.py", *(o for o in options if o.startswith("--config."))]
     holder = config_flags.DEFINE_config_dict("config", recipe, flag_values=values, sys_argv=command)
     values(command)
     return holder.value
@@ -140,7 +142,7 @@ def test_what_exporters_write_differently_is_the_same(tmp_path, content, capsys)
     other = {**content, "categories": [{"id": 3, "name": "cat", "color": "red"}, CATEGORIES[0]]}
     (tmp_path / "val.json").write_text(json.dumps(other))
     assert run(tmp_path, content, "--split", f"val={tmp_path / 'val.json'}") == 0
-    said = "note: pictures of train that validation has, too: 4 (kept; a score on"
+    said = "note: pictures of validation that are in train, too: 4; a score on pictures of the"
     assert said in capsys.readouterr().out
     assert read(tmp_path)[0][10][1].crowd.tolist() == [True, False]
 

@@ -49,7 +49,7 @@ def test_objects_with_mistakes_are_named_or_left_out(tmp_path, content, capsys, 
     assert f"all.json: {problem}" in said or ("all.json: annotation 5" in said and problem in said)
     assert "1 mistakes; with --on-error=skip: 1 objects left out" in said
     assert not (tmp_path / "out").exists()
-    assert run(tmp_path, content, "--on-error=skip", "--val-fraction=0") == 0
+    assert run(tmp_path, content, "--on-error=skip", "--split=1") == 0
     assert "note: 1 objects left out: all.json: annotation 5" in capsys.readouterr().out
     assert len(read(tmp_path)[0][10][1]) == 2
 
@@ -81,7 +81,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, content, capsys):
         "annotation 9 (e.jpg): bbox [30, 0, 20, 20] ends outside of the picture",
     ):
         assert problem in said
-    assert run(tmp_path, content, "--on-error=skip", "--val-fraction=0") == 0
+    assert run(tmp_path, content, "--on-error=skip", "--split=1") == 0
     out = capsys.readouterr().out
     assert "9 pictures left out, with their objects: all.json: image 10" in out
     assert "1 boxes cut at the border of their pictures" in out
@@ -145,7 +145,7 @@ def test_file_names_match_in_any_unicode_form(tmp_path, content, capsys, form):
     assert run(tmp_path, content) == 1
     assert f"image 11 ({theirs}): has the file of image 10" in capsys.readouterr().err
     del content["images"][-1]
-    assert run(tmp_path, content, "--val-fraction=0") == 0
+    assert run(tmp_path, content, "--split=1") == 0
     assert read(tmp_path)[0][10][0].fields["image"] == jpeg((200, 0, 0), SIZE)
     (folder / ours).parent.mkdir(exist_ok=True)
     (folder / ours).write_bytes(jpeg((0, 200, 0), SIZE))

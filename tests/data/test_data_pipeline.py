@@ -11,10 +11,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import describe, eval_batches, jpeg, open_source, same, take, train_batches
+from data_helpers import (
+    describe,
+    eval_batches,
+    jpeg,
+    open_source,
+    prepare_unchecked,
+    same,
+    take,
+    train_batches,
+)
 
 from lambdanet import data
-from lambdanet.data import decode, image_folder, pseudo_labels
+from lambdanet.data import decode, pseudo_labels
 
 ROOT = Path(__file__).parents[2]
 ARGS = dict(batch_size=64, num_classes=10, seed=3)
@@ -164,7 +173,7 @@ def damaged(folder, tmp_path, config):
     """Twenty images of which two are damaged: one cut off, one with its pixel data gone."""
     (folder / "cat" / "3.jpg").write_bytes(jpeg((1, 2, 3), size=(400, 300))[:-40])
     (folder / "dog" / "5.jpg").write_bytes(jpeg((1, 2, 3), size=(400, 300))[:700])
-    image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)
+    prepare_unchecked(folder, tmp_path / "prepared")
     config.source, config.data_dir = "image_folder", str(tmp_path / "prepared")
     config.eval_split = config.test_split = ""
     config.image_size, config.channels = (6, 5), 3

@@ -1,34 +1,45 @@
-"""Folders of images: the scan, the splits taken from it, the command that prepares them."""
+"""Folders of images: what stands in them, what is wrong, the command that prepares them."""
 
 import os
 import resource
-import shlex
 import shutil
 import unicodedata
 
 import numpy as np
 import pytest
-from absl import flags
-from data_helpers import describe, jpeg, open_source
-from ml_collections import config_flags
+from data_helpers import describe, jpeg, open_source, prepare_unchecked
 from PIL import Image
+from rich import progress
 
-import models
 from configs import base
-from lambdanet import config as config_lib
 from lambdanet import data
-from lambdanet.data import class_folders, decode, examples, image_folder, prepare
+from lambdanet.data import (
+    class_folders,
+    class_sets,
+    decode,
+    examples,
+    image_folder,
+    picture_set,
+    prepare,
+    splitting,
+)
+
+ALL = splitting.Division((1.0, 0.0, 0.0))
+SMALL = (
+    "'--config.data.image_size=(32, 32)' --config.train.batch_size=8"  # what is said of `folder`
+)
+
+
+def scan(source, on_error="raise", **options):
+    """What `prepare` would write of a folder or table."""
+    found = picture_set.find(str(source), progress.Progress(disable=True), **options)
+    return class_sets.resolved(found.listing, found.folder, on_error)
 
 
 def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
     destination = tmp_path / "prepared"
-    assert (
-        prepare.main(
-            [str(folder), str(destination), "--val-fraction", "0.2", "--test-fraction", "0.1"]
-        )
-        == 0
-    )
-    assert "2 classes, train 14, validation 4, test 2" in capsys.readouterr().out
+    assert prepare.main([str(folder), str(destination), "--split", "0.7,0.2,0.1", "--seed=2"]) == 0
+    assert "2 classes, train 14, validation 2, test 4" in capsys.readouterr().out
     config.source, config.data_dir = "image_folder", str(destination)
     info = describe(config)
     assert info.classes == ("cat", "dog")
@@ -36,9 +47,7 @@ def test_prepare_command_splits_class_folders(folder, tmp_path, capsys, config):
     for split in ("train", "validation", "test"):
         source = open_source(config, split)
         found = [source.read(i) for i in range(len(source))]
-        assert (
-            np.bincount([r.fields["label"] for r in found]).tolist() == [len(found) // 2] * 2
-        )  # stratified
+        assert set(r.fields["label"] for r in found) == {0, 1}
         assert [r.id for r in found] == list(range(len(found))) and np.array_equal(
             source.ids(), np.arange(len(found))
         )
@@ -58,43 +67,55 @@ def test_prepare_command_reads_split_folders(folder, tmp_path, capsys):
     (source / ".DS_Store").write_text("passed over")
     assert prepare.main([str(source), str(tmp_path / "prepared")]) == 0
     out = capsys.readouterr().out
-    assert "2 classes, train 20, validation 10" in out and out.endswith(
-        "--config.data.test_split=\n"
-    )
+    assert "2 classes, train 20, validation 10" in out
+    assert out.splitlines()[-1].endswith("--config.data.test_split= " + SMALL)
 
 
 def test_prepare_lists_everything_that_is_wrong(folder, tmp_path, capsys):
     (folder / "cat" / "notes.txt").write_text("no image")
-    (folder / "dog" / "nested").mkdir()
     (folder / "bird").mkdir()
-    (folder / "readme.md").write_text("x")
+    (folder / "readme").write_text("x")
+    (folder / "loose.jpg").write_bytes(jpeg((1, 2, 3)))
     Image.new("I;16", (4, 4)).save(folder / "dog" / "deep.png")
     Image.new("RGB", (4, 4)).save(folder / "dog" / "old.tga")
     assert prepare.main([str(folder), str(tmp_path / "prepared")]) == 1
     err = capsys.readouterr().err
     for problem in (
         "cat/notes.txt: not an image",
-        "dog/nested: a folder inside a class folder",
         "bird/: class without images",
-        "readme.md: a file where class folders are expected",
+        "loose.jpg: a file where class folders are expected",
         "dog/deep.png: pixel mode 'I;16'",
         "dog/old.tga: format TGA; allowed: JPEG",
+        "5 mistakes; with --on-error=skip: 2 files and folders left out, 3 images left out",
     ):
         assert problem in err
     assert not (tmp_path / "prepared").exists()
+    assert prepare.main([str(folder), str(tmp_path / "prepared"), "--on-error=skip"]) == 0
+    out = capsys.readouterr().out
+    assert "2 classes, train 16, validation 4" in out
+    assert "passed over beside the class folders: readme" in out
+    assert "note: 3 images left out: cat/notes.txt: not an image; dog/deep.png: pixel" in out
+    assert "note: 2 files and folders left out: loose.jpg: a file where class" in out
 
 
-def test_scan_refuses_foreign_classes_and_long_lists_are_cut(folder):
+def test_scan_refuses_foreign_classes_and_very_long_lists_are_cut(folder, monkeypatch):
     (folder / "train").mkdir()
     for name in ("cat", "dog"):
         shutil.move(folder / name, folder / "train" / name)
     shutil.copytree(folder / "train" / "cat", folder / "validation" / "lion")
-    with pytest.raises(ValueError, match="class 'lion' does not occur in train/"):
-        class_folders.scan(folder)
+    with pytest.raises(ValueError, match=r"class 'lion' \(10 images\) does not occur in train"):
+        scan(folder)
+    assert (
+        set(scan(folder, "skip").splits["train"]) and not scan(folder, "skip").splits["validation"]
+    )
     for i in range(25):
         (folder / "train" / "cat" / f"{i}.txt").write_text("")
+    with pytest.raises(ValueError) as error:
+        scan(folder)
+    assert len(str(error.value).splitlines()) == 1 + 25 + 1
+    monkeypatch.setattr(class_folders, "MAX_LISTED", 20)
     with pytest.raises(ValueError, match="and 6 more"):
-        class_folders.scan(folder)
+        scan(folder)
 
 
 def test_a_split_folder_without_images_is_named(folder, tmp_path, capsys):
@@ -103,23 +124,26 @@ def test_a_split_folder_without_images_is_named(folder, tmp_path, capsys):
     (source / "val").mkdir()
     (source / "val" / ".DS_Store").write_text("passed over")
     assert prepare.main([str(source), str(tmp_path / "prepared")]) == 1
-    assert "  val/: split without images" in capsys.readouterr().err
+    assert "  split 'validation' has no images" in capsys.readouterr().err
 
 
 def test_a_split_that_is_asked_for_and_left_out_is_noted(folder, tmp_path):
-    shares = dict(val_fraction=0.3, test_fraction=0.001)
-    assert class_folders.scan(folder, **shares).notes == (
-        "no split 'test': 0.001 of 20 images is none that a class could spare",
+    shares = splitting.Division((0.699, 0.3, 0.001))
+    assert scan(folder, division=shares).notes == (
+        "no split 'test': 0.001 of 20 images is none; another --seed may give some",
     )
     shutil.copytree(folder, tmp_path / "splits" / "train")
-    assert class_folders.scan(tmp_path / "splits").notes == (
-        "no split 'validation': no such folder stands beside train/",
-    )
+    notes = (f"no split {name!r} in {tmp_path / 'splits'}" for name in ("validation", "test"))
+    assert scan(tmp_path / "splits").notes == tuple(notes)
+    with pytest.raises(ValueError, match="--split, --seed and --group divide what is not divided"):
+        scan(tmp_path / "splits", division=shares)
 
 
 def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
     (folder / "cat" / "3.jpg").write_bytes(jpeg((1, 2, 3), size=(400, 300))[:-40])
-    image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)
+    with pytest.raises(ValueError, match="cat/3.jpg: image file is truncated"):
+        scan(folder)
+    prepare_unchecked(folder, tmp_path / "prepared")  # damaged later, or prepared elsewhere
     config.source, config.data_dir, config.eval_split, config.test_split = (
         "image_folder",
         str(tmp_path / "prepared"),
@@ -139,7 +163,7 @@ def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
 
 def test_a_bomb_in_a_prepared_set_names_record_and_file(folder, tmp_path, config, monkeypatch):
     Image.new("L", (40, 40)).save(folder / "cat" / "large.png")
-    image_folder.prepare(str(folder), str(tmp_path / "prepared"), val_fraction=0.0)
+    image_folder.prepare(str(folder), str(tmp_path / "prepared"), division=ALL)
     config.source, config.data_dir = "image_folder", str(tmp_path / "prepared")
     part = data.Part(open_source(config, "train"))
     (bad,) = [i for i in range(21) if part.read(i).name.endswith("large.png")]
@@ -163,53 +187,25 @@ def classes_of(folder):
     return {split: {label for _, label in rows} for split, rows in folder.splits.items()}
 
 
-@pytest.mark.parametrize("fractions", [(0.1, 0.0), (0.1, 0.1), (0.45, 0.45), (0.0, 0.3)])
-def test_every_class_of_a_long_tail_is_trained_on(fractions):
-    counts = [300, 40, 7, 3, 2, 2, *[1] * 20]
-    found = [(f"{label}/{i}", label) for label, count in enumerate(counts) for i in range(count)]
-    splits = class_folders.hold_out(found, *fractions)
-    assert splits == class_folders.hold_out(found, *fractions)
-    assert sorted(row for rows in splits.values() for row in rows) == sorted(found)
-    sizes = {
-        name: np.bincount([label for _, label in rows], minlength=len(counts))
-        for name, rows in splits.items()
-    }
-    assert (sizes["train"] >= 1).all() and (sizes["train"][6:] == 1).all()
-    for name, fraction in zip(("validation", "test"), fractions, strict=True):
-        held_out = sizes.get(name, np.zeros(len(counts)))
-        assert held_out.sum() == round(fraction * len(found))
-        # The shares of the classes, as far as the kept records let them
-        assert np.abs(held_out - fraction * np.array(counts)).max() <= 2 + 26 * fraction
-
-
-def test_small_classes_are_held_out_in_turn():
-    found = [(f"{label}/{i}", label) for label in range(100) for i in range(4)]
-    splits = class_folders.hold_out(found, 0.1, 0.1)
-    assert [len(splits[name]) for name in ("train", "validation", "test")] == [320, 40, 40]
-    assert len({label for _, label in splits["validation"]}) == 40  # never two of one class
-
-
 def test_a_class_called_train_is_told_from_the_split(tmp_path):
     vehicles = make_folder(tmp_path / "a", bus=3, car=3, train=3, test=2)
-    assert class_folders.scan(vehicles).class_names == ("bus", "car", "test", "train")
+    assert scan(vehicles).class_names == ("bus", "car", "test", "train")
     (vehicles / "train" / ".thumbnails").mkdir()
     (vehicles / "train" / "__MACOSX").mkdir()
-    assert "train" in class_folders.scan(vehicles).class_names
+    assert "train" in scan(vehicles).class_names
     # Inside the layout with splits it is a class as any other, and the case of the splits is free.
     make_folder(tmp_path / "b" / "Train", bus=3, train=3)
     make_folder(tmp_path / "b" / "Val", train=2)
-    folder = class_folders.scan(tmp_path / "b")
+    folder = scan(tmp_path / "b")
     assert folder.class_names == ("bus", "train")
     assert classes_of(folder) == {"train": {0, 1}, "validation": {1}}
     # Both at once: the error says as what the folder was read, and why.
     (vehicles / "train" / "steam").mkdir()
     with pytest.raises(ValueError, match="read as SRC/<split>.*train/ holds folders") as error:
-        class_folders.scan(vehicles)
+        scan(vehicles)
     assert "bus: beside train/ only folders" in str(error.value)
     shutil.move(tmp_path / "b" / "Train", tmp_path / "b" / "training")
-    with pytest.raises(ValueError, match="read as SRC/<class>.*no folder train/") as error:
-        class_folders.scan(tmp_path / "b")
-    assert "training/bus: a folder inside a class folder" in str(error.value)
+    assert scan(tmp_path / "b").class_names == ("Val/train", "training/bus", "training/train")
 
 
 def test_litter_is_passed_over_and_counted(folder, tmp_path, capsys):
@@ -219,7 +215,7 @@ def test_litter_is_passed_over_and_counted(folder, tmp_path, capsys):
     (folder / "__MACOSX" / "cat").mkdir(parents=True)
     assert prepare.main([str(folder), str(tmp_path / "prepared")]) == 0
     out = capsys.readouterr().out
-    assert "2 classes, train 18, validation 2" in out
+    assert "2 classes, train 16, validation 4" in out
     assert (
         "passed over: 2 .DS_Store, 2 Thumbs.db, 1 __MACOSX, 1 desktop.ini, "
         "1 other names starting with a dot" in out
@@ -227,19 +223,18 @@ def test_litter_is_passed_over_and_counted(folder, tmp_path, capsys):
 
 
 def test_pictures_of_phones_and_large_ones_are_taken(tmp_path):
-    root = make_folder(tmp_path / "photos", a=1)
+    root = make_folder(tmp_path / "photos", a=1, b=1)
     image = Image.new("RGB", (64, 48), (200, 0, 0))
     second = Image.new("RGB", (16, 16))
     image.save(root / "a" / "phone.jpg", "MPO", save_all=True, append_images=[second])
     Image.new("1", (19_000, 10_000)).save(root / "a" / "panorama.png")
-    folder = class_folders.scan(root, val_fraction=0.0)
-    assert len(folder.splits["train"]) == 3
+    assert class_folders.why_no_image(root / "a" / "panorama.png") == ""
     (root / "a" / "panorama.png").unlink()
-    image_folder.prepare(str(root), str(tmp_path / "prepared"), val_fraction=0.0)
+    image_folder.prepare(str(root), str(tmp_path / "prepared"), division=ALL)
     section = base.get_config().data
     section.source, section.data_dir = "image_folder", str(tmp_path / "prepared")
     source = open_source(section, "train")
-    pictures = [decode.open_image(source.read(i).fields["image"]) for i in range(2)]
+    pictures = [decode.open_image(source.read(i).fields["image"]) for i in range(3)]
     assert {picture.size for picture in pictures} == {(64, 48), (12, 10)}
 
 
@@ -253,7 +248,7 @@ def test_bombs_and_odd_files_are_all_named(folder, monkeypatch):
     with open(folder / "dog" / "endless.jpg", "wb") as file:
         file.truncate(3 * 2**30)
     with pytest.raises(ValueError) as error:
-        class_folders.scan(folder)
+        scan(folder)
     for problem in (
         "cat/bomb.png: 400 megapixels; allowed: up to 300",
         "cat/pipe.jpg: neither a file nor a link to one",
@@ -269,7 +264,7 @@ def test_bombs_and_odd_files_are_all_named(folder, monkeypatch):
 def test_names_of_all_kinds(tmp_path, capsys):
     root = make_folder(tmp_path / "names", **{"猫": 2, "Äpfel $x_1^2|<b>": 2, "a": 2, "A": 2})
     (root / "猫" / "0.jpg").rename(root / "猫" / "写真\u3000at 3\u202fPM.jpg")
-    assert prepare.main([str(root), str(tmp_path / "prepared"), "--val-fraction", "0"]) == 0
+    assert prepare.main([str(root), str(tmp_path / "prepared"), "--split=1"]) == 0
     assert "classes whose names differ only in case: A, a" in capsys.readouterr().out
     section = base.get_config().data
     section.source, section.data_dir = "image_folder", str(tmp_path / "prepared")
@@ -279,33 +274,14 @@ def test_names_of_all_kinds(tmp_path, capsys):
 
     make_folder(root, **{unicodedata.normalize("NFD", "Äpfel $x_1^2|<b>"): 1, "x ": 1, "y\nz": 1})
     os.mkdir(os.fsencode(root) + b"/\xff")
+    (root / os.fsdecode(b"\xff") / "0.jpg").write_bytes(jpeg((1, 2, 3)))
     (root / "a" / os.fsdecode(b"\xfe.jpg")).write_bytes(jpeg((1, 2, 3)))
     with pytest.raises(ValueError) as error:
-        class_folders.scan(root)
+        scan(root)
     text = str(error.value)
     assert "in another Unicode form" in text and "a/\\udcfe.jpg: a file name must be UTF-8" in text
     for name in ("x ", "y\\nz", "\\udcff"):
         assert f"\n  {name}/: a class name must be UTF-8" in text
-
-
-def test_the_printed_options_are_accepted(folder, tmp_path, capsys):
-    for number, arguments in enumerate(
-        (["--val-fraction", "0"], ["--test-fraction", "0.1"], ["--val-fraction", "0.3"])
-    ):
-        destination = tmp_path / f"it's {number} $HOME"
-        assert prepare.main([str(folder), str(destination), *arguments]) == 0
-        line = capsys.readouterr().out.splitlines()[-1]
-        command = ["train.py", *shlex.split(line.removeprefix("train with "))]
-        values = flags.FlagValues()
-        holder = config_flags.DEFINE_config_dict(
-            "config", base.get_config(), flag_values=values, sys_argv=command
-        )
-        values(command)
-        config = holder.value
-        assert config.data.data_dir == str(destination)
-        config_lib.validate(config, base.get_config(), models.registry)
-        for split in {config.data.train_split, config.data.eval_split, config.data.test_split}:
-            assert split == "" or len(open_source(config.data, split))
 
 
 def test_failures_of_the_disk_are_one_line(folder, tmp_path, capsys, monkeypatch):
@@ -330,6 +306,6 @@ def test_failures_of_the_disk_are_one_line(folder, tmp_path, capsys, monkeypatch
         def fail(*args, error=error, **options):
             raise error
 
-        monkeypatch.setattr(image_folder, "scan", fail)
+        monkeypatch.setattr(picture_set, "find", fail)
         assert text in run(tmp_path / "full")[1]
     assert sorted(os.listdir(tmp_path)) == ["file", "source"]

@@ -2,6 +2,8 @@
 set.
 """
 
+import shutil
+
 import numpy as np
 import pytest
 from data_helpers import jpeg
@@ -55,12 +57,22 @@ def read(folders, split):
     return found, images, names
 
 
+def test_copies_of_pictures_are_noted(folders, capsys):
+    for kind in ("images", "masks"):
+        first = sorted((folders / kind).iterdir())[0]
+        shutil.copy(first, folders / kind / f"copy{first.suffix}")
+    assert run(folders, "--split=1") == 0
+    assert "note: pictures of train that occur there more than once: 1 (kept)" in (
+        capsys.readouterr().out
+    )
+
+
 def test_prepare_command_makes_a_set_that_every_reader_opens(folders, capsys):
-    options = ["--classes", str(folders / "names.txt"), "--val-fraction", "0.2"]
+    options = ["--classes", str(folders / "names.txt"), "--split", "0.8,0.2"]
     assert run(folders, *options) == 0
     out = capsys.readouterr().out
     assert "3 classes, train 8, validation 2" in out
-    assert "train with --config=configs/own_masks.py --config.data.source=tfds" in out
+    assert "train with: python train.py --config=configs/own_masks.py --workdir=runs/out" in out
     assert "--config.data.test_split=" in out
     shares = [line.split() for line in out.splitlines()]
     assert shares[0] == ["class", "train", "validation"]
@@ -106,7 +118,7 @@ def test_empty_folders_are_named_with_what_was_looked_for(folders, capsys, below
 
 
 def test_numbers_are_the_names_if_nobody_gave_any(folders, capsys):
-    assert run(folders, "--val-fraction", "0") == 0
+    assert run(folders, "--split=1") == 0
     assert "3 classes, train 10" in capsys.readouterr().out
     assert read(folders, "train")[2] == ("0", "1", "2")
 
@@ -117,7 +129,7 @@ def test_palette_pictures_and_reduced_zero_labels(folders, capsys):
         image.putpalette(list(range(255, -1, -1)) * 3)
         image.save(folders / "masks" / f"{n}.png")
     (folders / "names.txt").write_text("sea\nsand\n")
-    options = ["--classes", str(folders / "names.txt"), "--reduce-zero-label", "--val-fraction=0"]
+    options = ["--classes", str(folders / "names.txt"), "--reduce-zero-label", "--split=1"]
     assert run(folders, *options) == 0
     for file, labels in read(folders, "train")[0].items():
         stored = label_map(int(file[0])) % 255
@@ -128,7 +140,7 @@ def test_another_value_may_be_the_ignored_one(folders):
     assert run(folders, "--ignore", "2") == 1  # 255 is then no class
     for n in range(10):
         Image.fromarray(label_map(n) % 255).save(folders / "masks" / f"{n}.png")
-    assert run(folders, "--ignore", "2", "--val-fraction", "0") == 0
+    assert run(folders, "--ignore", "2", "--split=1") == 0
     found, _, names = read(folders, "train")
     assert names == ("0", "1") and set(np.unique(found["3.jpg"])) == {0, 1, 255}
 
@@ -141,9 +153,9 @@ def test_colours_become_classes(folders, capsys):
         Image.fromarray(coded).save(folders / "masks" / f"{n}.png")
     palette = folders / "palette.csv"
     palette.write_text("name,r,g,b\nsky,0,0,0\nignore,255,255,255\nsea,0,0,255\nsand, 255,200,0\n")
-    assert run(folders, "--val-fraction=0") == 1
+    assert run(folders, "--split=1") == 1
     assert "masks/0.png: a colour picture where a label map is expected" in capsys.readouterr().err
-    assert run(folders, "--colours", str(palette), "--val-fraction=0") == 0
+    assert run(folders, "--colours", str(palette), "--split=1") == 0
     found, _, names = read(folders, "train")
     assert names == ("sky", "sea", "sand")
     assert all(np.array_equal(m, label_map(int(file[0]))) for file, m in found.items())
@@ -312,7 +324,7 @@ def test_black_and_white_masks_are_no_class_and_ignored_pixels(folders, capsys, 
     assert "only class 0 has pixels, 6" in said and "% are ignored; masks of black" in said
     assert "need --colours with rows like 'thing,255,255,255'" in said
     (folders / "palette.csv").write_text("background,0,0,0\nthing,255,255,255\n")
-    assert run(folders, "--colours", str(folders / "palette.csv"), "--val-fraction=0") == 0
+    assert run(folders, "--colours", str(folders / "palette.csv"), "--split=1") == 0
     found, _, names = read(folders, "train")
     assert names == ("background", "thing")
     assert all(np.array_equal(m, label_map(int(file[0])) != 0) for file, m in found.items())

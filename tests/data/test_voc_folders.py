@@ -91,7 +91,7 @@ def test_without_lists_splits_are_taken(root, capsys):
     for file in (root / "ImageSets" / "Main").iterdir():
         file.unlink()
     (root / "JPEGImages" / "9.jpg").write_bytes(jpeg((0, 0, 0), SIZE))
-    assert run(root, "--val-fraction=0.34") == 0
+    assert run(root, "--split=0.66,0.34") == 0
     out = capsys.readouterr().out
     assert "train 4, validation 2" in out and "pictures without annotations: 1 (passed over)" in out
 
@@ -261,7 +261,7 @@ def test_splits_that_are_taken_have_objects(root, capsys):
         file.unlink()
     for n in range(1, 6):
         write(root, n)
-    assert run(root, "--val-fraction=0.34") == 1
+    assert run(root, "--split=0.66,0.34") == 1
     said = capsys.readouterr().err
     assert "has no objects, or crowds alone, when the pictures are divided (train 4, valid" in said
-    assert run(root, "--val-fraction=0") == 0
+    assert run(root, "--split=1") == 0
