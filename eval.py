@@ -3,7 +3,7 @@ pseudo-labels.
 
     python eval.py --mode=accuracy --workdir=runs/digits
     python eval.py --mode=summary --config=configs/imagenet90.py:lccc
-    python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
+    python eval.py --mode=predict --workdir=runs/digits --input=FILE_OR_FOLDER_OR_PATTERN
     python eval.py --mode=video --workdir=runs/moving --input=CLIP_OR_FRAMES --every=10
     python eval.py --mode=export --workdir=runs/digits --step=best
     python eval.py --mode=describe --name='lambda_*'
@@ -14,6 +14,9 @@ results to --output as JSON. From Python, each mode is a function of a subject:
 
     subject = eval.load_subject(workdir="runs/digits")
     eval.accuracy(subject)["live"]["accuracy"]
+
+`lambdanet.analysis.predict` has the shorter ways to a run: `Predictor(workdir)(pictures)` and
+`load_model(workdir)`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
-from lambdanet import attention, data, tasks
+from lambdanet import attention, tasks
 from lambdanet import config as config_lib
 from lambdanet.analysis.accuracy import accuracy
 from lambdanet.analysis.console import say
@@ -40,10 +43,11 @@ from lambdanet.analysis.modes import (
     label_split,
     measure_speed,
     summarise,
-    write_predictions,
     write_results,
 )
-from lambdanet.analysis.subject import AVERAGES, Subject, check_choice
+from lambdanet.analysis.predict import counted
+from lambdanet.analysis.predict_mode import run_predict
+from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, find_info
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
@@ -62,7 +66,7 @@ def load_subject(
     average: str | None = None,
     needs_data: bool = True,
 ) -> Subject:
-    """Reads and checks the config, and asks the data for its classes.
+    """Reads and checks the config, and asks the run or the data for the classes.
 
     Args:
         config: of configs/FILE.py, left as it is; None = config.json of the workdir.
@@ -71,7 +75,8 @@ def load_subject(
         overrides: texts by key, put in place of the config's values.
         step: see `Subject`.
         average: see `Subject`.
-        needs_data: False: without data the model gets its default number of classes.
+        needs_data: False: what the run or the weights keep of the data is enough; without that and
+            without data the model gets its default number of classes.
 
     Raises:
         ConfigError, ValueError: what is wrong and what is allowed.
@@ -96,18 +101,10 @@ def load_subject(
     checks = dict(build=shapes, check_paths=needs_data, training=False)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
     start_up.use_compilation_cache(config.train.cache_dir)
-    task = tasks.get(config.task)
-    try:
-        # Where only the config.json of somebody's run points, nothing is written.
-        if trusted or "data.data_dir" in overrides:
-            data.prepare_embedded(config.data)
-        info = task.read(data.open_builder(config.data))
-        options = task.model_options(info, config)
-    except (ValueError, OSError) as error:
-        if needs_data:
-            raise
-        info, options = tasks.UNKNOWN, {}
-        say(f"No data ({error}); the model is built as for its published number of classes.")
+    # Where only the config.json of somebody's run points, nothing is written.
+    prepares = trusted or "data.data_dir" in overrides
+    where = dict(workdir=workdir, weights=weights, needs_data=needs_data, prepares=prepares)
+    info, options = find_info(config, **where)
     build = models.builder_from_config(config, options)
 
     def build_model() -> nnx.Module:
@@ -115,7 +112,7 @@ def load_subject(
 
     graphdef = state_lib.views(build_model)[1]
     return Subject(
-        config, task, info, build_model, graphdef, workdir, weights, step, average
+        config, tasks.get(config.task), info, build_model, graphdef, workdir, weights, step, average
     )  # fmt: skip
 
 
@@ -143,10 +140,11 @@ MODES = (
 )
 NEED_DATA = ("accuracy", "attention", "pseudo_label")
 ONLY_FOR = {
-    "pictures": "predict",
-    **dict.fromkeys(("input", "every", "reach", "label_maps"), "video"),
+    "input": ("predict", "video"),
+    **dict.fromkeys(("top", "fps"), ("predict",)),
+    **dict.fromkeys(("every", "reach", "label_maps"), ("video",)),
 }
-"""Flags that one mode reads, and which would do nothing in others."""
+"""Flags that few modes read, and which would do nothing in others."""
 
 
 def main(argv: list[str]) -> None:
@@ -164,15 +162,17 @@ def main(argv: list[str]) -> None:
 
 
 def check_flags(mode: str, given: Any) -> None:
-    """Raises ValueError if flags are set that the mode does not read, of those that only one does;
+    """Raises ValueError if flags are set that the mode does not read, of those that only few do;
     `given` has the values.
     """
-    values = {name: getattr(given, name) for name, only in ONLY_FOR.items() if only != mode}
+    values = {name: getattr(given, name) for name, only in ONLY_FOR.items() if mode not in only}
     problems = [
-        f"--{name}={value}: only for --mode={ONLY_FOR[name]}; leave it out"
+        f"--{name}={value}: only for --mode={' and '.join(ONLY_FOR[name])}; leave it out"
         for name, value in values.items()
-        if value not in (None, "")
+        if value not in (None, [])
     ]
+    if mode == "video" and len(given.input) > 1:
+        problems.append(f"--mode=video takes one --input, not {len(given.input)}")
     if problems:
         raise ValueError("; ".join(problems))
 
@@ -203,11 +203,18 @@ def run(mode: str, given: Any, recipe: Any) -> None:
         "attention": lambda: draw_attention(
             subject, folder / "attention", split=given.split, images=given.images
         ),
-        "predict": lambda: write_predictions(subject, folder / "predictions", given.pictures),
+        "predict": lambda: run_predict(
+            subject,
+            folder / "predictions",
+            given.input,
+            batch_size=given.batch_size,
+            top=given.top,
+            fps=given.fps,
+        ),
         "video": lambda: run_video(
             subject,
             folder / "video",
-            given.input,
+            "".join(given.input),
             every=given.every,
             reach=given.reach,
             label_maps=given.label_maps,
@@ -221,7 +228,10 @@ def run(mode: str, given: Any, recipe: Any) -> None:
     if mode != "pseudo_label":  # that file is the result
         write_results(folder, mode, subject, results)
     if problems := results.get("problems"):
-        raise ValueError(f"{len(problems)} pictures are left out:{listing(problems)}")
+        left = counted(len(problems), results["what"])
+        raise ValueError(
+            f"{left} {'is' if len(problems) == 1 else 'are'} left out:{listing(problems)}"
+        )
 
 
 if __name__ == "__main__":
@@ -246,8 +256,16 @@ if __name__ == "__main__":
     flags.DEFINE_integer("batch_size", 0, "0 = that of the config", lower_bound=0)
     flags.DEFINE_multi_integer("batch_sizes", [1, 8, 64], "speed (repeat the flag)", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "speed: timed calls per batch size", lower_bound=1)
-    flags.DEFINE_string("pictures", "", "predict: a picture, or a folder of them")
-    flags.DEFINE_string("input", "", "video: a folder of numbered frames, or a video file")
+    flags.DEFINE_multi_string(
+        "input",
+        [],
+        "predict: a picture, a folder or a quoted pattern of them, of clips a video or a folder of "
+        "frames (repeat the flag for more); video: a folder of numbered frames, or a video file",
+    )
+    flags.DEFINE_integer("top", None, "predict, of classes: how many; default 5", lower_bound=1)
+    flags.DEFINE_float(
+        "fps", None, "predict, of clips: frames a second to take of videos; default all", 0.0
+    )
     flags.DEFINE_integer(
         "every",
         None,

@@ -51,12 +51,11 @@ def run(
 ) -> dict[str, Any]:
     """Trains, evaluates and reports; continues what is in the workdir.
 
-    One run at a time works in a workdir. A signal lets the step in work end, saves, and returns; a
-    second one raises KeyboardInterrupt.
+    A signal lets the step in work end, saves, and returns; a second one raises KeyboardInterrupt.
 
     Args:
         config: see configs/base.py.
-        workdir: made if needed; gets config.json, metrics.jsonl, checkpoints/, report.png and .md.
+        workdir: gets config.json, classes.json, metrics.jsonl, checkpoints/, report.png and .md.
         devices, stream (where progress is shown): None = all, standard output.
 
     Returns:
@@ -163,6 +162,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     # A signal may have come between a step and the evaluation due after it: that one is owed.
     owed = start > 0 and due(start, train.eval_every) and not metrics.evaluated(workdir, start)
     main_process, headline = jax.process_index() == 0, next(iter(tasks.metrics(config)))
+    data.keep_info(info, workdir, begins=not start, write=main_process)
     if main_process:
         config_lib.save(config, workdir)
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)

@@ -5,7 +5,7 @@ instance segmentation without a download.
     python train.py --config=configs/digit_scenes.py:segment,criss_cross --workdir=runs/scenes_cc
     python train.py --config=configs/digit_scenes.py:detect --workdir=runs/boxes
     python train.py --config=configs/digit_scenes.py:instances --workdir=runs/instances
-    python eval.py --mode=predict --workdir=runs/scenes --pictures=FOLDER
+    python eval.py --mode=predict --workdir=runs/scenes --input=FOLDER
 
 Argument: 'segment' (default), then ',HEAD' of `HEADS` ('semantic_fpn' by default; 'none' is a plain
 FCN); 'detect', then ',DETECTOR' of `DETECTORS` ('faster_rcnn' by default); 'instances', which is

@@ -3,7 +3,7 @@
     python -m lambdanet.data.prepare segmentation PICTURES MASKS SET --classes names.txt
     python train.py --config=configs/own_masks.py --config.data.data_dir=SET --workdir=runs/masks
     python eval.py --mode=accuracy --workdir=runs/masks
-    python eval.py --mode=predict --workdir=runs/masks --pictures=FOLDER
+    python eval.py --mode=predict --workdir=runs/masks --input=FOLDER
 
 Argument: a preset of models/segmentation ('small_semantic_fpn' by default; `python eval.py
 --mode=describe --name='small_*'`, or 'upernet_swin_tiny' with train.init_weights); ',smoke' as last

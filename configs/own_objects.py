@@ -3,7 +3,7 @@
     python -m lambdanet.data.prepare coco PICTURES ANNOTATIONS.json SET      (or: ... voc ROOT SET)
     python train.py --config=configs/own_objects.py --config.data.data_dir=SET --workdir=runs/boxes
     python eval.py --mode=accuracy --workdir=runs/boxes
-    python eval.py --mode=predict --workdir=runs/boxes --pictures=FOLDER
+    python eval.py --mode=predict --workdir=runs/boxes --input=FOLDER
 
 Argument: a preset of models/detection ('small_retinanet' by default; 'small_mask_rcnn' for masks;
 `python eval.py --mode=describe --name='small_*'`, or 'mask_rcnn_swin_tiny' with

@@ -314,17 +314,6 @@ def test_a_task_without_classes_has_nothing_to_label(workdir, tmp_path):
     assert not (tmp_path / "labels").exists()
 
 
-def test_every_picture_of_a_folder_has_a_name_of_its_own(tmp_path):
-    for name in ("b.jpg", "a.jpg", "sub/a.png", "sub/a.jpg", "Thumbs.db"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    assert set(modes.find_pictures(tmp_path)) == {"a", "b", "sub/a.jpg", "sub/a.png"}
-    for name in ("a.png", "a.jpg.png"):  # a.jpg by its whole name, and a.jpg.png without its ending
-        (tmp_path / name).touch()
-    found = modes.find_pictures(tmp_path)
-    assert len(found) == 6 and found["a.jpg"].name == "a.jpg"
-
-
 def test_from_python(workdir):
     subject = program.load_subject(workdir=workdir)
     result = program.accuracy(subject, split="validation", batch_size=4)

@@ -285,6 +285,7 @@ def test_another_task_trains_evaluates_reports_and_resumes(dummy, tmp_path):
     whole = run(dummy, tmp_path / "whole")
     assert {"error", "ema_error"} <= set(whole) and whole["step"] == 6
     assert "12 images were looked at." in (tmp_path / "whole" / "report.md").read_text()
+    assert data.info_file.load(tmp_path / "whole") == data.DataInfo({"image": "image"}, ())
     dummy.train.steps, dummy.train.report = 3, False
     run(dummy, tmp_path / "parts")
     dummy.train.steps = 6

@@ -90,7 +90,7 @@ def open_clip(path: str) -> Clip:
     elif not class_folders.why_no_image(at):
         reason = (
             "a picture, and a clip is a folder of numbered frames or a video file; for pictures "
-            "--mode=predict --pictures=PATH"
+            "--mode=predict --input=PATH"
         )
     elif not video_files.installed():
         reason = video_files.MISSING

@@ -4,33 +4,30 @@ found as plain values.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from jaxtyping import Float, Int
 
 from lambdanet import config as config_lib
 from lambdanet import data, tasks
 from lambdanet.analysis import attention_maps, export, speed, summary
 from lambdanet.analysis.console import check_least, console, say, show_table
-from lambdanet.analysis.predict import predict
-from lambdanet.analysis.subject import Subject
+from lambdanet.analysis.predict import most_in_batch
+from lambdanet.analysis.subject import DATA_ENTRY, Subject
 from lambdanet.atomic import write_file
-from lambdanet.data import pseudo_labels
-from lambdanet.data.class_folders import is_litter
+from lambdanet.data import info_file, pseudo_labels
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
 from lambdanet.training import state as state_lib
 from lambdanet.training.metrics import json_value
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def write_results(folder: Path, mode: str, subject: Subject, results: dict[str, Any]) -> None:
@@ -120,33 +117,98 @@ def first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.
 
 
 def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
-    """Writes one StableHLO file that runs without this library, and the weights as safetensors."""
+    """Writes one StableHLO file that runs without this library, and the weights as safetensors.
+
+    Returns:
+        What goes with the program: inputs and outputs, classes, preprocessing.
+    """
     (weights, source), folder = subject.load_weights(), Path(folder)
-    forward, shape = functools.partial(subject.forward, weights), subject.image_shape
-    program = export.export_model(forward, folder / "model.stablehlo", image_shape=shape)
-    images = np.random.default_rng(0).integers(0, 256, (3, *shape), dtype=np.uint8)
-    difference = export.check_exported(program, forward, images)
+    kind, config = subject.task.predictions(), data.attributes(subject.config)
+    blank = subject.task.blank(config)
+    inputs = {name: np.asarray(blank[name]) for name in kind.INPUTS}
+
+    def forward(*arrays: jax.Array) -> Any:
+        # as if they were given: folded into each other, they would round otherwise than in predict
+        model = nnx.merge(subject.graphdef, *jax.lax.optimization_barrier(weights))
+        found = kind.answer(model, dict(zip(inputs, arrays, strict=True)), config)
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    program = export.export_model(forward, folder / "model.stablehlo", inputs=list(inputs.values()))
+    given = {name: np.repeat(array[None], 3, 0) for name, array in inputs.items()}
+    shape = given["image"].shape
+    given["image"] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    difference = export.check_exported(program, forward, *given.values())
     flat = state_lib.flatten_names(weights[0]) | state_lib.flatten_names(weights[1])
-    options = (
-        {}
-        if subject.info is tasks.UNKNOWN
-        else subject.task.model_options(subject.info, subject.config)
-    )
+    known = subject.info is not tasks.UNKNOWN
+    options = subject.task.model_options(subject.info, subject.config) if known else {}
     plain = options | config_lib.to_plain(subject.config.model)
-    plain["image_size"] = plain.get("image_size", shape[-3:-1])
+    plain["image_size"] = plain.get("image_size", subject.image_shape[-3:-1])
     abstract = nnx.eval_shape(subject.build)
+    metadata = files.export_metadata(plain, grids_of(abstract))
+    if known:
+        metadata[DATA_ENTRY] = json.dumps(info_file.to_plain(subject.info))
     path = folder / "model.safetensors"
-    files.save_safetensors(path, flat, files.export_metadata(plain, grids_of(abstract)))
+    files.save_safetensors(path, flat, metadata)
     written = ((program, "program and weights, needs jax only"), (path, "weights, for --weights"))
     rows = [(file, f"{file.stat().st_size / 1e6:.2f}", what) for file, what in written]
     show_table(f"{subject.name} from {source}", ("file", "MB", "holds"), rows)
+    names, notes = subject.class_names()
+    for note in notes:
+        say(note)
     say(
-        f"Reloaded: outputs differ by {difference:.1e} of the largest one. Use it anywhere, after "
-        f"`import jax.export`:\n  exported = jax.export.deserialize(bytearray(open({str(program)!r}"
-        f", 'rb').read()))\n  outputs = exported.call(images)  # uint8 [batch, "
-        f"{', '.join(map(str, shape))}]"
+        f"Reloaded: outputs differ by {difference:.1e} of the largest one. Use it anywhere by "
+        f"examples/predict_exported.py, or after `import jax.export`:\n  exported = "
+        f"jax.export.deserialize(bytearray(open({str(program)!r}, 'rb').read()))\n  outputs = "
+        f"exported.call({', '.join(inputs)})"
     )
-    return {"source": source, "platforms": export.PLATFORMS, "reload_difference": difference}
+    for name, array in inputs.items():
+        say(f"  {name}: {array.dtype} [batch, {', '.join(map(str, array.shape))}]")
+    outputs = jax.eval_shape(forward, *given.values())
+    return {
+        "source": source,
+        "task": subject.config.task,
+        "platforms": export.PLATFORMS,
+        "reload_difference": difference,
+        "inputs": {name: _described(array.dtype, array.shape) for name, array in inputs.items()},
+        "outputs": jax.tree.map(lambda a: _described(a.dtype, a.shape[1:]), outputs),
+        "batch_size": most_in_batch(subject.config),  # others round otherwise
+        "classes": names,
+        "class_ids": subject.known_info.class_ids,
+        "preprocessing": kind.describe_preprocessing(config),
+    }
+
+
+def _described(dtype: Any, shape: Sequence[int]) -> dict[str, Any]:
+    return {"dtype": str(dtype), "shape": ["batch", *shape]}
+
+
+def split_probabilities(
+    forward: Callable[[Any, jax.Array], jax.Array],
+    weights: Any,
+    batches: Iterable[Mapping[str, np.ndarray]],
+) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, "n classes"]]:
+    """Runs a classifier over the evaluation batches of a split.
+
+    Args:
+        forward: maps weights and uint8 images [b, h, w, c] to logits.
+        weights: pytree of arrays.
+        batches: dicts with image, id and mask; rows with mask 0 are left out.
+
+    Returns:
+        (ids [n], softmax probabilities float32 [n, classes]).
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    probabilities = jax.jit(lambda weights, images: jax.nn.softmax(forward(weights, images)))
+    ids, rows = [], []
+    for batch in batches:
+        keep = np.asarray(batch["mask"]) > 0
+        ids.append(np.asarray(batch["id"])[keep])
+        rows.append(np.asarray(probabilities(weights, batch["image"]))[keep])
+    if not ids:
+        raise ValueError("no batches to predict: the split has no records")
+    return np.concatenate(ids), np.concatenate(rows)
 
 
 def label_split(
@@ -168,13 +230,11 @@ def label_split(
     split, folder = split or subject.config.data.pseudo_split, Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     weights, source = subject.load_weights()
-    ids, probabilities = predict(subject.forward, weights, subject.batches(split))
+    batches = subject.batches(split)
+    ids, probabilities = split_probabilities(subject.forward, weights, batches)
     path, count = folder / "pseudo_labels.json", probabilities.shape[1]
     chosen = pseudo_labels.write(path, ids, probabilities, threshold, count, split=split)
-    names = [
-        *subject.info.classes,
-        *(f"class {i}" for i in range(len(subject.info.classes), count)),
-    ]
+    names = subject.known_info.names(count)
     rows = zip(names, chosen["class_counts"], strict=True)
     show_table(f"Pseudo-labels for {split} by {source}", ("class", "labelled"), rows)
     say(
@@ -183,59 +243,3 @@ def label_split(
     )
     say(f"Written: {path}; train with --config.data.pseudo_labels={path}")
     return chosen
-
-
-def write_predictions(subject: Subject, folder: Path, pictures: str) -> dict[str, Any]:
-    """Writes what the model says of pictures, in the form of its task; pictures that cannot be read
-    are left out, and named as `problems` in what is returned.
-
-    Args:
-        subject: of `load_subject`.
-        folder: where to.
-        pictures: a file, or a folder that is searched with all below it.
-
-    Raises:
-        ValueError: the task has no such form, or there is no picture.
-    """
-    write = getattr(subject.task, "write_predictions", None)
-    if write is None:
-        able = [n for n, task in tasks.TASKS.items() if hasattr(task, "write_predictions")]
-        raise ValueError(f"not for the task {subject.config.task!r}; for: {', '.join(able)}")
-    if not pictures:
-        raise ValueError("name a picture, or a folder of them, with --pictures=PATH")
-    found = find_pictures(Path(pictures))
-    weights, source = subject.load_weights()
-    info = data.DataInfo({}, ()) if subject.info is tasks.UNKNOWN else subject.info
-    model = nnx.merge(subject.graphdef, *weights)
-    columns, rows, problems = write(model, found, folder, info=info, config=subject.config)
-    show_table(f"{subject.name} from {source}: predictions", columns, rows)
-    say(f"Written: {folder}")
-    shown = [dict(zip(columns, row, strict=True)) for row in rows]
-    return {"source": source, "pictures": shown, "problems": problems}
-
-
-def find_pictures(path: Path) -> dict[str, Path]:
-    """Returns the pictures at a path by name: the path within the folder without its suffix, or
-    with it where two would have the same (all of them where that does not help). What systems leave
-    in folders is passed over.
-
-    Raises:
-        ValueError: there is none.
-    """
-    if path.is_file():
-        return {path.stem: path}
-    found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()]
-    found = sorted(p for p in found if not any(map(is_litter, p.relative_to(path).parts)))
-    if not found:
-        raise ValueError(
-            f"--pictures={path}: no picture there; looked for names that end with "
-            f"{', '.join(SUFFIXES)}"
-        )
-    names = [p.relative_to(path) for p in found]
-    stems = [str(name.with_suffix("")) for name in names]
-    chosen = {
-        stem if stems.count(stem) == 1 else str(name): p
-        for stem, name, p in zip(stems, names, found, strict=True)
-    }
-    # a.jpg and a.png beside a.jpg.png: whole names are always different
-    return chosen if len(chosen) == len(found) else dict(zip(map(str, names), found, strict=True))

@@ -71,7 +71,7 @@ def slide(
             cover[start : start + length] += 1
 
     def look(start: jax.Array) -> Float[Array, "b ch cw k"]:
-        part = (len(images), *size, images.shape[3])
+        part = (images.shape[0], *size, images.shape[3])
         return forward(jax.lax.dynamic_slice(images, (0, *start, 0), part)).astype(jnp.float32)
 
     def add(total: jax.Array, start: jax.Array) -> tuple[jax.Array, None]:
@@ -80,7 +80,7 @@ def slide(
         return jax.lax.dynamic_update_slice(total, logits, place), None
 
     classes = jax.eval_shape(look, jax.ShapeDtypeStruct((2,), jnp.int32)).shape[-1]
-    total = jnp.zeros((len(images), *sides, classes), jnp.float32)
+    total = jnp.zeros((images.shape[0], *sides, classes), jnp.float32)
     total, _ = jax.lax.scan(add, total, windows)
     return total / np.outer(*covered)[..., None]
 
@@ -109,7 +109,7 @@ def average_views(
         size = tuple(max(int(side * scale + 0.5), 1) for side in sides)
         scaled = images
         if size != sides:
-            scaled = jax.image.resize(images, (len(images), *size, images.shape[3]), "bilinear")
+            scaled = jax.image.resize(images, (images.shape[0], *size, images.shape[3]), "bilinear")
         for mirrored in (False, True)[: 1 + flip]:
             logits = forward(scaled[:, :, ::-1] if mirrored else scaled)
             logits = resize_bilinear(logits.astype(jnp.float32), sides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lambdanet import data, tasks
+from lambdanet.analysis.console import say
+from lambdanet.data import info_file
+from lambdanet.interop import files
 from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint
 from lambdanet.training import state as state_lib
@@ -19,6 +23,7 @@ from lambdanet.training import weights as weights_lib
 
 Weights = tuple[dict, dict]
 AVERAGES = ("live", "ema")
+DATA_ENTRY = "data"  # of the metadata of exported weights: what `info_file.to_plain` gives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,8 @@ class Subject:
     Attributes:
         config: the whole config, checked.
         task: its module of lambdanet.tasks.
-        info: what the task found in the data; `tasks.UNKNOWN` where there is none.
+        info: what the task found in the data, or what the run keeps of them; `tasks.UNKNOWN` where
+            there is neither.
         build: makes the model.
         graphdef: its evaluation view.
         workdir: the run whose checkpoint gives the weights; None = `weights`.
@@ -57,6 +63,24 @@ class Subject:
     def image_shape(self) -> tuple[int, ...]:
         """Height, width, channels of what the model takes; of clips the frames before them."""
         return tasks.input_shape(self.config)
+
+    @property
+    def known_info(self) -> data.DataInfo:
+        """What the task found in the data or the run keeps of it; without classes if nothing is
+        known.
+        """
+        return data.DataInfo({}, ()) if self.info is tasks.UNKNOWN else self.info
+
+    def class_names(self) -> tuple[list[str], list[str]]:
+        """Returns a name for every class of the model, and what there is to say about them."""
+        info, count = self.known_info, nnx.eval_shape(self.build).num_classes
+        names = self.task.predictions().class_names(info, self.config, count)
+        if len(info.classes) >= count:
+            return names, []
+        where = f"{self.workdir}/{info_file.FILE_NAME}" if self.workdir else self.weights
+        named = f"names only {len(info.classes)} of {count}" if info.classes else "is missing"
+        named = named if self.workdir else "keeps no names of classes"
+        return names, [f"{where} {named}, so classes are numbered, such as {names[-1]!r}."]
 
     def forward(self, weights: Weights, images: jax.Array) -> jax.Array | dict[str, jax.Array]:
         """The model's output for uint8 images [b, h, w, c], of a detector several arrays; `weights`
@@ -100,6 +124,71 @@ class Subject:
         wanted = batch_size or train.eval_batch_size or train.batch_size
         size = -(-wanted // jax.device_count()) * jax.device_count()
         return tasks.eval_batches(self.config, self.info, split, batch_size=size)
+
+
+def kept_info(
+    workdir: str | os.PathLike | None, weights: str | os.PathLike | None
+) -> data.DataInfo | None:
+    """Returns what a file of weights says of its data in its metadata, or else what a run keeps of
+    them; None where neither does.
+
+    Raises:
+        ValueError: that is damaged.
+    """
+    if weights and os.path.isfile(weights):  # what is wrong with another, reading it says
+        stored = files.read_metadata(weights).get(DATA_ENTRY)
+        if stored is not None:
+            try:
+                return info_file.from_plain(json.loads(stored))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{weights}: its metadata {DATA_ENTRY!r}: {error}") from error
+    if weights and os.path.isdir(weights):  # perhaps another run
+        workdir = weights
+    return info_file.load(workdir) if workdir else None
+
+
+def find_info(
+    config: ConfigDict,
+    *,
+    workdir: str | os.PathLike | None,
+    weights: str | os.PathLike | None,
+    needs_data: bool,
+    prepares: bool,
+) -> tuple[data.DataInfo, dict[str, Any]]:
+    """Returns `Subject.info`, and the options that it gives the model: of the data where they are
+    needed or nothing is kept of them.
+
+    Args:
+        config: checked.
+        workdir: see `kept_info`.
+        weights: see `kept_info`.
+        needs_data: whether the data must be there.
+        prepares: whether an embedded set may be written.
+
+    Raises:
+        ValueError, OSError: there are no data and they are needed; what is kept of them is damaged
+            or does not fit the config.
+    """
+    task, info = tasks.get(config.task), kept_info(workdir, weights)
+    if info is not None and not needs_data:
+        return info, task.model_options(info, config)
+    try:
+        if prepares:
+            data.prepare_embedded(config.data)
+        found = task.read(data.open_builder(config.data))
+        options = task.model_options(found, config)
+    except (ValueError, OSError) as error:
+        if needs_data:
+            raise
+        without = f"no {info_file.FILE_NAME} in the run and " if workdir else ""
+        say(
+            f"Nothing says which classes there are: {without}no data ({error}); the model is built "
+            "for its published number of classes, or --config.model.num_classes=N."
+        )
+        return tasks.UNKNOWN, {}
+    if info is not None and (text := info_file.difference(info, found)):
+        say(f"The data has other classes than the weights were trained with: {text}.")
+    return found, options
 
 
 def check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:

@@ -77,7 +77,7 @@ class BoxDrawing:
 
     def prepare(self, contents: bytes | Pixels) -> tuple[Pixels, Read]:
         """Returns a picture in full, and on its canvas."""
-        return detection_files.on_canvas(contents, self.config.data)[:2]
+        return detection_files.on_canvas(contents, self.config.data)
 
     def draw(
         self, name: str, picture: Pixels, found: dict[str, np.ndarray]

@@ -5,7 +5,6 @@ drawn over the clip.
 from __future__ import annotations
 
 import collections
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +14,9 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from lambdanet import data, tasks
 from lambdanet.analysis.clip_input import Clip, open_clip
 from lambdanet.analysis.console import check_least, say, show_table
+from lambdanet.analysis.result_folder import check_replaceable, replaced
 from lambdanet.analysis.subject import Subject
 from lambdanet.analysis.video_drawing import Drawing, drawing_of
 from lambdanet.analysis.video_runner import VideoRunner, check_model
@@ -82,34 +81,12 @@ def run_video(
         raise ValueError(f"--input={source}: {reason}")
     size = clip.size(exif_orientation=config.data.exif_orientation)
     target = folder / clip.name
-    _check_free(target, clip)
+    check_replaceable(target, SOURCE, str(clip.path.resolve()))
     weights, origin = subject.load_weights()
     runner = VideoRunner(nnx.merge(subject.graphdef, *weights), config, every=every, reach=reach)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=f".{clip.name}.") as scratch:
-        passage = _write(subject, clip, runner, Path(scratch) / clip.name, size, label_maps)
-        _swap(Path(scratch), target)
+    with replaced(target) as fresh:
+        passage = _write(subject, clip, runner, fresh, size, label_maps)
     return _report(passage, f"{subject.name} from {origin}", target)
-
-
-def _check_free(target: Path, clip: Clip) -> None:
-    """Raises ValueError if results of another clip stand there."""
-    mark = target / SOURCE
-    if not target.exists() or (not mark.exists() and not any(target.iterdir())):
-        return
-    of = mark.read_text().strip() if mark.exists() else "something else"
-    if of != str(clip.path.resolve()):
-        raise ValueError(
-            f"{target} holds what was written of {of}; move it away, or name another folder with "
-            "--output=DIR"
-        )
-
-
-def _swap(scratch: Path, target: Path) -> None:
-    """Puts the complete folder in its place; what stood there goes with the scratch folder."""
-    if target.exists():
-        target.rename(scratch / ".before")
-    (scratch / target.name).rename(target)
 
 
 def _write(
@@ -121,10 +98,9 @@ def _write(
     label_maps: bool | None,
 ) -> _Passage:
     """Runs the clip and writes all of it into a new folder."""
-    folder.mkdir()
     write_file(folder / SOURCE, f"{clip.path.resolve()}\n")
     config, abstract = subject.config, nnx.eval_shape(subject.build)
-    info = data.DataInfo({}, ()) if subject.info is tasks.UNKNOWN else subject.info
+    info = subject.known_info
     keep = bool(clip.files) if label_maps is None else label_maps
     drawing = drawing_of(abstract, folder, info=info, config=config, label_maps=keep)
     passage = _Passage(clip, runner, drawing, size)

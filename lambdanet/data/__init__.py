@@ -1,6 +1,7 @@
 """Images in, uint8 batches out: sources, decoding, augmentation and exactly resumable reading."""
 
 from lambdanet.data.examples import MakeExample, Part, attributes, training_parts
+from lambdanet.data.info_file import keep as keep_info
 from lambdanet.data.pipeline import (
     EvalBatches,
     TrainBatches,
@@ -23,6 +24,7 @@ __all__ = [
     "attributes",
     "check_resume",
     "eval_batches",
+    "keep_info",
     "open_builder",
     "open_source",
     "prepare_embedded",

@@ -20,7 +20,7 @@ SHORT = ("loop", "refuse")
 """What to do with a stored clip that is shorter than what is cut out of it: begin again at its
 first frame, or raise.
 """
-Frames = Sequence[bytes] | np.ndarray
+Frames = Sequence[bytes | np.ndarray | Image.Image] | np.ndarray
 
 
 def span(own: Any) -> int:
@@ -121,7 +121,8 @@ def cut(
     """Decodes some frames and applies one geometry to all of them.
 
     Args:
-        frames: the stored clip: bytes of picture files, or pixels uint8 [n, h, w, c].
+        frames: the stored clip: pixels uint8 [n, h, w, c], or of each frame what
+            `decode.open_image` takes.
         numbers: which ones; each is decoded once.
         place: maps the (width, height) of the frames to the geometry.
         data: the config's section; reads channels and exif_orientation.

@@ -108,13 +108,14 @@ def read_header(
     return image
 
 
-def open_image(data: bytes | np.ndarray, *, exif_orientation: bool = True) -> Picture:
+def open_image(data: bytes | np.ndarray | Image.Image, *, exif_orientation: bool = True) -> Picture:
     """Reads the header of an encoded image; the pixels are decoded later, by `crop_and_resize`.
 
     A PNG may name its orientation behind the pixels, so that they are decoded here already.
 
     Args:
-        data: an image file's bytes, or decoded pixels: uint8 [h, w, 1 or 3].
+        data: an image file's bytes, or decoded pixels: uint8 [h, w, 1 or 3]; or an image of Pillow,
+            which stays as it is.
         exif_orientation: turn the picture as its EXIF data say. TIFF files are turned in any case,
             by Pillow.
 
@@ -125,10 +126,29 @@ def open_image(data: bytes | np.ndarray, *, exif_orientation: bool = True) -> Pi
     if isinstance(data, np.ndarray):
         image = Image.fromarray(data[:, :, 0] if data.shape[2] == 1 else data)
         return Picture(image, orientation.TURNS[1], image.size)
-    image = read_header(io.BytesIO(data), FORMATS)
-    _scale_transparent_colour(image)
-    turn = orientation.read(image) if exif_orientation else orientation.TURNS[1]
+    if isinstance(data, Image.Image):
+        if reason := why_too_large(data.width * data.height) or why_unsupported(data.mode):
+            raise ValueError(reason)
+        image, given = data.copy(), data
+    else:
+        image = given = read_header(io.BytesIO(data), FORMATS)
+        _scale_transparent_colour(image)
+    turn = orientation.read(given) if exif_orientation else orientation.TURNS[1]
     return Picture(image, turn, image.size[::-1] if turn.sideways else image.size)
+
+
+def further_frames(data: bytes | Image.Image) -> int:
+    """Returns how many frames or pages a picture has behind the first one, which is the one that is
+    read; 0 for the second picture in a phone's JPEG (MPO).
+
+    Args:
+        data: bytes of a file that `open_image` opens, or an image of Pillow.
+    """
+    try:
+        image = data if isinstance(data, Image.Image) else read_header(io.BytesIO(data), FORMATS)
+        return 0 if image.format == "MPO" else getattr(image, "n_frames", 1) - 1
+    except Exception:  # what follows the first frame may be damaged, which is none of its business
+        return 0
 
 
 def _scale_transparent_colour(image: Image.Image) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from lambdanet.data import augment, box_geometry, decode, geometry
 from lambdanet.data.objects import TALLY, Objects, read_objects
@@ -48,19 +49,29 @@ def detection_example(
     classes = len(info.classes) or config.model.num_classes
     found = read_objects(record, picture.size, classes, on_error=data.on_error, masks=own.masks)
     if rng is None:
-        drawn = box_geometry.fitted(picture.size, data)
-        image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
+        image, drawn = evaluation_picture(picture, data)
         kept = truth(found, picture.size, own, record.name)
     else:
         drawn = box_geometry.draw(picture.size, data, rng)
         image = augment.recolour(geometry.warp_image(picture, drawn, data.channels), data, rng)
-        kept = {}
+        image, kept = box_geometry.on_canvas(image, data), {}
     return {
-        "image": box_geometry.on_canvas(image, data),
+        "image": image,
         "image_shape": np.array(drawn.size, np.int32),
         **targets(found, picture.size, drawn, own.max_objects, record.name),
         **kept,
     }
+
+
+def evaluation_picture(
+    picture: decode.Picture, data: Any
+) -> tuple[UInt8[np.ndarray, "h w c"], geometry.Geometry]:
+    """Returns the canvas with the whole picture, as evaluation and prediction see it, and how it
+    was brought to the size that it has there.
+    """
+    drawn = box_geometry.fitted(picture.size, data)
+    image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
+    return box_geometry.on_canvas(image, data), drawn
 
 
 def targets(

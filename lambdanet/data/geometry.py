@@ -257,6 +257,16 @@ def warp_labels(labels: np.ndarray, geometry: Geometry, ignore: int = IGNORE) ->
     return np.ascontiguousarray(warped[:, ::-1]) if geometry.flip else warped
 
 
+def resize_labels(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Brings a label map to another (height, width): every pixel has the label of that pixel of the
+    given map in which its middle lies.
+    """
+    rows, columns = (
+        _nearest(0, whole, count, whole) for whole, count in zip(labels.shape, size, strict=True)
+    )
+    return labels[rows[:, None], columns]
+
+
 def _nearest(first: float, last: float, count: int, whole: int) -> np.ndarray:
     """Returns which of `whole` pixels hold the middles of `count` equal parts of [first, last]."""
     middles = first + (np.arange(count) + 0.5) * ((last - first) / count)

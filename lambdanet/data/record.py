@@ -24,6 +24,10 @@ class DataInfo:
     class_ids: tuple[int, ...] = ()
     class_weights: tuple[float, ...] = ()
 
+    def names(self, count: int) -> list[str]:
+        """Returns a name for each of `count` classes, 'class 7' where the data has none."""
+        return [*self.classes, *(f"class {i}" for i in range(len(self.classes), count))][:count]
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:

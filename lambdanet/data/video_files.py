@@ -75,7 +75,8 @@ def look_at(file: Path) -> tuple[str, list[float]]:
         if not times or next(decoded(file), None) is None:
             return "a video without frames", []
     except Exception as error:  # PyAV has an exception for each of FFmpeg's errors
-        return f"cannot be read as a video ({type(error).__name__}: {error})", []
+        said = f"PyAV says {type(error).__name__}: {error}"
+        return f"cannot be read as a video: damaged, or another kind of file ({said})", []
     return "", times
 
 

@@ -95,7 +95,7 @@ def pixel_scores(
 
 
 def _check(logits: jax.Array, labels: jax.Array) -> None:
-    if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels):
+    if logits.ndim != 4 or labels.ndim != 3 or logits.shape[0] != labels.shape[0]:
         raise ValueError(
             f"pixel cross entropy: logits {logits.shape} and labels {labels.shape}; expected [b, "
             "h, w, classes] and [b, height, width]"
@@ -160,7 +160,7 @@ def _cut(plan: _Plan, array: jax.Array, fill: int) -> jax.Array:
     array = jnp.pad(
         array, ((0, 0), (0, count * band - array.shape[1]), (0, 0)), constant_values=fill
     )
-    return array.reshape(len(array), count, band, -1).swapaxes(0, 1)
+    return array.reshape(array.shape[0], count, band, -1).swapaxes(0, 1)
 
 
 def _join(bands: jax.Array, height: int) -> jax.Array:

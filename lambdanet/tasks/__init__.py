@@ -37,9 +37,24 @@ A task may also have, on the host:
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
     write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
         split in a format of other programs; `prefix` begins the files' names
-    write_predictions(model, files, folder, *, info, config) -> (columns, rows, problems)
-        writes what the model says of pictures, name -> path, into a folder; a row tells what of
-        each, a problem which cannot be read
+    predictions() -> module    what predicts for single inputs, a module with the names of
+        `PREDICTIONS`; loaded when it is needed, as it draws
+
+A module of predictions has:
+    READS: 'picture' | 'clip'    what an input is
+    OPTIONS    those of `Predictor` that it reads: 'top', 'fps'
+    INPUTS    names of the arrays that the traced function reads
+    ITEMS, COLUMNS    the list among the values, and what a table calls the parts of its entries
+    class_names(info, config, count) -> list[str]    a name for every class
+    example(contents, config) -> dict    an input as arrays of fixed shapes, by the functions that
+        evaluation prepares its records with; `config` as plain attributes, here and below
+    describe_preprocessing(config) -> dict    the same in words and numbers
+    answer(model, batch, config) -> dict of arrays [b, ...]    traced
+    values(found, example, names, config, top) -> dict    plain values of one input
+    summary(values) -> str    for a line of a table
+    drawings(contents, values, names, config) -> dict    kind of picture -> picture
+and perhaps collector(names, info), an object whose `add(file, values)` takes notice of each input,
+and whose `write(folder)` writes a file about all of them.
 
 Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
 loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its
@@ -102,7 +117,22 @@ OPTIONAL = (
     "check_model",
     "class_table",
     "write_results",
-    "write_predictions",
+    "predictions",
+)
+
+PREDICTIONS = (
+    "READS",
+    "OPTIONS",
+    "INPUTS",
+    "ITEMS",
+    "COLUMNS",
+    "class_names",
+    "example",
+    "describe_preprocessing",
+    "answer",
+    "values",
+    "summary",
+    "drawings",
 )
 
 UNKNOWN = DataInfo({}, ("any",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 import tensorflow_datasets as tfds
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from lambdanet.data import augment, decode, geometry, sources
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
@@ -112,10 +113,9 @@ def example(
         ValueError, OSError: the image cannot be decoded.
     """
     data, label = config.data, class_of(record, info)
-    image = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
     if rng is None:
-        image = geometry.warp_image(image, geometry.centred(image.size, data), data.channels)
-        return {"image": decode.to_array(image), "label": label}
+        return {"image": evaluation_image(record.fields["image"], data), "label": label}
+    image = decode.open_image(record.fields["image"], exif_orientation=data.exif_orientation)
     image = geometry.warp_image(image, geometry.draw(image.size, data, rng), data.channels)
     example = {"image": augment.recolour(image, data, rng), "label": label}
     return example | weight_of(label, info)
@@ -124,6 +124,18 @@ def example(
 def weight_of(label: np.int32, info: DataInfo) -> dict[str, np.ndarray]:
     """Returns dict(weight float32) of a class in training, {} where all weigh the same."""
     return {"weight": np.float32(info.class_weights[label])} if info.class_weights else {}
+
+
+def evaluation_image(contents: Any, data: Any) -> UInt8[np.ndarray, "h w c"]:
+    """Returns a picture as evaluation and prediction see it, uint8 of data.image_size.
+
+    Args:
+        contents: what `decode.open_image` takes.
+        data: the config's section.
+    """
+    picture = decode.open_image(contents, exif_orientation=data.exif_orientation)
+    drawn = geometry.centred(picture.size, data)
+    return decode.to_array(geometry.warp_image(picture, drawn, data.channels))
 
 
 def blank(config: Any) -> dict[str, np.ndarray]:
@@ -364,3 +376,10 @@ def panels(
     return classification_panels.panels(
         side, below, rows=rows, examples=examples, names=names, table=table, config=config
     )
+
+
+def predictions() -> ModuleType:
+    """Returns what predicts for single images; see `classification_predictions`."""
+    from lambdanet.tasks import classification_predictions
+
+    return classification_predictions

@@ -8,6 +8,7 @@ same map in all its frames.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -91,17 +92,32 @@ def example(
     data, own, label = config.data, config.clips, classification.class_of(record, info)
     frames = record.fields["frames"]
     if rng is None:
-        views = [
-            np.stack([decode.to_array(image) for image in _crop(frames, numbers, data, own, crop)])
-            for numbers in cutting.view_numbers(len(frames), own)
-            for crop in range(own.eval_crops)
-        ]
-        return {"image": np.stack(views), "label": label}
+        return {"image": evaluation_views(frames, config), "label": label}
     numbers = cutting.draw_numbers(len(frames), own, rng)
     images = cutting.cut(frames, numbers, lambda size: geometry.draw(size, data, rng), data)
     seed = int(rng.integers(2**63))  # the same colours for every frame
     clip = [augment.recolour(image, data, np.random.default_rng(seed)) for image in images]
     return {"image": np.stack(clip), "label": label} | classification.weight_of(label, info)
+
+
+def evaluation_views(frames: cutting.Frames, config: Any) -> UInt8[np.ndarray, "views t h w c"]:
+    """Returns a stored clip as evaluation and prediction see it: every crop of the first clip that
+    is cut out of it, then of the next.
+
+    Args:
+        frames: what `decode.open_image` takes of each.
+        config: reads the sections `data` and `clips`.
+
+    Raises:
+        ValueError: as `example`.
+    """
+    data, own = config.data, config.clips
+    views = [
+        np.stack([decode.to_array(image) for image in _crop(frames, numbers, data, own, crop)])
+        for numbers in cutting.view_numbers(len(frames), own)
+        for crop in range(own.eval_crops)
+    ]
+    return np.stack(views)
 
 
 def _crop(frames: cutting.Frames, numbers: np.ndarray, data: Any, own: Any, crop: int) -> list:
@@ -211,3 +227,10 @@ def four_frames(clip: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "h2 w2 
     first, second, third, last = clip[np.linspace(0, len(clip) - 1, 4).round().astype(int)]
     upper, lower = np.concatenate([first, second], 1), np.concatenate([third, last], 1)
     return np.concatenate([upper, lower], 0)
+
+
+def predictions() -> ModuleType:
+    """Returns what predicts for single clips; see `clips_predictions`."""
+    from lambdanet.tasks import clips_predictions
+
+    return clips_predictions

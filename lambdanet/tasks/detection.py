@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -305,10 +306,8 @@ def write_results(
     return detection_files.write_results(rows, folder, info=info, masks=masks, prefix=prefix)
 
 
-def write_predictions(
-    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Writes pictures with their detections, and these as JSON; see `detection_files`."""
+def predictions() -> ModuleType:
+    """Returns what predicts for single pictures; see `detection_files`."""
     from lambdanet.tasks import detection_files
 
-    return detection_files.write(model, files, folder, info=info, config=config)
+    return detection_files

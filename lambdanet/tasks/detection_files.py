@@ -1,4 +1,6 @@
-"""Detections as files: COCO's results and annotations of a split; pictures with boxes and masks."""
+"""Detections as files: COCO's results and annotations of a split; predictions for pictures, as
+plain values and drawn with boxes and masks. What these functions are for: `lambdanet.tasks`.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,21 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from lambdanet.analysis import box_drawing
 from lambdanet.atomic import write_file
-from lambdanet.data import box_geometry, decode, geometry
+from lambdanet.data import decode, detection_examples, preprocessing
 from lambdanet.data.paste_masks import paste_masks
 from lambdanet.data.record import DataInfo
 from lambdanet.ops.images import normalise
 from lambdanet.tasks import detection, detection_scores
+from lambdanet.tasks.segmentation_files import whole_picture
 
+INPUTS = ("image", "image_shape")
+ITEMS = "objects"
+COLUMNS = ("class", "number", "score", "left", "top", "right", "bottom")
+READS, OPTIONS = "picture", ()
 MOST_NAMED = 8  # objects that a line of the table names
 
 
@@ -59,56 +66,79 @@ def write_results(
     ]
 
 
-def write(
-    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Writes for every picture NAME_objects.png, the picture with what is found on it; and
-    predictions.json: COCO's images, annotations (with score) and categories.
+def class_names(info: DataInfo, config: Any, count: int) -> list[str]:
+    """Returns a name for each of `count` classes, 'class 7' where the data has none."""
+    return info.names(count)
 
-    Args:
-        model: evaluation view.
-        files: what the outputs are called, without a suffix -> picture.
-        folder: where they go.
-        info: of the data, for the names.
-        config: reads the sections data and detection. Pictures are fitted into data.image_size, as
-            in evaluation; what is written is in pixels of the picture.
 
-    Returns:
-        (columns, rows, problems): picture, file, objects; the pictures that cannot be read, and
-        why.
+def example(contents: Any, config: Any) -> dict[str, np.ndarray]:
+    """Returns the picture on the canvas of evaluation, image; (height, width) of its part of the
+    canvas, image_shape; and of the picture, original_shape.
     """
-    data = config.data
-    graphdef, state = nnx.split(model)
+    picture = decode.open_image(contents, exif_orientation=config.data.exif_orientation)
+    image, drawn = detection_examples.evaluation_picture(picture, config.data)
+    shapes = {"image_shape": drawn.size, "original_shape": picture.size[::-1]}
+    return {"image": image} | {name: np.array(shape, np.int32) for name, shape in shapes.items()}
 
-    @jax.jit  # compiled once: all pictures have the canvas
-    def detect(state: Any, image: jax.Array, image_shape: jax.Array) -> dict[str, jax.Array]:
-        images = normalise(image[None], data.mean, data.std)
-        return nnx.merge(graphdef, state).detect(images, image_shape[None])
 
-    names, numbers = classes_of(info, model.num_classes)
-    results, rows, problems = Results(names, numbers), [], []
-    for name, path in files.items():
-        try:
-            full, canvas, shape = read_picture(path, data)
-        except UnidentifiedImageError:
-            problems.append(f"{path}: not an image")
-            continue
-        except Exception as error:  # damaged files raise many types
-            problems.append(f"{path}: cannot be read ({error})")
-            continue
-        found = {k: np.asarray(v[0]) for k, v in detect(state, canvas, shape).items()}
-        objects = shown_objects(found, shape, full.shape[:2], config)
-        image = draw(full, objects, names)
-        written = folder / f"{name}_objects.png"
-        written.parent.mkdir(parents=True, exist_ok=True)
-        write_file(written, lambda temporary, image=image: image.save(temporary, format="png"))
-        results.add(str(path), full.shape[:2], objects)
-        labels = labels_of(objects, names)
-        more = ["..."] * (len(labels) > MOST_NAMED)
-        said = ", ".join(labels[:MOST_NAMED] + more) or "nothing"
-        rows.append((str(path), str(written), said))
-    results.write(folder)
-    return ("picture", "with objects", "objects"), rows, problems
+def describe_preprocessing(config: Any) -> dict[str, Any]:
+    """Returns how `example` prepares a picture; see `preprocessing.describe`."""
+    own = {"shown_score": config.detection.shown_score}
+    return preprocessing.describe(config.data, fit="pad") | own
+
+
+def answer(model: nnx.Module, batch: Mapping[str, jax.Array], config: Any) -> dict[str, jax.Array]:
+    """Returns what the model's `detect` finds, in pixels of the canvas."""
+    images = normalise(batch["image"], config.data.mean, config.data.std)
+    return model.detect(images, batch["image_shape"])
+
+
+def values(
+    found: Mapping[str, np.ndarray],
+    example: Mapping[str, np.ndarray],
+    names: Sequence[str],
+    config: Any,
+    top: int,
+) -> dict[str, Any]:
+    """Returns `width` and `height` of the picture; `objects`, a list of {class, number, score,
+    box}, those with at least detection.shown_score, the best first, boxes as (left, top, right,
+    bottom) in pixels of the picture; and with masks `masks`, bool [objects, height, width].
+    """
+    height, width = map(int, example["original_shape"])
+    shown = shown_objects(found, example["image_shape"], (height, width), config)
+    objects = [
+        {"class": names[c], "number": int(c), "score": float(s), "box": list(map(float, box))}
+        for box, c, s in zip(*shown[:3], strict=True)
+    ]
+    masks = {} if shown.masks is None else {"masks": shown.masks}
+    return {"width": width, "height": height, "objects": objects} | masks
+
+
+def summary(values: Mapping[str, Any]) -> str:
+    """Returns the best objects for a line of the table."""
+    labels = [f"{one['class']} {100 * one['score']:.0f} %" for one in values["objects"]]
+    more = ["..."] * (len(labels) > MOST_NAMED)
+    return ", ".join(labels[:MOST_NAMED] + more) or "nothing"
+
+
+def drawings(
+    contents: Any, values: Mapping[str, Any], names: Sequence[str], config: Any
+) -> dict[str, Image.Image]:
+    """Returns the picture with its objects, as 'objects'."""
+    return {"objects": draw(whole_picture(contents, config.data), _objects_of(values), names)}
+
+
+def _objects_of(values: Mapping[str, Any]) -> Objects:
+    found = values["objects"]
+    boxes = np.array([one["box"] for one in found], np.float32).reshape(-1, 4)
+    classes = np.array([one["number"] for one in found], np.int32)
+    scores = np.array([one["score"] for one in found], np.float32)
+    return Objects(boxes, classes, scores, values.get("masks"))
+
+
+def collector(names: Sequence[str], info: DataInfo) -> PictureResults:
+    """Returns what writes one file about all pictures, COCO's."""
+    return PictureResults(*classes_of(info, len(names)))
 
 
 class Objects(NamedTuple):
@@ -151,7 +181,7 @@ def shown_objects(
 
 def classes_of(info: DataInfo, count: int) -> tuple[list[str], Sequence[int]]:
     """Returns a name for each of `count` classes, and the numbers that files have for them."""
-    names = [*info.classes, *(f"class {i}" for i in range(len(info.classes), count))]
+    names = info.names(count)
     numbers = info.class_ids if len(info.class_ids) == len(names) else range(1, len(names) + 1)
     return names, numbers
 
@@ -214,26 +244,19 @@ class Results:
         return write_file(folder / "predictions.json", json.dumps(content) + "\n")
 
 
-def read_picture(path: Path, data: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns a picture in full, uint8 [h, w, c]; on the canvas of evaluation, uint8 [height,
-    width, c]; and (height, width) of its part of the canvas, int32 [2].
-    """
-    return on_canvas(path.read_bytes(), data)
+class PictureResults(Results):
+    """The same, of what `values` returns."""
+
+    def add(self, file: str, values: Mapping[str, Any]) -> None:
+        """Adds a picture."""
+        super().add(file, (values["height"], values["width"]), _objects_of(values))
 
 
 def on_canvas(
     contents: bytes | UInt8[np.ndarray, "h w c"], data: Any
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns what `read_picture` does, of a file's bytes, or of pixels."""
-
-    def opened() -> decode.Picture:
-        return decode.open_image(contents, exif_orientation=data.exif_orientation)
-
-    picture = opened()
-    size = picture.size
-    drawn = box_geometry.fitted(size, data)
-    image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
-    options = dict(channels=data.channels, interpolation="bilinear")
-    full = decode.crop_and_resize(opened(), (0, 0, *size), size=size[::-1], **options)
-    shape = np.array(drawn.size, np.int32)
-    return decode.to_array(full), box_geometry.on_canvas(image, data), shape
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the picture of a file's bytes, or of pixels, in full, uint8 [h, w, c]; and on the
+    canvas of evaluation, uint8 [height, width, c].
+    """
+    picture = decode.open_image(contents, exif_orientation=data.exif_orientation)
+    return whole_picture(contents, data), detection_examples.evaluation_picture(picture, data)[0]

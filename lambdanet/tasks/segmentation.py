@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import jax
@@ -133,13 +132,20 @@ def example(
         size=picture.size,
     )
     if rng is None:
-        drawn = geometry.fitted(picture.size, evaluation_data(config))
-        image = decode.to_array(geometry.warp_image(picture, drawn, data.channels))
+        image, drawn = evaluation_picture(picture, config)
     else:
         drawn = geometry.draw(picture.size, data, rng, labels)
         image = augment.recolour(geometry.warp_image(picture, drawn, data.channels), data, rng)
         image = geometry.paint_padding(image, drawn)
     return {"image": image, "label_map": geometry.warp_labels(labels, drawn).astype(np.uint8)}
+
+
+def evaluation_picture(
+    picture: decode.Picture, config: Any
+) -> tuple[UInt8[np.ndarray, "h w c"], geometry.Geometry]:
+    """Returns a picture as evaluation and prediction see it, and how it lies in that canvas."""
+    drawn = geometry.fitted(picture.size, evaluation_data(config))
+    return decode.to_array(geometry.warp_image(picture, drawn, config.data.channels)), drawn
 
 
 def blank(config: Any) -> dict[str, np.ndarray]:
@@ -315,10 +321,8 @@ def panels(
     return segmentation_panels.panels(side, below, rows=rows, examples=examples, names=names)
 
 
-def write_predictions(
-    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Writes label maps and overlays of pictures; see `segmentation_files`."""
+def predictions() -> ModuleType:
+    """Returns what predicts for single pictures; see `segmentation_files`."""
     from lambdanet.tasks import segmentation_files
 
-    return segmentation_files.write(model, files, folder, info=info, config=config)
+    return segmentation_files

@@ -8,13 +8,14 @@ counts as a picture. Places for objects and the metric are those of the section 
 Models have `clip_losses(frames, image_shapes, targets, same, rngs=...)`, terms as `losses` of
 detection, `detections(features, image_shapes, size)`, which gives what `detect` does, and what
 `carried_features` reads. As such a model detects in single pictures, too, so does
-`write_predictions`.
+`predictions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -306,8 +307,6 @@ def write_results(
     return detection.write_results(by_frame(rows), folder, info=info, config=config, prefix=prefix)
 
 
-def write_predictions(
-    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Writes what is found in single pictures, as in detection."""
-    return detection.write_predictions(model, files, folder, info=info, config=config)
+def predictions() -> ModuleType:
+    """Returns what predicts for single pictures, as in detection."""
+    return detection.predictions()

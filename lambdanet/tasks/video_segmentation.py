@@ -7,13 +7,13 @@ the pixels of all of them. Losses, classes and canvas are those of the section `
 
 Models have `clip_outputs(frames, same, rngs=...)`, which gives what `outputs` does of segmentation,
 and what `carried_features` reads. As such a model segments single pictures, too, so does
-`write_predictions`.
+`predictions`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -279,8 +279,6 @@ def panels(
     return segmentation.panels(side, below, rows=rows, examples=shown, info=info, config=config)
 
 
-def write_predictions(
-    model: nnx.Module, files: Mapping[str, Path], folder: Path, *, info: DataInfo, config: Any
-) -> tuple[tuple[str, ...], list[tuple[str, ...]], list[str]]:
-    """Writes label maps and overlays of single pictures, as in segmentation."""
-    return segmentation.write_predictions(model, files, folder, info=info, config=config)
+def predictions() -> ModuleType:
+    """Returns what predicts for single pictures, as in segmentation."""
+    return segmentation.predictions()

@@ -9,6 +9,8 @@ import pytest
 
 from lambdanet.analysis import export
 
+IMAGE = np.zeros((4, 4, 3), np.uint8)
+
 
 @pytest.fixture(scope="module")
 def weights():
@@ -24,7 +26,7 @@ def forward_of(weights):
 def test_new_process_gives_equal_logits(tmp_path, weights):
     """With jax alone: neither this library nor its dependencies are imported there."""
     path = export.export_model(
-        forward_of(weights), tmp_path / "new" / "model.stablehlo", image_shape=(4, 4, 3)
+        forward_of(weights), tmp_path / "new" / "model.stablehlo", inputs=[IMAGE]
     )
     assert [p.name for p in path.parent.iterdir()] == ["model.stablehlo"]
     images = np.random.default_rng(1).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
@@ -50,7 +52,7 @@ def test_new_process_gives_equal_logits(tmp_path, weights):
 
 def test_check_refuses_other_weights(tmp_path, weights):
     path = export.export_model(
-        forward_of(weights), tmp_path / "a", image_shape=(4, 4, 3), platforms=("cpu",)
+        forward_of(weights), tmp_path / "a", inputs=[IMAGE], platforms=("cpu",)
     )
     images = np.full((2, 4, 4, 3), 7, np.uint8)
     with pytest.raises(ValueError, match="reloaded outputs differ"):

@@ -8,7 +8,7 @@ from flax import nnx
 
 import models
 from lambdanet.analysis import speed, summary
-from lambdanet.analysis.predict import predict
+from lambdanet.analysis.modes import split_probabilities
 from lambdanet.training.state import split_model
 
 
@@ -80,8 +80,8 @@ def test_predictions_leave_out_the_padding_and_keep_ids_whole():
     masks = np.array([[1, 1], [1, 0]], np.float32)
     batches = [dict(image=i, id=n, mask=m) for i, n, m in zip(images, ids, masks, strict=True)]
     forward = lambda weight, x: x[:, 0, 0, :].astype(jnp.float32) * weight  # noqa: E731
-    found, probabilities = predict(forward, jnp.array([0.0, np.log(2)]), batches)
+    found, probabilities = split_probabilities(forward, jnp.array([0.0, np.log(2)]), batches)
     assert found.tolist() == [5, 2**40, 7]
     np.testing.assert_allclose(probabilities[:, 1], [1 / 2, 2 / 3, 4 / 5], rtol=1e-5)
     with pytest.raises(ValueError, match="no records"):
-        predict(forward, jnp.ones(2), [])
+        split_probabilities(forward, jnp.ones(2), [])

@@ -6,55 +6,22 @@ import json
 import sys
 from types import SimpleNamespace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from data_helpers import jpeg, write_video
-from flax import nnx
 from PIL import Image
+from saved_run import make_run
 from video_helpers import CLASSES, detector_options, options
 
 import eval as program
-import models
-from configs import base
-from lambdanet import config as configs
 from lambdanet.data import video_files
-from lambdanet.training.checkpoint import Checkpoints
-from lambdanet.training.state import make_init
 
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
-    repeats=1, images=1, threshold=0.9, name="*", pictures="", input="", every=None, reach=None,
-    label_maps=None,
+    repeats=1, images=1, threshold=0.9, name="*", input=[], every=None, reach=None, label_maps=None,
+    top=None, fps=None,
 )  # fmt: skip
 SIZE = (21, 26)  # height, width
-
-
-def make_run(workdir, model, task="segmentation"):
-    """Writes the config and a checkpoint of step 3, as train.py leaves them."""
-    config = base.get_config()
-    config.task, config.train.keep_best = task, ""
-    config.data.source, config.data.data_dir = "tfds", "no/where"
-    config.data.channels, config.data.image_size = 3, model["image_size"]
-    config.model = model
-
-    def build():
-        return models.create_from_config(config, rngs=nnx.Rngs(0))
-
-    workdir.mkdir()
-    configs.save(config, workdir)
-    state = jax.jit(make_init(build, optax.identity(), ema=False))()
-    rng = np.random.default_rng(0)
-    moved = jax.tree.map(
-        lambda a: jnp.asarray(np.asarray(a) + 0.3 * rng.standard_normal(a.shape, np.float32)),
-        state.params,
-    )
-    checkpoints = Checkpoints(workdir, config.train.keep_last, config.train.keep_best)
-    checkpoints.save(3, state.replace(params=moved), {"batches": 3}, configs.to_plain(config), {})
-    checkpoints.close()
-    return workdir
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +42,7 @@ def frames(folder, count=5, *, size=SIZE, first=0):
 
 def run(workdir, output, *, overrides=None, **given):
     recipe = SimpleNamespace(path=None, overrides=overrides or {})
-    given = {name: str(v) if name == "input" else v for name, v in given.items()}
+    given = {name: [str(v)] if name == "input" else v for name, v in given.items()}
     flags = SimpleNamespace(**FLAGS | given, workdir=workdir, output=str(output))
     program.run("video", flags, recipe)
     return json.loads((output / "video.json").read_text())
@@ -251,15 +218,17 @@ def test_a_detector(tmp_path):
 
 
 def test_flags_of_other_modes_are_not_ignored():
-    given = SimpleNamespace(**FLAGS | dict(input="clip", every=3, pictures="photos"))
+    given = SimpleNamespace(**FLAGS | dict(input=["clip"], every=3, top=2))
     with pytest.raises(ValueError) as error:
         program.check_flags("accuracy", given)
     assert str(error.value) == (
-        "--pictures=photos: only for --mode=predict; leave it out; "
-        "--input=clip: only for --mode=video; leave it out; "
+        "--input=['clip']: only for --mode=predict and video; leave it out; "
+        "--top=2: only for --mode=predict; leave it out; "
         "--every=3: only for --mode=video; leave it out"
     )
-    program.check_flags("video", SimpleNamespace(**FLAGS | dict(input="clip", reach=0)))
+    program.check_flags("video", SimpleNamespace(**FLAGS | dict(input=["clip"], reach=0)))
+    with pytest.raises(ValueError, match="--mode=video takes one --input, not 2"):
+        program.check_flags("video", SimpleNamespace(**FLAGS | dict(input=["a", "b"])))
     program.check_flags("accuracy", SimpleNamespace(**FLAGS))
 
 

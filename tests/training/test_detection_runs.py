@@ -233,7 +233,7 @@ def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
 
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
-    repeats=1, images=1, threshold=0.9, name="*", pictures="",
+    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None,
 )  # fmt: skip
 
 
@@ -271,17 +271,19 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
         pixels = rng.integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels[..., 0] if name == "grey.png" else pixels).save(pictures / name)
     given = {"detection.shown_score": "0.0"}
-    found = evaluate("predict", runs.root / "straight", tmp_path, given, pictures=str(pictures))
+    found = evaluate("predict", runs.root / "straight", tmp_path, given, input=[str(pictures)])
     folder = tmp_path / "predictions"
     written = sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
     assert written == ["a_objects.png", "below", "below/b_objects.png", "grey_objects.png"] + [
+        "predictions.csv",
         "predictions.json",
+        "predictions.jsonl",
         "tiny_objects.png",
     ]
     with Image.open(folder / "tiny_objects.png") as image:
         assert min(image.size) >= 320  # enlarged, so that boxes and text have room
     coco = json.loads((folder / "predictions.json").read_text())
-    assert len(coco["images"]) == len(found["pictures"]) == 4 and len(coco["categories"]) == 10
+    assert len(coco["images"]) == found["count"] == 4 and len(coco["categories"]) == 10
     shapes = {image["id"]: (image["width"], image["height"]) for image in coco["images"]}
     assert sorted(shapes.values()) == sorted(size[::-1] for size in sizes.values())
     for one in coco["annotations"]:
@@ -292,8 +294,8 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
         assert tuple(one["segmentation"]["size"]) == limit[::-1]
     assert coco["annotations"]
     (pictures / "text.jpg").write_text("no picture")
-    with pytest.raises(ValueError, match="1 pictures are left out:"):
-        evaluate("predict", runs.root / "straight", tmp_path, pictures=str(pictures))
+    with pytest.raises(ValueError, match="1 picture is left out:"):
+        evaluate("predict", runs.root / "straight", tmp_path, input=[str(pictures)])
 
 
 def test_summary_speed_attention_and_export(runs, tmp_path):

@@ -175,7 +175,7 @@ def test_two_processes_train_and_evaluate_like_one(other_runs, tmp_path):
 
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
-    repeats=1, images=1, threshold=0.9, name="*", pictures="",
+    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None,
 )  # fmt: skip
 
 
@@ -206,18 +206,21 @@ def test_predictions_of_pictures_of_any_size(runs, tmp_path):
     for name, size in (("a.png", (50, 70)), ("a.jpg", (64, 64)), ("below/b.png", (33, 47))):
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(pictures / name)
     output = tmp_path / "out"
-    found = evaluate("predict", runs.root / "straight", output, pictures=str(pictures))
+    found = evaluate("predict", runs.root / "straight", output, input=[str(pictures)])
     folder = output / "predictions"
     written = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
     assert written == sorted(
         [f"{n}_{k}.png" for n in ("a.png", "a.jpg", "below/b") for k in ("labels", "overlay")]
         + ["legend.png"]
     )
+    lines = (folder / "predictions.jsonl").read_text().splitlines()
+    sizes = {tuple(json.loads(line)[k] for k in ("width", "height")) for line in lines}
+    assert sizes == {(70, 50), (64, 64), (47, 33)}
     with Image.open(folder / "below" / "b_labels.png") as image:
         assert image.mode == "P" and image.size == (47, 33) and np.asarray(image).max() < 11
-    assert len(found["pictures"]) == 3
-    with pytest.raises(ValueError, match="no picture there"):
-        evaluate("predict", runs.root / "straight", output, pictures=str(tmp_path / "nothing"))
+    assert found["count"] == 3
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        evaluate("predict", runs.root / "straight", output, input=[str(tmp_path / "nothing")])
 
 
 def test_pictures_that_cannot_be_read_keep_no_others_waiting(runs, tmp_path, capsys):
@@ -233,14 +236,14 @@ def test_pictures_that_cannot_be_read_keep_no_others_waiting(runs, tmp_path, cap
     for litter in ("._z.png", "__MACOSX/z.png"):
         (pictures / litter).write_text("left by a system")
     with pytest.raises(ValueError, match="^3 pictures are left out:") as error:
-        evaluate("predict", runs.root / "straight", output, pictures=str(pictures))
+        evaluate("predict", runs.root / "straight", output, input=[str(pictures)])
     cut, deep, text = str(error.value).splitlines()[1:]
     assert "cut.png: cannot be read (" in cut and "deep.png: cannot be read (pixel mode" in deep
     assert text.endswith("text.jpg: not an image")
-    written = sorted(p.name for p in (output / "predictions").iterdir())
+    written = sorted(p.name for p in (output / "predictions").glob("*.png"))
     assert written == ["legend.png", "z_labels.png", "z_overlay.png"]
     found = json.loads((output / "predict.json").read_text())
-    assert len(found["pictures"]) == 1 and len(found["problems"]) == 3
+    assert found["count"] == 1 and len(found["problems"]) == 3
 
 
 def test_summary_speed_and_export(runs, tmp_path):

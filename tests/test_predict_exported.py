@@ -1,0 +1,70 @@
+"""examples/predict_exported.py: an exported network without the project gives the numbers of
+`eval.py --mode=predict`.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from prediction_helpers import evaluate, lines_of, run_of, write_clip, write_pictures
+
+SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "predict_exported.py"
+TASKS = ["classification", "segmentation", "detection", "clips"]
+spec = importlib.util.spec_from_file_location("predict_exported", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.mark.parametrize(
+    "task", [TASKS[0], *(pytest.param(task, marks=pytest.mark.exhaustive) for task in TASKS[1:])]
+)
+def test_an_exported_network_gives_the_numbers_of_predict(task, tmp_path):
+    workdir, photos = run_of(task, tmp_path / "run"), tmp_path / "photos"
+    names = write_pictures(photos) if task != "clips" else []
+    inputs = [photos / name for name in names]
+    if task == "clips":
+        inputs = [write_clip(tmp_path / "long"), write_clip(tmp_path / "short", 2, (40, 50))]
+    evaluate("predict", workdir, tmp_path, input=list(map(str, inputs)))
+    evaluate("export", workdir, tmp_path)
+    expected = lines_of(tmp_path / "predictions")
+    for path, found, labels in script.predict(tmp_path, inputs):
+        line = expected.pop(path.name)
+        drawn = line.pop("drawn")
+        assert {"file": line["file"], **found} == line, "to the last digit"
+        assert (labels is not None) == (task == "segmentation")
+        if labels is not None:
+            with Image.open(tmp_path / "predictions" / drawn["labels"]) as theirs:
+                np.testing.assert_array_equal(labels, np.asarray(theirs))
+    assert not expected
+
+
+@pytest.mark.exhaustive
+def test_the_script_runs_without_the_project(tmp_path):
+    workdir, photos = run_of("classification", tmp_path / "run"), tmp_path / "photos"
+    names = write_pictures(photos)
+    evaluate("export", workdir, tmp_path / "export")
+    copy = tmp_path / "predict_exported.py"
+    copy.write_bytes(SCRIPT.read_bytes())
+    watched = (
+        "import runpy, sys\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "foreign = {'lambdanet', 'models', 'flax', 'tensorflow_datasets'} & set(sys.modules)\n"
+        "assert not foreign, foreign\n"
+    )
+    code = f"import sys; sys.argv = sys.argv[1:]\n{watched}"
+    command = [sys.executable, "-c", code, str(copy), str(tmp_path / "export")]
+    done = subprocess.run(
+        [*command, *(str(photos / name) for name in names), "--top=2"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [Path(line["file"]).name for line in lines] == names
+    assert all(len(line["classes"]) == 2 for line in lines)
