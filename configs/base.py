@@ -80,6 +80,9 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
     data.eval_keep_aspect = True
+    # evaluation of classes: decode JPEGs whole before they are resized, as timm and torchvision do;
+    # False: at 1/2, 1/4 or 1/8 of their size where that suffices, which is faster
+    data.eval_full_decode = False
     # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
     data.interpolation = "bilinear"
     # Second, pseudo-labelled source mixed into training (semi-supervised); off while
@@ -136,13 +139,15 @@ def get_config(arg: str = "") -> ConfigDict:
     train.batch_size = 64  # global, over all processes and devices
     train.epochs = 40.0
     train.steps = 0  # > 0 overrides epochs
-    # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
+    # start from these weights: a file (ours or PyTorch's: .safetensors, .npz, .pth), a folder with
+    # one, the workdir of a run (its newest checkpoint), or a repository of the hub,
+    # 'hf:OWNER/NAME[@REVISION][/FILE]'; '' = from the initialisers
     train.init_weights = ""
     # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |
     # 'propagation': what carries features from frame to frame does | 'backbone': the file is of a
     # backbone, all else does (segmentation)
     train.init_head = "load"
-    # with init_weights, of a PyTorch checkpoint that holds both: 'ema' (averaged, as timm) | 'live'
+    # with init_weights that hold both: 'ema' (averaged, as timm) | 'live'
     train.init_average = "ema"
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some

@@ -105,6 +105,26 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
     assert result["live"]["loss"] != result["ema"]["loss"]
 
 
+def test_weights_of_another_run(workdir, tmp_path):
+    """Averaged ones as of a file, live ones if asked for."""
+    config = configs.load(workdir, base.get_config())
+    for average, own in ((None, "ema"), ("live", "live")):
+        given = dict(weights=workdir, average=average)
+        (found, source), (expected, _) = (
+            program.load_subject(config, **given).load_weights(),
+            program.load_subject(workdir=workdir).load_weights(own),
+        )
+        assert source == str(workdir)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    config.train.init_weights = str(workdir)  # without --weights those that the recipe starts from
+    assert program.load_subject(config).load_weights()[1] == str(workdir)
+    config.train.init_head = "new"
+    with pytest.raises(ValueError, match="weights are needed.*--weights=SOURCE"):
+        program.load_subject(config).load_weights()
+    said = error_of("accuracy", tmp_path, config=config, weights=str(tmp_path / "no.pth"))
+    assert "no weights file" in said
+
+
 def test_summary_counts_exactly(workdir, tmp_path):
     result = run("summary", tmp_path, workdir=workdir)
     model = nnx.eval_shape(
@@ -270,7 +290,8 @@ def test_a_config_from_python_is_left_as_it_is_and_takes_the_overrides():
     config = base.get_config()
     config.train.init_weights, config.data.pseudo_labels = "start.npz", "labels.json"
     for given in (config, FrozenConfigDict(config)):
-        subject = program.load_subject(given, overrides={"seed": "3"}, needs_data=False)
+        needs = dict(needs_data=False, needs_weights=False)
+        subject = program.load_subject(given, overrides={"seed": "3"}, **needs)
         assert subject.config.seed == 3 and not subject.config.train.init_weights
     assert config.train.init_weights == "start.npz" and config.data.pseudo_labels == "labels.json"
     assert config.seed == 0

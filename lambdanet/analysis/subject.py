@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lambdanet import data, tasks
+from lambdanet.interop import sources
 from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint
 from lambdanet.training import state as state_lib
@@ -32,10 +33,12 @@ class Subject:
         build: makes the model.
         graphdef: its evaluation view.
         workdir: the run whose checkpoint gives the weights; None = `weights`.
-        weights: a file with weights instead; None with `workdir` None: as initialised.
+        weights: weights of elsewhere instead, see `lambdanet.interop.sources`; None with `workdir`
+            None: as initialised.
         step: the checkpoint: 'latest', 'best' (by train.keep_best) or a step number.
-        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of a PyTorch file that
-            has both, all modes. None = 'live' of a run, 'ema' of a file, as timm does.
+        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of `weights` that have
+            both, all modes. None = 'live' of a workdir, 'ema' of `weights`, as timm does.
+        closest: see `lambdanet.training.weights.read_weights`.
     """
 
     config: ConfigDict
@@ -44,9 +47,10 @@ class Subject:
     build: Callable[[], nnx.Module]
     graphdef: nnx.GraphDef
     workdir: str | os.PathLike | None
-    weights: str | os.PathLike | None
+    weights: sources.Source | None
     step: str
     average: str | None
+    closest: weights_lib.Closest | None = None
 
     @property
     def name(self) -> str:
@@ -77,11 +81,11 @@ class Subject:
             model = nnx.eval_shape(self.build)
             averaged = self.average != "live"
             found = weights_lib.read_weights(
-                self.weights, model, params, stats, prefer_ema=averaged
+                self.weights, model, params, stats, prefer_ema=averaged, closest=self.closest
             )
             return found, str(self.weights)
         if not self.workdir:
-            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
+            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=SOURCE")
         wanted = int(self.step) if self.step.isdecimal() else self.step
         which = which or self.average or "live"
         params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import re
 
@@ -196,6 +197,10 @@ def centre_box(
     """Returns the centred crop of evaluation: resizing until the image covers size / fraction, then
     cropping `size`.
 
+    The picture would be resized to whole pixels, the short side to floor(size / fraction) and the
+    other one rounded down, and then be cropped at a whole pixel, a half rounded to the even one: so
+    the box is that of torchvision and timm for square outputs, to the pixel.
+
     Args:
         width, height: of the image.
         size: (height, width) of the output.
@@ -207,16 +212,28 @@ def centre_box(
         return tuple(
             side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in (width, height)
         )
-    scale = max(
-        size[0] / fraction / height, size[1] / fraction / width
-    )  # resized = scale * original
-    w, h = min(size[1] / scale, width), min(size[0] / scale, height)
-    left, top = (width - w) / 2, (height - h) / 2
-    return left, top, left + w, top + h
+    rows, columns = (math.floor(side / fraction) for side in size)  # to be covered
+    if rows * width >= columns * height:
+        columns = rows * width // height
+    else:
+        rows = columns * height // width
+    top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+    box = (left, top, left + size[1], top + size[0])
+    scales = (width / columns, height / rows) * 2
+    return tuple(
+        min(edge * scale, side)
+        for edge, scale, side in zip(box, scales, (width, height) * 2, strict=True)
+    )
 
 
 def crop_and_resize(
-    picture: Picture, box: Box, *, size: tuple[int, int], channels: int, interpolation: str
+    picture: Picture,
+    box: Box,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    interpolation: str,
+    full_decode: bool = False,
 ) -> Image.Image:
     """Decodes a picture and resamples `box` to `size` in one antialiased step; call it once.
 
@@ -232,6 +249,7 @@ def crop_and_resize(
         channels: 1 gives mode 'L', 3 gives 'RGB'; other modes are converted, transparent ones laid
             on white.
         interpolation: 'bilinear' or 'bicubic'.
+        full_decode: decode JPEGs at their size in any case.
 
     Returns:
         A decoded, upright image of `size`.
@@ -243,7 +261,7 @@ def crop_and_resize(
     image, turn = picture.stored, picture.turn
     box = orientation.stored_box(box, image.size, turn)
     height, width = size[::-1] if turn.sideways else size
-    if image.format in ("JPEG", "MPO"):
+    if image.format in ("JPEG", "MPO") and not full_decode:
         box = _draft(image, box, (height, width), mode)
     image = _opaque(image, mode)
     if box == (0, 0, *image.size) and image.size == (width, height):

@@ -12,7 +12,8 @@ import pytest
 from data_helpers import jpeg
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-from lambdanet.data import decode
+from configs import base
+from lambdanet.data import decode, geometry
 
 
 def encode(image, file_format="PNG", **options):
@@ -56,11 +57,13 @@ def test_random_resized_box_falls_back_to_the_largest_centred_crop(size, box):
 
 
 def test_centre_box_equals_resize_then_crop():
-    # short side 375 -> 256, crop 224: 224 * 375 / 256 = 328.125 original pixels, centred
+    # 375 -> 256 and 500 -> 341, of which 224 begin at row 16 and, half to even, at column 58
     box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875)
-    assert np.allclose(
-        box, ((500 - 328.125) / 2, (375 - 328.125) / 2, (500 + 328.125) / 2, (375 + 328.125) / 2)
-    )
+    across, down = 500 / 341, 375 / 256
+    assert np.allclose(box, (58 * across, 16 * down, (58 + 224) * across, (16 + 224) * down))
+    # floor(288 / 0.95) = 303, of which 288 begin at 7.5, to even
+    box = decode.centre_box(606, 909, size=(288, 288), fraction=0.95)
+    assert np.allclose(box, (8 * 2, 83 * 2, (8 + 288) * 2, (83 + 288) * 2), atol=1.5)
     assert decode.centre_box(8, 8, size=(8, 8), fraction=1.0) == (0, 0, 8, 8)
     # both sides of the picture squeezed to 256, of which the middle 224 are kept
     box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875, keep_aspect=False)
@@ -99,6 +102,23 @@ def test_unchanged_size_is_lossless():
         opened, (0, 0, 8, 8), size=(8, 8), channels=1, interpolation="bilinear"
     )
     assert np.array_equal(decode.to_array(same)[..., 0], array)
+
+
+def test_a_jpeg_is_decoded_whole_where_that_is_asked_for():
+    """As `data.eval_full_decode` does, by way of the geometry."""
+    data = base.get_config().data
+    data.image_size, data.eval_crop, data.interpolation = (224, 224), 0.91, "bicubic"
+    encoded = encode(smooth_picture(1500, 1203), "JPEG", quality=95)
+    found = []
+    for full in (False, True):
+        data.eval_full_decode = full
+        opened = decode.open_image(encoded)
+        where = geometry.centred(opened.size, data)
+        found.append(geometry.warp_image(opened, where, data.channels))
+    whole = Image.open(io.BytesIO(encoded)).convert("L")
+    expected = whole.resize((306, 246), Image.Resampling.BICUBIC).crop((41, 11, 265, 235))
+    difference = [np.abs(np.asarray(f, int) - np.asarray(expected, int)).max() for f in found]
+    assert difference[1] <= 1 < difference[0]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
