@@ -45,7 +45,7 @@ from lambdanet.analysis.modes import (
     write_predictions,
     write_results,
 )
-from lambdanet.analysis.subject import AVERAGES, Subject, check_choice
+from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, say_order
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
@@ -125,6 +125,8 @@ def load_subject(
         return build(rngs=nnx.Rngs(config.seed))
 
     graphdef = state_lib.views(build_model)[1]
+    if found and info is not tasks.UNKNOWN:
+        say_order(found, info)
     source = (workdir, found, step, average, models.closest_model)
     return Subject(config, task, info, build_model, graphdef, *source)
 

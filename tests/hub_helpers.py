@@ -62,11 +62,6 @@ def serve() -> Iterator[Hub]:
             if revision not in revisions:
                 return self.fail("RevisionNotFound")
             found = revisions[revision]
-            if is_listing and rest[:1] == ["tree"]:
-                return self.json(
-                    [{"type": "file", "path": n, "size": f.stat().st_size, "oid": COMMIT}
-                     for n, f in found.items()], body,
-                )  # fmt: skip
             if is_listing:
                 siblings = [{"rfilename": name} for name in found]
                 return self.json({"id": repository, "sha": COMMIT, "siblings": siblings}, body)

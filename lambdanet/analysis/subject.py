@@ -12,7 +12,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from lambdanet import data, tasks
-from lambdanet.interop import sources
+from lambdanet.analysis.console import say
+from lambdanet.interop import files, sources
 from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint
 from lambdanet.training import state as state_lib
@@ -20,6 +21,7 @@ from lambdanet.training import weights as weights_lib
 
 Weights = tuple[dict, dict]
 AVERAGES = ("live", "ema")
+DATA_ENTRY = "data"  # of the metadata of weights that name their classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +106,19 @@ class Subject:
         wanted = batch_size or train.eval_batch_size or train.batch_size
         size = -(-wanted // jax.device_count()) * jax.device_count()
         return tasks.eval_batches(self.config, self.info, split, batch_size=size)
+
+
+def say_order(source: sources.Source, info: data.DataInfo) -> None:
+    """Says so where weights name no classes, as those of PyTorch do not: their outputs are taken in
+    the order of the data's classes.
+    """
+    if source.is_run or DATA_ENTRY in files.read_metadata(source.path) or not info.classes:
+        return
+    first = ", ".join(info.classes[:3])
+    say(
+        f"The weights of {source} do not name their classes: outputs are taken in the order of the "
+        f"data's, {first}{', ...' if len(info.classes) > 3 else ''}"
+    )
 
 
 def check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:

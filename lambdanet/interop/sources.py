@@ -139,8 +139,11 @@ def _from_hub(given: str) -> Path:
     where = f"the repository {name}" + (f" at revision {revision}" if revision else "")
     try:
         try:
-            # first of all, as the hub's package tries again and again to fetch a single file
-            there = hub.HfApi().list_repo_files(name, revision=revision)
+            # a call that is tried once: the others keep at a hub that is away for half a minute
+            info = hub.HfApi().model_info(
+                name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
+            )
+            there = [file.rfilename for file in info.siblings or ()]
             if file and file not in there:
                 raise WeightsFileError(
                     f"{given}: {where} has no file {file}; there are: {_listed(there)}"
