@@ -80,9 +80,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
     data.eval_keep_aspect = True
-    # evaluation of classes: decode JPEGs whole before they are resized, as timm and torchvision do;
-    # False: at 1/2, 1/4 or 1/8 of their size where that suffices, which is faster
-    data.eval_full_decode = False
+    # evaluation of classes: decode the whole picture and resize it before it is cropped, to the
+    # pixel as timm and torchvision do; False: the crop alone in one step, from a JPEG decoded at a
+    # part of its size where that suffices, which is faster
+    data.eval_resize_first = False
     # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
     data.interpolation = "bilinear"
     # Second, pseudo-labelled source mixed into training (semi-supervised); off while

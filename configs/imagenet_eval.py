@@ -8,9 +8,9 @@ set imagenet2012 (the directory with dataset_info.json); its split 'validation' 
 pictures that numbers are published for.
 
 The weights are those of the table, from the hub (`pip install 'lambdanet[hub]'`); others by
---weights=SOURCE. Pictures are prepared as in the table, which is as timm does: the short side is
-resized to floor(size / crop) pixels and the middle is cut out at whole pixels; JPEGs are decoded
-whole, and their EXIF orientation is not applied. tests/models/test_preprocessing.py compares the
+--weights=SOURCE. Pictures are prepared as in the table, which is as timm does: decoded whole, the
+short side resized to floor(size / crop) pixels, the middle cut out at whole pixels; their EXIF
+orientation is not applied. tests/models/test_preprocessing.py compares the
 pixels with timm's. The classes of TFDS are in the order of the weights' outputs, that of the
 WordNet numbers.
 
@@ -38,7 +38,7 @@ def get_config(arg: str = "resnet50") -> ConfigDict:
     config.model.name = name
     config.data.source, config.data.data_dir = "tfds", "data/imagenet2012/5.1.0"
     config.data.update(pretrained.preprocessing(name))
-    config.data.eval_full_decode, config.data.exif_orientation = True, False
+    config.data.eval_resize_first, config.data.exif_orientation = True, False
     config.data.eval_split, config.data.test_split = "validation", ""
     config.data.num_workers = 8
     config.train.eval_batch_size = 64

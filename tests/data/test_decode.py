@@ -104,21 +104,26 @@ def test_unchanged_size_is_lossless():
     assert np.array_equal(decode.to_array(same)[..., 0], array)
 
 
-def test_a_jpeg_is_decoded_whole_where_that_is_asked_for():
-    """As `data.eval_full_decode` does, by way of the geometry."""
+def test_a_picture_is_resized_before_it_is_cropped_where_that_is_asked_for():
+    """As `data.eval_resize_first` does, by way of the geometry: portraits and JPEGs, too."""
     data = base.get_config().data
     data.image_size, data.eval_crop, data.interpolation = (224, 224), 0.91, "bicubic"
-    encoded = encode(smooth_picture(1500, 1203), "JPEG", quality=95)
-    found = []
-    for full in (False, True):
-        data.eval_full_decode = full
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1203), np.uint8)
+    encoded = encode(Image.fromarray(noise), "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(encoded)).resize((246, 306), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((11, 41, 235, 265)), int)
+    difference = {}
+    for first in (False, True):
+        data.eval_resize_first = first
         opened = decode.open_image(encoded)
-        where = geometry.centred(opened.size, data)
-        found.append(geometry.warp_image(opened, where, data.channels))
-    whole = Image.open(io.BytesIO(encoded)).convert("L")
-    expected = whole.resize((306, 246), Image.Resampling.BICUBIC).crop((41, 11, 265, 235))
-    difference = [np.abs(np.asarray(f, int) - np.asarray(expected, int)).max() for f in found]
-    assert difference[1] <= 1 < difference[0]
+        found = geometry.warp_image(opened, geometry.centred(opened.size, data), data.channels)
+        difference[first] = np.abs(np.asarray(found, int) - expected).max()
+    assert difference[True] == 0 < 2 < difference[False]
+    data.eval_keep_aspect = False
+    opened = decode.open_image(encoded)
+    found = geometry.warp_image(opened, geometry.centred(opened.size, data), data.channels)
+    squeezed = Image.open(io.BytesIO(encoded)).resize((246, 246), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found, squeezed.crop((11, 11, 235, 235)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

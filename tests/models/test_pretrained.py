@@ -87,7 +87,7 @@ def test_the_recipe_of_evaluation_has_the_tables_values(name):
     validate(config, base.get_config(), models.registry, check_paths=False)
     for key, value in pretrained.preprocessing(name).items():
         assert config.data[key] == value, key
-    assert config.data.eval_full_decode and not config.data.exif_orientation
+    assert config.data.eval_resize_first and not config.data.exif_orientation
     assert config.train.init_weights == pretrained.TABLE[name].source
     with pytest.raises(ValueError, match="'resnet_rs5'; allowed: .*Did you mean 'resnet_rs5"):
         imagenet_eval.get_config("resnet_rs5")
