@@ -199,8 +199,18 @@ TABLE: dict[str, Pretrained] = {
         value=0.605,
         cited="torchvision, FCN_ResNet50_Weights",
     ),
+    "fcn_resnet101": Pretrained(
+        f"{_TORCHVISION}/fcn_resnet101_coco-7ecb50ca.pth",
+        (520, 520),
+        data="COCO with the classes of Pascal VOC",
+        metric="mean_iou",
+        value=0.637,
+        cited="torchvision, FCN_ResNet101_Weights",
+    ),
     "retinanet_resnet50_torchvision": _coco(
-        f"{_TORCHVISION}/retinanet_resnet50_fpn_coco-eeacb38b.pth"
+        f"{_TORCHVISION}/retinanet_resnet50_fpn_coco-eeacb38b.pth",
+        36.4,
+        "torchvision, RetinaNet_ResNet50_FPN_Weights",
     ),
     "faster_rcnn_resnet50_torchvision": _coco(
         f"{_TORCHVISION}/fasterrcnn_resnet50_fpn_coco-258fb6c6.pth",
@@ -208,7 +218,9 @@ TABLE: dict[str, Pretrained] = {
         "torchvision, FasterRCNN_ResNet50_FPN_Weights",
     ),
     "mask_rcnn_resnet50_torchvision": _coco(
-        f"{_TORCHVISION}/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"
+        f"{_TORCHVISION}/maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth",
+        37.9,
+        "torchvision, MaskRCNN_ResNet50_FPN_Weights",
     ),
     "retinanet_resnet50_mmdet": _coco(
         f"{_MMDET}/retinanet/retinanet_r50_fpn_1x_coco/"

@@ -84,3 +84,49 @@ def test_the_tables_facts_are_timms(name):
     assert resolved["input_size"][1:] == found.image_size
     assert resolved["crop_pct"] == found.crop and resolved["interpolation"] == found.interpolation
     assert resolved["crop_mode"] == "center"
+
+
+def test_a_segmenter_of_the_hub_is_that_of_transformers(tmp_path, monkeypatch):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    stages = [f"stage{number}" for number in range(1, 5)]
+    config = transformers.UperNetConfig(
+        backbone_config=transformers.SwinConfig(window_size=7, out_features=stages),
+        num_labels=150,
+        auxiliary_in_channels=384,
+    )
+    reference = randomise(transformers.UperNetForSemanticSegmentation(config))
+    reference.save_pretrained(tmp_path / "saved")
+    name = "upernet_swin_tiny"
+    with serve() as hub:
+        use(hub, tmp_path / "cache", monkeypatch)
+        repository = pretrained.TABLE[name].source.removeprefix("hf:")
+        hub.add(repository, *(tmp_path / "saved").iterdir())
+        model = models.create_model(name, rngs=nnx.Rngs(0), pretrained=True)
+    images = np.random.default_rng(0).standard_normal((1, 3, 64, 96)).astype(np.float32)
+    with torch.no_grad():
+        expected = np.moveaxis(reference(torch.from_numpy(images)).logits.numpy(), 1, -1)
+    logits = logits_of(model, images)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(logits, expected, atol=1e-4 * max(1, np.abs(expected).max()), rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("fcn_resnet50", "segmentation.FCN_ResNet50_Weights"),
+        ("fcn_resnet101", "segmentation.FCN_ResNet101_Weights"),
+        ("retinanet_resnet50_torchvision", "detection.RetinaNet_ResNet50_FPN_Weights"),
+        ("faster_rcnn_resnet50_torchvision", "detection.FasterRCNN_ResNet50_FPN_Weights"),
+        ("mask_rcnn_resnet50_torchvision", "detection.MaskRCNN_ResNet50_FPN_Weights"),
+    ],
+)
+def test_the_tables_facts_are_torchvisions(name, weights):
+    torchvision = pytest.importorskip("torchvision", reason="torchvision is not installed")
+    package, _, kind = weights.partition(".")
+    stated = getattr(getattr(torchvision.models, package), kind).DEFAULT
+    (metrics,) = stated.meta["_metrics"].values()
+    found, key = pretrained.TABLE[name], {"mean_iou": "miou", "box_ap": "box_map"}
+    assert (found.source, 100 * found.value) == (
+        stated.url,
+        pytest.approx(metrics[key[found.metric]]),
+    )
