@@ -65,7 +65,7 @@ def create_model(
             read or do not fit the model.
     """
     build = model_builder(name, **overrides)
-    if pretrained is False:
+    if not pretrained:
         return build(rngs=rngs)
     return build_with_weights(name, build, pretrained, head=pretrained_head, rngs=rngs)
 
