@@ -75,7 +75,7 @@ def public_rows(names: list[str]) -> Iterator[tuple[str, ...]]:
                 *(name, found.source, found.data, f"{found.image_size[0]}x{found.image_size[1]}"),
                 *(f"{found.crop:g}", found.interpolation),
                 *(" ".join(f"{value:g}" for value in values) for values in (found.mean, found.std)),
-                *(found.metric, "" if found.value is None else f"{100 * found.value:.2f} %"),
+                *(found.metric, "" if found.value is None else f"{100 * found.value:.5g} %"),
                 found.cited,
             )
 
