@@ -9,7 +9,9 @@ pseudo-labels.
     python eval.py --mode=describe --name='lambda_*'
 
 The model is that of --workdir (its config.json and a checkpoint), or that of --config with the
-weights of --weights (a safetensors, npz or PyTorch file). Every mode prints a table and writes its
+weights of --weights: a file (safetensors, npz or PyTorch's), a folder, a workdir, or a repository
+of the hub, hf:OWNER/NAME; without it those of the config's train.init_weights, if it takes them
+whole. Every mode prints a table and writes its
 results to --output as JSON. From Python, each mode is a function of a subject:
 
     subject = eval.load_subject(workdir="runs/digits")
@@ -47,10 +49,11 @@ from lambdanet.analysis.modes import (
 )
 from lambdanet.analysis.predict import counted
 from lambdanet.analysis.predict_mode import run_predict
-from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, find_info
+from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, find_info, say_order
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
+from lambdanet.interop import sources
 from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
 from models import segmentation
@@ -65,21 +68,25 @@ def load_subject(
     step: str = "latest",
     average: str | None = None,
     needs_data: bool = True,
+    needs_weights: bool = True,
 ) -> Subject:
     """Reads and checks the config, and asks the run or the data for the classes.
 
     Args:
         config: of configs/FILE.py, left as it is; None = config.json of the workdir.
         workdir: see `Subject`; likewise weights, step, average.
-        weights: see `Subject`.
+        weights: a source of weights, see `Subject`; None without workdir: the config's
+            train.init_weights, if train.init_head is 'load'.
         overrides: texts by key, put in place of the config's values.
         step: see `Subject`.
         average: see `Subject`.
         needs_data: False: what the run or the weights keep of the data is enough; without that and
             without data the model gets its default number of classes.
+        needs_weights: False: where none are named, the config's are not looked for.
 
     Raises:
         ConfigError, ValueError: what is wrong and what is allowed.
+        FileNotFoundError: no such weights.
     """
     overrides, step, trusted = overrides or {}, str(step), config is not None
     check_choice(step, average, weights)
@@ -89,6 +96,9 @@ def load_subject(
         config = config_lib.load(workdir, base.get_config())
     config_lib.check_type(config)
     config = apply_overrides(config, overrides)  # a copy
+    train = config.get("train") if needs_weights and not weights and not workdir else None
+    if isinstance(train, ConfigDict) and train.get("init_head") == "load":
+        weights = train.get("init_weights")
     for section, key in (("data", "pseudo_labels"), ("train", "init_weights")):
         if isinstance(config.get(section), ConfigDict):  # if not, `validate` says so
             with config.ignore_type():
@@ -100,10 +110,11 @@ def load_subject(
 
     checks = dict(build=shapes, check_paths=needs_data, training=False)
     config_lib.validate(config, base.get_config(), models.registry, **checks)
+    found = sources.resolve(weights) if weights else None
     start_up.use_compilation_cache(config.train.cache_dir)
     # Where only the config.json of somebody's run points, nothing is written.
     prepares = trusted or "data.data_dir" in overrides
-    where = dict(workdir=workdir, weights=weights, needs_data=needs_data, prepares=prepares)
+    where = dict(workdir=workdir, weights=found, needs_data=needs_data, prepares=prepares)
     info, options = find_info(config, **where)
     build = models.builder_from_config(config, options)
 
@@ -111,9 +122,10 @@ def load_subject(
         return build(rngs=nnx.Rngs(config.seed))
 
     graphdef = state_lib.views(build_model)[1]
-    return Subject(
-        config, tasks.get(config.task), info, build_model, graphdef, workdir, weights, step, average
-    )  # fmt: skip
+    if found and info is not tasks.UNKNOWN:
+        say_order(found, info)
+    source = (workdir, found, step, average, models.closest_model)
+    return Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
 
 
 def describe(name: str = "*") -> None:
@@ -190,6 +202,7 @@ def run(mode: str, given: Any, recipe: Any) -> None:
         step=given.step,
         average=given.average,
         needs_data=mode in NEED_DATA,
+        needs_weights=mode not in ("summary", "speed"),
     )
     config_lib.check_workdir(folder, "output" if given.output else "workdir")
     modes = {
@@ -239,7 +252,12 @@ if __name__ == "__main__":
     flags.declare_key_flag("config")
     flags.DEFINE_enum("mode", "accuracy", MODES, "what to do")
     flags.DEFINE_string("workdir", None, "a training run; gives config and weights")
-    flags.DEFINE_string("weights", None, "weights file instead of a checkpoint")
+    flags.DEFINE_string(
+        "weights",
+        None,
+        "weights instead of a checkpoint: a file, a folder, a workdir, or hf:OWNER/NAME[@REVISION]"
+        "[/FILE]",
+    )
     flags.DEFINE_string("step", "latest", "checkpoint: 'latest', 'best' or a step number")
     flags.DEFINE_enum(
         "average",

@@ -147,9 +147,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         state = saved.state
         del saved  # or its buffers, which the first step donates, would be kept
     else:
-        state = state_lib.initialise(init, shardings)
-        if train.init_weights:
-            state = weights_lib.start_from(state, train, abstract_model, shardings)
+        closest = models.closest_model
+        state = weights_lib.start(init, train, abstract_model, shardings, closest)
     parameters = sum(p.size for p in jax.tree.leaves(state.params))
     memory = mesh.bytes_per_device(state)
     outcome = dict(total_steps=total_steps, parameters=parameters, bytes_per_device=memory)

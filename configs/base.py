@@ -80,6 +80,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
     data.eval_keep_aspect = True
+    # evaluation of classes: decode the whole picture and resize it before it is cropped, to the
+    # pixel as timm and torchvision do; False: the crop alone in one step, from a JPEG decoded at a
+    # part of its size where that suffices, which is faster
+    data.eval_resize_first = False
     # antialiased 'bilinear' | 'bicubic' | 'random' (either of them; evaluation bicubic)
     data.interpolation = "bilinear"
     # Second, pseudo-labelled source mixed into training (semi-supervised); off while
@@ -146,13 +150,15 @@ def get_config(arg: str = "") -> ConfigDict:
     # all that is given in epochs stretches with the run; 0 = none
     train.min_steps = 0
     train.max_steps = 0
-    # start from this file (ours or PyTorch's: .safetensors, .npz, .pth); '' = from the initialisers
+    # start from these weights: a file (ours or PyTorch's: .safetensors, .npz, .pth), a folder with
+    # one, the workdir of a run (its newest checkpoint), or a repository of the hub,
+    # 'hf:OWNER/NAME[@REVISION][/FILE]'; '' = from the initialisers
     train.init_weights = ""
     # with init_weights: 'load' all | 'new': what depends on the classes stays as initialised |
     # 'propagation': what carries features from frame to frame does | 'backbone': the file is of a
     # backbone, all else does (segmentation)
     train.init_head = "load"
-    # with init_weights, of a PyTorch checkpoint that holds both: 'ema' (averaged, as timm) | 'live'
+    # with init_weights that hold both: 'ema' (averaged, as timm) | 'live'
     train.init_average = "ema"
     train.accumulate = 1  # micro-batches per step, scanned inside the step
     # pairs (name, weight) of the model's auxiliary terms, added to the loss; LaViT has some

@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from lambdanet import config_memory, config_model
 from lambdanet.atomic import write_file
 from lambdanet.config_checks import CHECKS
-from lambdanet.config_conditions import CROSS_CHECKS, DATA_PATHS, START, START_PATHS
+from lambdanet.config_conditions import CROSS_CHECKS, DATA_PATHS, START
 from lambdanet.registry import LARGEST, Registry, is_number, show, suggest
-from lambdanet.training import schedule
+from lambdanet.training import schedule, weights
 
 FILE_NAME = "config.json"
 OPEN_SECTION = "model"
@@ -114,10 +114,12 @@ def validate(
     cause: Exception | None = None
     conditions = CROSS_CHECKS + (DATA_PATHS if check_paths else ())
     if training and not resumes:
-        conditions += START + (START_PATHS if check_paths else ())
+        conditions += START
     for keys, holds, text in conditions:
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {show(values[k])}' for k in keys)}: {text}")
+    if training and not resumes and check_paths and not failed & weights.SOURCE_KEYS:
+        problems += weights.source_problems(config.train)
     sections = {key.partition(".")[0] for key in failed}
     if check_paths and not sections & {"task", *config_memory.SECTIONS}:
         problems += config_memory.batch_problems(config, training=training)
@@ -133,7 +135,7 @@ def validate(
         problems.append(f"{OPEN_SECTION} = {given}: must be a section with the key 'name'")
     if workdir is not None:
         try:
-            check_workdir(workdir)
+            check_workdir(workdir, keep=not problems)
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -186,16 +188,20 @@ def check_lengths(config: ConfigDict, total_steps: int, steps_per_epoch: float) 
         raise ConfigError(problems)
 
 
-def check_workdir(workdir: str | os.PathLike, flag: str = "workdir") -> None:
+def check_workdir(workdir: str | os.PathLike, flag: str = "workdir", *, keep: bool = True) -> None:
     """Creates the workdir, or the directory that another flag names, if needed and checks that it
-    can be written to; raises ConfigError.
+    can be written to; raises ConfigError. With `keep` False what was created goes again.
     """
     if not str(workdir):
         raise ConfigError([f"{flag} = '': name a directory with --{flag}=DIR"], flag)
     try:
-        Path(workdir).mkdir(parents=True, exist_ok=True)
+        path = Path(workdir).absolute()
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]
+        path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
+        for folder in () if keep else made:
+            folder.rmdir()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         shown = f"{flag} = {show(str(workdir))}: cannot be written to ({reason})"

@@ -206,8 +206,7 @@ START: tuple[Condition, ...] = (
     (
         ("train.init_head", "train.init_weights"),
         lambda c: c.train.init_head == "load" or bool(c.train.init_weights),
-        "init_head chooses what is taken of the file init_weights: name one, or set init_head to "
-        "'load'",
+        "init_head chooses what is taken of init_weights: name some, or set init_head to 'load'",
     ),
     (
         ("optim.frozen_epochs", "train.init_weights"),
@@ -217,17 +216,7 @@ START: tuple[Condition, ...] = (
     (
         ("train.init_average", "train.init_weights"),
         lambda c: c.train.init_average == "ema" or bool(c.train.init_weights),
-        "init_average chooses between the weights in the file init_weights: name one, or set "
+        "init_average chooses between the weights in init_weights: name some, or set "
         "init_average to 'ema'",
-    ),
-)
-
-# Likewise, of files.
-START_PATHS: tuple[Condition, ...] = (
-    (
-        ("train.init_weights",),
-        lambda c: not c.train.init_weights or exists(c.train.init_weights),
-        "no such file; `python eval.py --mode=export` writes one, PyTorch checkpoints serve as "
-        "well",
     ),
 )

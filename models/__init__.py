@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,10 +16,13 @@ from . import resnet as _resnet  # noqa: F401
 from . import segmentation as _segmentation  # noqa: F401
 from . import video as _video  # noqa: F401
 from .building import fit_attention_blocks, fit_heads, model_builder
+from .closest import closest_model
+from .loading import build_with_weights
 from .registration import registry
 
 __all__ = [
     "builder_from_config",
+    "closest_model",
     "create_from_config",
     "create_model",
     "describe",
@@ -30,12 +34,25 @@ __all__ = [
 ]
 
 
-def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
+def create_model(
+    name: str,
+    *,
+    rngs: nnx.Rngs,
+    pretrained: str | os.PathLike | bool = False,
+    pretrained_head: str = "load",
+    **overrides: Any,
+) -> nnx.Module:
     """Builds a model from its name: `model_builder(name, **overrides)(rngs=rngs)`.
 
     Args:
         name: one of `list_models()`.
         rngs: initialisation source.
+        pretrained: weights in place of initial values: a file, a folder, the workdir of a run, or
+            'hf:OWNER/NAME[@REVISION][/FILE]' (see `lambdanet.interop.sources`); True: the public
+            ones of `models.pretrained`; False: none.
+        pretrained_head: with `pretrained`, what is taken of it: 'load' all; 'new' all but what
+            depends on the classes, which stays as initialised; and the other values of
+            `train.init_head`.
         **overrides: as in `model_builder`.
 
     Returns:
@@ -43,9 +60,14 @@ def create_model(name: str, *, rngs: nnx.Rngs, **overrides: Any) -> nnx.Module:
         num_classes], or of a segmenter [b, h, w, num_classes].
 
     Raises:
-        ValueError: as `model_builder`; parts that do not fit each other.
+        FileNotFoundError: no such weights.
+        ValueError: as `model_builder`; parts that do not fit each other; weights that cannot be
+            read or do not fit the model.
     """
-    return model_builder(name, **overrides)(rngs=rngs)
+    build = model_builder(name, **overrides)
+    if not pretrained:
+        return build(rngs=rngs)
+    return build_with_weights(name, build, pretrained, head=pretrained_head, rngs=rngs)
 
 
 def create_from_config(config: Any, *, rngs: nnx.Rngs, **data_options: Any) -> nnx.Module:

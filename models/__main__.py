@@ -1,11 +1,12 @@
 """The table of models: `python -m models [pattern] [image side]` prints name, parameters and MACs,
-as Markdown where it does not go to a terminal.
+and `python -m models --pretrained [pattern]` public weights, as Markdown where it does not go to a
+terminal.
 """
 
 import argparse
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 from flax import nnx
@@ -13,45 +14,76 @@ from rich.console import Console
 from rich.table import Table
 
 from . import create_model, list_models, registry
+from .pretrained import TABLE
 
 COLUMNS = ("model", "parameters", "GMACs", "image")
+NUMBERS = ("parameters", "GMACs", "crop", "published")
+"""Columns on the right."""
+PUBLIC = (
+    *("model", "weights", "trained on", "image", "crop", "filter", "mean", "std"),
+    *("metric", "published", "read in"),
+)
 
 
 def main(arguments: Sequence[str]) -> str | None:
-    """Prints one row per model; returns what went wrong, or None."""
+    """Prints the table; returns what went wrong, or None."""
     parser = argparse.ArgumentParser(prog="python -m models", description=__doc__)
     parser.add_argument("pattern", nargs="?", default="*", help="such as 'lambda_*'; default all")
     parser.add_argument("side", nargs="?", default="", help="in place of each model's image size")
+    parser.add_argument(
+        "--pretrained", action="store_true", help="models with public weights, and these"
+    )
     given = parser.parse_args(arguments)
     names = list_models(given.pattern)
     if not names:
         return f"no model matches {given.pattern!r}; known: {', '.join(list_models())}"
+    if given.pretrained:
+        if given.side:
+            return f"image side {given.side!r}: not with --pretrained, whose sizes are published"
+        show(PUBLIC, public_rows(names))
+        return None
     if given.side and not (given.side.isdecimal() and int(given.side)):
         return f"image side {given.side!r}; allowed: a number of pixels, at least 1"
     try:
-        show(names, given.side)
+        show(COLUMNS, rows(names, given.side))
     except ValueError as error:  # the model cannot be made for this side
         return f"image side {given.side}: {error}"
     return None
 
 
-def show(names: list[str], side: str) -> None:
-    """Prints the table; `side` in pixels replaces the size that a model is made for."""
+def show(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Prints a table, row by row where it does not go to a terminal."""
     if sys.stdout.isatty():
         table = Table()
-        for column in COLUMNS:
-            table.add_column(column, justify="right" if column in COLUMNS[1:3] else "left")
-        for row in rows(names, side):
-            table.add_row(*row)
+        for column in columns:
+            table.add_column(column, justify="right" if column in NUMBERS else "left")
+        for line in lines:
+            table.add_row(*line)
         Console().print(table)
         return
-    print(f"| {' | '.join(COLUMNS)} |\n|---|---:|---:|---|")
-    for row in rows(names, side):
-        print(f"| {' | '.join(row)} |", flush=True)
+    rules = ("---:" if column in NUMBERS else "---" for column in columns)
+    print(f"| {' | '.join(columns)} |\n|{'|'.join(rules)}|")
+    for line in lines:
+        print(f"| {' | '.join(line)} |", flush=True)
+
+
+def public_rows(names: list[str]) -> Iterator[tuple[str, ...]]:
+    """Yields the cells of `PUBLIC` for every model that public weights are known of."""
+    for name, found in TABLE.items():
+        if name in names:
+            yield (
+                *(name, found.source, found.data, f"{found.image_size[0]}x{found.image_size[1]}"),
+                *(f"{found.crop:g}", found.interpolation),
+                *(" ".join(f"{value:g}" for value in values) for values in (found.mean, found.std)),
+                *(found.metric, "" if found.value is None else f"{100 * found.value:.5g} %"),
+                found.cited,
+            )
 
 
 def rows(names: list[str], side: str) -> Iterator[tuple[str, str, str, str]]:
-    """Yields the cells of `COLUMNS` for every model, none of which is allocated."""
+    """Yields the cells of `COLUMNS` for every model, none of which is allocated; `side` in pixels
+    replaces the size that a model is made for.
+    """
     for name in names:
         default = registry.lookup(name)[1].get(
             "image_size", registry.parameters(name)["image_size"].default

@@ -4,10 +4,10 @@ went where.
     python -m models.import_weights swin_tiny_patch4_window7_224.pth --model swin_tiny
     --out swin_tiny.safetensors   # installed: python -m lambdanet.models.import_weights
 
-SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours. Nothing is
-converted unless it is asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`,
-`--split-slide`; what does not fit is an error that lists all of it and names the flag that could
-help.
+SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours; a folder
+with one, the workdir of a run, or hf:OWNER/NAME[@REVISION][/FILE]. Nothing is converted unless it
+is asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`, `--split-slide`; what does
+not fit is an error that lists all of it and names the flag that could help.
 
 The file written is for `eval.py --weights=X.safetensors` and
 `--config.train.init_weights=X.safetensors`, with the model and the options that are in its
@@ -58,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "source",
         metavar="SRC",
-        help="PyTorch checkpoint, .safetensors or .npz; told by its content",
+        help="PyTorch checkpoint, .safetensors or .npz; told by its content; or a folder, a "
+        "workdir, or hf:OWNER/NAME[@REVISION][/FILE]",
     )
     parser.add_argument(
         "--model", required=True, metavar="NAME", help="our model; `python -m models` lists them"

@@ -24,6 +24,7 @@ from lambdanet import data
 from lambdanet.analysis import export, modes
 from lambdanet.config_flag import load_recipe
 from lambdanet.data import pseudo_labels
+from lambdanet.interop import files
 from lambdanet.training.checkpoint import Checkpoints
 from lambdanet.training.state import make_init
 
@@ -105,6 +106,26 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
     assert result["live"]["loss"] != result["ema"]["loss"]
 
 
+def test_weights_of_another_run(workdir, tmp_path):
+    """Averaged ones as of a file, live ones if asked for."""
+    config = configs.load(workdir, base.get_config())
+    for average, own in ((None, "ema"), ("live", "live")):
+        given = dict(weights=workdir, average=average)
+        (found, source), (expected, _) = (
+            program.load_subject(config, **given).load_weights(),
+            program.load_subject(workdir=workdir).load_weights(own),
+        )
+        assert source == str(workdir)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    config.train.init_weights = str(workdir)  # without --weights those that the recipe starts from
+    assert program.load_subject(config).load_weights()[1] == str(workdir)
+    config.train.init_head = "new"
+    with pytest.raises(ValueError, match="weights are needed.*--weights=SOURCE"):
+        program.load_subject(config).load_weights()
+    said = error_of("accuracy", tmp_path, config=config, weights=str(tmp_path / "no.pth"))
+    assert "no weights file" in said
+
+
 def test_summary_counts_exactly(workdir, tmp_path):
     result = run("summary", tmp_path, workdir=workdir)
     model = nnx.eval_shape(
@@ -155,16 +176,23 @@ def test_attention_of_a_model_without_any(plain_workdir, tmp_path):
     )
 
 
-def test_exported_weights_are_a_weights_file(workdir, tmp_path):
+def test_exported_weights_are_a_weights_file(workdir, tmp_path, capsys):
     """live -> export -> --weights gives the same accuracy as the checkpoint, and the exported
-    program its logits.
+    program its logits. Weights that name no classes are taken in the order of the data's, and that
+    is said.
     """
     result = run("export", tmp_path, workdir=workdir)
     assert result["reload_difference"] < 1e-5
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     assert export.load_exported(tmp_path / "model.stablehlo")(images).shape == (5, 3)
     own = run("accuracy", tmp_path, workdir=workdir)["live"]
-    read = run("accuracy", tmp_path, workdir=workdir, weights=tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    told = {k: v for k, v in files.read_metadata(file).items() if k != "data"}
+    files.save_safetensors(file, files.load_safetensors(file), told)
+    capsys.readouterr()
+    read = run("accuracy", tmp_path, workdir=workdir, weights=file)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "do not name their classes: outputs are taken in the order of the data's" in said
     assert "ema" not in read
     assert {k: v for k, v in read["live"].items() if k != "source"} == {
         k: v for k, v in own.items() if k != "source"
@@ -270,7 +298,8 @@ def test_a_config_from_python_is_left_as_it_is_and_takes_the_overrides():
     config = base.get_config()
     config.train.init_weights, config.data.pseudo_labels = "start.npz", "labels.json"
     for given in (config, FrozenConfigDict(config)):
-        subject = program.load_subject(given, overrides={"seed": "3"}, needs_data=False)
+        needs = dict(needs_data=False, needs_weights=False)
+        subject = program.load_subject(given, overrides={"seed": "3"}, **needs)
         assert subject.config.seed == 3 and not subject.config.train.init_weights
     assert config.train.init_weights == "start.npz" and config.data.pseudo_labels == "labels.json"
     assert config.seed == 0

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from lambdanet import data, tasks
 from lambdanet.analysis.console import say
 from lambdanet.data import info_file
-from lambdanet.interop import files
+from lambdanet.interop import files, sources
 from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint
 from lambdanet.training import state as state_lib
@@ -38,10 +38,12 @@ class Subject:
         build: makes the model.
         graphdef: its evaluation view.
         workdir: the run whose checkpoint gives the weights; None = `weights`.
-        weights: a file with weights instead; None with `workdir` None: as initialised.
+        weights: weights of elsewhere instead, see `lambdanet.interop.sources`; None with `workdir`
+            None: as initialised.
         step: the checkpoint: 'latest', 'best' (by train.keep_best) or a step number.
-        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of a PyTorch file that
-            has both, all modes. None = 'live' of a run, 'ema' of a file, as timm does.
+        average: which weights all modes but `accuracy` use, 'live' or 'ema'; of `weights` that have
+            both, all modes. None = 'live' of a workdir, 'ema' of `weights`, as timm does.
+        closest: see `lambdanet.training.weights.read_weights`.
     """
 
     config: ConfigDict
@@ -50,9 +52,10 @@ class Subject:
     build: Callable[[], nnx.Module]
     graphdef: nnx.GraphDef
     workdir: str | os.PathLike | None
-    weights: str | os.PathLike | None
+    weights: sources.Source | None
     step: str
     average: str | None
+    closest: weights_lib.Closest | None = None
 
     @property
     def name(self) -> str:
@@ -101,11 +104,11 @@ class Subject:
             model = nnx.eval_shape(self.build)
             averaged = self.average != "live"
             found = weights_lib.read_weights(
-                self.weights, model, params, stats, prefer_ema=averaged
+                self.weights, model, params, stats, prefer_ema=averaged, closest=self.closest
             )
             return found, str(self.weights)
         if not self.workdir:
-            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=FILE")
+            raise ValueError("weights are needed: give --workdir=DIR (a run) or --weights=SOURCE")
         wanted = int(self.step) if self.step.isdecimal() else self.step
         which = which or self.average or "live"
         params, stats, number = checkpoint.load_weights(self.workdir, which, wanted, params, stats)
@@ -127,7 +130,7 @@ class Subject:
 
 
 def kept_info(
-    workdir: str | os.PathLike | None, weights: str | os.PathLike | None
+    workdir: str | os.PathLike | None, weights: sources.Source | None
 ) -> data.DataInfo | None:
     """Returns what a file of weights says of its data in its metadata, or else what a run keeps of
     them; None where neither does.
@@ -135,15 +138,15 @@ def kept_info(
     Raises:
         ValueError: that is damaged.
     """
-    if weights and os.path.isfile(weights):  # what is wrong with another, reading it says
-        stored = files.read_metadata(weights).get(DATA_ENTRY)
+    if weights and weights.is_run:
+        workdir = weights.path
+    elif weights:
+        stored = files.read_metadata(weights.path).get(DATA_ENTRY)
         if stored is not None:
             try:
                 return info_file.from_plain(json.loads(stored))
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{weights}: its metadata {DATA_ENTRY!r}: {error}") from error
-    if weights and os.path.isdir(weights):  # perhaps another run
-        workdir = weights
     return info_file.load(workdir) if workdir else None
 
 
@@ -151,7 +154,7 @@ def find_info(
     config: ConfigDict,
     *,
     workdir: str | os.PathLike | None,
-    weights: str | os.PathLike | None,
+    weights: sources.Source | None,
     needs_data: bool,
     prepares: bool,
 ) -> tuple[data.DataInfo, dict[str, Any]]:
@@ -189,6 +192,19 @@ def find_info(
     if info is not None and (text := info_file.difference(info, found)):
         say(f"The data has other classes than the weights were trained with: {text}.")
     return found, options
+
+
+def say_order(source: sources.Source, info: data.DataInfo) -> None:
+    """Says so where weights name no classes, as those of PyTorch do not: their outputs are taken in
+    the order of the data's classes.
+    """
+    if source.is_run or DATA_ENTRY in files.read_metadata(source.path) or not info.classes:
+        return
+    first = ", ".join(info.classes[:3])
+    say(
+        f"The weights of {source} do not name their classes: outputs are taken in the order of the "
+        f"data's, {first}{', ...' if len(info.classes) > 3 else ''}"
+    )
 
 
 def check_choice(step: str, average: str | None, weights: str | os.PathLike | None) -> None:

@@ -21,6 +21,7 @@ from lambdanet.interop.names import NameMappingError, Place, choose_table, conve
 from lambdanet.layers import resize_bilinear
 from lambdanet.ops.slide_mix import shift_weight
 from lambdanet.training.state import flatten_names, initialise, split_model, unflatten_names
+from lambdanet.training.weights import read_source
 
 Build = Callable[[], nnx.Module]
 
@@ -70,7 +71,7 @@ def import_weights(
     """Reads a weights file for a model; strict but for the conversions asked for.
 
     Args:
-        path: the file.
+        path: the file, or another source, see `lambdanet.interop.sources`.
         build: makes the model; it runs only where initial values are needed, else it is traced for
             its shapes.
         supposed: grids of the model that the file was made with, see `grids.grids_of`; read for
@@ -103,7 +104,7 @@ def import_weights(
             "--merge-slide: the model is merged already; give it as it is before, the flag makes "
             "the merged form"
         )
-    state, ours, metadata = files.read_state(path, prefer_ema=prefer_ema)
+    state, ours, metadata = read_source(path, prefer_ema=prefer_ema)
     grids, known = grids_of(model), files.known_grids(metadata) if ours else Known()
     known = replace(known, supposed=supposed or {})
     state = {key: np.asarray(array, np.float32) for key, array in state.items()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import re
 
@@ -210,11 +211,29 @@ def random_resized_box(
     return left, top, left + w, top + h
 
 
+def covering_size(
+    width: int, height: int, *, size: tuple[int, int], fraction: float, keep_aspect: bool = True
+) -> tuple[int, int]:
+    """Returns the (width, height) in whole pixels that evaluation resizes a picture to before the
+    centred crop: the side that decides floor(size / fraction), the other one rounded down; see
+    `centre_box`.
+    """
+    rows, columns = (math.floor(side / fraction) for side in size)
+    if not keep_aspect:
+        return columns, rows
+    if rows * width >= columns * height:
+        return rows * width // height, rows
+    return columns, columns * height // width
+
+
 def centre_box(
     width: int, height: int, *, size: tuple[int, int], fraction: float, keep_aspect: bool = True
 ) -> Box:
     """Returns the centred crop of evaluation: resizing until the image covers size / fraction, then
     cropping `size`.
+
+    The resized picture has whole pixels (`covering_size`) and is cropped at a whole pixel, a half
+    rounded to the even one: so the box is that of torchvision and timm for square outputs.
 
     Args:
         width, height: of the image.
@@ -227,16 +246,24 @@ def centre_box(
         return tuple(
             side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in (width, height)
         )
-    scale = max(
-        size[0] / fraction / height, size[1] / fraction / width
-    )  # resized = scale * original
-    w, h = min(size[1] / scale, width), min(size[0] / scale, height)
-    left, top = (width - w) / 2, (height - h) / 2
-    return left, top, left + w, top + h
+    columns, rows = covering_size(width, height, size=size, fraction=fraction)
+    top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+    box = (left, top, left + size[1], top + size[0])
+    scales = (width / columns, height / rows) * 2
+    return tuple(
+        min(edge * scale, side)
+        for edge, scale, side in zip(box, scales, (width, height) * 2, strict=True)
+    )
 
 
 def crop_and_resize(
-    picture: Picture, box: Box, *, size: tuple[int, int], channels: int, interpolation: str
+    picture: Picture,
+    box: Box,
+    *,
+    size: tuple[int, int],
+    channels: int,
+    interpolation: str,
+    whole: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Decodes a picture and resamples `box` to `size` in one antialiased step; call it once.
 
@@ -252,6 +279,9 @@ def crop_and_resize(
         channels: 1 gives mode 'L', 3 gives 'RGB'; other modes are converted, transparent ones laid
             on white.
         interpolation: 'bilinear' or 'bicubic'.
+        whole: (width, height) that the picture, decoded whole, is resized to before it is cropped,
+            as timm and torchvision do; the same box comes out but for rounding (Pillow rounds
+            between rows and columns, in an order that depends on the sizes). None for one step.
 
     Returns:
         A decoded, upright image of `size`.
@@ -261,6 +291,15 @@ def crop_and_resize(
     """
     mode = "L" if channels == 1 else "RGB"
     image, turn = picture.stored, picture.turn
+    if whole is not None:
+        image = orientation.upright(_opaque(image, mode), turn).resize(
+            whole, FILTERS[interpolation]
+        )
+        left, top = (
+            round(edge * new / old)
+            for edge, new, old in zip(box, whole, picture.size, strict=False)
+        )
+        return image.crop((left, top, left + size[1], top + size[0]))
     box = orientation.stored_box(box, image.size, turn)
     height, width = size[::-1] if turn.sideways else size
     if image.format in ("JPEG", "MPO"):

@@ -33,6 +33,8 @@ class Geometry:
         flip: mirror left and right, at the end.
         pad: (rows below, columns on the right) that are added before the flip.
         fill: their colour, one value per channel, of 0 to 255.
+        whole: (width, height) that the whole picture is resized to first; None for one step, see
+            `decode.crop_and_resize`.
     """
 
     box: decode.Box
@@ -42,6 +44,7 @@ class Geometry:
     flip: bool = False
     pad: tuple[int, int] = (0, 0)
     fill: tuple[int, ...] = (0,)
+    whole: tuple[int, int] | None = None
 
     @property
     def valid_box(self) -> tuple[int, int, int, int]:
@@ -201,13 +204,14 @@ def centred(picture_size: tuple[int, int], data: Any) -> Geometry:
 
     Args:
         picture_size: (width, height).
-        data: the config's section; reads image_size, eval_crop, eval_keep_aspect, interpolation.
+        data: the config's section; reads image_size, eval_crop, eval_keep_aspect,
+            eval_resize_first, interpolation.
     """
     size = tuple(data.image_size)
-    box = decode.centre_box(
-        *picture_size, size=size, fraction=data.eval_crop, keep_aspect=data.eval_keep_aspect
-    )
-    return Geometry(box, size, evaluation_filter(data))
+    how = dict(size=size, fraction=data.eval_crop, keep_aspect=data.eval_keep_aspect)
+    box = decode.centre_box(*picture_size, **how)
+    whole = decode.covering_size(*picture_size, **how) if data.eval_resize_first else None
+    return Geometry(box, size, evaluation_filter(data), whole=whole)
 
 
 def warp_image(picture: decode.Picture, geometry: Geometry, channels: int) -> Image.Image:
@@ -218,6 +222,7 @@ def warp_image(picture: decode.Picture, geometry: Geometry, channels: int) -> Im
         size=geometry.size,
         channels=channels,
         interpolation=geometry.interpolation,
+        whole=geometry.whole,
     )
     if geometry.shift != (0, 0):
         x, y = geometry.shift

@@ -1,6 +1,7 @@
 """Weights in and out: PyTorch checkpoints and safetensors by name tables, without PyTorch.
 
 - `names`: rules that map PyTorch's parameter names and layouts to ours; strict conversion.
+- `sources`: finds weights in folders, workdirs and repositories of the hub.
 - `files`: PyTorch zip checkpoints (read without running code from them), safetensors, npz.
 - `grids`: which maps and windows tables of positions are for.
 

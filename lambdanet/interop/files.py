@@ -34,12 +34,13 @@ from lambdanet.interop.torch_file import load_torch, state_dict_of
 __all__ = [
     "OWN_NAMES",
     "WeightsFileError",
+    "Stored",
     "export_metadata",
+    "fit_state",
     "known_grids",
     "load_npz",
     "load_safetensors",
     "load_torch",
-    "load_weights_file",
     "model_of",
     "read_metadata",
     "read_state",
@@ -149,7 +150,7 @@ class Stored(NamedTuple):
     Attributes:
         arrays: name -> array as stored.
         ours: whether names and layouts are ours.
-        metadata: of safetensors and npz files; {} where there is none.
+        metadata: of safetensors and npz files, and of runs; {} where there is none.
     """
 
     arrays: dict[str, np.ndarray]
@@ -173,8 +174,6 @@ def read_state(
     Args:
       path: our safetensors or npz (metadata `layout: lambdanet`), or PyTorch names in safetensors,
         npz or a checkpoint.
-      holder: path of the part that the model may be in the network of a file with our names, of
-        which that part alone is then read. '' = the file is of the model.
       prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
       numbers: of the model that wants the weights; a file far larger is refused unread.
 
@@ -203,8 +202,9 @@ def read_state(
     return Stored(state, True, metadata)
 
 
-def load_weights_file(
-    path: str | os.PathLike,
+def fit_state(
+    stored: Stored,
+    name: str,
     tables: Callable[[], Mapping[str, Sequence[Rule]]],
     target_shapes: Mapping[str, tuple[int, ...]],
     *,
@@ -212,15 +212,15 @@ def load_weights_file(
     allow_head_mismatch: Sequence[str] = (),
     part: str = "",
     holder: str = "",
-    prefer_ema: bool = True,
     fit: FitArray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Reads weights for a model from a file of any supported kind, see `read_state`.
+    """Returns the weights of a model from what a file or a run holds.
 
     Args:
-      path: the file.
+      stored: of `read_state`.
+      name: of the file, for messages.
       tables: gives the model's name tables by grammar, for files with PyTorch names, see
-          `names.choose_table`; called only for such a file, once it has been read.
+          `names.choose_table`; called only for such a file.
       target_shapes: our '/'-path -> shape of every parameter and running statistic.
       grids: of the model's tables of positions, see `grids.grids_of`; tables that are for another
         map or window are refused, also where they have as many rows.
@@ -228,7 +228,8 @@ def load_weights_file(
       part: path of the part of the model that the file is of, which has all of `target_shapes`; a
         file with our names is then read by the table 'lambdanet' of `tables`, and of one that is of
         a whole model with such a part, the part alone. '' = the whole.
-      prefer_ema: PyTorch checkpoints with averaged and live weights: take the averaged ones.
+      holder: path of the part that the model may be in the network of a file with our names, of
+        which that part alone is then read. '' = the file is of the model.
       fit: makes an array of a network of another form the model's; the model's `fit_array`.
 
     Returns:
@@ -236,12 +237,10 @@ def load_weights_file(
       left out.
 
     Raises:
-      FileNotFoundError: no such file.
-      WeightsFileError: damaged or unknown file.
+      WeightsFileError: metadata that are none.
       names.NameMappingError: the weights do not fit the model; all problems at once.
     """
-    numbers = sum(map(math.prod, target_shapes.values()))
-    state, ours, metadata = read_state(path, prefer_ema=prefer_ema, numbers=numbers)
+    state, ours, metadata = stored
     known = {} if ours and not part else tables()
     foreign = {name: table for name, table in known.items() if name != OWN_TABLE}
     grammar = None if ours else choose_table(foreign, state, target_shapes)
@@ -258,11 +257,11 @@ def load_weights_file(
     check = grids_lib.checker(sizes, grids or {})
     fitted = []
 
-    def reshape(name: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        array = check(name, array, shape)
-        made = array if fit is None else fit(name, array, shape)
+    def reshape(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        array = check(path, array, shape)
+        made = array if fit is None else fit(path, array, shape)
         if made.shape != array.shape:
-            fitted.append(name)
+            fitted.append(path)
         return made
 
     try:
@@ -270,12 +269,10 @@ def load_weights_file(
             state, rules, target_shapes, allow_head_mismatch=allow_head_mismatch, reshape=reshape
         )
     except ValueError as error:
-        raise type(error)(
-            f"{os.fspath(path)}{'' if ours else f' (names: {grammar})'}: {error}"
-        ) from None
+        raise type(error)(f"{name}{'' if ours else f' (names: {grammar})'}: {error}") from None
     if fitted:
-        _log.info("%s: made to fit the model: %s", os.fspath(path), ", ".join(fitted))
-    return {name: np.asarray(array, np.float32) for name, array in arrays.items()}
+        _log.info("%s: made to fit the model: %s", name, ", ".join(fitted))
+    return {path: np.asarray(array, np.float32) for path, array in arrays.items()}
 
 
 def _part_of(named: Mapping[str, Any], part: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ import numpy as np
 
 _log = logging.getLogger(__name__)
 _LISTED = 20  # names printed per kind of problem before the rest is only counted
+_NAMED = 4  # names in a warning, likewise
 
 
 class NameMappingError(ValueError):
@@ -272,7 +273,7 @@ def convert(
       target_shapes: our '/'-path -> shape, of every parameter and every running statistic.
       allow_head_mismatch: paths of the classifier ("head/fc"). What lies under them may be
         missing, unused or of another shape; those paths are then left out of the result, so that
-        the caller keeps its own, and a warning names them.
+        the caller keeps its own, and a warning counts them and names the first.
       require_all: False allows a part of the model's arrays (gradients exist for parameters only).
       reshape: (our path, array in our layout, the model's shape) -> array; called for every
         array, it returns it as it should be, or as it is where it knows none better; ValueError for
@@ -362,8 +363,13 @@ def convert(
     _raise_problems(missing, unused, shapes, conflicts)
     kept &= set(target_shapes)
     if kept:
+        first, more = sorted(kept)[:_NAMED], len(kept) - _NAMED
         _log.warning(
-            "not taken from the weights, the model keeps its own: %s", ", ".join(sorted(kept))
+            "%d %s not taken from the weights, the model keeps its own: %s%s",
+            len(kept),
+            "array is" if len(kept) == 1 else "arrays are",
+            ", ".join(first),
+            f" and {more} more" if more > 0 else "",
         )
     for path, pieces in joints.items():
         if all(piece in found for piece in pieces):

@@ -19,6 +19,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
+from lambdanet.interop.sources import RUN_FOLDER
 from lambdanet.training.checkpoint_arrays import checksums, describe_difference
 from lambdanet.training.checkpoint_meta import (
     NO_PROGRESS,
@@ -37,7 +38,7 @@ from lambdanet.training.plain_path import plain_path
 from lambdanet.training.signals import any_process
 from lambdanet.training.state import TrainState, flatten_names, unflatten_names
 
-FOLDER = "checkpoints"
+FOLDER = RUN_FOLDER
 UNFINISHED = ".orbax-checkpoint-tmp"  # ending of a save that was killed
 ON_DAMAGE = ("refuse", "fall_back")  # train.damaged
 NOT_DAMAGE = (MemoryError, PermissionError)  # a checkpoint that raises these may still be whole
@@ -349,6 +350,14 @@ class Checkpoints:
             any_process(False)  # all wait for the renames
             self._manager.reload()
 
+    def index(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns name -> shape and type of every array of a step; none is read."""
+        metadata = self._read(step, lambda: self._manager.item_metadata(step).state)
+        if metadata is None:
+            raise self._damaged(step, "its array index is missing")
+        leaves = metadata.tree.items()
+        return {n: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype) for n, leaf in leaves}
+
     def read_part(self, step: int, abstract: Any) -> Any:
         """Reads only the arrays that the tree `abstract` names, for example {'params': ...,
         'stats': ...}.
@@ -393,10 +402,7 @@ class Checkpoints:
         self, step: int, abstract: Any, meta: Mapping[str, Any], *, exact: bool
     ) -> Any:
         wanted = flatten_names(abstract)
-        metadata = self._read(step, lambda: self._manager.item_metadata(step).state)
-        if metadata is None:
-            raise self._damaged(step, "its array index is missing")
-        found = {name: tuple(leaf.shape) for name, leaf in metadata.tree.items()}
+        found = {name: tuple(leaf.shape) for name, leaf in self.index(step).items()}
         if found.keys() != meta["checksums"].keys():
             raise self._damaged(step, "its array index names other arrays than were written")
         difference = describe_difference(

@@ -17,7 +17,7 @@ MAY_CHANGE = (
     r"train\.(tensorboard|report|cache_dir|damaged)",
     r"train\.(init_weights|init_head|init_average)",  # only the start reads them
     r"data\.(data_dir|num_workers|num_threads|prefetch|on_error|eval_split|test_split)",
-    r"data\.(eval_crop|eval_keep_aspect)",
+    r"data\.(eval_crop|eval_keep_aspect|eval_resize_first)",
     r"data\.pseudo_labels",  # what is in the file is compared by the data's position
     r"mesh\..*",
     r"model\.remat",

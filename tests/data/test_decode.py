@@ -12,7 +12,8 @@ import pytest
 from data_helpers import jpeg
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
-from lambdanet.data import decode
+from configs import base
+from lambdanet.data import decode, geometry
 
 
 def encode(image, file_format="PNG", **options):
@@ -56,11 +57,13 @@ def test_random_resized_box_falls_back_to_the_largest_centred_crop(size, box):
 
 
 def test_centre_box_equals_resize_then_crop():
-    # short side 375 -> 256, crop 224: 224 * 375 / 256 = 328.125 original pixels, centred
+    # 375 -> 256 and 500 -> 341, of which 224 begin at row 16 and, half to even, at column 58
     box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875)
-    assert np.allclose(
-        box, ((500 - 328.125) / 2, (375 - 328.125) / 2, (500 + 328.125) / 2, (375 + 328.125) / 2)
-    )
+    across, down = 500 / 341, 375 / 256
+    assert np.allclose(box, (58 * across, 16 * down, (58 + 224) * across, (16 + 224) * down))
+    # floor(288 / 0.95) = 303, of which 288 begin at 7.5, to even
+    box = decode.centre_box(606, 909, size=(288, 288), fraction=0.95)
+    assert np.allclose(box, (8 * 2, 83 * 2, (8 + 288) * 2, (83 + 288) * 2), atol=1.5)
     assert decode.centre_box(8, 8, size=(8, 8), fraction=1.0) == (0, 0, 8, 8)
     # both sides of the picture squeezed to 256, of which the middle 224 are kept
     box = decode.centre_box(500, 375, size=(224, 224), fraction=0.875, keep_aspect=False)
@@ -99,6 +102,28 @@ def test_unchanged_size_is_lossless():
         opened, (0, 0, 8, 8), size=(8, 8), channels=1, interpolation="bilinear"
     )
     assert np.array_equal(decode.to_array(same)[..., 0], array)
+
+
+def test_a_picture_is_resized_before_it_is_cropped_where_that_is_asked_for():
+    """As `data.eval_resize_first` does, by way of the geometry: portraits and JPEGs, too."""
+    data = base.get_config().data
+    data.image_size, data.eval_crop, data.interpolation = (224, 224), 0.91, "bicubic"
+    noise = np.random.default_rng(0).integers(0, 256, (1500, 1203), np.uint8)
+    encoded = encode(Image.fromarray(noise), "JPEG", quality=95)
+    whole = Image.open(io.BytesIO(encoded)).resize((246, 306), Image.Resampling.BICUBIC)
+    expected = np.asarray(whole.crop((11, 41, 235, 265)), int)
+    difference = {}
+    for first in (False, True):
+        data.eval_resize_first = first
+        opened = decode.open_image(encoded)
+        found = geometry.warp_image(opened, geometry.centred(opened.size, data), data.channels)
+        difference[first] = np.abs(np.asarray(found, int) - expected).max()
+    assert difference[True] == 0 < 2 < difference[False]
+    data.eval_keep_aspect = False
+    opened = decode.open_image(encoded)
+    found = geometry.warp_image(opened, geometry.centred(opened.size, data), data.channels)
+    squeezed = Image.open(io.BytesIO(encoded)).resize((246, 246), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(found, squeezed.crop((11, 11, 235, 235)))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

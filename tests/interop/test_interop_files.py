@@ -32,6 +32,11 @@ MODEL = {
 }
 
 
+def load_file(path, tables, shapes, **options):
+    """Reads a file for a model with arrays of these shapes."""
+    return files.fit_state(files.read_state(path), str(path), tables, shapes, **options)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "npz"])
 def test_export_round_trip(tmp_path, kind):
     path = tmp_path / f"model.{kind}"
@@ -43,7 +48,7 @@ def test_export_round_trip(tmp_path, kind):
     metadata = files.read_metadata(path)
     assert metadata["layout"] == "lambdanet" and metadata["version"] == lambdanet.__version__
     assert files.model_of(metadata) == MODEL
-    for loaded in (load(path), files.load_weights_file(path, {}, SHAPES)):
+    for loaded in (load(path), load_file(path, {}, SHAPES)):
         assert set(loaded) == set(OURS)
         for name, array in OURS.items():
             np.testing.assert_array_equal(loaded[name], array)
@@ -82,7 +87,7 @@ def test_torch_names_in_safetensors_and_npz(tmp_path, kind, prefix):
     else:
         with open(path, "wb") as file:
             np.savez(file, **state)
-    loaded = files.load_weights_file(path, lambda: RULES, SHAPES)
+    loaded = load_file(path, lambda: RULES, SHAPES)
     for name, array in OURS.items():
         assert loaded[name].dtype == np.float32
         np.testing.assert_array_equal(loaded[name], array)
@@ -95,13 +100,11 @@ def test_own_files_are_checked_against_the_model_too(tmp_path):
         NameMappingError,
         match=r"model.safetensors: .*\n.*1 missing.*\n.*body/bias(.*\n)*.*1 mis-shaped",
     ):
-        files.load_weights_file(
-            path, lambda: RULES, {**SHAPES, "body/bias": (2,), "head/fc/bias": (7,)}
-        )
+        load_file(path, lambda: RULES, {**SHAPES, "body/bias": (2,), "head/fc/bias": (7,)})
     other = {**SHAPES, "head/fc/kernel": (2, 7), "head/fc/bias": (7,)}
-    assert set(
-        files.load_weights_file(path, lambda: RULES, other, allow_head_mismatch=("head/fc",))
-    ) == {"body/kernel"}
+    assert set(load_file(path, lambda: RULES, other, allow_head_mismatch=("head/fc",))) == {
+        "body/kernel"
+    }
 
 
 def test_file_of_a_later_layout_is_refused(tmp_path):
@@ -112,7 +115,7 @@ def test_file_of_a_later_layout_is_refused(tmp_path):
     with pytest.raises(
         files.WeightsFileError, match="layout version '2', written by lambdanet 9.0"
     ):
-        files.load_weights_file(path, lambda: RULES, SHAPES)
+        load_file(path, lambda: RULES, SHAPES)
 
 
 def test_damaged_and_missing_files(tmp_path):
@@ -121,12 +124,12 @@ def test_damaged_and_missing_files(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-8])
     with pytest.raises(files.WeightsFileError, match="no readable safetensors"):
-        files.load_weights_file(path, lambda: RULES, SHAPES)
+        load_file(path, lambda: RULES, SHAPES)
     archive = tmp_path / "model.npz"
     files.save_npz(archive, OURS)
     archive.write_bytes(archive.read_bytes()[:-30])
     with pytest.raises(files.WeightsFileError, match="damaged or cut short"):
-        files.load_weights_file(archive, lambda: RULES, SHAPES)
+        load_file(archive, lambda: RULES, SHAPES)
     objects = tmp_path / "objects.npz"
     np.savez(objects, w=np.array([{}, None], dtype=object))
     with pytest.raises(files.WeightsFileError, match="npz file of plain arrays"):
@@ -134,7 +137,7 @@ def test_damaged_and_missing_files(tmp_path):
     with pytest.raises(
         FileNotFoundError, match="no weights file .*there are: model.npz, model.safetensors"
     ):
-        files.load_weights_file(tmp_path / "modell.npz", lambda: RULES, SHAPES)
+        load_file(tmp_path / "modell.npz", lambda: RULES, SHAPES)
 
 
 def test_writing_is_all_or_nothing(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from configs import (
     imagenet90,
     imagenet300,
     imagenet350,
+    imagenet_eval,
     kinetics,
     moving_digits,
     own_clips,
@@ -44,6 +45,7 @@ RECIPES = {
     cifar: list(cifar.ATTENTION),
     imagenet90: list(imagenet90.MODELS),
     imagenet350: list(imagenet350.ROWS),
+    imagenet_eval: ["resnet50", "swin_tiny"],
     imagenet300: [
         *(
             "pvt_tiny",

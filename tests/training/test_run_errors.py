@@ -18,7 +18,7 @@ import train
 from configs import base, digits
 from lambdanet.config import ConfigError, validate
 from lambdanet.interop import files
-from lambdanet.training import checkpoint, state
+from lambdanet.training import checkpoint, run_weights, state
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -155,6 +155,49 @@ def test_options_of_a_start_without_its_file_are_refused_with_all_others(data_di
     config.train.init_head, config.train.keep_last = "backbone", 2
     for reads in (dict(resumes=True), dict(training=False)):  # what only a start reads
         validate(config, base.get_config(), models.registry, **reads)
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("notes.txt", "is no PyTorch zip checkpoint, safetensors or npz file"),
+        ("missing.pth", "no weights file"),
+        ("empty", "no weights file"),
+        ("started", "no checkpoint"),
+        ("hf:me", "hf:OWNER/NAME"),
+    ],
+)
+def test_a_start_from_what_are_no_weights_is_refused_with_all_others(
+    data_dir, tmp_path, source, says
+):
+    (tmp_path / "notes.txt").write_text("no weights")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "started" / checkpoint.FOLDER).mkdir(parents=True)
+    config = make_config(data_dir)
+    config.train.init_weights = source if ":" in source else str(tmp_path / source)
+    config.train.keep_last = 0
+    with pytest.raises(ConfigError) as caught:
+        run(config, tmp_path / "new" / "run")
+    (first, second) = sorted(caught.value.problems)
+    assert first.startswith("train.init_weights = ") and says in first
+    assert second.startswith("train.keep_last")
+    assert not (tmp_path / "new").exists()  # no empty workdir is left
+
+
+def test_a_run_starts_from_the_newest_checkpoint_of_another(data_dir, finished, tmp_path):
+    config = make_config(data_dir)
+    config.train.steps, config.train.init_weights, config.optim.lr = 1, str(finished), 1e-12
+    assert run(config, tmp_path / "run")["step"] == 1
+    (first, _), (second, _) = (run_weights.read_run(d, prefer_ema=True)
+                               for d in (finished, tmp_path / "run"))  # fmt: skip
+    for name, array in first.items():
+        np.testing.assert_allclose(second[name], array, atol=0.6 * np.abs(array).max(),
+                                   err_msg=name)  # fmt: skip
+        if not name.endswith(("mean", "var")):
+            np.testing.assert_allclose(second[name], array, atol=1e-6, err_msg=name)
+    config.model.widths = (8,)
+    with pytest.raises(ValueError, match="mis-shaped(.|\n)*own word they are of model 'resnet_dig"):
+        run(config, tmp_path / "other")
 
 
 def test_weights_for_other_classes_name_the_key_that_takes_them(data_dir, tmp_path):

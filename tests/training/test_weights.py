@@ -23,9 +23,9 @@ def build(num_classes=10, seed=0):
 
 
 def fresh_state(num_classes=10, ema=True):
+    """A function that makes the state of step 0, and its shardings."""
     init = state.make_init(lambda: build(num_classes, seed=1), optax.sgd(0.1), ema=ema)
-    shardings = mesh.state_shardings(jax.eval_shape(init), mesh.make_mesh(), 2**18)
-    return state.initialise(init, shardings), shardings
+    return init, mesh.state_shardings(jax.eval_shape(init), mesh.make_mesh(), 2**18)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def section(path, **options):
 
 def test_everything_is_taken_and_the_averages_start_there_too(saved):
     path, flat = saved
-    now, shardings = fresh_state()
-    now = weights.start_from(now, section(path), build(), shardings)
+    init, shardings = fresh_state()
+    now = weights.start(init, section(path), build(), shardings)
     for tree in ({**now.params}, now.ema["params"]):
         for name, leaf in state.flatten_names(tree).items():
             np.testing.assert_array_equal(leaf, flat[name], err_msg=name)
@@ -62,21 +62,21 @@ def test_everything_is_taken_and_the_averages_start_there_too(saved):
 
 def test_a_new_head_keeps_its_initialisation(saved):
     path, flat = saved
-    before, shardings = fresh_state(num_classes=7)
-    head = np.asarray(before.params["head"]["fc"]["kernel"])
-    after = weights.start_from(before, section(path, init_head="new"), build(7), shardings)
+    init, shardings = fresh_state(num_classes=7)
+    head = np.asarray(state.initialise(init, shardings).params["head"]["fc"]["kernel"])
+    after = weights.start(init, section(path, init_head="new"), build(7), shardings)
     np.testing.assert_array_equal(after.params["head"]["fc"]["kernel"], head)
     stem = next(k for k in flat if k.startswith("stem") and k.endswith("kernel"))
     np.testing.assert_array_equal(state.flatten_names(after.params)[stem], flat[stem])
-    same_size, shardings = fresh_state()
-    after = weights.start_from(same_size, section(path, init_head="new"), build(), shardings)
+    init, shardings = fresh_state()
+    after = weights.start(init, section(path, init_head="new"), build(), shardings)
     assert not np.array_equal(after.params["head"]["fc"]["kernel"], flat["head/fc/kernel"])
 
 
 def test_another_head_without_being_asked_for_is_an_error(saved):
-    now, shardings = fresh_state(num_classes=7)
+    init, shardings = fresh_state(num_classes=7)
     with pytest.raises(NameMappingError, match="head/fc/kernel"):
-        weights.start_from(now, section(saved[0]), build(7), shardings)
+        weights.start(init, section(saved[0]), build(7), shardings)
 
 
 PVT = dict(
@@ -118,8 +118,9 @@ def test_as_many_positions_of_a_map_of_another_shape_are_refused(tmp_path, size,
             read(size)
 
 
-def test_live_and_averaged_weights_by_choice(monkeypatch):
+def test_live_and_averaged_weights_by_choice(monkeypatch, tmp_path):
     """The switch reaches the reader of files from the start of a run."""
+    (tmp_path / "x.pth").write_text("")
     given = []
 
     def read_state(path, **options):
@@ -127,10 +128,10 @@ def test_live_and_averaged_weights_by_choice(monkeypatch):
         raise files.WeightsFileError("enough")
 
     monkeypatch.setattr(files, "read_state", read_state)
-    now, shardings = fresh_state(ema=False)
+    init, shardings = fresh_state(ema=False)
     for options in ({}, {"init_average": "live"}):
         with pytest.raises(files.WeightsFileError, match="enough"):
-            weights.start_from(now, section("x.pth", **options), build(), shardings)
+            weights.start(init, section(tmp_path / "x.pth", **options), build(), shardings)
     assert given == [True, False]
 
 
@@ -194,9 +195,9 @@ def test_what_does_not_fit_names_the_choice_that_would(tmp_path):
         flat = {n: a for part in state.split_model(small(*stored))[1:]
                 for n, a in state.flatten_names(part).items()}  # fmt: skip
         files.save_safetensors(path, flat, files.export_metadata({"name": "any"}))
-        now = state.make_init(build, optax.sgd(0.1), ema=False)()
+        init = state.make_init(build, optax.sgd(0.1), ema=False)
         with pytest.raises(ValueError) as caught:
-            weights.start_from(now, section(path, init_head=head), build(), None)
+            weights.start(init, section(path, init_head=head), nnx.eval_shape(build), None)
         return str(caught.value)
 
     net = dict(blocks=(1, 1), widths=(8, 8), stem="strided")
