@@ -32,6 +32,7 @@ from configs import (
     own_objects,
     own_videos,
     photos,
+    study,
 )
 from lambdanet.config import validate
 from lambdanet.data import geometry
@@ -83,6 +84,7 @@ RECIPES = {
     own_masks: ["", "upernet_swin_tiny"],
     photos: ["", *photos.HARDWARE],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
+    study: ["none", "swin"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
