@@ -7,7 +7,7 @@ exponentials. These two are kept apart, since the logarithm of the sum is lost b
 logit: a query that may see nothing has the logit -3.4e38 everywhere.
 
 Sources: Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory"; Dao et al. 2022,
-"FlashAttention". Blocks of keys with running maximum and sum, as there, were slower here
+"FlashAttention". Blocks of keys with running maximum and sum, as there, gained nothing on CPU
 (docs/performance.md).
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from lambdanet.ops.wide_einsum import wide_einsum
 
@@ -34,7 +34,7 @@ def equal_parts(length: int, most: int) -> int:
     return -(-length // -(-length // most))
 
 
-def cut(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
+def cut(x: Shaped[Array, "..."], axis: int, size: int) -> Shaped[Array, "..."]:
     """Cuts an axis into blocks, which become the first axis; the last block is filled with zeros.
 
     Args:
@@ -50,7 +50,7 @@ def cut(x: Float[Array, "..."], axis: int, size: int) -> Float[Array, "..."]:
     return jnp.moveaxis(x, axis, 0)
 
 
-def join(x: Float[Array, "..."], axis: int, length: int) -> Float[Array, "..."]:
+def join(x: Shaped[Array, "..."], axis: int, length: int) -> Shaped[Array, "..."]:
     """Undoes `cut`: the first axis joins the one that is `axis` without it."""
     axis += x.ndim - 1
     x = jnp.moveaxis(x, 0, axis)
