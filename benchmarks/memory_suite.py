@@ -41,8 +41,8 @@ all sizes.
 
 FORMULAS: dict[str, tuple[str, Callable[[Any, int], float]]] = {
     "lambda": ("n c", lambda block, n: n * block.dim),
-    "mhsa": ("heads n^2", lambda block, n: block.num_heads * n**2),
-    "bottleneck_attention": ("heads n^2", lambda block, n: block.num_heads * n**2),
+    "mhsa": ("n c (heads n^2 in blocks)", lambda block, n: n * block.dim),
+    "bottleneck_attention": ("n c (heads n^2 in blocks)", lambda block, n: n * block.dim),
     "halo_attention": (
         "heads n window^2",
         lambda block, n: block.num_heads * n * block.window_size**2,
@@ -56,17 +56,11 @@ FORMULAS: dict[str, tuple[str, Callable[[Any, int], float]]] = {
         "heads n k^2",
         lambda block, n: block.num_heads * n * math.prod(block.kernel_size),
     ),
-    "cross_shaped_window": (
-        "heads n^1.5 stripe",
-        lambda block, n: block.num_heads * n**1.5 * block.stripes[0][1],
-    ),
-    "spatial_reduction": (
-        "heads n^2 / r^2",
-        lambda block, n: block.num_heads * n**2 / block.sr_ratio**2,
-    ),
+    "cross_shaped_window": ("n c (heads n^1.5 stripe in blocks)", lambda block, n: n * block.dim),
+    "spatial_reduction": ("n c (heads n^2 / r^2 in blocks)", lambda block, n: n * block.dim),
     "linformer": ("heads n slots", lambda block, n: block.num_heads * n * block.num_projected),
-    "nonlocal": ("n c (n^2 / 4 in chunks)", lambda block, n: n * block.dim),
-    "nonlocal_gaussian": ("n c (n^2 / 4 in chunks)", lambda block, n: n * block.dim),
+    "nonlocal": ("n c (n^2 / 4 in blocks)", lambda block, n: n * block.dim),
+    "nonlocal_gaussian": ("n c (n^2 / 4 in blocks)", lambda block, n: n * block.dim),
     "nonlocal_dot": ("n c", lambda block, n: n * block.dim),
     "nonlocal_concatenation": ("n c", lambda block, n: n * block.dim),
     "cgnl": ("n c", lambda block, n: n * block.dim),
@@ -78,14 +72,11 @@ FORMULAS: dict[str, tuple[str, Callable[[Any, int], float]]] = {
     "criss_cross": ("2 n^1.5 = n (h + w)", lambda block, n: 2 * n**1.5),
     "rcca": ("2 n^1.5 = n (h + w)", lambda block, n: 2 * n**1.5),
     "interlaced": ("2 n^1.5 = n (cells + cell)", lambda block, n: 2 * n**1.5),
-    "position_attention": ("n^2", lambda block, n: n**2),
+    "position_attention": ("n c (n^2 in blocks)", lambda block, n: n * block.dim),
     "channel_attention": ("n c", lambda block, n: n * block.dim),
-    "object_context": ("n^2", lambda block, n: n**2),
-    "pyramid_object_context": (
-        "n^2 sum 1 / s^2",
-        lambda block, n: n**2 * (1 + 1 / 4 + 1 / 9 + 1 / 36),
-    ),
-    "asp_object_context": ("n^2 / 16 + n c", lambda block, n: n**2 / 16 + n * block.dim),
+    "object_context": ("n c (n^2 in blocks)", lambda block, n: n * block.dim),
+    "pyramid_object_context": ("n c (n^2 in blocks)", lambda block, n: n * block.dim),
+    "asp_object_context": ("n c (n^2 / 16 in blocks)", lambda block, n: n * block.dim),
     "gc": ("n", lambda block, n: n),
     "cbam": ("2 n", lambda block, n: 2 * n),
     "se": ("c", lambda block, n: block.dim),
@@ -170,10 +161,13 @@ def temporary_bytes(spec: Mapping[str, Any], direction: str, side: int, dim: int
     side, side, dim].
     """
     function, operands = program(spec, direction, side, dim)
-    options = (
-        {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
-    )
-    return jax.jit(function).lower(*operands).compile(options).memory_analysis().temp_size_in_bytes
+    compiled = jax.jit(function).lower(*operands).compile(without_fusions())
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def without_fusions() -> dict[str, str] | None:
+    """Returns the compiler's options under which no memory is left out of its account."""
+    return {"xla_cpu_experimental_ynn_fusion_type": ""} if jax.default_backend() == "cpu" else None
 
 
 def program(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from benchmarks import micro_blocks, micro_lambda, micro_local
+from benchmarks import micro_attention, micro_blocks, micro_lambda, micro_local
 from benchmarks.harness import Case
 
 
 def cases() -> list[Case]:
     """Returns the cases of the suite."""
-    return micro_lambda.cases() + micro_local.cases() + micro_blocks.cases()
+    parts = micro_lambda, micro_attention, micro_local, micro_blocks
+    return [case for part in parts for case in part.cases()]

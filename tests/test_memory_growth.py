@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from covering import part
 
 from benchmarks import __main__ as command
 from benchmarks import memory_suite
@@ -35,13 +36,30 @@ def test_memory_grows_no_faster_than_claimed(name, direction):
 
 @pytest.mark.parametrize("direction", ["fwd", "train"])
 def test_attention_over_all_pairs_is_seen_to_be_quadratic(direction):
-    # The measure must see the n x n weights, or the test above could not fail.
-    found = facts("position_attention", direction)
-    assert found["growth"] == pytest.approx(2.0, abs=0.1) == found["formula_growth"]
+    # The measure must see n x n weights that are held, or the test above could not fail.
+    spec = {"name": "position_attention", "query_chunk": None}
+    found = memory_suite.prepare("position_attention", spec, direction, SIDES, DIM).facts
+    assert found["growth"] == pytest.approx(2.0, abs=0.1)
     assert all(
-        measured >= formula
-        for measured, formula in zip(found["bytes"], found["formula_bytes"], strict=True)
+        measured >= 4 * side**4 for side, measured in zip(SIDES, found["bytes"], strict=True)
     )
+
+
+# Bytes of a training step on a map of 128x128 with 256 channels, MiB.
+LIMITS = {"mhsa": 600, "bottleneck_attention": 700, "position_attention": 700}
+IN_BLOCKS = (
+    *LIMITS,
+    *("object_context", "pyramid_object_context", "asp_object_context"),
+    *("spatial_reduction", "cross_shaped_window", "window", "nonlocal", "nonlocal_gaussian"),
+)
+
+
+@pytest.mark.parametrize("name", part(IN_BLOCKS, ["mhsa"]))
+def test_softmax_attention_takes_linear_memory_on_large_maps(name):
+    spec = attention_zoo.variants()[name]
+    found = memory_suite.prepare(name, spec, "train", (64, 128), 256).facts
+    assert found["growth"] <= 1.1, found
+    assert found["bytes"][-1] <= LIMITS.get(name, 1e9) * 2**20
 
 
 def test_the_suite_prints_and_records_bytes_beside_the_formula(monkeypatch, capsys, tmp_path):

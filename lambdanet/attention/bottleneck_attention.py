@@ -30,8 +30,9 @@ class BottleneckAttention(Captures, nnx.Module):
         times v),  q, k, v = x W_q, x W_k, x W_v
 
     A mixer: no residual, no norm and no output projection, which is the 1x1 convolution that
-    follows it in a bottleneck. The tables are tied to the map size. Time and memory are quadratic
-    in the number of positions, but relative logits are made per axis, without an embedding per
+    follows it in a bottleneck. The tables are tied to the map size. Time is quadratic in the
+    number of positions, memory linear: on large maps all logits, the relative ones too, are made
+    for some rows of queries at a time. Relative logits are made per axis, without an embedding per
     pair. Logits and softmax are computed in float32.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, H, W, H, W].
@@ -129,7 +130,13 @@ class BottleneckAttention(Captures, nnx.Module):
         scale = self.key_depth**-0.5
         scales = dict(scale=scale, relative_scale=scale if self.scale_relative else 1.0)
         y, weights = relative_attention(
-            q, k, v, self.height_embedding[...], self.width_embedding[...], **scales
+            q,
+            k,
+            v,
+            self.height_embedding[...],
+            self.width_embedding[...],
+            return_weights=self.capture,
+            **scales,
         )
         if self.capture:
             self.sow(nnx.Intermediate, "attention_map", weights)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, check_map, is_count
 from lambdanet.ops.softmax_attention import softmax_attention
 from lambdanet.ops.wide_einsum import wide_einsum
 
@@ -31,7 +31,7 @@ class PositionAttention(Captures, nnx.Module):
 
     There is no 1 / sqrt(d). Logits and softmax are float32. The weights are N x N; `query_chunk`
     bounds them to query_chunk x N at a time, forward and backward (the backward pass computes them
-    again).
+    again), so that memory is linear in N.
 
     [b, *spatial, dim] -> the same shape, with one, two or three spatial axes. With the view
     attribute `capture`, a call sows `attention_map` [b, 1, *spatial, *spatial].
@@ -42,13 +42,14 @@ class PositionAttention(Captures, nnx.Module):
     Args:
         dim: channels.
         reduction: q and k have dim // reduction channels.
-        query_chunk: queries handled at a time; None handles all at once.
+        query_chunk: queries handled at a time; None handles all at once, 'auto' as many as are
+            fast for the shape (`lambdanet.ops.attention_lowering`).
         dtype: activation dtype; None keeps the input's.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
 
     Raises:
-        ValueError: a reduction that leaves no channel, or query_chunk below 1.
+        ValueError: a reduction that leaves no channel, or another query_chunk.
     """
 
     kind: ClassVar[str] = "context"
@@ -58,7 +59,7 @@ class PositionAttention(Captures, nnx.Module):
         dim: int,
         *,
         reduction: int = 8,
-        query_chunk: int | None = None,
+        query_chunk: int | str | None = "auto",
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -68,9 +69,10 @@ class PositionAttention(Captures, nnx.Module):
                 f"position attention: reduction is {reduction} for {dim} channels; allowed: 1 <= "
                 "reduction <= channels"
             )
-        if query_chunk is not None and query_chunk < 1:
+        if query_chunk not in (None, "auto") and not is_count(query_chunk):
             raise ValueError(
-                f"position attention: query_chunk is {query_chunk}; allowed: None, 1 or more"
+                f"position attention: query_chunk is {query_chunk!r}; allowed: 'auto', None, 1 or "
+                "more"
             )
         self.dim, self.depth, self.query_chunk, self.dtype = (
             dim,
@@ -95,22 +97,12 @@ class PositionAttention(Captures, nnx.Module):
             project(x).astype(x.dtype).reshape(batch, math.prod(spatial), -1)
             for project in (self.query, self.key, self.value)
         )
-        if self.capture or self.query_chunk is None:
-            context, weights = softmax_attention(
-                query, key, value, scale=1.0, return_weights=self.capture
-            )
-            if self.capture:
-                self.sow(
-                    nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial)
-                )
-        else:
-            # One query at a time, which `map` runs in batches; the checkpoint keeps its weights out
-            # of the residuals.
-            one = jax.checkpoint(
-                lambda query: softmax_attention(query[:, None], key, value, scale=1.0)[0][:, 0]
-            )
-            context = jax.lax.map(one, query.swapaxes(0, 1), batch_size=self.query_chunk).swapaxes(
-                0, 1
+        context, weights = softmax_attention(
+            query, key, value, scale=1.0, query_chunk=self.query_chunk, return_weights=self.capture
+        )
+        if self.capture:
+            self.sow(
+                nnx.Intermediate, "attention_map", weights.reshape(batch, 1, *spatial, *spatial)
             )
         return (x + self.gamma[...] * context.reshape(x.shape)).astype(x.dtype)
 

@@ -155,7 +155,13 @@ class HaloAttention(Captures, nnx.Module):
         scale = self.key_depth**-0.5
         scales = dict(scale=scale, relative_scale=scale if self.scale_relative else 1.0)
         y, weights = relative_attention(
-            q, k, v, self.height_embedding[...], self.width_embedding[...], **scales
+            q,
+            k,
+            v,
+            self.height_embedding[...],
+            self.width_embedding[...],
+            return_weights=self.capture,
+            **scales,
         )
         if self.capture:
             shown = self._scatter(weights, blocks, (height, width))

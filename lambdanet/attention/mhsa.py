@@ -24,8 +24,8 @@ class MultiHeadSelfAttention(Captures, nnx.Module):
         sqrt(d)) v) W_o
 
     A mixer: no residual, no norm. Maps of one to three spatial axes are read as a list of
-    positions. Time and memory are quadratic in the number of positions. Logits and softmax are
-    computed in float32.
+    positions. Time is quadratic in the number of positions, memory linear: on large maps the
+    logits are made for a block of queries at a time. Logits and softmax are computed in float32.
 
     With the view attribute `capture` a call sows `attention_map` [b, heads, *query positions,
     *context positions], whose weights sum to one over the context.

@@ -32,8 +32,8 @@ _ALLOWED = {
 }
 _SOFTMAX = ("embedded_gaussian", "gaussian")
 _POOL = {1: (2,), 2: (2, 2), 3: (1, 2, 2)}
-# Logits that query_chunk='auto' allows at once. On CPU what stays in the cache is faster although
-# it is computed twice.
+# Weights that query_chunk='auto' allows at once in the modes without a softmax, whose cores are
+# here. On CPU what stays in the cache is faster although it is computed twice.
 _CHUNK_BYTES = {"cpu": 2**21}
 _CHUNK_BYTES_ELSEWHERE = 2**30
 
@@ -115,8 +115,9 @@ class NonLocal(Captures, nnx.Module):
             sums, 2 d (N + M).
         query_chunk: queries per step. An int maps over chunks of that many and recomputes each in
             the backward pass, so that memory grows with chunk * M; None takes all at once; 'auto'
-            does so up to 1 GiB of logits for the whole batch (on CPU 2 MiB) and beyond it takes
-            chunks of equal size that stay below. The 'linear' order needs none.
+            does so up to a bound of bytes for the whole batch and beyond it takes chunks of equal
+            size: in the softmax modes as `lambdanet.ops.attention_lowering` has it, in the others
+            up to 1 GiB (on CPU 2 MiB). The 'linear' order needs none.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
@@ -269,19 +270,29 @@ class NonLocal(Captures, nnx.Module):
             kernel = self.pair.kernel[...].astype(query.dtype)[:, 0]
             query = wide_einsum("bnd,d->bn", query, kernel[: self.inner])
             key = wide_einsum("bmd,d->bm", key, kernel[self.inner :])
-        if self._linear(n, m) and not self.capture:
+        weights = None
+        if self.mode in _SOFTMAX:
+            y, weights = softmax_attention(
+                query,
+                key,
+                value,
+                scale=self.scale,
+                query_chunk=self.query_chunk,
+                return_weights=self.capture,
+            )
+        elif self.capture:
+            y, weights = _direct(query, key, value)
+        elif self._linear(n, m):
             y = (_linear_dot if self.pair is None else _linear_concatenation)(query, key, value)
         else:
-            attend = partial(self._attend, key=key, value=value)
-            chunk = n if self.capture else self._chunk(x.shape[0], n, m)
-            y = attend(query) if chunk >= n else _in_chunks(attend, query, chunk)
-            if self.capture:
-                y, weights = y
-                self.sow(
-                    nnx.Intermediate,
-                    "attention_map",
-                    weights.reshape(-1, 1, *spatial, *_grid(spatial, window)),
-                )
+            chunk = self._chunk(x.shape[0], n, m)
+            y = _in_chunks(lambda query: _direct(query, key, value)[0], query, chunk)
+        if self.capture:
+            self.sow(
+                nnx.Intermediate,
+                "attention_map",
+                weights.reshape(-1, 1, *spatial, *_grid(spatial, window)),
+            )
         z = self.out(y.astype(value.dtype).reshape(*x.shape[:-1], self.inner))
         z = z if self.norm is None else self.norm(z)
         return x + z.astype(x.dtype)
@@ -333,27 +344,26 @@ class NonLocal(Captures, nnx.Module):
         largest = max(1, allowed // (4 * m * static_batch(batch)))
         return -(-n // -(-n // largest))
 
-    def _attend(self, query: jax.Array, *, key: jax.Array, value: jax.Array):
-        """The direct order for some of the queries; with `capture` also the weights."""
-        if self.mode in _SOFTMAX:
-            y, weights = softmax_attention(
-                query, key, value, scale=self.scale, return_weights=self.capture
-            )
-            return (y, weights) if self.capture else y
-        if self.pair is not None:
-            weights = jax.nn.relu(query[:, :, None] + key[:, None, :]) / key.shape[1]
-        else:
-            weights = attention_logits(query, key, scale=1.0) / key.shape[1]
-        y = jnp.einsum("bnm,bmd->bnd", weights.astype(value.dtype), value)
-        return (y, weights) if self.capture else y
+
+def _direct(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The direct order of concatenation, whose queries and keys are scalars, or of dot_product:
+    mixed values, and weights f / Z.
+    """
+    if query.ndim == 2:
+        weights = jax.nn.relu(query[:, :, None] + key[:, None, :]) / key.shape[1]
+    else:
+        weights = attention_logits(query, key, scale=1.0) / key.shape[1]
+    return jnp.einsum("bnm,bmd->bnd", weights.astype(value.dtype), value), weights
 
 
 def _in_chunks(attend: Callable[[jax.Array], jax.Array], query: jax.Array, chunk: int) -> jax.Array:
     """attend(query) for `chunk` queries at a time, the last ones as a shorter chunk, each
-    recomputed for its gradient.
+    recomputed for its gradient; all at once if there are no more.
     """
-    attend = jax.checkpoint(attend)
     n = query.shape[1]
+    if chunk >= n:
+        return attend(query)
+    attend = jax.checkpoint(attend)
     whole = n // chunk * chunk
     chunks = rearrange(query[:, :whole], "b (i n) ... -> i b n ...", n=chunk)
     y = rearrange(jax.lax.map(attend, chunks), "i b n d -> b (i n) d")

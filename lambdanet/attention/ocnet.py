@@ -29,7 +29,8 @@ class ObjectContext(nnx.Module):
 
     A unit of size s > 1 works on the map max-pooled by s (rows and columns that fill no window are
     left out; a map shorter than the window is one window), and its context is resized bilinearly to
-    the map, corners on corners. The weights take (N / s^2)^2 numbers.
+    the map, corners on corners. There are (N / s^2)^2 weights, on large maps made for a block of
+    queries at a time, so that memory is linear in N.
 
     With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *pooled s], the
     weight with which the value of a pooled position enters the context of a position, the resizing
@@ -141,7 +142,8 @@ class PyramidObjectContext(nnx.Module):
     context block without residual or gate; the units' outputs start at zero.
 
     An axis shorter than s is cut into single rows or columns, so that the pyramid works on every
-    map; the release has no such case. Weights take N^2 sum_s s^-2 numbers.
+    map; the release has no such case. There are N^2 sum_s s^-2 weights, on large maps made for a
+    block of queries at a time.
 
     With the view attribute `capture`, every unit sows `attention_map` [b, 1, *s, *s], zero between
     cells.

@@ -38,7 +38,8 @@ class SpatialReductionAttention(Captures, nnx.Module):
         reduce(x) = GELU(norm(conv(pool(x)))), 1x1, on the averages over a 7x7 grid, with
         linear=True
 
-    A mixer: no residual, no norm around it. Time and memory are N N / r^2, in the linear form 49 N.
+    A mixer: no residual, no norm around it. Time is N N / r^2, in the linear form 49 N; memory is
+    linear in N, large maps being handled a block of queries at a time.
     Logits and softmax are computed in float32.
 
     Maps of any size: the convolution leaves out last rows and columns that fill no window, as the

@@ -27,7 +27,7 @@ class VanillaAttention(Captures, nnx.Module):
     Parameters are those of the spatial-reduction mixer, which this is for sr_ratio > 1: keys and
     values from norm(conv_{r x r, stride r}(x)), of the map without the rows and columns that fill
     no window. Logits are float32 and held in memory, [b, heads, tokens, keys]; that rules out fused
-    lowerings. No residual and no norm.
+    lowerings and blocks of queries, which would make them twice. No residual and no norm.
 
     Source: Zhang et al. 2024 (see `LessAttention`), equations 1 to 4 and, for the addition, 7; the
     paper adds in the first layer of a stage only. Dropout on the softmax only is ours.

@@ -79,6 +79,8 @@ class Device:
     cache: float  # bytes
     memory: float  # cap on temporaries, bytes
     chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
+    all_logits: int  # bytes up to which softmax attention holds the logits of all pairs
+    block_logits: int  # bytes of the logits of a block to aim for, beyond
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +142,8 @@ DEVICES = {
         cache=32 * 2**20,
         memory=2 * 2**30,
         chunk_logits=2**18,
+        all_logits=2**25,
+        block_logits=2**22,
     ),
     "gpu": Device(
         rates=_data_sheet(
@@ -152,6 +156,8 @@ DEVICES = {
         cache=50 * 2**20,
         memory=8 * 2**30,
         chunk_logits=2**25,
+        all_logits=2**30,
+        block_logits=2**28,
     ),
     "tpu": Device(
         rates=_data_sheet(
@@ -164,6 +170,8 @@ DEVICES = {
         cache=32 * 2**20,
         memory=4 * 2**30,
         chunk_logits=2**24,
+        all_logits=2**29,
+        block_logits=2**27,
     ),
 }
 

@@ -1,9 +1,9 @@
 """Relative logits on a grid, q . (E_h[key row - query row] + E_w[key column - query column]), and
 attention with them.
 
-The sum of the two embeddings is never written out per pair of positions: a query's logits are one
-number per key row plus one per key column, made from tables [rows, rows, d] and [columns, columns,
-d].
+The sum of the two embeddings is never written out per pair of positions: a query's relative logits
+are one number per key row plus one per key column, made from tables [rows, rows, d] and [columns,
+columns, d]; on large maps for some rows of queries at a time.
 
 Letters: y, x query row and column; Y, X key row and column; h heads; d query and key depth; v value
 depth.
@@ -11,11 +11,15 @@ depth.
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from lambdanet.ops.blocked_attention import attend_in_blocks, cut, equal_parts, join
 from lambdanet.ops.relative_table import skew
+from lambdanet.ops.softmax_attention import chosen_chunk, mix_values
 from lambdanet.ops.wide_einsum import wide_einsum
 
 
@@ -37,33 +41,6 @@ def axis_embeddings(table: Float[Array, "t d"], queries: int, keys: int) -> Floa
     return skew(table[centre - queries + 1 : centre + keys], 0, queries, keys)
 
 
-def relative_logits(
-    q: Float[Array, "*b y x h d"],
-    height: Float[Array, "t d"],
-    width: Float[Array, "s d"],
-    keys: tuple[int, int],
-) -> tuple[Float[Array, "*b h y x Y"], Float[Array, "*b h y x X"]]:
-    """Returns the two parts of the relative logits, in float32 or wider; the logit of a pair is
-    their sum.
-
-    Args:
-        q: queries on a grid, y x positions.
-        height: embeddings of row offsets, at least 2 max(y, Y) - 1 taps.
-        width: embeddings of column offsets.
-        keys: rows and columns of the keys' grid, Y and X.
-
-    Returns:
-        q . height[Y - y + centre] and q . width[X - x + centre], over which the other key axis
-        broadcasts.
-    """
-    rows = axis_embeddings(height, q.shape[-4], keys[0]).astype(q.dtype)
-    columns = axis_embeddings(width, q.shape[-3], keys[1]).astype(q.dtype)
-    return (
-        wide_einsum("...yxhd,yYd->...hyxY", q, rows),
-        wide_einsum("...yxhd,xXd->...hyxX", q, columns),
-    )
-
-
 def relative_attention(
     q: Float[Array, "*b y x h d"],
     k: Float[Array, "*b Y X h d"],
@@ -73,26 +50,60 @@ def relative_attention(
     *,
     scale: float,
     relative_scale: float,
-) -> tuple[Float[Array, "*b y x h v"], Float[Array, "*b h y x Y X"]]:
+    query_chunk: int | str | None = "auto",
+    return_weights: bool = False,
+) -> tuple[Float[Array, "*b y x h v"], Float[Array, "*b h y x Y X"] | None]:
     """softmax over all keys of scale q . k + relative_scale (relative logits), times the values.
 
     Args:
         q: queries on a grid; every axis before it is a batch.
         k: keys on a grid of their own.
         v: values, one per key.
-        height: embeddings of row offsets, see `relative_logits`.
+        height: embeddings of row offsets, at least 2 max(y, Y) - 1 taps.
         width: embeddings of column offsets.
         scale: factor of the content logits.
         relative_scale: factor of the relative logits.
+        query_chunk: as for `softmax_attention`; whole rows of queries are taken, one at least,
+            whose logits are made together, relative ones too.
+        return_weights: also return the softmax, for which all logits are held.
 
     Returns:
-        The mixed values in the dtype of `v`, and the weights in float32 or wider.
+        The mixed values in the dtype of `v`, and the weights in float32 or wider, or None.
     """
-    rows, columns = relative_logits(q, height, width, k.shape[-4:-2])
-    content = wide_einsum("...yxhd,...YXhd->...hyxYX", q, k)
-    logits = content * scale + (rows[..., None] + columns[..., None, :]) * relative_scale
-    weights = jax.nn.softmax(logits, axis=(-2, -1))
-    return jnp.einsum("...hyxYX,...YXhv->...yxhv", weights.astype(v.dtype), v), weights
+    *batch, rows, columns, heads, depth = q.shape
+    grid = k.shape[-4:-2]
+    q, k, v = (jnp.moveaxis(a, -2, -4) for a in (q, k, v))
+    k, v = (a.reshape(*a.shape[:-3], -1, a.shape[-1]) for a in (k, v))
+    if return_weights:
+        query_chunk = None
+    if query_chunk == "auto":
+        flat = q.reshape(*batch, heads, rows * columns, depth)
+        query_chunk = chosen_chunk(flat, k, v, heads=False, plain=False)
+    above = axis_embeddings(height, rows, grid[0]).astype(q.dtype)
+    beside = axis_embeddings(width, columns, grid[1]).astype(q.dtype)
+    logits_of = partial(_logits, scale=scale, relative_scale=relative_scale)
+    if query_chunk is None or query_chunk >= rows * columns:
+        y, weights = mix_values(logits_of((q, above), (k, beside), None), v)
+    else:
+        size = equal_parts(rows, max(1, query_chunk // columns))
+        own = cut(q, -3, size), cut(above, -3, size)
+        y = attend_in_blocks(logits_of, own, (k, beside), None, None, v)
+        y = join(y, -2, rows * columns)
+    y = jnp.moveaxis(y.reshape(*batch, heads, rows, columns, -1), -4, -2)
+    if not return_weights:
+        return y, None
+    return y, weights.reshape(*batch, heads, rows, columns, *grid)
+
+
+def _logits(own, shared, masks, *, scale: float, relative_scale: float) -> jax.Array:
+    """Logits of a list of queries and one of keys, both row by row; there are no masks."""
+    (q, above), (k, beside) = own, shared
+    content = wide_einsum("...yxd,...md->...yxm", q, k)
+    rows = wide_einsum("...yxd,yYd->...yxY", q, above)
+    columns = wide_einsum("...yxd,xXd->...yxX", q, beside)
+    relative = (rows[..., None] + columns[..., None, :]) * relative_scale
+    logits = content * scale + relative.reshape(content.shape)
+    return logits.reshape(*logits.shape[:-3], -1, logits.shape[-1])
 
 
 def relative_attention_macs(

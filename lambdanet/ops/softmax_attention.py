@@ -1,5 +1,9 @@
 """Softmax attention: the one place where logits become weights and weights mix values.
 
+Three lowerings: `dense` holds the logits of all pairs, `blocked` those of a block of queries at a
+time (`blocked_attention`), `cudnn` is the fused kernel of that library. `attention_lowering`
+chooses by shape and backend.
+
 Blocks hand over queries, keys and values in one of two layouts, so that none of them moves heads
 only to call this: positions before the last axis, [*b n d], everything in front of them (samples,
 windows, cells) being separate problems; or, with `heads`, [*b n h d].
@@ -12,6 +16,7 @@ the keys of a lambda).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -19,6 +24,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
+
+from lambdanet.ops.attention_lowering import Pairs, choose_chunk, kernels
+from lambdanet.ops.blocked_attention import attend_in_blocks, cut, equal_parts, join
+from lambdanet.ops.cost_model import static_batch
 
 # By `heads`: logits of all pairs, and values mixed by weights.
 _PAIRS = {False: "...nd,...md->...nm", True: "...nhd,...mhd->...hnm"}
@@ -34,6 +43,7 @@ def softmax_attention(
     bias: Float[Array, "..."] | None = None,
     mask: Bool[Array, "..."] | None = None,
     heads: bool = False,
+    query_chunk: int | str | None = "auto",
     return_weights: bool = False,
 ) -> tuple[Float[Array, "*q v"], Float[Array, "*b n m"] | None]:
     """y[n] = sum_m softmax_m(scale q[n] . k[m] + bias[n, m]) v[m], separately for every leading
@@ -51,11 +61,23 @@ def softmax_attention(
         mask: broadcasts likewise; False shuts a pair out. A query that may see nothing gets the
             plain mean of all values, so that it stays finite.
         heads: whether the axis before the last one is heads.
-        return_weights: also return the softmax.
+        query_chunk: queries whose logits are held at a time, at most; 'auto' leaves it to
+            `attention_lowering`, None is all.
+        return_weights: also return the softmax, for which all logits are held.
 
     Returns:
         The outputs, and the weights in the dtype of the softmax or None.
     """
+    if return_weights:
+        query_chunk = None
+    if query_chunk == "auto":
+        plain = bias is None and mask is None
+        query_chunk = chosen_chunk(query, key, value, heads=heads, plain=plain)
+    if query_chunk == "cudnn":
+        return _library(query, key, value, scale=scale, heads=heads), None
+    if query_chunk is not None and query_chunk < query.shape[-3 if heads else -2]:
+        part = dict(scale=scale, bias=bias, mask=mask, heads=heads, size=query_chunk)
+        return _in_blocks(query, key, value, **part), None
     logits = attention_logits(query, key, scale=scale, heads=heads)
     if bias is not None:
         logits = logits + bias.astype(logits.dtype)
@@ -71,11 +93,12 @@ def dot_attention(
     v: Float[Array, "b m g v"],
     *,
     scale: float,
+    query_chunk: int | str | None = "auto",
     return_weights: bool = False,
 ) -> tuple[Float[Array, "b n h v"], Float[Array, "b h n m"] | None]:
     """`softmax_attention` per head between two lists of tokens, whose keys may have fewer heads.
 
-    The program is that of `jax.nn.dot_product_attention`, which does not give the weights and
+    The function is that of `jax.nn.dot_product_attention`, which does not give the weights and
     rounds the softmax of float64 inputs to float32.
 
     Args:
@@ -83,16 +106,45 @@ def dot_attention(
         k: keys; a number of heads g that divides h, each shared by h / g heads of queries.
         v: values.
         scale: factor of the logits.
+        query_chunk: as for `softmax_attention`, the queries of all heads that share their keys
+            being counted.
         return_weights: also return the softmax.
 
     Returns:
         The mixed values in the dtype of `v`, and the weights or None.
     """
-    attend = partial(softmax_attention, scale=scale, heads=True, return_weights=return_weights)
-    sharing = rearrange(q, "b n (g r) d -> b n g r d", g=k.shape[2])
-    y, weights = jax.vmap(attend, in_axes=(3, None, None), out_axes=(3, 2))(sharing, k, v)
-    y = rearrange(y, "b n g r v -> b n (g r) v")
-    return y, None if weights is None else rearrange(weights, "b g r n m -> b (g r) n m")
+    groups = k.shape[2]
+    # Heads that share their keys are further queries to them.
+    sharing = rearrange(q, "b n (g r) d -> b (r n) g d", g=groups)
+    options = dict(scale=scale, heads=True, query_chunk=query_chunk)
+    y, weights = softmax_attention(sharing, k, v, **options, return_weights=return_weights)
+    y = rearrange(y, "b (r n) g v -> b n (g r) v", n=q.shape[1])
+    if weights is not None:
+        weights = rearrange(weights, "b g (r n) m -> b (g r) n m", n=q.shape[1])
+    return y, weights
+
+
+def chosen_chunk(
+    query: Float[Array, "*q d"],
+    key: Float[Array, "*k d"],
+    value: Float[Array, "*k v"],
+    *,
+    heads: bool,
+    plain: bool,
+) -> int | str | None:
+    """What `attention_lowering` chooses for these arrays; `plain`: neither bias nor mask."""
+    positions = -3 if heads else -2
+    problems = math.prod(map(static_batch, query.shape[:positions]))
+    pairs = Pairs(
+        problems=problems * (query.shape[-2] if heads else 1),
+        queries=query.shape[positions],
+        keys=key.shape[positions],
+        depth=query.shape[-1],
+        value_depth=value.shape[-1],
+        dtype=value.dtype.name,
+        plain=plain,
+    )
+    return choose_chunk(pairs, kernels())
 
 
 def attention_logits(
@@ -118,3 +170,56 @@ def mix_values(
     weights = jax.nn.softmax(logits, axis=-1)
     kept = weights if dropout is None else dropout(weights)
     return jnp.einsum(_MIXES[heads], kept.astype(value.dtype), value), weights
+
+
+def _in_blocks(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    scale: float,
+    bias: jax.Array | None,
+    mask: jax.Array | None,
+    heads: bool,
+    size: int,
+) -> jax.Array:
+    """The lowering `blocked`, `size` queries at a time."""
+    if heads:
+        query, key, value = (jnp.swapaxes(a, -3, -2) for a in (query, key, value))
+    positions = query.shape[-2]
+    size = equal_parts(positions, size)
+
+    def own_and_shared(pairs):
+        """What every query has rows of its own of, and what all have in common."""
+        if pairs is None or pairs.ndim < 2 or pairs.shape[-2] == 1:
+            return None, pairs
+        return cut(pairs, -2, size), None
+
+    (own_bias, shared_bias), masks = own_and_shared(bias), own_and_shared(mask)
+    own, shared = (cut(query, -2, size), own_bias), (key, shared_bias)
+    y = attend_in_blocks(partial(_block_logits, scale=scale), own, shared, *masks, value)
+    y = join(y, -2, positions)
+    return jnp.swapaxes(y, -3, -2) if heads else y
+
+
+def _block_logits(own, shared, masks, *, scale: float) -> jax.Array:
+    (query, own_bias), (key, shared_bias) = own, shared
+    logits = attention_logits(query, key, scale=scale)
+    for bias in (own_bias, shared_bias):
+        if bias is not None:
+            logits = logits + bias.astype(logits.dtype)
+    for mask in masks:
+        if mask is not None:
+            logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+    return logits
+
+
+def _library(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, heads: bool
+) -> jax.Array:
+    """The lowering `cudnn`."""
+    shape = (*query.shape[:-1], value.shape[-1])
+    lists = [a if heads else a[..., None, :] for a in (query, key, value)]
+    lists = [a.reshape(-1, *a.shape[-3:]) for a in lists]
+    y = jax.nn.dot_product_attention(*lists, scale=scale, implementation="cudnn")
+    return y.reshape(shape)

@@ -50,7 +50,8 @@ class DANetHead(SegmentationHead):
         channels: of the branches; None means a quarter of the map's.
         reduction: queries and keys of the position attention have channels // reduction channels.
         energy: of the channel attention: 'max_minus' (the code) or 'plain' (the paper).
-        query_chunk: queries of the position attention handled at a time; None handles all at once.
+        query_chunk: queries of the position attention handled at a time; None handles all at once,
+            'auto' as many as are fast for the shape.
         activation: after each norm, a name of `lambdanet.layers.ACTIVATIONS`.
         dropout: rate at which whole channels are dropped in front of the classifiers.
         norm_momentum: decay of the running statistics.
@@ -76,7 +77,7 @@ class DANetHead(SegmentationHead):
         channels: int | None = None,
         reduction: int = 8,
         energy: Literal[ENERGIES] = "max_minus",
-        query_chunk: int | None = None,
+        query_chunk: int | str | None = "auto",
         activation: Activation = "relu",
         dropout: float = 0.1,
         norm_momentum: float = 0.9,

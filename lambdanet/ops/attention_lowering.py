@@ -1,0 +1,87 @@
+"""How softmax attention runs: all logits at once, a block of queries at a time, or as one kernel of
+cuDNN.
+
+Decided by static shapes, dtype and backend alone, so it is the same on every host of a job and from
+run to run. Logits that stay in the cache are cheap to hold, and the gradient then need not make
+them again; beyond, what counts is memory traffic. The two bounds per backend are in
+`cost_model.DEVICES`; those of the CPU were measured (docs/performance.md), those of accelerators
+are assumptions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+
+import jax
+
+from lambdanet.ops.cost_model import device_of
+
+SMALLEST_BLOCK = 128
+"""Queries; fewer would have the keys read too often."""
+CUDNN_DTYPES, CUDNN_DEPTH = ("bfloat16", "float16"), 128
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """Static shapes of one call: `problems` of queries x keys, samples and heads together.
+
+    `plain`: neither bias nor mask.
+    """
+
+    problems: int
+    queries: int
+    keys: int
+    depth: int
+    value_depth: int
+    dtype: str = "float32"
+    plain: bool = True
+
+
+def kernels() -> str:
+    """Returns the backend, 'cuda' for a GPU whose cuDNN has fused attention (Ampere and later)."""
+    backend = jax.default_backend()
+    if backend == "gpu":
+        device = jax.devices()[0]
+        if "cuda" in device.client.platform_version and float(device.compute_capability) >= 8:
+            return "cuda"
+    return backend
+
+
+@functools.cache
+def choose_chunk(pairs: Pairs, backend: str) -> int | str | None:
+    """Chooses how attention of some shape runs; logs the choice once per shape and backend.
+
+    Args:
+        pairs: static shapes of the call.
+        backend: of `kernels`.
+
+    Returns:
+        Queries whose logits are held at a time, None for all, or 'cudnn'.
+    """
+    device = device_of(backend)
+    row = pairs.problems * pairs.keys * max(4, 8 * (pairs.dtype == "float64"))
+    chosen: int | str | None = None
+    if backend == "cuda" and _fits_cudnn(pairs):
+        chosen = "cudnn"
+    elif pairs.queries > SMALLEST_BLOCK and row * pairs.queries > device.all_logits:
+        chosen = max(SMALLEST_BLOCK, device.block_logits // row)
+    how = {None: "all logits at once", "cudnn": "the kernel of cuDNN"}
+    how = how.get(chosen, f"the logits of up to {chosen} queries at a time")
+    _log.info("softmax attention %s on %s: %s", pairs, backend, how)
+    return chosen
+
+
+def _fits_cudnn(pairs: Pairs) -> bool:
+    """Whether the fused kernel takes it; with a mask it is not asked, since what it gives a query
+    that may see nothing is another thing.
+    """
+    return (
+        pairs.plain
+        and pairs.dtype in CUDNN_DTYPES
+        and pairs.depth == pairs.value_depth <= CUDNN_DEPTH
+        and pairs.depth % 8 == 0
+    )

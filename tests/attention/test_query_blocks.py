@@ -1,0 +1,66 @@
+"""Blocks whose softmax attention is made for some queries at a time: the same function, values and
+gradients, as with all pairs at once.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from covering import part
+from flax import nnx
+
+from lambdanet.attention import create_attention
+from lambdanet.ops import softmax_attention
+
+DIM, SIZE = 8, (7, 5)
+HEADS = dict(num_heads=2)
+BLOCKS = {
+    "mhsa": HEADS,
+    "bottleneck_attention": HEADS,
+    "halo_attention": dict(HEADS, block_size=4, halo_size=1),
+    "position_attention": dict(reduction=2),
+    "object_context": dict(),
+    "pyramid_object_context": dict(sizes=(1, 2)),
+    "asp_object_context": dict(dilations=(1, 2)),
+    "spatial_reduction": HEADS,
+    "window": dict(HEADS, window_size=(4, 4)),
+    "shifted_window": dict(HEADS, window_size=(4, 4)),
+    "cross_shaped_window": dict(HEADS, stripe_width=2),
+    "interlaced": dict(group_size=(3, 3), mask_padding=True),
+    "linformer": dict(HEADS, one_kv_head=True),
+    "nonlocal": dict(),
+    "nonlocal_gaussian": dict(name="nonlocal", mode="gaussian"),
+}
+
+
+@pytest.mark.parametrize("name", part(BLOCKS, ["bottleneck_attention", "shifted_window"]))
+def test_the_same_in_blocks(name, monkeypatch):
+    def choose(chunk):
+        asked = []
+        monkeypatch.setattr(
+            softmax_attention, "choose_chunk", lambda pairs, backend: asked.append(pairs) or chunk
+        )
+        return asked
+
+    spec = {"name": name} | BLOCKS[name]
+    with jax.enable_x64():
+        block = create_attention(spec, DIM, size=SIZE, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+        graphdef, params, rest = nnx.split(block, nnx.Param, ...)
+        rng = np.random.default_rng(0)
+        # Away from the start, where a gamma of zero hides everything behind it.
+        params = jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape), params)
+        x = jnp.asarray(rng.standard_normal((2, *SIZE, DIM)))
+
+        def loss(params, x):
+            y = nnx.merge(graphdef, params, rest, copy=True)(x)
+            return jnp.sum(jnp.sin(y)), y
+
+        found = []
+        for chunk in (None, 4):
+            asked = choose(chunk)
+            run = jax.jit(lambda *a: jax.value_and_grad(loss, (0, 1), has_aux=True)(*a))
+            found.append(jax.tree.leaves(run(params, x)))
+            assert asked and all(pairs.queries > 4 for pairs in asked)
+    for whole, blocks in zip(*found, strict=True):
+        assert whole.dtype == jnp.float64
+        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-10 * max(1, np.abs(whole).max()))
