@@ -2,13 +2,14 @@
 # made once and rebuilt only when the interpreter's version or a requirements file changes.
 PYTHON ?= python3
 WORKDIR ?= runs/digits
+DATA ?= ../shared/data/clothing
 VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
 SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 CHECK_TYPES := LAMBDANET_CHECK_TYPES=1
 
-.PHONY: train test quick types exhaustive lint optimised chaos compare clean
+.PHONY: train test quick types exhaustive lint optimised chaos compare study clean
 .DELETE_ON_ERROR:
 
 train: $(VENV)/installed-run-$(VERSION)
@@ -48,6 +49,11 @@ chaos: $(VENV)/installed-test-$(VERSION)
 # Every attention block under one recipe; continues where it was interrupted. Writes docs/comparison.md.
 compare: $(VENV)/installed-run-$(VERSION)
 	$(RUN) -m benchmarks.compare
+
+# Every attention block and the hierarchical families on photographs: three hours on 2 cores at most, then the same
+# command continues. Writes docs/study.md. DATA: a folder with train/, validation/ and test/.
+study: $(VENV)/installed-run-$(VERSION)
+	$(RUN) -m benchmarks.study --data $(DATA) --hours 3
 
 $(VENV)/python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \

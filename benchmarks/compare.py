@@ -24,11 +24,8 @@ import dataclasses
 import fnmatch
 import functools
 import json
-import math
 import os
-import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,17 +34,15 @@ from typing import Any
 # share it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import jax
-from flax import nnx
-
-import models
-from benchmarks import compare_report, harness, memory_suite, model_suite
-from benchmarks.compare_runs import ABLATION, ROOT, Run, accuracy_record, make_run, train_all
+from benchmarks import compare_report, harness, memory_suite, training_command
+from benchmarks.compare_runs import ABLATION, accuracy_record, make_run
+from benchmarks.step_times import prepare_step
+from benchmarks.training_command import Files
+from benchmarks.training_runs import ROOT, Run, train_all
 from configs import attention_zoo, digits
-from lambdanet import data, tasks
+from lambdanet import data
 from lambdanet.atomic import write_file
 from lambdanet.config import to_plain
-from lambdanet.training import start_up, state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,39 +108,11 @@ QUICK = Plan(
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Files:
-    """Where everything lies; `files_in` makes one."""
-
-    runs: Path
-    document: Path
-    images: Path
-    records: Path
-
-
 def files_in(out: Path | None) -> Files:
     """Returns the project's own places, or all of them in one directory; ValueError if one cannot
     be written.
     """
-    if out is None:
-        results = ROOT / "benchmarks" / "results" / "cpu_compare.jsonl"
-        files = Files(
-            ROOT / "runs" / "compare",
-            ROOT / "docs" / "comparison.md",
-            ROOT / "docs" / "images",
-            results,
-        )
-    else:
-        files = Files(out / "runs", out / "comparison.md", out / "images", out / "compare.jsonl")
-    for directory in (files.runs, files.document.parent, files.images, files.records.parent):
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=directory).close()
-        except OSError as error:
-            raise ValueError(
-                f"cannot write to {directory}: {error}; name a writable directory with --out"
-            ) from error
-    return files
+    return training_command.files_in(ROOT, "compare", "comparison.md", "cpu_compare.jsonl", out)
 
 
 def run(plan: Plan, files: Files, jobs: int) -> dict[str, str]:
@@ -216,37 +183,6 @@ def measured_steps(runs: Sequence[Run], rounds: int, kept: Path) -> list[dict[st
     return records
 
 
-def prepare_step(run: Run) -> harness.Prepared:
-    """Compiles the training step that train.py runs."""
-    config = run.config
-    info = tasks.get(config.task).read(data.open_builder(config.data))
-
-    def build():
-        options = tasks.get(config.task).model_options(info, config)
-        return models.create_from_config(config, **options, rngs=nnx.Rngs(0))
-
-    batch_size = config.train.batch_size
-    make, train_step, batch = model_suite.training_step(
-        config, num_classes=len(info.classes), batch_size=batch_size
-    )
-    current = [make()]
-    compiled = train_step.lower(current[0], batch).compile()
-
-    def once():
-        current[0], terms = compiled(current[0], batch)
-        jax.block_until_ready((current[0], terms))
-
-    params, _ = state.abstract_weights(build)
-    facts = {
-        "parameters": sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params)),
-        "macs": nnx.eval_shape(build).macs(*config.data.image_size),
-        "batch_size": batch_size,
-        "model": to_plain(config.model),
-    }
-    check = functools.partial(model_suite.check_step, make, compiled, batch)
-    return harness.Prepared(once, check, items=batch_size, facts=facts)
-
-
 def measured_memory(
     names: Sequence[str], sides: Sequence[int], channels: int, kept: Path
 ) -> list[dict[str, Any]]:
@@ -279,9 +215,6 @@ def measured_memory(
 # --------------------------------------------------------------------------------------------------
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status: 1 if a run failed, 2 for wrong input."""
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description=__doc__.split("\n")[0]
     )
@@ -290,34 +223,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--only", metavar="GLOB", help="only the variants whose name matches")
     parser.add_argument("--out", metavar="DIR", type=Path, help="where everything is written")
-    parser.add_argument(
-        "--jobs", metavar="N", type=int, default=cores, help=f"training runs at a time ({cores})"
-    )
+    training_command.add_jobs(parser)
     args = parser.parse_args(argv)
-    if args.jobs < 1:
-        parser.error(f"--jobs is {args.jobs}; allowed: at least 1")
+    training_command.check_jobs(parser, args)
     plan, out = QUICK if args.quick else FULL, args.out
     if args.only:
         plan = dataclasses.replace(plan, variants=(args.only,))
     if out is None and (args.quick or args.only):
         out = ROOT / "runs" / ("compare_quick" if args.quick else "compare_only")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    start_up.use_eigen_convolutions()  # as train.py does
-    start_up.keep_freed_memory()
-    try:
+
+    def work() -> tuple[Files, dict[str, str]]:
         plan.names("digits")
         files = files_in(None if out is None else out.absolute())
-        failures = run(plan, files, args.jobs)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command continues", file=sys.stderr)
-        return 130
-    for reason in failures.values():
-        print(f"failed: {reason}", file=sys.stderr)
-    print(f"Written: {files.document}, {files.records}")
-    return int(bool(failures))
+        return files, run(plan, files, args.jobs)
+
+    return training_command.finish(work)
 
 
 if __name__ == "__main__":

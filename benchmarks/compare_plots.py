@@ -4,28 +4,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from benchmarks import labelled_points
 from benchmarks.compare_records import Record, accuracies, kinds, memory, numbers, steps, tasks
+from benchmarks.labelled_points import COLORS, kind_handles, style
 from lambdanet.atomic import write_file
 
-COLORS = {
-    "convolutions": "#24292f",
-    "mixer": "#1f6feb",
-    "context": "#d1570a",
-    "backbone": "#1a7f37",
-}
-NAMES = {
-    "convolutions": "convolutions only",
-    "mixer": "mixer in place of 3x3",
-    "context": "context block added",
-    "backbone": "whole network",
-}
 SMALLEST_MIB = 2  # blocks that need less on the largest map are named, not drawn
 DIRECTIONS = {"fwd": "forward", "train": "forward and backward"}
 
@@ -34,60 +23,18 @@ def draw_accuracy(records: Sequence[Record], path: Path) -> None:
     """Draws test accuracy against step time, one panel per task; the numbers are those of the
     tables.
     """
-    order, kind_of = numbers(records), kinds(records)
-    shown = tasks(records)
-    names, across = math.ceil(len(order) / 5), min(len(shown), 2)
-    down = math.ceil(len(shown) / across)
-    figure = Figure(
-        figsize=(7.2 * across, 6.0 * down + 0.24 * names), layout="constrained", facecolor="white"
-    )
-    panels = figure.subplots(down, across, squeeze=False).ravel()
-    for axes in panels[len(shown) :]:
-        axes.remove()
-    drawn = []
-    for axes, task in zip(panels, shown, strict=False):
+    order, panels = numbers(records), []
+    for task in tasks(records):
         points, timed = {}, steps(records, task)
-        for name, number in order.items():
+        for name in order:
             values, ms = accuracies(records, task, name), timed.get(name, {}).get("median_ms")
-            if not values or ms is None:
-                continue
-            color, mean = COLORS[kind_of[name]], statistics.mean(values)
-            if len(values) > 1:
-                axes.plot(
-                    [ms, ms], [min(values), max(values)], color=color, lw=1, alpha=0.3, zorder=1
-                )
-            axes.plot(ms, mean, "o", color=color, ms=6, mec="white", mew=0.7, zorder=3)
-            points[number] = (ms, mean, color)
-        _style(
-            axes,
-            f"{task}: test accuracy against step time",
-            "training step, ms (log)",
-            "test accuracy, %",
-        )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axes.tick_params(axis="x", which="both", length=4, pad=4)
-        axes.margins(0.09)
-        low, high = axes.get_xlim()
-        shown_digits = "2345678" if high < 8 * low else "25"
-        axes.xaxis.set_minor_formatter(
-            lambda value, _, d=shown_digits: f"{value:g}" if f"{value:.0e}"[0] in d else ""
-        )
-        drawn.append((axes, points))
-    names = [
-        Line2D(
-            [], [], ls="", marker=f"${n}$", ms=10 if n > 9 else 6, color=COLORS[kind_of[v]], label=v
-        )
-        for v, n in order.items()
-    ]
-    figure.legend(handles=names, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
-    figure.legend(
-        handles=_kinds(kind_of.values()), loc="outside upper center", ncols=3, frameon=False
-    )
-    figure.draw_without_rendering()  # fixes the layout that the labels are placed in
-    for axes, points in drawn:
-        _label(axes, points)
-    write_file(path, lambda file: figure.savefig(file, dpi=110, format="png"))
+            if values and ms is not None:
+                ends = (min(values), max(values)) if len(values) > 1 else ()
+                points[name] = labelled_points.Point(ms, statistics.mean(values), *ends)
+        title = f"{task}: test accuracy against step time"
+        labels = ("training step, ms (log)", "test accuracy, %")
+        panels.append(labelled_points.Panel(title, *labels, points))
+    labelled_points.draw(panels, order, kinds(records), path)
 
 
 def draw_memory(records: Sequence[Record], path: Path) -> None:
@@ -117,19 +64,19 @@ def draw_memory(records: Sequence[Record], path: Path) -> None:
             )
         if not curves:
             continue
-        _style(axes, f"temporary memory, {title}", "positions of the map (log)", "MiB (log)")
+        style(axes, f"temporary memory, {title}", "positions of the map (log)", "MiB (log)")
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         positions = sorted({n for xs, _ in curves.values() for n in xs})
         axes.set_xticks(positions, [f"{math.isqrt(n)}x{math.isqrt(n)}" for n in positions])
         axes.minorticks_off()
         middle = statistics.median(values[0] for _, values in curves.values())
-        for power, style in ((1, ":"), (1.5, "-."), (2, "--")):
+        for power, dash in ((1, ":"), (1.5, "-."), (2, "--")):
             ends = [middle * (n / positions[0]) ** power for n in (positions[0], positions[-1])]
             axes.plot(
                 [positions[0], positions[-1]],
                 ends,
-                style,
+                dash,
                 color="#8c96a3",
                 lw=1.6,
                 zorder=0,
@@ -137,7 +84,7 @@ def draw_memory(records: Sequence[Record], path: Path) -> None:
             )
         handles = [
             *axes.get_legend_handles_labels()[0],
-            *_kinds({kind_of[name] for name in curves}),
+            *kind_handles({kind_of[name] for name in curves}),
         ]
         axes.legend(handles=handles, frameon=False, loc="upper left", fontsize=10)
         if tiny:
@@ -154,57 +101,6 @@ def draw_memory(records: Sequence[Record], path: Path) -> None:
             },
         )
     write_file(path, lambda file: figure.savefig(file, dpi=100, format="png"))
-
-
-def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, fontsize=13, fontweight="bold")
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.grid(alpha=0.25, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _kinds(present: Collection[str]) -> list[Line2D]:
-    return [
-        Line2D([], [], ls="", marker="o", color=COLORS[k], label=NAMES[k])
-        for k in COLORS
-        if k in present
-    ]
-
-
-def _label(axes: Axes, points: Mapping[int, tuple[float, float, str]]) -> None:
-    """Writes each point's number at the nearest free place around it; with a thin line where that
-    is not beside it.
-    """
-    pixels = {number: axes.transData.transform((x, y)) for number, (x, y, _) in points.items()}
-    boxes = [(x - 6, y - 6, x + 6, y + 6) for x, y in pixels.values()]
-    frame = axes.get_window_extent()
-    for number, (x, y, color) in points.items():
-        px, py = pixels[number]
-        half = 5 + 4 * len(str(number))
-        places = [
-            (px + radius * math.cos(angle), py + radius * math.sin(angle))
-            for radius in range(15, 150, 8)
-            for angle in (
-                math.pi * i / 8 for i in (2, 0, 8, 12, 1, 3, 5, 7, 4, 9, 11, 13, 15, 6, 10, 14)
-            )
-        ]
-        free = [
-            (cx, cy)
-            for cx, cy in places
-            if frame.x0 + half < cx < frame.x1 - half and frame.y0 + 9 < cy < frame.y1 - 9
-            and not any(_overlap((cx - half, cy - 8, cx + half, cy + 8), box) for box in boxes)
-        ]  # fmt: skip
-        cx, cy = (free or places)[0]
-        boxes.append((cx - half, cy - 8, cx + half, cy + 8))
-        there = axes.transData.inverted().transform((cx, cy))
-        if math.hypot(cx - px, cy - py) > 24:
-            axes.plot([x, there[0]], [y, there[1]], color=color, lw=0.6, alpha=0.6, zorder=1)
-        axes.text(*there, str(number), color=color, fontsize=10, ha="center", va="center", zorder=4)
-
-
-def _overlap(a: Sequence[float], b: Sequence[float]) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def _name_ends(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import compare_plots
+from benchmarks import compare_plots, reading
 from benchmarks.compare_records import (
     BASES,
     Record,
@@ -25,11 +25,7 @@ from benchmarks.compare_records import (
 from lambdanet.analysis.text import markdown_table
 from lambdanet.atomic import write_file
 
-BEGIN, END = (
-    "<!-- reading: written by hand, kept by `make compare` -->",
-    "<!-- end of the reading -->",
-)
-NOT_WRITTEN = "(not written yet)"
+COMMAND = "make compare"
 INTRODUCTIONS = {
     "backbones": "Whole networks of the digits' size by [configs/digits.py](../configs/digits.py), "
     "for the same number of "
@@ -50,34 +46,22 @@ def write(records: Sequence[Record], document: Path, images: Path, results: Path
     """Writes the document, keeping its reading, and its two plots; `results` is the file of the
     records, for the link.
     """
-    reading = read_reading(document)
+    by_hand = reading.read(document, COMMAND)
     compare_plots.draw_accuracy(records, images / "comparison_accuracy.png")
     compare_plots.draw_memory(records, images / "comparison_memory.png")
     links = (Path(os.path.relpath(path, document.parent)).as_posix() for path in (images, results))
-    write_file(document, markdown(records, reading, *links))
-
-
-def read_reading(document: Path) -> str:
-    """Returns the hand-written part of an existing document; ValueError if its marks are broken."""
-    if not document.is_file():
-        return NOT_WRITTEN
-    text = document.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(
-            f"{document}: the hand-written part must stand once between {BEGIN!r} and {END!r}"
-        )
-    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)].strip()
+    write_file(document, markdown(records, by_hand, *links))
 
 
 # --------------------------------------------------------------------------------------------------
 # Text
 # --------------------------------------------------------------------------------------------------
-def markdown(records: Sequence[Record], reading: str, images: str, results: str) -> str:
+def markdown(records: Sequence[Record], by_hand: str, images: str, results: str) -> str:
     """Returns the whole document.
 
     Args:
         records: of benchmarks/compare.py.
-        reading: its hand-written part.
+        by_hand: its hand-written part.
         images: folder of the plots, relative to the document.
         results: file of the records, likewise.
     """
@@ -100,9 +84,9 @@ def markdown(records: Sequence[Record], reading: str, images: str, results: str)
         "",
         "## Reading",
         "",
-        BEGIN,
-        reading,
-        END,
+        reading.begin(COMMAND),
+        by_hand,
+        reading.END,
         "",
         f"![accuracy against step time]({images}/comparison_accuracy.png)",
         "",

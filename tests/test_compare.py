@@ -15,7 +15,15 @@ from covering import part
 from flax import nnx
 
 import models
-from benchmarks import compare, compare_plots, compare_report, compare_runs, memory_suite
+from benchmarks import (
+    compare,
+    compare_plots,
+    compare_report,
+    compare_runs,
+    memory_suite,
+    reading,
+    training_runs,
+)
 from configs import attention_zoo, base
 from lambdanet.attention import create_attention, registry
 from lambdanet.config import to_json, validate
@@ -175,34 +183,28 @@ def test_trains_measures_and_writes_what_the_records_say(made):
     )
     for name in re.findall(r"\((images/\S+\.png)\)", text):
         assert (files.document.parent / name).read_bytes().startswith(b"\x89PNG")
-    assert text == compare_report.markdown(
-        records, compare_report.NOT_WRITTEN, "images", "compare.jsonl"
-    )
+    assert text == compare_report.markdown(records, reading.NOT_WRITTEN, "images", "compare.jsonl")
 
 
 @pytest.mark.exhaustive
 def test_a_second_call_only_writes_the_document_anew_and_keeps_the_reading(made, monkeypatch):
     plan, files = made
     before = files.records.read_text()
-    reading = f"{compare_report.BEGIN}\nBoth are fine.\n{compare_report.END}"
-    written = re.sub(
-        f"{compare_report.BEGIN}.*{compare_report.END}",
-        reading,
-        files.document.read_text(),
-        flags=re.S,
-    )
+    begin, end = reading.begin(compare_report.COMMAND), reading.END
+    by_hand = f"{begin}\nBoth are fine.\n{end}"
+    written = re.sub(f"{begin}.*{end}", by_hand, files.document.read_text(), flags=re.S)
     files.document.write_text(written.replace("step ms", "step hours"))
 
     def refuse(*args):
         raise AssertionError("nothing is left to do")
 
-    monkeypatch.setattr(compare_runs, "start", refuse)
+    monkeypatch.setattr(training_runs, "start", refuse)
     monkeypatch.setattr(compare.harness, "run_cases", refuse)
     assert compare.run(plan, files, jobs=2) == {}
     assert files.document.read_text() == written and files.records.read_text() == before
     files.document.write_text("no marks")
     with pytest.raises(ValueError, match="hand-written part"):
-        compare_report.read_reading(files.document)
+        reading.read(files.document, compare_report.COMMAND)
     files.document.write_text(written)
 
 
@@ -210,9 +212,9 @@ def test_a_second_call_only_writes_the_document_anew_and_keeps_the_reading(made,
 def test_the_committed_document_is_what_the_committed_records_say():
     records = [json.loads(line) for line in RESULTS.read_text().splitlines()]
     document = RESULTS.parents[2] / "docs" / "comparison.md"
-    reading = compare_report.read_reading(document)
+    by_hand = reading.read(document, compare_report.COMMAND)
     assert document.read_text() == compare_report.markdown(
-        records, reading, "images", f"../benchmarks/results/{RESULTS.name}"
+        records, by_hand, "images", f"../benchmarks/results/{RESULTS.name}"
     )
 
 
@@ -251,9 +253,9 @@ def test_a_run_of_another_recipe_is_removed_and_one_of_the_same_kept(tmp_path, c
     run = make_run(tmp_path)
     run.workdir.mkdir(parents=True)
     (run.workdir / "config.json").write_text(to_json(run.config))
-    compare_runs.drop_outdated([run])
+    training_runs.drop_outdated([run])
     assert run.workdir.is_dir() and not capsys.readouterr().out
-    compare_runs.drop_outdated(
+    training_runs.drop_outdated(
         [
             make_run(
                 tmp_path, **{"optim.lr": "0.5", "train.steps": "4", "data.data_dir": "elsewhere"}
@@ -279,7 +281,7 @@ def test_a_failed_run_keeps_no_result_and_says_why(tmp_path, log, status):
     run.workdir.mkdir(parents=True)
     (run.workdir / "train.log").write_text(log)
     with pytest.raises(RuntimeError) as caught:
-        compare_runs.finish(run, status, 1.0)
+        training_runs.finish(run, status, 1.0)
     assert log in str(caught.value) and "train.log" in str(caught.value) and run.result is None
     record = compare_runs.accuracy_record(run, str(caught.value))
     assert record["error"] and "accuracy" not in record
@@ -304,11 +306,11 @@ def test_the_others_go_on_when_one_fails_and_all_stop_on_a_signal(tmp_path, monk
     runs = [compare_runs.make_run("digits", "none", seed, tmp_path, {}) for seed in range(3)]
     outcome = json.dumps({"interrupted": False, "accuracy": 0.5})
     monkeypatch.setattr(
-        compare_runs,
+        training_runs,
         "start",
         program(f"import sys; print('{outcome}'); sys.exit(sys.argv[1] == '1')"),
     )
-    failures = compare_runs.train_all(runs, jobs=2)
+    failures = training_runs.train_all(runs, jobs=2)
     assert (
         list(failures) == ["digits none seed 1"]
         and runs[0].result["accuracy"] == runs[2].result["accuracy"] == 0.5
@@ -318,10 +320,10 @@ def test_the_others_go_on_when_one_fails_and_all_stop_on_a_signal(tmp_path, monk
     def interrupt(seconds):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare_runs, "start", program("import time; time.sleep(60)"))
+    monkeypatch.setattr(training_runs, "start", program("import time; time.sleep(60)"))
     monkeypatch.setattr(time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        compare_runs.train_all([run for run in runs if run.result is None], jobs=1)
+        training_runs.train_all([run for run in runs if run.result is None], jobs=1)
     assert started[-1].poll() is not None
 
 

@@ -30,6 +30,7 @@ from configs import (
     own_masks,
     own_objects,
     own_videos,
+    study,
 )
 from lambdanet.config import validate
 from lambdanet.data import geometry
@@ -79,6 +80,7 @@ RECIPES = {
     cityscapes: ["ccnet_resnet101", "danet_resnet101", "ocnet_base_resnet101"],
     own_masks: ["", "upernet_swin_tiny"],
     attention_zoo: ["digits,none", "digits,mhsa", "cued,se", "cued,interlaced"],
+    study: ["none", "swin"],
 }
 ALL = [(module, row) for module, rows in RECIPES.items() for row in rows]
 
