@@ -117,7 +117,7 @@ def get_config(arg: str = "none") -> ConfigDict:
     )
 
     config.train.batch_size = 64
-    config.train.epochs = 12.0
+    config.train.epochs = 10.0
     config.train.eval_batch_size = 128
     config.classification.label_smoothing = 0.1
     if smoke:
