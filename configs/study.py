@@ -35,7 +35,8 @@ WINDOWS = ({"name": "window", "window_size": 4}, {"name": "shifted_window", "win
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "pvt": dict(name="pvt_tiny"),
-    "pvt_v2": dict(name="pvt_v2_b0"),
+    # Its overlapping embeddings and convolutions in the MLPs would take it beyond two million.
+    "pvt_v2": dict(name="pvt_v2_b0", widths=(32, 64, 128, 160), num_heads=(2, 4, 8, 10)),
     # Windows of 7x7 are for maps of 56x56 to 7x7.
     "swin": dict(name="swin_tiny", attention=(WINDOWS,) * 4),
     "cswin": dict(
