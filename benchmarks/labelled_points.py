@@ -47,7 +47,7 @@ class Panel:
         y: label of the vertical axis.
         points: by variant.
         log: the horizontal axis is logarithmic.
-        diagonal: draw where both are equal.
+        diagonal: draw where both are equal, as far as that is in sight.
     """
 
     title: str
@@ -94,7 +94,9 @@ def draw(
         if panel.log:
             _log_ticks(axes)
         if panel.diagonal:
+            ends = axes.get_xlim(), axes.get_ylim()
             axes.axline((0, 0), slope=1, color="#8c96a3", lw=1, ls="--", zorder=0)
+            axes.set(xlim=ends[0], ylim=ends[1])  # the line's point counts as data
         drawn.append((axes, points))
     handles = [_number_handle(n, v, COLORS[kinds[v]]) for v, n in numbers.items()]
     figure.legend(

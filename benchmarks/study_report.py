@@ -109,8 +109,8 @@ def _cued(cued: Mapping[str, Result]) -> list[str]:
         f"## {TITLES['cued']}",
         "",
         "Two tinted digits and a cue far apart ([cued_digits.py](../configs/cued_digits.py)); a "
-        "network that cannot bind the cue is right about half the time. Costs as in "
-        "[comparison.md](comparison.md); seeds beside those there.",
+        "network that cannot bind the cue is right about half the time. Step times are in "
+        "[comparison.md](comparison.md).",
         "",
         *_table(cued),
         "",

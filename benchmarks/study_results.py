@@ -79,7 +79,7 @@ def results(
         task: 'photos' | 'cued'.
         expected: names, those of networks that no record is of among them.
     """
-    steps = {r["net"]: r for r in records if r["suite"] == "step"}
+    steps = {r["net"]: r for r in records if r["suite"] == "step" and r["task"] == task}
     order = sorted(study.NETS, key=lambda name: (KINDS.index(study.kind_of(name)), name))
     numbers = {name: number for number, name in enumerate(order)}
     of_task = [r for r in records if r["suite"] == "net" and r["task"] == task]

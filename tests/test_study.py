@@ -285,6 +285,7 @@ def test_the_document_says_what_hand_made_records_say(tmp_path):
     assert cells("lambda")[8] == "failed" and cells("swin")[8] == cells("gc")[8] == "missing"
     assert cells("se", 1)[4:7] == ["60.0", "60.0", "60.0"] and cells("se", 1)[7] == "30.0"
     assert cells("swin", 1)[4:7] == ["missing"] * 3
+    assert cells("se", 2)[4:10] == [""] * 4 + ["missing", ""]  # the cued task, not timed either
     assert "| accuracy, whatever it costs | `se` | best of 1: +10.0 points" in text
     assert "corrected p 0.002: shown; 1.05 x its step time |" in text
     assert "| `se` | 92 % of the parameters" in text
