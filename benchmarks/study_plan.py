@@ -57,7 +57,7 @@ def all_runs(plan: Plan, directory: Path) -> list[Run]:
     """Returns all runs of a plan in the order in which they are trained; `directory` is for them
     and for the photographs.
     """
-    photos = directory / "photos"
+    photos, nets = directory / "photos", directory / "nets"
     if photos.is_relative_to(ROOT):  # for the commands in the records
         photos = photos.relative_to(ROOT)
     found = []
@@ -66,7 +66,7 @@ def all_runs(plan: Plan, directory: Path) -> list[Run]:
             own = {"data.data_dir": str(photos)} if task == "photos" else {}
             own |= plan.options.get(task, {})
             found += [
-                make_run(task, name, seed, directory, f"{RECIPES[task]}{name}", own, PROGRAM)
+                make_run(task, name, seed, nets, f"{RECIPES[task]}{name}", own, PROGRAM)
                 for name in plan.names(task)
             ]
     return found

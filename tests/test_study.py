@@ -134,6 +134,8 @@ def test_seed_0_of_everything_comes_first(tmp_path):
     runs = study_plan.all_runs(study_plan.FULL, tmp_path)
     assert len(runs) == 3 * (len(recipe.NETS) + len(recipe.NETS) - len(recipe.FAMILIES))
     assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    assert all(run.workdir.is_relative_to(tmp_path / "nets") for run in runs)
+    assert runs[0].config.data.data_dir == str(tmp_path / "photos")  # not among the runs
     assert runs[0].variant == "none" and {r.task for r in runs} == {"photos", "cued"}
     for task in study_plan.QUICK.nets:
         assert set(study_plan.QUICK.names(task)) <= set(study_plan.FULL.names(task))
