@@ -78,8 +78,6 @@ def load_subject(
         weights: a source of weights, see `Subject`; None without workdir: the config's
             train.init_weights, if train.init_head is 'load'.
         overrides: texts by key, put in place of the config's values.
-        step: see `Subject`.
-        average: see `Subject`.
         needs_data: False: what the run or the weights keep of the data is enough; without that and
             without data the model gets its default number of classes.
         needs_weights: False: where none are named, the config's are not looked for.
@@ -174,9 +172,7 @@ def main(argv: list[str]) -> None:
 
 
 def check_flags(mode: str, given: Any) -> None:
-    """Raises ValueError if flags are set that the mode does not read, of those that only few do;
-    `given` has the values.
-    """
+    """Raises ValueError if flags are set (`given` has them) that only other modes read."""
     values = {name: getattr(given, name) for name, only in ONLY_FOR.items() if mode not in only}
     problems = [
         f"--{name}={value}: only for --mode={' and '.join(ONLY_FOR[name])}; leave it out"
@@ -277,13 +273,11 @@ if __name__ == "__main__":
     flags.DEFINE_multi_string(
         "input",
         [],
-        "predict: a picture, a folder or a quoted pattern of them, of clips a video or a folder of "
-        "frames (repeat the flag for more); video: a folder of numbered frames, or a video file",
+        "predict: a picture (of clips a video or a folder of frames), a folder or a quoted pattern "
+        "of them, repeated for more; video: one clip, a folder of numbered frames or a video file",
     )
-    flags.DEFINE_integer("top", None, "predict, of classes: how many; default 5", lower_bound=1)
-    flags.DEFINE_float(
-        "fps", None, "predict, of clips: frames a second to take of videos; default all", 0.0
-    )
+    flags.DEFINE_integer("top", None, "predict: classes that are named; default 5", lower_bound=1)
+    flags.DEFINE_float("fps", None, "predict, clips: frames a second of videos; default all", 0.0)
     flags.DEFINE_integer(
         "every",
         None,

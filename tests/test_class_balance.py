@@ -47,7 +47,7 @@ def log_probabilities(batch, image=None):
 
 def test_the_loss_is_the_weighted_mean_of_pytorch():
     batch = batch_of()
-    value, terms = classification.loss(Logits(), batch, config_of(label_smoothing=0.0), None)
+    value, terms = classification.loss(Logits(), batch, config_of(label_smoothing=0.0), nnx.Rngs(0))
     weight = np.asarray(batch["weight"])
     own = -log_probabilities(batch)[np.arange(6), np.asarray(batch["label"])]
     np.testing.assert_allclose(value, (weight * own).sum() / weight.sum(), rtol=1e-6)
@@ -57,16 +57,16 @@ def test_the_loss_is_the_weighted_mean_of_pytorch():
 
 def test_weights_of_one_change_nothing():
     batch, config = batch_of((1.0, 1.0, 1.0)), config_of()
-    weighted = classification.loss(Logits(), batch, config, None)
+    weighted = classification.loss(Logits(), batch, config, nnx.Rngs(0))
     del batch["weight"]
-    plain = classification.loss(Logits(), batch, config, None)
+    plain = classification.loss(Logits(), batch, config, nnx.Rngs(0))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), weighted, plain)
 
 
 def test_each_label_of_a_mixed_image_has_its_own_weight():
     config = config_of(label_smoothing=0.0, mixup_alpha=1.0)
     batch = classification.mix(batch_of(), jax.random.key(1), config)
-    value, _ = classification.loss(Logits(), batch, config, None)
+    value, _ = classification.loss(Logits(), batch, config, nnx.Rngs(0))
     share = float(batch["mixture"][0, 0])
     image = share * batch["image"] + (1 - share) * batch["partner_image"].astype(jnp.float32)
     found, total = 0.0, 0.0

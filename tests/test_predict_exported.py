@@ -13,11 +13,28 @@ import pytest
 from PIL import Image
 from prediction_helpers import evaluate, lines_of, run_of, write_clip, write_pictures
 
+from configs import base
+from lambdanet import data, tasks
+
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "predict_exported.py"
 TASKS = ["classification", "segmentation", "detection", "clips"]
 spec = importlib.util.spec_from_file_location("predict_exported", SCRIPT)
 script = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(script)
+
+
+@pytest.mark.parametrize("size", [(20, 24), (32, 32), (96, 64)])
+def test_pictures_are_prepared_to_the_pixel(size, tmp_path):
+    names, kind = write_pictures(tmp_path), tasks.get("classification").predictions()
+    for crop, keep_aspect in ((1.0, True), (0.8, True), (0.875, False)):
+        config = base.get_config()
+        config.data.image_size, config.data.channels = size, 3
+        config.data.eval_crop, config.data.eval_keep_aspect = crop, keep_aspect
+        plain = data.attributes(config)
+        how = kind.describe_preprocessing(plain)
+        for name in names:
+            ours = kind.example((tmp_path / name).read_bytes(), plain)["image"]
+            np.testing.assert_array_equal(script.crop(tmp_path / name, how), ours, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def _shorten(text: str, width: float, font: FontProperties) -> str:
 
 
 def _points(line: str, font: FontProperties) -> float:
-    return _renderer().get_text_width_height_descent(line, font, False)[0] * 72 / DPI
+    return float(_renderer().get_text_width_height_descent(line, font, False)[0]) * 72 / DPI
 
 
 @functools.cache

@@ -121,7 +121,7 @@ def example(
     return example | weight_of(label, info)
 
 
-def weight_of(label: np.int32, info: DataInfo) -> dict[str, np.ndarray]:
+def weight_of(label: np.int32, info: DataInfo) -> dict[str, np.float32]:
     """Returns dict(weight float32) of a class in training, {} where all weigh the same."""
     return {"weight": np.float32(info.class_weights[label])} if info.class_weights else {}
 

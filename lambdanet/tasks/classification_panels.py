@@ -145,7 +145,7 @@ def draw_samples(
     wrong = known[labels[known] != predictions[known]]
     right = known[labels[known] == predictions[known]]
     wrong = wrong[np.argsort(-confidences[wrong], kind="stable")]
-    width = 72 * figure.bbox.width / figure.dpi
+    width = float(72 * figure.bbox.width / figure.dpi)
     for down, across, size in GRIDS:
         chosen = _choose(wrong, right, down * across)
         room = width / across - GAP if (down, across, size) == GRIDS[-1] else None

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import types
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from configs import base
 from lambdanet.analysis import report
+from lambdanet.data.record import DataInfo
 from lambdanet.tasks.classification import panels
 from lambdanet.tasks.classification_panels import (
     SHOWN_CLASSES,
@@ -49,7 +49,7 @@ def evaluated(classes, channels=1):
     return dict(
         rows=rows,
         examples={"image": images, "id": 100 + np.arange(12)},
-        info=types.SimpleNamespace(classes=tuple(classes)),
+        info=DataInfo({}, tuple(classes)),
         config=base.get_config(),
     )
 
