@@ -11,8 +11,8 @@ pseudo-labels.
 The model is that of --workdir (its config.json and a checkpoint), or that of --config with the
 weights of --weights: a file (safetensors, npz or PyTorch's), a folder, a workdir, or a repository
 of the hub, hf:OWNER/NAME; without it those of the config's train.init_weights, if it takes them
-whole. Every mode prints a table and writes its
-results to --output as JSON. From Python, each mode is a function of a subject:
+whole. Every mode prints a table and writes its results to --output as JSON. From Python, each mode
+is a function of a subject:
 
     subject = eval.load_subject(workdir="runs/digits")
     eval.accuracy(subject)["live"]["accuracy"]

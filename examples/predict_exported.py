@@ -11,6 +11,7 @@ segmenter are written as PNG files, whose values are the classes.
 
 import argparse
 import json
+import math
 import re
 from pathlib import Path
 
@@ -64,12 +65,21 @@ def opaque(image, mode, background):
     return canvas
 
 
-def resample(path, box_of, size_of, how):
+def resample(path, box_of, size_of, how, whole_of=None):
     """Returns pixels uint8 [h, w, c] of a box (left, top, right, bottom) of the upright picture,
-    resampled in one step, and the picture's (width, height).
+    resampled in one step, or with `whole_of` cut out of the picture at that (width, height); and
+    the picture's (width, height).
     """
     image, (turn, sideways, from_right, from_bottom), upright = open_picture(path, how)
     box, size, mode = box_of(*upright), size_of(*upright), "L" if how["channels"] == 1 else "RGB"
+    if whole_of is not None:
+        image, whole = opaque(image, mode, how["background"]), whole_of(*upright)
+        image = (image if turn is None else image.transpose(turn)).resize(
+            whole, FILTERS[how["interpolation"]]
+        )
+        left, top = (round(e * n / o) for e, n, o in zip(box[:2], whole, upright, strict=True))
+        image = image.crop((left, top, left + size[1], top + size[0]))
+        return np.asarray(image).reshape(*size, how["channels"]), upright
     x, y = (box[1::2], box[0::2]) if sideways else (box[0::2], box[1::2])  # as it is stored
     x = (image.width - x[1], image.width - x[0]) if from_right else x
     y = (image.height - y[1], image.height - y[0]) if from_bottom else y
@@ -90,22 +100,37 @@ def resample(path, box_of, size_of, how):
     return np.asarray(image).reshape(*size, how["channels"]), upright
 
 
-def crop(path, how, place=0.5):
+def crop(path, how, place=None):
     """Returns the centred crop of a picture, or one that lies elsewhere along its longer side."""
     size, fraction = how["size"], how["crop"]
 
-    def box(width, height):
+    def covering(width, height):  # the size in whole pixels that the picture is resized to
+        rows, columns = (math.floor(side / fraction) for side in size)
         if not how["keep_aspect"]:
-            w, h = width * fraction, height * fraction
-        else:
-            scale = max(size[0] / fraction / height, size[1] / fraction / width)
-            w, h = min(size[1] / scale, width), min(size[0] / scale, height)
-        free, at = (width - w, height - h), [0.5, 0.5]
-        at[int(np.argmax(free))] = place
-        left, top = free[0] * at[0], free[1] * at[1]
-        return left, top, left + w, top + h
+            return columns, rows
+        if rows * width >= columns * height:
+            return rows * width // height, rows
+        return columns, columns * height // width
 
-    return resample(path, box, lambda *_: tuple(size), how)[0]
+    def box(*upright):
+        width, height = upright
+        if not how["keep_aspect"]:
+            found = [side * (1 + sign * fraction) / 2 for sign in (-1, 1) for side in upright]
+        else:  # cropped at a whole pixel of it
+            columns, rows = covering(width, height)
+            top, left = round((rows - size[0]) / 2), round((columns - size[1]) / 2)
+            edges = (left, top, left + size[1], top + size[0])
+            scales = (width / columns, height / rows) * 2
+            found = [min(e * s, w) for e, s, w in zip(edges, scales, upright * 2, strict=True)]
+        if place is not None:
+            sides = np.subtract(found[2:], found[:2])
+            free = np.subtract(upright, sides)
+            axis = int(np.argmax(free))
+            found[axis], found[axis + 2] = place * free[axis], place * free[axis] + sides[axis]
+        return tuple(map(float, found))
+
+    whole_of = covering if how["resize_first"] else None
+    return resample(path, box, lambda *_: tuple(size), how, whole_of)[0]
 
 
 def fit(path, how):
@@ -139,7 +164,7 @@ def cut(folder, how):
         raise ValueError(f"{folder}: {len(files)} frames; needed: {span}")
     spare = max(len(files) - span, 0)
     clips = np.linspace(0, 1, own["eval_clips"]) if own["eval_clips"] > 1 else [0.5]
-    crops = np.linspace(0, 1, own["eval_crops"]) if own["eval_crops"] > 1 else [0.5]
+    crops = np.linspace(0, 1, own["eval_crops"]) if own["eval_crops"] > 1 else [None]
     views = []
     for start in np.floor(np.asarray(clips) * spare + 0.5).astype(int):
         numbers = (start + own["frame_stride"] * np.arange(own["frames"])) % len(files)

@@ -18,9 +18,9 @@ def describe(data: Any, *, fit: str) -> dict[str, Any]:
 
     Returns:
         size (height, width), channels, interpolation, exif_orientation, background of transparent
-        pictures, fit; for 'crop' also crop (output over resized side) and keep_aspect, for 'pad'
-        padding, the colour of what is below or on the right of the picture; and mean and std, which
-        are applied inside the program.
+        pictures, fit; for 'crop' also crop (output over resized side), keep_aspect and resize_first
+        (the whole picture, before it is cropped), for 'pad' padding, the colour of what is below or
+        on the right of the picture; and mean and std, which are applied inside the program.
     """
     found = {
         "size": list(data.image_size),
@@ -34,5 +34,6 @@ def describe(data: Any, *, fit: str) -> dict[str, Any]:
         "normalisation": "inside the program: it takes uint8",
     }
     if fit == "crop":
-        return found | {"crop": data.eval_crop, "keep_aspect": data.eval_keep_aspect}
+        own = {"crop": data.eval_crop, "keep_aspect": data.eval_keep_aspect}
+        return found | own | {"resize_first": data.eval_resize_first}
     return found | {"padding": list(geometry.mean_colour(data))}
