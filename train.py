@@ -121,14 +121,9 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     init = state_lib.make_init(build_model, tx, ema=train.ema_decay > 0)
     abstract = jax.eval_shape(init)
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
-    own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, **held)
-    own |= dict(say=lambda text: log.message(text))  # the log is opened below
-    train_step = programs.training_program(config, build_model, tx, shardings, **own)
     graphdef = state_lib.views(build_model)[1]
     eval_step = step_lib.make_eval_step(graphdef, config, score=task.score)
     tasks.check_evaluation(eval_step, abstract, config, eval_batch_size)
-    eval_step = programs.evaluation_program(eval_step, device_mesh, own["say"])
-    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
 
     # ---- State: restored or new ------------------------------------------------------------------
     mode = tasks.metrics(config).get(train.keep_best.removeprefix("ema_"), "")
@@ -167,6 +162,12 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
     shown |= dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch, start_step=start)
     log = metrics.MetricLog(workdir, **shown, write=main_process, stream=stream)
+    own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, **held)
+    train_step = programs.training_program(
+        config, build_model, tx, shardings, say=log.message, **own
+    )
+    eval_step = programs.evaluation_program(eval_step, device_mesh, log.message)
+    run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     try:
