@@ -4,6 +4,7 @@ alone, and the hand-written reading, which is kept.
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -189,14 +190,13 @@ def _method(records: list[Record]) -> list[str]:
         origin = f"from {ORIGIN}" if data["digest"] == DIGEST else "not those of the project"
         images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
         twice = ", ".join(f"{count} of {pair}" for pair, count in data["duplicates"].items())
-        counts = {name: sum(c.get(name, 0) for c in data["classes"].values()) for c in
-                  data["classes"].values() for name in c}  # fmt: skip
+        counts = sum(map(collections.Counter, data["classes"].values()), collections.Counter())
         most, least = max(counts, key=counts.get), min(counts, key=counts.get)
         lines.append(
             f"- **Photographs**: {images}, {len(counts)} classes, {markdown_text(most)} "
             f"{counts[most]} to {markdown_text(least)} {counts[least]}; "
-            f"{origin}. The same picture in two splits, byte by byte: {twice}. Prepared by `python -m "
-            "lambdanet.data.prepare`."
+            f"{origin}. The same picture in two splits, byte by byte: {twice}. Prepared by "
+            "`python -m lambdanet.data.prepare`."
         )
     versions = sorted({f"Python {r['python']}, jax {r['jax']}, {r['device']}" for r in runs})
     lines += [
