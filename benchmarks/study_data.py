@@ -17,6 +17,8 @@ ORIGIN = (
     "github.com/alexeygrigorev/clothing-dataset-small, commit "
     "11961516512414bf9f6c150a832cfd21b54a6b54 (CC0), long sides resized to 96 pixels"
 )
+DIGEST = "17e878ea442e"
+"""Of these photographs."""
 
 
 def prepare(source: Path, directory: Path) -> dict[str, Any]:

@@ -132,8 +132,8 @@ def _far_apart(photos: Results, cued: Results) -> tuple[str, str]:
 
 def _robust(photos: Results, group: str) -> tuple[str, str]:
     found = [r for r in photos.values() if group in r.varied]
-    if not found:
-        return MISSING, ""
+    if not {r.name for r in found} - {BASE}:
+        return MISSING, "no block is trained"
     best, base = max(found, key=lambda r: r.varied[group]), photos.get(BASE)
     why = f"{best.varied[group]:.1f} % (unvaried {best.accuracy:.1f} %)"
     if base is not None and group in base.varied:

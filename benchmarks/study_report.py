@@ -4,13 +4,14 @@ alone, and the hand-written reading, which is kept.
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks import reading, study_decisions, study_plots, study_records
-from benchmarks.study_data import ORIGIN
+from benchmarks.study_data import DIGEST, ORIGIN
 from benchmarks.study_decisions import p_value, signed
 from benchmarks.study_plan import BASE, Scope
 from benchmarks.study_results import Result, results
@@ -146,7 +147,8 @@ def _table(of_task: Mapping[str, Result]) -> list[str]:
     for r in of_task.values():
         row = [str(r.number), f"`{r.name}`", r.kind]
         if r.accuracy is None:
-            rows.append([*row, *[""] * 4, "failed" if r.failure else "missing", *[""] * 5])
+            if r.failure:
+                rows.append([*row, *[""] * 4, "failed", *[""] * 5])
             continue
         row += [f"{r.parameters:,}", f"{r.macs / 1e6:.2f}"]
         row += ["" if r.ratio is None else f"{r.ratio:.2f}", str(len(r.seeds))]
@@ -158,17 +160,26 @@ def _table(of_task: Mapping[str, Result]) -> list[str]:
             row += [signed(d.mean), f"{signed(d.low)} to {signed(d.high)}"]
             row += [p_value(d.p), p_value(d.corrected)]
         rows.append(row)
-    return markdown_table(head, rows, left=(1, 2))
+    return _with_missing(head, rows, of_task)
+
+
+def _with_missing(
+    head: list[str], rows: list[list[str]], of_task: Mapping[str, Result]
+) -> list[str]:
+    """Returns a table, and below it the names of the networks that it lacks."""
+    missing = [f"`{r.name}`" for r in of_task.values() if r.accuracy is None and not r.failure]
+    below = ["", f"Missing, {len(missing)} of {len(of_task)}: {', '.join(missing)}."]
+    return [*markdown_table(head, rows, left=(1, 2)), *(below if missing else [])]
 
 
 def _robustness(photos: Mapping[str, Result]) -> list[str]:
     head = ["#", "network", "kind", "unvaried", *(group.replace("_", " ") for group in GROUPS)]
     rows = []
     for r in photos.values():
-        cells = [f"{r.varied[g]:.1f}" if g in r.varied else "missing" for g in GROUPS]
-        clean = "missing" if r.accuracy is None else f"{r.accuracy:.1f}"
-        rows.append([str(r.number), f"`{r.name}`", r.kind, clean, *cells])
-    return markdown_table(head, rows, left=(1, 2))
+        if r.accuracy is not None:
+            cells = [f"{r.varied[group]:.1f}" for group in GROUPS]
+            rows.append([str(r.number), f"`{r.name}`", r.kind, f"{r.accuracy:.1f}", *cells])
+    return _with_missing(head, rows, photos)
 
 
 def _method(records: list[Record]) -> list[str]:
@@ -176,16 +187,16 @@ def _method(records: list[Record]) -> list[str]:
     runs = [r for r in records if r["suite"] == "net"]
     steps = [r for r in records if r["suite"] == "step"]
     for data in (r for r in records if r["suite"] == "data"):
+        origin = f"from {ORIGIN}" if data["digest"] == DIGEST else "not those of the project"
         images = ", ".join(f"{count:,} {split}" for split, count in data["images"].items())
         twice = ", ".join(f"{count} of {pair}" for pair, count in data["duplicates"].items())
-        counts = {name: sum(c.get(name, 0) for c in data["classes"].values()) for c in
-                  data["classes"].values() for name in c}  # fmt: skip
+        counts = sum(map(collections.Counter, data["classes"].values()), collections.Counter())
         most, least = max(counts, key=counts.get), min(counts, key=counts.get)
         lines.append(
             f"- **Photographs**: {images}, {len(counts)} classes, {markdown_text(most)} "
-            f"{counts[most]} to {markdown_text(least)} {counts[least]}; from {ORIGIN}. The same "
-            f"picture in two splits, byte by byte: {twice}. Prepared by `python -m "
-            "lambdanet.data.prepare`."
+            f"{counts[most]} to {markdown_text(least)} {counts[least]}; "
+            f"{origin}. The same picture in two splits, byte by byte: {twice}. Prepared by "
+            "`python -m lambdanet.data.prepare`."
         )
     versions = sorted({f"Python {r['python']}, jax {r['jax']}, {r['device']}" for r in runs})
     lines += [

@@ -104,7 +104,7 @@ def test_holms_correction():
 # --------------------------------------------------------------------------------------------------
 # Recipes
 # --------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("net", part(recipe.NETS, ["none", "gc", "halo_attention", "lavit"]))
+@pytest.mark.parametrize("net", part(recipe.NETS, ["gc", "halo_attention", "lavit"]))
 def test_every_network_is_a_valid_recipe_of_one_to_two_million_parameters(net):
     config = recipe.get_config(net)
 
@@ -284,16 +284,15 @@ def test_the_document_says_what_hand_made_records_say(tmp_path):
     low, high = map(float, row[11].replace("+", "").split(" to "))
     assert 3.9 <= low <= 5.1 and 15.0 <= high <= 16.1  # 10 +- 1.96 * 3
     assert cells("none")[8] == "50.00" and cells("none")[10:14] == [""] * 4
-    assert cells("lambda")[8] == "failed" and cells("swin")[8] == cells("gc")[8] == "missing"
+    assert cells("lambda")[8] == "failed"
+    assert text.count("Missing, 2 of 5: `gc`, `swin`.") == 2 and "Missing, 2 of 2: `none`" in text
     assert cells("se", 1)[4:7] == ["60.0", "60.0", "60.0"] and cells("se", 1)[7] == "30.0"
-    assert cells("swin", 1)[4:7] == ["missing"] * 3
-    assert cells("se", 2)[4:10] == [""] * 4 + ["missing", ""]  # the cued task, not timed either
     assert "| accuracy, whatever it costs | `se` | best of 1: +10.0 points" in text
     assert "corrected p 0.002: shown; 1.05 x its step time |" in text
     assert "| `se` | 92 % of the parameters" in text
     assert "| a whole hierarchical network | not measured yet | none is trained |" in text
     assert "| pictures may be noisy | `se` | highest mean of 2: 30.0 % (unvaried 60.0 %)" in text
-    assert "t\\_shirt 1" in text and "4 of train, test" in text
+    assert "t\\_shirt 1; not those of the project." in text and "4 of train, test" in text
     for name in re.findall(r"\((images/\S+\.png)\)", text):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     assert len(list(images.iterdir())) == 2
