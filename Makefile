@@ -8,8 +8,11 @@ RUN := $(VENV)/bin/python
 SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 CHECK_TYPES := LAMBDANET_CHECK_TYPES=1
 
-.PHONY: train test quick types exhaustive lint optimised chaos compare clean
+.PHONY: install train test quick types exhaustive lint optimised chaos compare docs clean
 .DELETE_ON_ERROR:
+
+# `.venv` with what everything but the tests needs; `source .venv/bin/activate` enters it.
+install: $(VENV)/installed-run-$(VERSION)
 
 train: $(VENV)/installed-run-$(VERSION)
 	$(RUN) train.py --config=configs/digits.py --workdir=$(WORKDIR)
@@ -49,6 +52,11 @@ chaos: $(VENV)/installed-test-$(VERSION)
 compare: $(VENV)/installed-run-$(VERSION)
 	$(RUN) -m benchmarks.compare
 
+# The site of the documents and docstrings in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/installed-docs-$(VERSION)
+	$(RUN) -m mkdocs build --strict --quiet
+	@echo "Site: build/site/index.html"
+
 $(VENV)/python-$(VERSION):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "lambdanet needs Python >= 3.11, and '$(PYTHON)' is $(or $(VERSION),not there). Fix: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
@@ -63,6 +71,10 @@ $(VENV)/installed-run-$(VERSION): requirements.txt | $(VENV)/python-$(VERSION)
 $(VENV)/installed-test-$(VERSION): requirements.txt requirements-test.txt | $(VENV)/python-$(VERSION)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@ $(VENV)/installed-run-$(VERSION)
+
+$(VENV)/installed-docs-$(VERSION): requirements-docs.txt | $(VENV)/python-$(VERSION)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
+	@touch $@
 
 clean:
 	rm -rf $(VENV) .cache .pytest_cache build *.egg-info

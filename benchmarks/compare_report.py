@@ -86,16 +86,16 @@ def markdown(records: Sequence[Record], reading: str, images: str, results: str)
         "# Comparison of the attention blocks",
         "",
         "Written by `make compare` (`python -m benchmarks.compare`) but for the section Reading; "
-        "every number stands in",
-        f"[{results.rpartition('/')[2]}]({results}), with the command of every run.",
+        "every number stands in "
+        f"[{results.rpartition('/')[2]}]({results}), with the command of every run. "
         f"Python {machine['python']}, jax {machine['jax']}, {machine['device']}, "
         f"{machine['cores']} cores, float32.",
         "",
-        "One small ResNet, one recipe and the same number of steps for every variant of",
+        "One small ResNet, one recipe and the same number of steps for every variant of "
         "[configs/attention_zoo.py](../configs/attention_zoo.py). A mixer replaces the 3x3 "
-        "convolutions of the last stage, a",
+        "convolutions of the last stage, a "
         "context block stands after the last block of the first stage, `none` has convolutions "
-        "only. Nothing was tuned for",
+        "only. Nothing was tuned for "
         "any variant.",
         "",
         "## Reading",

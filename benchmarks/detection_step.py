@@ -182,12 +182,14 @@ def _print_report(records: Mapping, side: int, batch: int) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in harness.environment().items())
     print("# Time of detectors\n")
     print("    python -m benchmarks.detection_step > docs/detection_speed.md\n")
-    print(f"{batch} pictures of {side} x {side}, float32, random weights, the same in both")
-    print(f"frameworks; ResNet-50, trained whole, norms included, by SGD. {facts}.")
-    print("`torch` is torchvision in eager mode. Every network has a process of its own and takes")
-    print("turns with its twin. Milliseconds of a step: the least, the median, the median of CPU")
-    print("time. Ratio, torchvision's medians / ours, wall and CPU: above 1, ours is faster.")
-    print("Result: detections, or the last loss. MiB: the largest resident memory.\n")
+    print(
+        f"{batch} pictures of {side} x {side}, float32, random weights, the same in both "
+        f"frameworks; ResNet-50, trained whole, norms included, by SGD. {facts}. "
+        "`torch` is torchvision in eager mode. Every network has a process of its own and takes "
+        "turns with its twin. Milliseconds of a step: the least, the median, the median of CPU "
+        "time. Ratio, torchvision's medians / ours, wall and CPU: above 1, ours is faster. "
+        "Result: detections, or the last loss. MiB: the largest resident memory.\n"
+    )
     head = ("network", "direction", "framework", "ms", "median ms", "CPU ms", "ratio")
     head += ("result", "resident MiB")
     print("\n".join(markdown_table(head, rows_of(records), left={0, 1, 2})))

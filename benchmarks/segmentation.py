@@ -62,8 +62,10 @@ def main() -> None:
             rows.append([str(stride), name, f"{memory:.0f}", f"{spent:.0f}", f"{value:.6f}"])
     head = ("output stride", "up-sampling", "MiB", "ms", "loss")
     print("# Memory and time of the segmentation loss\n")
-    print(f"Cross entropy with its gradient: {BATCH} images, {SIDE} x {SIDE}, {CLASSES} classes,")
-    print(f"float32, {jax.device_count()} x {jax.devices()[0].device_kind}.\n")
+    print(
+        f"Cross entropy with its gradient: {BATCH} images, {SIDE} x {SIDE}, {CLASSES} classes, "
+        f"float32, {jax.device_count()} x {jax.devices()[0].device_kind}.\n"
+    )
     print("\n".join(markdown_table(head, rows, left={1})))
 
 

@@ -155,30 +155,26 @@ def _print_report(records: Mapping[tuple[str, str], Record], sizes: Mapping[str,
     facts = ", ".join(f"{key} {value}" for key, value in harness.environment().items())
     print("# Time and memory of a training step of segmentation\n")
     print("    python -m benchmarks.segmentation_step > docs/segmentation_speed.md\n")
-    print(f"One step of SGD with momentum: {sizes['batch']} images of {sizes['side']} x", end=" ")
-    print(f"{sizes['side']}, {sizes['classes']} classes, float32, no dropout;")
-    print(f"auxiliary head included. {facts}.")
     print(
-        "`torch` is torchvision's `fcn_resnet50` and transformers' UPerNet, with the same weights,"
+        f"One step of SGD with momentum: {sizes['batch']} images of {sizes['side']} x "
+        f"{sizes['side']}, {sizes['classes']} classes, float32, no dropout; "
+        f"auxiliary head included. {facts}. "
+        "`torch` is torchvision's `fcn_resnet50` and transformers' UPerNet, with the same weights, "
+        "in eager mode. Every network has a process of its own; the FCNs and CCNet take turns step "
+        "by step, then the UPerNets. GMAC: of one image in evaluation, without the auxiliary head. "
+        "Seconds: the least, the median, the least of CPU time. Ratios, PyTorch's least seconds / "
+        "ours, wall and CPU: above 1, ours is faster. MiB: the largest resident memory of the "
+        "process, libraries and compiler included, and what the compiled program asks for.\n"
     )
-    print(
-        "in eager mode. Every network has a process of its own; the FCNs and CCNet take turns step"
-    )
-    print(
-        "by step, then the UPerNets. GMAC: of one image in evaluation, the auxiliary head left out."
-    )
-    print(
-        "Seconds: the least, the median, the least of CPU time. Ratios, PyTorch's least seconds /"
-    )
-    print("ours, wall and CPU: above 1, ours is faster. MiB: the largest resident memory of the")
-    print("process, libraries and compiler included, and what the compiled program asks for.\n")
     head = ("network", "framework", "M parameters", "GMAC", "s", "median s", "CPU s")
     head += ("same network", "torchvision's FCN", "resident MiB", "compiled MiB")
     print("\n".join(markdown_table(head, rows_of(records), left={0, 1})))
     print("\n## Memory beside mmsegmentation's\n")
-    print("Its figures are of a GPU in training with two images of 512 x 1024 and 19 classes, with")
-    print("ResNet-50; ours what the program of the same network asks for in 10^9 bytes, compiled")
-    print("for CPU (Winograd's tiles and kernels, which only CPU has, included).\n")
+    print(
+        "Its figures are of a GPU in training with two images of 512 x 1024 and 19 classes, with "
+        "ResNet-50; ours what the program of the same network asks for in 10^9 bytes, compiled "
+        "for CPU (Winograd's tiles and kernels, which only CPU has, included).\n"
+    )
     rows = [
         [name, f"{theirs:.1f}", f"{openmm_mib(options) / 1e9 * 2**20:.1f}"]
         for name, (theirs, options) in OPENMM.items()

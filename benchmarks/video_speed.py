@@ -184,16 +184,14 @@ def _print_propagation() -> None:
     rows = propagation_rows(work, in_turns(calls, ROUNDS))
     own = work["deep_feature_flow"]
     print("## Key frames and the frames between\n")
-    print(f"`video_segmenter` with ResNet-50 at output stride {BACKBONE['output_stride']} and an")
-    print(f"`fcn` head of {HEAD['channels']} channels, one picture of {SIDE} x {SIDE}. FlowNet-S")
     print(
-        f"with {FLOW['levels']} levels of {FLOW['width']} of their width, scale map included, has"
+        f"`video_segmenter` with ResNet-50 at output stride {BACKBONE['output_stride']} and an "
+        f"`fcn` head of {HEAD['channels']} channels, one picture of {SIDE} x {SIDE}. FlowNet-S "
+        f"with {FLOW['levels']} levels of {FLOW['width']} of their width, scale map included, has "
+        f"{own['propagation'] / 1e9:.2f} GMAC, the backbone {own['backbone'] / 1e9:.2f}. Medians "
+        f"of {ROUNDS} calls in turns, logits of every pixel included; per frame, with a key frame "
+        f"every {INTERVAL}; and how many times as fast that is as the network on every frame.\n"
     )
-    print(f"{own['propagation'] / 1e9:.2f} GMAC, the backbone {own['backbone'] / 1e9:.2f}. Medians")
-    print(
-        f"of {ROUNDS} calls in turns, logits of every pixel included; per frame, with a key frame"
-    )
-    print(f"every {INTERVAL}; and how many times as fast that is as the network on every frame.\n")
     head = ("propagation", "key, GMAC", "carried, GMAC", "key, ms", "carried, ms")
     head += ("per frame, ms", "times as fast")
     print("\n".join(markdown_table(head, rows, left={0})))
@@ -270,12 +268,12 @@ def _print_aggregation() -> None:
     one = FEATURES**2 * AGGREGATION["channels"] * 4 / 2**20
     print("\n## Memory of flow-guided aggregation\n")
     print(
-        f"Features of {FEATURES} x {FEATURES} x {AGGREGATION['channels']}, {one:.0f} MiB a frame,"
+        f"Features of {FEATURES} x {FEATURES} x {AGGREGATION['channels']}, {one:.0f} MiB a frame, "
+        "embeddings of 2048 channels, 2 K + 1 frames. MiB that the compiled program needs beside "
+        "operands and results; the features of all frames are operands, their gradients results. "
+        "`a stack` is the same with all warped features and embeddings at once; in the backward "
+        "pass both recompute what they read of a frame.\n"
     )
-    print("embeddings of 2048 channels, 2 K + 1 frames. MiB that the compiled program needs beside")
-    print("operands and results; the features of all frames are operands, their gradients results.")
-    print("`a stack` is the same with all warped features and embeddings at once; in the backward")
-    print("pass both recompute what they read of a frame.\n")
     head = ("direction", "frames", *(f"K = {reach}" for reach in REACHES))
     print("\n".join(markdown_table(head, rows, left={0, 1})))
 
@@ -323,9 +321,11 @@ def _print_recomputation() -> None:
             name, {r: c.memory_analysis().temp_size_in_bytes for r, (c, _) in steps.items()}, spent
         )
     print("\n## Recomputation in a training step\n")
-    print(f"train.py's step on one clip of {FRAMES} frames of {CLIP_SIDE} x {CLIP_SIDE}. MiB that")
-    print("the compiled program needs beside state and clip; milliseconds: medians of")
-    print(f"{STEPS} steps in turns. Shares are of `none`.\n")
+    print(
+        f"train.py's step on one clip of {FRAMES} frames of {CLIP_SIDE} x {CLIP_SIDE}. MiB that "
+        "the compiled program needs beside state and clip; milliseconds: medians of "
+        f"{STEPS} steps in turns. Shares are of `none`.\n"
+    )
     head = ("network", "`model.remat`", "MiB", "share", "ms", "share")
     print("\n".join(markdown_table(head, rows, left={0, 1})))
 

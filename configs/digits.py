@@ -8,7 +8,7 @@ two CPU cores.
 Argument: 'lambda' (default) | 'conv' | a hierarchical Transformer of like size: 'pvt', 'pvt_v2',
 'swin', 'cswin', 'nat', their 'slide_' forms ('slide_pvt', ...), 'lavit'; ',smoke' as last part runs
 ten steps on synthetic images. Numbers: our own, chosen on the validation split; the test split is
-read once, after the last step. Measured results: README.
+read once, after the last step. Measured results: docs/digits.md.
 """  # noqa: E501
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ Numbers: the scheme is that of Noisy Student (Xie et al. 2020) as the lambda pap
 ImageNet with 130 M further images: confident, class-balanced pseudo-labels, mixed with the labelled
 images in every batch. The settings are our own, those of digits.py as far as they apply. The
 threshold 0.5 is the best of 0.9, 0.7, 0.5 and 0.3 on validation (label smoothing 0.1 keeps
-confidences below about 0.91). Measured results: README.
+confidences below about 0.91). Measured results: docs/digits.md.
 """
 
 from ml_collections import ConfigDict
