@@ -2,9 +2,16 @@
 
 import ast
 import functools
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
 
 from configs import base
 from lambdanet import config as configs
@@ -224,3 +231,41 @@ def test_the_python_of_the_readme_runs():
         (1, 6, 4, 256),
         (1, 3, 2, 512),
     ]
+
+
+def test_every_recipe_is_in_the_page_of_recipes():
+    table = (ROOT / "docs" / "recipes.md").read_text()
+    recipes = {p.name for p in ROOT.glob("configs/*.py")} - {"__init__.py", "base.py", "smoke.py"}
+    assert {n for n in recipes if f"`configs/{n}`" in table} == recipes
+
+
+@pytest.mark.exhaustive
+def test_the_commands_of_the_readme_run(tmp_path):
+    """The five commands as they stand there, on a few small pictures and for a few steps."""
+    draw = np.random.default_rng(0)
+    for split, count in (("train", 8), ("validation", 2), ("test", 2)):
+        for name in ("hat", "shirt", "shoes"):
+            folder = tmp_path / "clothing" / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    (block,) = [b for _, b in code_blocks(README.read_text()) if "data.prepare" in b]
+    tiny = ["--config.train.steps=3", "--config.train.batch_size=4"]
+    tiny += ["--config.data.image_size=(32, 32)", "--config.model.widths=(4, 4, 8, 8)"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    commands = [shlex.split(line) for line in re.sub(r"\\\n\s*", " ", block).splitlines()]
+    assert len(commands) == 5
+    for program, *words in commands:
+        assert program == "python"
+        more = tiny if words[0] == "train.py" else []
+        words = [
+            re.sub(r"(?<![\w/])(train\.py|eval\.py|configs/)", rf"{ROOT}/\1", w) for w in words
+        ]
+        done = subprocess.run(
+            [sys.executable, *words, *more], cwd=tmp_path, env=environment,
+            capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    assert (tmp_path / "runs" / "clothing" / "report.md").is_file()
+    assert (tmp_path / "runs" / "clothing" / "eval" / "model.stablehlo").is_file()
