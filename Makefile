@@ -54,7 +54,7 @@ compare: $(VENV)/installed-run-$(VERSION)
 
 # The site of the documents and docstrings in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/installed-docs-$(VERSION)
-	$(RUN) -m mkdocs build --strict --quiet
+	$(RUN) -m mkdocs build --strict
 	@echo "Site: build/site/index.html"
 
 $(VENV)/python-$(VERSION):

@@ -111,7 +111,7 @@ def test_what_a_broken_paragraph_is():
         "one\ntwo\n\n- a\n  b\n- c\n\n| t |\n|---|\n| u |\n\n    code\n    code\n\n```\nx\ny\n```\n"
     )
     assert broken_paragraphs(text) == [2, 5]
-    assert [code for _, code in code_blocks(text)] == ["x\ny\n", "code\ncode\n\n"]
+    assert [code for _, code in code_blocks(text)] == ["x\ny\n", "code\ncode\n\n\n"]
 
 
 def test_the_readme_is_short():

@@ -34,8 +34,8 @@ from lambdanet.registry import suggest
 
 SIDE, PATCH, DIM, HEADS = 64, 4, 32, 4
 MAP = (SIDE // PATCH, SIDE // PATCH)
-CONTRAST = 2.0
-"""Deviation of the features: with less, softmaxes of random weights are all but flat."""
+CONTRAST = 1.0
+"""Deviation of the features: with more, softmaxes of random weights choose single places."""
 
 SPECS: dict[str, Mapping[str, Any]] = {
     "lambda": dict(key_depth=8, scope=7),
@@ -45,6 +45,7 @@ SPECS: dict[str, Mapping[str, Any]] = {
     "cross_shaped_window": dict(stripe_width=2),
     "neighborhood": dict(kernel_size=5),
     "spatial_reduction": dict(sr_ratio=2),
+    "cbam": dict(ratio=4),
     "interlaced": dict(group_size=(4, 4)),
     "pyramid_object_context": dict(sizes=(2,)),
     "nonlocal": dict(scale="none", init="he"),  # the paper's; the default starts all but flat
@@ -54,7 +55,7 @@ SPECS: dict[str, Mapping[str, Any]] = {
 WITHOUT = {"linformer": "its keys are mixtures of all positions and lie nowhere on the map"}
 """Blocks of which there is no picture, and why."""
 
-COLOURS, WIDTH = 64, 960
+COLOURS, WIDTH = 128, 960
 """What a picture is reduced to: numbers of colours, and of pixels."""
 
 
@@ -64,9 +65,8 @@ class OnFeatures(nnx.Module):
     def __init__(self, name: str, *, rngs: nnx.Rngs):
         kernel = (PATCH, PATCH)
         self.patches = nnx.Conv(3, DIM, kernel, strides=kernel, use_bias=False, rngs=rngs)
-        self.first = None
-        if name == "less_attention":  # takes the logits of a layer before it
-            self.first = VanillaAttention(DIM, num_heads=HEADS, rngs=rngs)
+        carried = name == "less_attention"  # takes the logits of a layer before it
+        self.first = VanillaAttention(DIM, num_heads=HEADS, rngs=rngs) if carried else None
         spec = {"name": name, **SPECS.get(name, {})}
         self.block = create_attention(spec, DIM, size=MAP, num_heads=HEADS, rngs=rngs)
 
