@@ -45,7 +45,7 @@ SPECS: dict[str, Mapping[str, Any]] = {
     "cross_shaped_window": dict(stripe_width=2),
     "neighborhood": dict(kernel_size=5),
     "spatial_reduction": dict(sr_ratio=2),
-    "cbam": dict(ratio=4),
+    "cbam": dict(reduction=4),
     "interlaced": dict(group_size=(4, 4)),
     "pyramid_object_context": dict(sizes=(2,)),
     "nonlocal": dict(scale="none", init="he"),  # the paper's; the default starts all but flat
