@@ -3,8 +3,8 @@
     python -m lambdanet.analysis.block_pictures docs/images/attention [NAME ...]
 
 Each block stands on random features of a part of a photograph of scikit-learn, on a map of 16x16,
-with random weights: the pictures show where a block can look, not what it learns to look at. For
-that, `python eval.py --mode=attention --workdir=RUN`.
+with random weights, all of them drawn alike: the pictures show where a block can look, not what it
+learns to look at. For that, `python eval.py --mode=attention --workdir=RUN`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,6 @@ SPECS: dict[str, Mapping[str, Any]] = {
     "cbam": dict(reduction=4),
     "interlaced": dict(group_size=(4, 4)),
     "pyramid_object_context": dict(sizes=(2,)),
-    "nonlocal": dict(scale="none", init="he"),  # the paper's; the default starts all but flat
 }
 """Options, where the defaults are meant for other maps or would look like another block's."""
 
@@ -72,7 +71,7 @@ class OnFeatures(nnx.Module):
 
     def __call__(self, images: Float[Array, "b h w 3"]) -> Any:
         x = self.patches(images)
-        x = CONTRAST * (x - x.mean((1, 2), keepdims=True)) / x.std((1, 2), keepdims=True)
+        x = CONTRAST * (x - x.mean()) / x.std()
         return self.block(x) if self.first is None else self.block(*self.first(x))
 
 
@@ -90,10 +89,12 @@ def picture_of(name: str, folder: Path) -> list[Path]:
     )  # fmt: skip
     draw = np.random.default_rng(0)
     for path, weight in nnx.to_flat_state(nnx.state(model, nnx.Param)):
-        value = np.asarray(weight[...])
-        if not value.any() and (value.ndim > 1 or path[-1] == "scale"):  # it would show nothing
-            deviation = np.prod(value.shape[:-1], initial=1.0) ** -0.5
-            weight.set_value(jnp.asarray(draw.normal(0, deviation, value.shape), value.dtype))
+        shape = weight[...].shape
+        if path[-1] == "kernel" and "theta" not in path and "psi" not in path:  # these start at I
+            deviation = np.prod(shape[:-1], dtype=float) ** -0.5
+            weight.set_value(jnp.asarray(draw.normal(0, deviation, shape), jnp.float32))
+        elif path[-1] == "scale":
+            weight.set_value(jnp.ones(shape))
     photo = Image.fromarray(parts("train")[1]).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BOX)
     photo = np.asarray(photo)[SIDE // 2 : -SIDE // 2, SIDE // 2 : -SIDE // 2][None]
     maps = capture_maps(model, photo.astype(np.float32) / 127.5 - 1)
