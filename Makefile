@@ -54,7 +54,7 @@ compare: $(VENV)/installed-run-$(VERSION)
 
 # The site of the documents and docstrings in build/site; a link that leads nowhere is an error.
 docs: $(VENV)/installed-docs-$(VERSION)
-	$(RUN) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo "Site: build/site/index.html"
 
 $(VENV)/python-$(VERSION):
@@ -65,14 +65,17 @@ $(VENV)/python-$(VERSION):
 	@touch $@
 
 $(VENV)/installed-run-$(VERSION): requirements.txt | $(VENV)/python-$(VERSION)
+	@echo "Installing the packages of requirements.txt into $(VENV): a minute or a few"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 $(VENV)/installed-test-$(VERSION): requirements.txt requirements-test.txt | $(VENV)/python-$(VERSION)
+	@echo "Installing the packages of requirements-test.txt into $(VENV): a minute or a few"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
 	@touch $@ $(VENV)/installed-run-$(VERSION)
 
 $(VENV)/installed-docs-$(VERSION): requirements-docs.txt | $(VENV)/python-$(VERSION)
+	@echo "Installing the packages of requirements-docs.txt into $(VENV)"
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
 
