@@ -30,7 +30,7 @@ def main(photos: str, weights: str, workdir: str, name: str = "resnet50", **over
         overrides: further keys of the config, as in `{"train.max_steps": 100}`.
     """
     prepared = Path(workdir).with_name(Path(workdir).name + "_data")
-    if not prepared.exists() and prepare.main([photos, str(prepared), "--val-fraction", "0.2"]):
+    if not prepared.exists() and prepare.main([photos, str(prepared), "--split", "0.8,0.2"]):
         raise SystemExit(1)  # what is wrong was said
     config = finetune.get_config(name)
     config.data.data_dir, config.data.test_split = str(prepared), ""
