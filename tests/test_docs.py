@@ -175,7 +175,8 @@ def options_of(module: str) -> str:
 
 def test_commands_in_the_documents_exist():
     """Programs, modes, flags, recipes and keys are there, and values are of the right type."""
-    sources = {name: (ROOT / name).read_text() for name in ("train.py", "eval.py")}
+    flags = "".join(f.read_text() for f in ROOT.glob("lambdanet/*flag*.py"))
+    sources = {name: (ROOT / name).read_text() + flags for name in ("train.py", "eval.py")}
     schema, checked, wrong = base.get_config(), 0, []
     for page, words in commands():
         shown = f"{page}: python {' '.join(words)}"
