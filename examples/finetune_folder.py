@@ -1,6 +1,6 @@
 """From a folder of pictures and weights to a classifier, in Python.
 
-    python examples/finetune_folder.py PHOTOS WEIGHTS WORKDIR [NAME]
+    PYTHONPATH=. python examples/finetune_folder.py PHOTOS WEIGHTS WORKDIR [NAME]
 
 PHOTOS has one folder of pictures per class. WEIGHTS is what `python eval.py --mode=export` wrote of
 a run, a PyTorch checkpoint, or anything else that `train.init_weights` takes; NAME is the model it
@@ -10,8 +10,6 @@ configs/ are; the same by commands: docs/fine-tuning.md.
 
 import sys
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import eval as evaluation
 import train

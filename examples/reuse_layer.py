@@ -1,6 +1,6 @@
 """A layer of lambdanet inside a Flax model of one's own, trained on scikit-learn's digits.
 
-    python examples/reuse_layer.py [STEPS]
+    PYTHONPATH=. python examples/reuse_layer.py [STEPS]
 
 Only `create_attention` comes from lambdanet; any name of `lambdanet.attention.list_attention()` may
 stand in place of 'lambda'.

@@ -1,6 +1,6 @@
 """A small Transformer on patches, in the style of ViT, whose attention is given by name.
 
-    python examples/swap_attention.py [NAME ...]
+    PYTHONPATH=. python examples/swap_attention.py [NAME ...]
 
 Every block maps [b, h, w, c] to the same shape, so the network keeps its tokens as a map and knows
 nothing of what stands inside. Prints parameters and the training step's time for each name.
