@@ -14,13 +14,14 @@ the backbone ('backbone'); to go on with a segmenter or detector of other classe
 --config.train.init_head=new. data.image_size, mean and std have to be those of the pre-training:
 224 x 224 and ImageNet's by default.
 
-Numbers: our own, for some hundred to some ten thousand pictures; measured in docs/fine-tuning.md.
+Numbers: our own, for some hundred to some ten thousand pictures; docs/fine-tuning.md says what of
+them was measured.
 - train.epochs passes, but at least train.min_steps, as few pictures need more passes, and at most
   train.max_steps, as many need fewer.
 - optim.layer_decay: early layers fit any picture, and each keeps more of what it has learnt.
 - optim.frozen_epochs: the new head starts at random, and its first gradients would spoil what the
   backbone knows; so the head learns first, alone.
-- A tenth of the pictures of ImageNet's recipes needs a tenth of their steps and of their rate.
+- A rate below that of configs/photos.py, since the weights are to be kept.
 - Very few pictures: --config.optim.frozen="('(?!head/).*',)" trains the head alone.
 - Classes of unlike size: --config.classification.class_weights=balanced.
 """

@@ -24,7 +24,9 @@ Numbers: our own.
   gets half as far (docs/digit_scenes.md).
 - Crops of a quarter to the whole picture: those of ImageNet (from 8 %) often miss the object of a
   photo that somebody took of it. No mixup below 'big': short trainings do not gain by it.
+- Classes of unlike size: --config.classification.class_weights=balanced.
 Where SET has no split 'test': --config.data.test_split= (`prepare` says so in its last line).
+With few photos start from weights instead: configs/finetune.py.
 """
 
 from ml_collections import ConfigDict
