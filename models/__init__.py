@@ -48,7 +48,7 @@ def create_model(
         name: one of `list_models()`.
         rngs: initialisation source.
         pretrained: weights in place of initial values: a file, a folder, the workdir of a run, or
-            'hf:OWNER/NAME[@REVISION][/FILE]' (see `lambdanet.interop.sources`); True: the public
+            `'hf:OWNER/NAME[@REVISION][/FILE]'` (see `lambdanet.interop.sources`); True: the public
             ones of `models.pretrained`; False: none.
         pretrained_head: with `pretrained`, what is taken of it: 'load' all; 'new' all but what
             depends on the classes, which stays as initialised; and the other values of

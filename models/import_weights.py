@@ -5,7 +5,7 @@ went where.
     --out swin_tiny.safetensors   # installed: python -m lambdanet.models.import_weights
 
 SRC is a PyTorch checkpoint, safetensors or npz with PyTorch's names, or a file of ours; a folder
-with one, the workdir of a run, or hf:OWNER/NAME[@REVISION][/FILE]. Nothing is converted unless it
+with one, the workdir of a run, or `hf:OWNER/NAME[@REVISION][/FILE]`. Nothing is converted unless it
 is asked for: `--resize-tables`, `--warm-start-slide`, `--merge-slide`, `--split-slide`; what does
 not fit is an error that lists all of it and names the flag that could help.
 
