@@ -1,18 +1,21 @@
-"""Fine-tuning on your own pictures: weights of a file or of a run, a new head.
+"""Fine-tuning on your own pictures: public weights, or those of a file or of a run, and a new head.
 
     python -m lambdanet.data.prepare PHOTOS SET
     python train.py --config=configs/finetune.py:resnet50 --config.data.data_dir=SET
-    --config.train.init_weights=FILE --workdir=runs/tuned
+    --workdir=runs/tuned [--config.train.init_weights=SOURCE]
 
 Argument: a model, then the task: 'NAME', 'NAME,segmentation' or 'NAME,detection'; without a task
 'classification'. NAME is one of models.list_models() that is made for the task (`python eval.py
 --mode=describe`); ',smoke' as last part runs ten steps on synthetic images, from random weights.
 
-FILE is what `python eval.py --mode=export` writes of a run, or a PyTorch checkpoint. In
-classification all but the classifier is taken from it (train.init_head='new'), in the other tasks
-the backbone ('backbone'); to go on with a segmenter or detector of other classes set
---config.train.init_head=new. data.image_size, mean and std have to be those of the pre-training:
-224 x 224 and ImageNet's by default.
+Where public weights of NAME are on the hub (`python -m models --pretrained`; `pip install
+'lambdanet[hub]'`), classification starts from them, and pictures are prepared as they were for
+them. Every other start names a SOURCE: the workdir of a run, a file (what `python eval.py
+--mode=export` writes, or a PyTorch checkpoint), a folder, or another repository, with
+data.image_size, mean and std of its pre-training: 224 x 224 and ImageNet's by default. In
+classification all but the classifier is taken (train.init_head='new'), in the other tasks the
+backbone ('backbone'); to go on with a segmenter or detector of other classes set
+--config.train.init_head=new.
 
 Numbers: our own, for some hundred to some ten thousand pictures; docs/fine-tuning.md says what of
 them was measured.
@@ -35,6 +38,8 @@ TASKS = ("classification", "segmentation", "detection")
 
 def get_config(arg: str = "resnet50") -> ConfigDict:
     """Returns the recipe; see the module's docstring for `arg`."""
+    from models import pretrained  # here, so that reading a config alone starts no JAX
+
     rest, smoke = base.split_arg(arg)
     name, _, task = (rest or "resnet50").partition(",")
     task = task or "classification"
@@ -53,7 +58,12 @@ def get_config(arg: str = "resnet50") -> ConfigDict:
     optim.layer_decay, optim.frozen_epochs = 0.75, 2.0
     train.epochs, train.min_steps, train.max_steps = 20.0, 400, 20_000
     train.init_head = "new" if task == "classification" else "backbone"
+    public = pretrained.TABLE.get(name)
+    if task == "classification" and public and public.on_hub:
+        train.init_weights = public.source
+        config.data.update(pretrained.preprocessing(name))
     if smoke:
         config = base.apply_smoke(config)
+        train.init_weights = ""
         optim.frozen_epochs, train.init_head = 0.0, "load"
     return config

@@ -22,7 +22,7 @@ from lambdanet.interop import files
 from lambdanet.tasks import classification
 from lambdanet.training import advice, compiling, layer_groups, mesh, optimizer, programs, schedule
 from lambdanet.training import state as state_lib
-from models import create_model
+from models import create_model, pretrained
 
 OPTIONS = dict(blocks=(1, 2), widths=(4, 4), num_classes=3, image_size=(8, 8), zero_init_last=False)
 
@@ -336,6 +336,11 @@ def test_the_recipe_of_each_task(arg, task, head):
     assert config.optim.layer_decay < 1 and config.optim.frozen_epochs > 0
     smoke = finetune.get_config(f"{arg},smoke")
     assert smoke.optim.frozen_epochs == 0 and smoke.train.init_head == "load"
+    public = pretrained.TABLE.get(config.model.name)
+    if task == "classification":
+        assert config.train.init_weights == public.source and public.on_hub
+        assert config.data.interpolation == public.interpolation
+        config.train.init_weights = ""
     with pytest.raises(ValueError, match="2 problems\n.*init_head.*\n.*frozen_epochs holds"):
         validate(config, base.get_config(), models.registry, check_paths=False)
     config.train.init_weights = "weights.safetensors"
