@@ -23,7 +23,7 @@ from typing import Any
 import jax
 
 from benchmarks import harness, model_suite
-from benchmarks.compare_runs import ROOT, RUN_OPTIONS, Run, train_all
+from benchmarks.training_runs import ROOT, RUN_OPTIONS, Run, train_all
 from configs import moving_digits
 from lambdanet.analysis.text import markdown_table
 from lambdanet.config_flag import apply_overrides
