@@ -120,7 +120,7 @@ def prepare_part(source: Path, classes: Sequence[str], scratch: Path, few: int =
                 link = place / file.name
                 if not link.exists():
                     link.symlink_to(file.resolve())
-    image_folder.prepare(str(scratch), str(prepared), val_fraction=0.0)
+    image_folder.prepare(str(scratch), str(prepared))
     return prepared
 
 

@@ -351,7 +351,10 @@ def all_names(rows: Mapping[str, np.ndarray], info: DataInfo) -> list[str]:
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark) of the results by class; see `classification_classes`."""
     names = all_names(rows, info)

@@ -202,7 +202,10 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark) of the results by class, as in classification."""
     return classification.class_table(sums, rows, info, config)

@@ -297,7 +297,10 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns (columns, rows, remark) of the results by class; see `segmentation_classes.table`."""
     counts = np.asarray(sums["confusion"], np.float64)

@@ -277,7 +277,10 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns the table of detection, over all frames."""
     return detection.class_table(sums, by_frame(rows), info, config)

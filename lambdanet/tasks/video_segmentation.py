@@ -258,7 +258,10 @@ def finish(
 
 
 def class_table(
-    sums: Mapping[str, np.ndarray], rows: Mapping[str, np.ndarray], info: DataInfo, config: Any
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]], str]:
     """Returns the table of segmentation, over the pixels of all frames."""
     return segmentation.class_table(sums, rows, info, config)
