@@ -58,7 +58,7 @@ class Findings:
             hint = f"; with --on-error=skip: {counts}" if on_error == "raise" and counts else ""
             left_out = f"\nafter --on-error=skip, with {'; '.join(notes)}" if notes else ""
             raise ValueError(
-                f"{where} cannot be prepared; {len(wrong)} mistakes{hint}:"
+                f"{where} cannot be prepared; {len(wrong)} mistake{'s' * (len(wrong) != 1)}{hint}:"
                 f"{class_folders.listing(wrong)}{left_out if on_error == 'skip' else ''}"
             )
         return notes

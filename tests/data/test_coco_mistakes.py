@@ -47,7 +47,7 @@ def test_objects_with_mistakes_are_named_or_left_out(tmp_path, content, capsys, 
     assert run(tmp_path, content) == 1
     said = capsys.readouterr().err
     assert f"all.json: {problem}" in said or ("all.json: annotation 5" in said and problem in said)
-    assert "1 mistakes; with --on-error=skip: 1 objects left out" in said
+    assert "1 mistake; with --on-error=skip: 1 objects left out" in said
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, content, "--on-error=skip", "--split=1") == 0
     assert "note: 1 objects left out: all.json: annotation 5" in capsys.readouterr().out

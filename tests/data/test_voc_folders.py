@@ -217,7 +217,7 @@ def test_only_plain_numbers_are_edges(root, capsys, edge):
     assert run(root) == 1
     said = capsys.readouterr().err
     assert f"line 4: bndbox is [{edge!r}, '1', '20', '20']; it needs numbers xmin, ymin" in said
-    assert "1 mistakes" in said
+    assert "1 mistake" in said
     assert run(root, "--on-error=skip") == 0
     assert read(root)[0]["0.jpg"].boxes.tolist() == [[0.5, 1, 20, 20]]
 
