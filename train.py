@@ -170,6 +170,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
+    state, whole = jax.tree.leaves(state), jax.tree.structure(state).unflatten  # for fast calls
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))
@@ -187,12 +188,14 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
                 log.pause_clock()
                 score = None
                 if evaluates:
-                    found = run_eval(evaluate.weights_of(state), evaluated[config.data.eval_split])
+                    weights = evaluate.weights_of(whole(state))
+                    found = run_eval(weights, evaluated[config.data.eval_split])
                     score = found.metrics(finish) | {"count": found.count}
                     log.evaluation(step, "eval", score)
                 if saves:
                     now = {"seconds": time.perf_counter() - began, "window": window.sums()}
-                    checkpoints.save(step, state, batches.state(), plain, score, progress=now)
+                    items = whole(state), batches.state(), plain, score
+                    checkpoints.save(step, *items, progress=now)
                 elif owed:
                     checkpoints.add_score(step, score)
                 owed = False
@@ -226,7 +229,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
         received.release()  # everything is saved: from here on a signal may end the process
         split, result, panels = config.data.test_split or config.data.eval_split, None, None
         if split:
-            found = run_eval(evaluate.weights_of(state), evaluated[split])
+            found = run_eval(evaluate.weights_of(whole(state)), evaluated[split])
             result = found.metrics(finish) | {"count": found.count}
             outcome |= result | ({"test_skipped_records": found.skipped} if found.skipped else {})
             if config.data.test_split:

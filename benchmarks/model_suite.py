@@ -22,7 +22,7 @@ from benchmarks import model_networks
 from benchmarks.harness import Case, Prepared
 from configs import base
 from lambdanet import tasks
-from lambdanet.training import mesh, optimizer, schedule, start_up, state, step
+from lambdanet.training import mesh, optimizer, programs, schedule, start_up, state, step
 
 MODELS = ("lambda_resnet50", "resnet50")
 WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
@@ -45,18 +45,20 @@ def prepare_dispatch(name: str) -> Prepared:
     config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
     config.model = dict(name=name, widths=WIDTHS)
     make, train_step, batch = training_step(config, num_classes=10, batch_size=1)
-    current = [make()]
+    current, structure = jax.tree.flatten(make())
+    called = jax.jit(programs.over_leaves(train_step, structure), donate_argnums=0)
 
     def check():
         check_step(make, train_step, batch)
 
     def run():
+        nonlocal current
         samples = []
         for _ in range(STEPS):
             wall, cpu = time.perf_counter(), time.thread_time()
-            current[0], terms = train_step(current[0], batch)
+            current, terms = called(current, batch)
             samples.append((time.perf_counter() - wall, time.thread_time() - cpu))
-            jax.block_until_ready((current[0], terms))
+            jax.block_until_ready((current, terms))
         wall, cpu = zip(*samples, strict=True)
         return statistics.median(wall), statistics.median(cpu)
 

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 # glibc's malloc.h: parameters of mallopt, which takes ints.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = -1  # as a threshold
 _TOP = 64 * 2**20  # bytes asked for beyond what is needed, so that the heap grows in few steps
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
@@ -117,7 +117,9 @@ def keep_freed_memory() -> bool:
     XLA on CPU asks for the same large buffers in every step. By default they are mapped afresh each
     time, and each fresh page costs a fault and is filled with zeros first (docs/performance.md has
     the measurement). What this process has freed is not available to other processes any more.
-    Settings in the environment (MALLOC_...) win.
+    Every thread keeps an arena of its own: in one arena for all, what a compilation leaves behind
+    in thousands of sizes is searched through for every buffer of every step. Settings in the
+    environment (MALLOC_...) win.
 
     Returns:
         Whether it was done: only with glibc, and if the environment does not set any of it.
@@ -129,5 +131,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library
         return False
-    settings = {_ARENA_MAX: 1, _MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _TOP}
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: _NEVER, _TOP_PAD: _TOP}
     return all([mallopt(name, value) == 1 for name, value in settings.items()])

@@ -150,9 +150,10 @@ def states():
         found = [jax.device_get(state)]
         image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
         batch = {"image": jnp.asarray(image), "label": jnp.arange(6) % 3}
+        leaves, structure = jax.tree.flatten(state)
         for number in range(STEPS):
-            state, _ = step(number, state, batch)
-            found.append(jax.device_get(state))
+            leaves, _ = step(number, leaves, batch)
+            found.append(structure.unflatten(jax.device_get(leaves)))
     return found
 
 
