@@ -2,10 +2,12 @@
 
     python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json
     FILE]
+    python -m benchmarks gpu [--minutes M] [--out DIR]
 
 micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that
 XLA's CPU backend runs badly; model: whole networks; input: the data pipeline; memory: temporary
-memory of every block; scale: layers on large maps, and seconds to compile a network.
+memory of every block; scale: layers on large maps, and seconds to compile a network. gpu: all that
+is to be known of a GPU, see `gpu_suite`.
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was
 wrong.
@@ -24,7 +26,7 @@ import sys
 # framework.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from benchmarks import harness
+from benchmarks import gpu_suite, harness
 from lambdanet.analysis.text import console
 from lambdanet.training import start_up
 
@@ -43,13 +45,18 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("suite", choices=SUITES)
-    parser.add_argument(
-        "--cases", default="*", metavar="GLOB", help="only cases whose name matches"
-    )
-    parser.add_argument("--rounds", type=int, default=15, help="samples per candidate, in turns")
-    parser.add_argument("--json", metavar="FILE", help="append one JSON object per line")
+    suites = parser.add_subparsers(dest="suite", metavar="suite", required=True)
+    for name in SUITES:
+        suite = suites.add_parser(name, help=f"benchmarks/{SUITES[name]}.py")
+        suite.add_argument(
+            "--cases", default="*", metavar="GLOB", help="only cases whose name matches"
+        )
+        suite.add_argument("--rounds", type=int, default=15, help="samples per candidate, in turns")
+        suite.add_argument("--json", metavar="FILE", help="append one JSON object per line")
+    gpu_suite.add_arguments(suites.add_parser("gpu", help="all that is to be known of a GPU"))
     args = parser.parse_args(argv)
+    if args.suite == "gpu":
+        return gpu_suite.main(args)
     if args.rounds < 1:
         parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
     start_up.use_eigen_convolutions()

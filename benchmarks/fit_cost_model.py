@@ -19,6 +19,8 @@ import functools
 import itertools
 import json
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -38,38 +40,59 @@ Times = dict[
 
 
 def read(path: str) -> tuple[Times, Times, dict[cost_model.Geometry, str]]:
-    """Returns the best times of our lowerings and of PyTorch's forms, every shape's name."""
+    """Returns `times_of` a file of JSON lines, and every shape's name."""
     shapes = {shape.name: micro_lambda.geometry(shape) for shape in micro_lambda.SHAPES}
-    ours, theirs = ({direction: {} for direction in cost_model.DIRECTIONS} for _ in range(2))
     with open(path) as lines:
-        for record in map(json.loads, lines):
-            if record["case"] in shapes and record.get("ms") and record["impl"] != "auto":
-                times = ours if record["framework"] == "ours" else theirs
-                times[record["direction"]].setdefault(shapes[record["case"]], {})[
-                    record["impl"]
-                ] = record["ms"]
+        ours, theirs = times_of(map(json.loads, lines), shapes)
     return ours, theirs, {geometry: name for name, geometry in shapes.items()}
 
 
-def fit(times: Times, device: cost_model.Device) -> cost_model.Device:
-    """Returns the device with rates for every lowering but 'conv'."""
+def times_of(
+    records: Iterable[Mapping[str, Any]], shapes: Mapping[str, cost_model.Geometry]
+) -> tuple[Times, Times]:
+    """Returns the best times of our lowerings and of PyTorch's forms.
+
+    Args:
+        records: of any suite.
+        shapes: what to look for, by name of the case.
+    """
+    ours, theirs = ({direction: {} for direction in cost_model.DIRECTIONS} for _ in range(2))
+    for record in records:
+        if record["case"] in shapes and record.get("ms") and record["impl"] != "auto":
+            times = ours if record["framework"] == "ours" else theirs
+            found = times[record["direction"]].setdefault(shapes[record["case"]], {})
+            found[record["impl"]] = record["ms"]
+    return ours, theirs
+
+
+def fit(
+    times: Times, device: cost_model.Device, least: Mapping[str, np.ndarray] = FLOOR
+) -> cost_model.Device:
+    """Returns the device with rates for every measured lowering; for 'conv' only if it had some.
+
+    Args:
+        times: as `times_of` gives them.
+        device: whose rates are to be replaced.
+        least: by direction the lowest rates that can be.
+    """
     rates = {}
     for direction, shapes in times.items():
         names = [
             name
             for name in cost_model.GRID_IMPLS
-            if name != "conv" and any(name in found for found in shapes.values())
+            if (name != "conv" or name in device.rates[direction])
+            and any(name in found for found in shapes.values())
         ]
         amounts = {name: {g: _amounts(g, name, device) for g in shapes} for name in names}
         start = {}
         for name in names:
             measured = [g for g in shapes if name in shapes[g]]
             relative = np.stack([amounts[name][g] / (shapes[g][name] / 1e3) for g in measured])
-            floor = FLOOR[direction]
+            floor = least[direction]
             start[name] = floor + _least_squares(
                 relative, np.ones(len(measured)) - relative @ floor
             )
-        rates[direction] = _refine(start, amounts, shapes, FLOOR[direction])
+        rates[direction] = _refine(start, amounts, shapes, least[direction])
     rounded = {
         d: {n: tuple(float(f"{x:.3g}") for x in r) for n, r in found.items()}
         for d, found in rates.items()

@@ -97,12 +97,9 @@ def run_cases(
         The records. A candidate that failed its check has no times and `error` instead; a too slow
         one likewise.
     """
-    groups: dict[tuple[str, str, str], list[Case]] = {}
-    for case in cases:
-        groups.setdefault((case.suite, case.name, case.direction), []).append(case)
     records, limits = [], None
-    for group in groups.values():
-        for record in _run_group(group, rounds):
+    for group in in_turns(cases):
+        for record in run_group(group, rounds):
             if {"flops", "bytes", "ms"} <= record.keys():
                 limits = limits or ceilings()
                 record["gemm_share"] = record["flops"] / (limits[0] * record["ms"] / 1e3)
@@ -113,7 +110,28 @@ def run_cases(
     return records
 
 
-def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
+def in_turns(cases: Iterable[Case]) -> list[list[Case]]:
+    """Returns the groups of cases that take turns: those with the same name and direction."""
+    groups: dict[tuple[str, str, str], list[Case]] = {}
+    for case in cases:
+        groups.setdefault((case.suite, case.name, case.direction), []).append(case)
+    return list(groups.values())
+
+
+def run_group(
+    group: Sequence[Case], rounds: int, *, kept: type[Exception] = AssertionError
+) -> list[dict[str, Any]]:
+    """Measures cases that take turns.
+
+    Args:
+        group: one of `in_turns`.
+        rounds: samples per case.
+        kept: what a candidate may raise while it is prepared, checked and first run; becomes its
+            `error`. Whatever else is raised ends the measurement.
+
+    Returns:
+        The records, see `run_cases`.
+    """
     records, ready = [], []
     for case in group:
         record = dict(
@@ -124,18 +142,20 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
             impl=case.impl,
         )
         records.append(record)
-        prepared = case.prepare()
+        prepared = None
         try:
+            prepared = case.prepare()
             prepared.check()
-        except AssertionError as error:
-            record["error"] = f"wrong result: {error}"
-            prepared.close()
+            record |= prepared.facts
+            wall = 0.0 if prepared.run is None else _sample(prepared, 1)[0]
+        except kept as error:
+            record["error"] = said(error)
+            if prepared is not None:
+                prepared.close()
             continue
-        record |= prepared.facts
         if prepared.run is None:
             prepared.close()
             continue
-        wall, _ = _sample(prepared, 1)
         if wall > SLOWEST_CALL:
             record["error"] = f"dropped: one call takes {wall:.1f} s"
             prepared.close()
@@ -166,6 +186,13 @@ def _run_group(group: Sequence[Case], rounds: int) -> list[dict[str, Any]]:
         record |= {key: value for key, value in extra.items() if value is not None}
         prepared.close()
     return records
+
+
+def said(error: Exception) -> str:
+    """Returns one line about an error for a record."""
+    first = next(iter(str(error).splitlines()), "")[:300]
+    kind = "wrong result" if isinstance(error, AssertionError) else type(error).__name__
+    return f"{kind}: {first}"
 
 
 def _sample(prepared: Prepared, repeats: int) -> tuple[float, float]:
@@ -238,6 +265,13 @@ COLUMNS = (
     ("growth", "{:.2f}"),
     ("formula", "{}"),
     ("formula_bytes", "{}"),
+    ("dtype", "{}"),
+    ("off", "{:.1e}"),
+    ("allowed", "{:.0e}"),
+    ("needs_mib", "{:.1f}"),
+    ("limit_mib", "{:.1f}"),
+    ("fits", "{}"),
+    ("skipped", "{}"),
     ("error", "{}"),
 )
 

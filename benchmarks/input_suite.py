@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,8 @@ def stored(files: list[bytes]) -> list[data.Record]:
     return [data.Record({"image": file, "label": 0}, i, f"{i}") for i, file in enumerate(files)]
 
 
-def cases() -> list[Case]:
-    """Returns the cases of the suite."""
+def cases(threads: Sequence[int] = (0, 2, 4)) -> list[Case]:
+    """Returns the cases of the suite; the pipeline once for each number of threads."""
     found = []
     for name, changes in (
         ("decode_crop_flip", {}),
@@ -85,14 +86,14 @@ def cases() -> list[Case]:
     )
     # Different names, so that they do not take turns: one would decode ahead during the other's
     # sample.
-    for threads in (0, 2, 4):
+    for number in threads:
         found.append(
             Case(
                 "input",
-                f"pipeline_{threads}_threads",
+                f"pipeline_{number}_threads",
                 "train",
                 "grain",
-                lambda t=threads: prepare_pipeline(t),
+                lambda t=number: prepare_pipeline(t),
             )
         )
     return found

@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks import memory_suite
 from benchmarks.harness import Case, Prepared
+from lambdanet.ops.attention_lowering import Pairs, choose_chunk
 from lambdanet.ops.relative_logits import relative_attention
 from lambdanet.ops.softmax_attention import dot_attention, softmax_attention
 
@@ -102,21 +103,38 @@ def cases() -> list[Case]:
     ]
 
 
+def fits_cudnn(name: str, dtype: str) -> bool:
+    """Whether the library's fused kernel takes a core in this dtype, on a GPU that has it."""
+    if name == "bottleneck":  # its relative logits are a bias
+        return False
+    q, *_, v = CORES[name].shapes(SIDES[0]).values()
+    heads = q[2] if len(q) == 4 else 1
+    pairs = Pairs(q[0] * heads, q[1], v[1], q[-1], v[-1], dtype)
+    return choose_chunk(pairs, "cuda") == "cudnn"
+
+
+def operands(name: str, side: int) -> dict[str, np.ndarray]:
+    """Draws the arrays of a core."""
+    rng, shapes = np.random.default_rng(0), CORES[name].shapes(side)
+    return {key: rng.normal(size=shape).astype(np.float32) for key, shape in shapes.items()}
+
+
 @functools.lru_cache(maxsize=1)
 def _problem(
-    name: str, side: int
+    name: str, side: int, dtype: str
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
-    """Returns the arrays, the gradient of the output, and what every candidate has to find: the
-    form with all logits."""
-    rng = np.random.default_rng(0)
-    arrays = {
-        key: rng.normal(size=shape).astype(np.float32)
-        for key, shape in CORES[name].shapes(side).items()
-    }
+    """Returns the arrays as a dtype rounds them, the gradient of the output, and what every
+    candidate has to find: the form with all logits in float32."""
+    arrays = {key: _rounded(array, dtype) for key, array in operands(name, side).items()}
     y = jax.eval_shape(lambda a: CORES[name].function(a, None), arrays)
-    cotangent = rng.normal(size=y.shape).astype(np.float32)
-    found = _program(name, "train", None)(arrays, cotangent)
+    cotangent = _rounded(np.random.default_rng(1).normal(size=y.shape), dtype)
+    with jax.default_matmul_precision("highest"):
+        found = _program(name, "train", None)(arrays, cotangent)
     return arrays, cotangent, {key: np.asarray(array) for key, array in found.items()}
+
+
+def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array.astype(jnp.dtype(dtype)).astype(np.float32)
 
 
 def _program(name: str, direction: str, query_chunk: int | str | None) -> Callable:
@@ -132,11 +150,29 @@ def _program(name: str, direction: str, query_chunk: int | str | None) -> Callab
     return jax.jit(train if direction == "train" else lambda arrays, _: {"y": function(arrays)})
 
 
-def prepare(name: str, side: int, direction: str, query_chunk: int | str | None) -> Prepared:
+def prepare(
+    name: str,
+    side: int,
+    direction: str,
+    query_chunk: int | str | None,
+    *,
+    dtype: str = "float32",
+    tolerance: float = TOLERANCE,
+) -> Prepared:
     """Compiles one candidate; its temporary memory is that without library fusions, as in suite
-    `memory`."""
-    arrays, cotangent, expected = _problem(name, side)
-    given = jax.tree.map(jnp.asarray, (arrays, cotangent))
+    `memory`.
+
+    Args:
+        name: of a core.
+        side: of the map.
+        direction: 'fwd' or 'train'.
+        query_chunk: see `softmax_attention`.
+        dtype: of all arrays.
+        tolerance: largest difference of the output and of each gradient, relative to the largest
+            element.
+    """
+    arrays, cotangent, expected = _problem(name, side, dtype)
+    given = jax.tree.map(lambda a: jnp.asarray(a, dtype), (arrays, cotangent))
     lowered = _program(name, direction, query_chunk).lower(*given)
     compiled = lowered.compile()
     account = lowered.compile(memory_suite.without_fusions()).memory_analysis()
@@ -144,16 +180,20 @@ def prepare(name: str, side: int, direction: str, query_chunk: int | str | None)
     elements = sum(array.size for array in arrays.values()) + cotangent.size
     return Prepared(
         lambda: (jax.block_until_ready(compiled(*given)), None)[1],
-        lambda: _compare(compiled(*given), expected),
+        lambda: _compare(compiled(*given), expected, tolerance),
         temp_mib=account.temp_size_in_bytes / 2**20,
         flops=2.0 * factor * core.pairs(side) * core.depths,
-        bytes=4.0 * elements * (1 if direction == "fwd" else 2),
+        bytes=float(jnp.dtype(dtype).itemsize) * elements * (1 if direction == "fwd" else 2),
+        facts=dict(dtype=dtype),
     )
 
 
-def _compare(found: Mapping[str, object], expected: Mapping[str, np.ndarray]) -> None:
+def _compare(
+    found: Mapping[str, jax.Array], expected: Mapping[str, np.ndarray], tolerance: float
+) -> None:
     for name, array in found.items():
-        error = np.abs(np.asarray(array) - expected[name]).max() / np.abs(expected[name]).max()
-        assert error < TOLERANCE, (
+        off = np.asarray(array).astype(np.float32) - expected[name]
+        error = np.abs(off).max() / np.abs(expected[name]).max()
+        assert error < tolerance, (
             f"{'output' if name == 'y' else 'gradient of ' + name} is off by {error:.1e}"
         )

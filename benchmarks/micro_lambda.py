@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import importlib.util
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -85,19 +86,7 @@ def cases() -> list[Case]:
     found = []
     for shape in SHAPES:
         for direction in ("fwd", "train"):
-            # In turns, whoever follows PyTorch finds the caches cold: 'auto' shall not be the one,
-            # nor a lowering it may choose.
-            for impl in ("dense", "auto", *cost_model.GRID_IMPLS[1:]):
-                if not _hopeless(impl, shape):
-                    found.append(
-                        Case(
-                            "micro",
-                            shape.name,
-                            direction,
-                            impl,
-                            functools.partial(prepare, shape, direction, impl),
-                        )
-                    )
+            found += own_cases(shape, direction)
             for form in torch_lambda.FORMS if with_torch else ():
                 sizes = dict(
                     batch=shape.batch,
@@ -111,7 +100,27 @@ def cases() -> list[Case]:
     return found
 
 
-def geometry(shape: Shape) -> cost_model.Geometry:
+def own_cases(
+    shape: Shape, direction: str, *, dtype: str = "float32", tolerance: float = TOLERANCE
+) -> list[Case]:
+    """Returns one case per lowering of ours; the name says a dtype that is not float32."""
+    name = shape.name if dtype == "float32" else f"{shape.name}_{dtype}"
+    # In turns, whoever follows PyTorch finds the caches cold: 'auto' shall not be the one, nor a
+    # lowering it may choose.
+    return [
+        Case(
+            "micro",
+            name,
+            direction,
+            impl,
+            functools.partial(prepare, shape, direction, impl, dtype=dtype, tolerance=tolerance),
+        )
+        for impl in ("dense", "auto", *cost_model.GRID_IMPLS[1:])
+        if not _hopeless(impl, shape)
+    ]
+
+
+def geometry(shape: Shape, dtype: str = "float32") -> cost_model.Geometry:
     """Returns a problem as the cost model sees it."""
     return cost_model.Geometry(
         batch=shape.batch,
@@ -122,6 +131,7 @@ def geometry(shape: Shape) -> cost_model.Geometry:
         intra_depth=shape.intra_depth,
         scope=(shape.scope, shape.scope),
         dilation=(1, 1),
+        itemsize=jnp.dtype(dtype).itemsize,
     )
 
 
@@ -199,12 +209,32 @@ def problem(shape: Shape) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, 
     return operands, weight, exact
 
 
-def prepare(shape: Shape, direction: str, impl: str) -> Prepared:
-    """Compiles one lowering for one shape; `direction` 'train' is the answer and all gradients."""
+def prepare(
+    shape: Shape,
+    direction: str,
+    impl: str,
+    *,
+    dtype: str = "float32",
+    tolerance: float = TOLERANCE,
+    core: Callable[..., jax.Array] | None = None,
+) -> Prepared:
+    """Compiles one lowering for one shape.
+
+    Args:
+        shape: the problem.
+        direction: 'fwd', or 'train' for the answer and all gradients.
+        impl: the lowering.
+        dtype: of all operands.
+        tolerance: largest relative error of the answer and of each gradient.
+        core: (q, keys, v, table) -> the answer, in place of what the layer does.
+    """
     operands, weight, exact = problem(shape)
-    arrays, cotangent = {name: jnp.asarray(a) for name, a in operands.items()}, jnp.asarray(weight)
+    arrays = {name: jnp.asarray(a, dtype) for name, a in operands.items()}
+    cotangent = jnp.asarray(weight, dtype)
 
     def forward(q, keys, v, table):
+        if core is not None:
+            return core(q, keys, v, table)
         return lambda_mix.mix(q, keys, v, table, None, impl=impl)
 
     def answer(arrays, cotangent):
@@ -217,19 +247,22 @@ def prepare(shape: Shape, direction: str, impl: str) -> Prepared:
     compiled = jax.jit(answer if direction == "fwd" else train).lower(arrays, cotangent).compile()
 
     def check():
-        _compare({name: np.asarray(a) for name, a in compiled(arrays, cotangent).items()}, exact)
+        found = compiled(arrays, cotangent)
+        found = {name: np.asarray(a).astype(np.float32) for name, a in found.items()}
+        _compare(found, exact, tolerance)
 
     lowering = impl
     if impl == "auto":
-        lowering = cost_model.choose_impl(geometry(shape), jax.default_backend(), direction)
-    flops, moved = work(shape, direction)
+        known = geometry(shape, dtype), jax.default_backend()
+        lowering = cost_model.choose_impl(*known, direction)
+    flops, moved = work(shape, direction, jnp.dtype(dtype).itemsize)
     return Prepared(
         lambda: (jax.block_until_ready(compiled(arrays, cotangent)), None)[1],
         check,
         temp_mib=compiled.memory_analysis().temp_size_in_bytes / 2**20,
         flops=flops,
         bytes=moved,
-        facts=dict(lowering=lowering),
+        facts=dict(lowering=lowering, dtype=dtype),
     )
 
 
@@ -242,21 +275,22 @@ def prepare_torch(shape: Shape, direction: str, form: str) -> Prepared:
         _compare(
             {name: a.numpy() for name, a in run().items()},
             {name: torch_lambda.to_torch(form, name, a) for name, a in exact.items()},
+            TOLERANCE,
         )
 
     flops, moved = work(shape, direction)
     return Prepared(lambda: (run(), None)[1], check, flops=flops, bytes=moved)
 
 
-def _compare(found: dict[str, np.ndarray], exact: dict[str, np.ndarray]) -> None:
+def _compare(found: dict[str, np.ndarray], exact: dict[str, np.ndarray], tolerance: float) -> None:
     for name, array in found.items():
         error = np.linalg.norm(array - exact[name]) / np.linalg.norm(exact[name])
-        assert error < TOLERANCE, (
+        assert error < tolerance, (
             f"{'output' if name == 'y' else 'gradient of ' + name} is off by {error:.1e}"
         )
 
 
-def work(shape: Shape, direction: str) -> tuple[float, float]:
+def work(shape: Shape, direction: str, itemsize: int = 4) -> tuple[float, float]:
     """Returns (operations, bytes) of the formula: taps inside the map, operands and results once;
     training triples it all.
     """
@@ -274,4 +308,4 @@ def work(shape: Shape, direction: str) -> tuple[float, float]:
         (*(shape.scope,) * 2, u, KEY_DEPTH)
     )
     passes = 1 if direction == "fwd" else 3
-    return 2.0 * macs * passes, 4.0 * moved * (1 if direction == "fwd" else 2)
+    return 2.0 * macs * passes, float(itemsize) * moved * (1 if direction == "fwd" else 2)

@@ -75,7 +75,8 @@ def slide(
     """The core of Slide attention as the module calls it: both kernels and both biases are added
     first.
     """
-    kernel, bias = slide_mix.shift_weight(window) + learned, fixed_bias + learned_bias
+    shifts = jnp.asarray(slide_mix.shift_weight(window), learned.dtype)
+    kernel, bias = shifts + learned, fixed_bias + learned_bias
     shared = dict(
         key_weight=kernel,
         value_weight=kernel,
@@ -100,10 +101,18 @@ def _problem(
     kind: str, shape: Sequence[int]
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray]]:
     """Returns the operands, the gradient of the output, and what every candidate has to find."""
+    given = operands(kind, shape)
+    cotangent = np.random.default_rng(1).normal(size=given["q"].shape).astype(np.float32)
+    found = _program(kind, shape[3], "train", LITERAL[kind])(given, cotangent)
+    return given, cotangent, {name: np.asarray(array) for name, array in found.items()}
+
+
+def operands(kind: str, shape: Sequence[int]) -> dict[str, np.ndarray]:
+    """Draws the arrays of a core for (batch, side of the map, heads, window)."""
     batch, side, heads, window = shape
     rng, slots = np.random.default_rng(0), window**2
-    q, k, v, cotangent = rng.normal(size=(4, batch, side, side, heads, HEAD_DIM)).astype(np.float32)
-    operands = dict(q=q * HEAD_DIM**-0.5, k=k, v=v)
+    q, k, v = rng.normal(size=(3, batch, side, side, heads, HEAD_DIM)).astype(np.float32)
+    arrays = dict(q=q * HEAD_DIM**-0.5, k=k, v=v)
     if kind == "slide":
         parts = dict(
             learned=(window, window, HEAD_DIM, slots),
@@ -111,10 +120,9 @@ def _problem(
             learned_bias=(HEAD_DIM, slots),
         )
         for name, size in parts.items():
-            operands[name] = rng.uniform(-1 / window, 1 / window, size).astype(np.float32)
-        operands["position_bias"] = rng.normal(scale=0.1, size=(heads, slots)).astype(np.float32)
-    found = _program(kind, window, "train", LITERAL[kind])(operands, cotangent)
-    return operands, cotangent, {name: np.asarray(array) for name, array in found.items()}
+            arrays[name] = rng.uniform(-1 / window, 1 / window, size).astype(np.float32)
+        arrays["position_bias"] = rng.normal(scale=0.1, size=(heads, slots)).astype(np.float32)
+    return arrays
 
 
 def _program(
@@ -136,8 +144,8 @@ def _program(
 
 def prepare(kind: str, shape: Sequence[int], direction: str, impl: str) -> Prepared:
     """Compiles one lowering for one shape."""
-    operands, cotangent, expected = _problem(kind, tuple(shape))
-    arrays = jax.tree.map(jnp.asarray, (operands, cotangent))
+    given, cotangent, expected = _problem(kind, tuple(shape))
+    arrays = jax.tree.map(jnp.asarray, (given, cotangent))
     compiled = _program(kind, shape[3], direction, impl).lower(*arrays).compile()
     return Prepared(
         lambda: (jax.block_until_ready(compiled(*arrays)), None)[1],
@@ -149,14 +157,14 @@ def prepare(kind: str, shape: Sequence[int], direction: str, impl: str) -> Prepa
 
 def prepare_torch(kind: str, shape: Sequence[int], direction: str, form: str) -> Prepared:
     """One of PyTorch's forms for one shape."""
-    operands, cotangent, expected = _problem(kind, tuple(shape))
+    given, cotangent, expected = _problem(kind, tuple(shape))
     unfold = functools.partial(torch_local.local_unfold, window=shape[3])
     forms = {
         "two_paths": torch_local.slide_paths,
         "merged": torch_local.slide_merged,
         "unfold": unfold,
     }
-    run = torch_local.runner(forms[form], operands, cotangent, direction)
+    run = torch_local.runner(forms[form], given, cotangent, direction)
     return Prepared(
         lambda: (run(), None)[1],
         lambda: _compare(

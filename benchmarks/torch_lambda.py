@@ -100,18 +100,28 @@ def to_torch(form: str, name: str, array: np.ndarray) -> np.ndarray:
 
 
 def runner(
-    form: str, operands: Mapping[str, np.ndarray], cotangent: np.ndarray, direction: str
+    form: str,
+    operands: Mapping[str, np.ndarray],
+    cotangent: np.ndarray,
+    direction: str,
+    *,
+    dtype: str = "float32",
 ) -> Callable[[], dict[str, Any]]:
     """Returns a function that computes the answer 'y' and, for direction 'train', the gradients by
-    operand.
+    operand, in a dtype and on the device that is torch's default as this is called.
     """
     import torch
 
-    tensors = {name: torch.tensor(to_torch(form, name, array)) for name, array in operands.items()}
-    weight = torch.tensor(to_torch(form, "y", cotangent))
+    def tensor(name: str, array: np.ndarray) -> torch.Tensor:
+        return torch.tensor(to_torch(form, name, array), dtype=getattr(torch, dtype))
+
+    tensors = {name: tensor(name, array) for name, array in operands.items()}
+    weight = tensor("y", cotangent)
     options: dict[str, Any] = dict(heads=operands["q"].shape[3])
     if form == "pairs":
         options |= _pair_index(operands["q"].shape[1:3], operands["table"].shape[:2])
+        if options["seen"] is not None:
+            options["seen"] = options["seen"].to(tensors["table"].dtype)
     function = {"conv_rr1": conv_rr1, "pairs": pairs, "conv_1rr": conv_1rr}[form]
 
     def forward():

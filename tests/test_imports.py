@@ -23,6 +23,7 @@ FORBIDDEN = {
         "lambdanet.training",
         "lambdanet.analysis",
     ],
+    "lambdanet/experimental": ["lambdanet"],
     "lambdanet/layers": [
         "lambdanet.attention",
         "lambdanet.data",
@@ -57,10 +58,14 @@ FORBIDDEN = {
 }
 
 
-def imported_modules(path: Path) -> set[str]:
-    """Returns the absolute names of all modules that a file imports, anywhere in it."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+def imported_modules(path: Path, *, late: bool = True) -> set[str]:
+    """Returns the absolute names of all modules that a file imports: anywhere in it, or without
+    `late` outside functions."""
+    names, nodes = set(), [ast.parse(path.read_text())]
+    while nodes:
+        node = nodes.pop()
+        if late or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            nodes += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
@@ -80,6 +85,15 @@ def test_direction(package):
         if name == forbidden or name.startswith(forbidden + ".")
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_what_is_experimental_is_imported_inside_functions_alone():
+    files = [path for room in ("lambdanet", "models") for path in (ROOT / room).rglob("*.py")]
+    users = {}
+    for late in (False, True):
+        names = {path: imported_modules(path, late=late) for path in files}
+        users[late] = [p for p in files if any("lambdanet.experimental" in n for n in names[p])]
+    assert users == {False: [], True: [ROOT / "lambdanet/ops/position_lambda.py"]}
 
 
 def test_no_tensorflow_and_no_torch_at_import():

@@ -60,8 +60,8 @@ def position_term(
             in the backward pass.
         'spectral': lambda order, by frequencies along the last axis and tiles of the map
             (`spectral_lambda`); one or two axes.
-        'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far (`fused_lambda`);
-            two axes, dilation 1. Only on request.
+        'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far
+            (`lambdanet.experimental.fused_lambda`); two axes, dilation 1. Only on request.
         'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward
             pass alone where nothing is differentiated and for both passes where something is.
 
@@ -110,15 +110,14 @@ def position_term(
     rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
 
     def lowered(impl, q, v, table):
+        table = clip_table(table, shape, dilation)
         if impl == "fused":
             if any(step != 1 for step in dilation):
                 raise ValueError(f"impl 'fused' takes dilation 1, got {dilation}; take impl 'auto'")
-            from lambdanet.ops import (
-                fused_lambda,
-            )  # its GPU front end takes half a second to import
+            # Here, because its GPU front end takes half a second to import.
+            from lambdanet.experimental.fused_lambda import fused_position_term
 
-            return fused_lambda.fused_position_term(q, v, table)
-        table = clip_table(table, shape, dilation)
+            return fused_position_term(q, v, table)
         if impl == "conv":
             return position_lowerings.by_convolution(q, v, table, dilation)
         if impl == "row_chunks":

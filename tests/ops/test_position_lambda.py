@@ -230,7 +230,7 @@ def test_fused_is_refused_where_it_does_not_run_and_never_chosen():
     q, v, table = jnp.ones((1, 4, 4, 2, 8)), jnp.ones((1, 4, 4, 1, 8)), jnp.ones((3, 3, 1, 8))
     with pytest.raises(
         ValueError,
-        match="'fused' is a kernel for NVIDIA GPUs .* take impl 'auto' or one of 'dense'",
+        match="'fused' is a kernel for NVIDIA GPUs .* the backend is 'cpu'; take impl 'auto'",
     ):
         position_lambda.position_term(q, v, table, impl="fused")
     with pytest.raises(ValueError, match="'fused' takes dilation 1, got"):

@@ -1,5 +1,9 @@
 """Fused position term of a local lambda layer for NVIDIA GPUs from Hopper on (Pallas, Mosaic GPU).
-Unmeasured.
+
+Status: experimental. Values and gradients are equal to those of the other lowerings in Pallas'
+interpret mode, and the kernels lower to Mosaic GPU modules; both are tested. None of them has run
+on a GPU, and no time is known: `python -m benchmarks gpu` checks and times them on one. Only `impl
+'fused'` of the lambda layer takes it, 'auto' never does.
 
     y[b, n, h, :] = sum_{t, u} (q[b, n, h, :] . E[t, u, :]) v[b, n + t, u, :]
 
@@ -26,11 +30,8 @@ windows of 64 queries differ, so attention order would need the logits of each r
 own amount in between, for which Pallas has no memory reference, and a table with the shifts written
 out multiplies the work by the number of different shifts.
 
-State of the evidence: values and gradients are tested in Pallas' interpret mode, and the kernels
-lower to Mosaic GPU modules. None of them has run on a GPU, and no time is known; impl 'auto' never
-takes this lowering.
-
-Array layouts and letters as in `position_lambda`, for maps with two axes and dilation 1.
+Array layouts and letters as in `lambdanet.ops.position_lambda`, for maps with two axes and
+dilation 1.
 """
 
 from __future__ import annotations
@@ -48,9 +49,6 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
-
-from lambdanet.ops import cost_model
-from lambdanet.ops.relative_table import clip_table
 
 # tiles are multiples of 8 x 8: the four warps of a warpgroup take two rows each, lanes run along
 # the columns
@@ -93,7 +91,8 @@ def fused_position_term(
     Args:
         q: queries, bfloat16 or float32 (float64 in interpret mode).
         v: values, in the dtype of `q`.
-        table: relative embeddings, an odd number of taps per axis.
+        table: relative embeddings, an odd number of taps per axis. Taps that the map cannot reach
+            (`relative_table.clip_table`) cost time and change nothing.
         tile: rows and columns of queries per program, multiples of 8. Maps are padded to whole
             tiles.
         interpret: runs the kernels in Pallas' interpret mode, on any backend; for tests.
@@ -133,16 +132,12 @@ def fused_position_term(
         )
     if not interpret:
         _require_hopper()
-    return _term(q, v, clip_table(table, v.shape[1:3], (1, 1)), tuple(tile), interpret)
+    return _term(q, v, table, tuple(tile), interpret)
 
 
 def _require_hopper() -> None:
     backend = jax.default_backend()
-    advice = (
-        f"take impl 'auto' or one of {', '.join(map(repr, cost_model.GRID_IMPLS))}, which "
-        "run "
-        "on every backend"
-    )
+    advice = "take impl 'auto', which runs on every backend"
     if backend != "gpu":
         raise ValueError(
             f"impl 'fused' is a kernel for NVIDIA GPUs from Hopper on, the backend is {backend!r}; "

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lambdanet.ops import fused_lambda, position_lambda
+from lambdanet.experimental import fused_lambda
+from lambdanet.ops import position_lambda
 
 # map size, taps per axis, u, h, k, v, tile
 GEOMETRIES = {
@@ -88,7 +89,7 @@ def test_a_backend_without_the_kernel_is_refused(monkeypatch):
     operands = arrays((4, 4), (3, 3), 1, 2, 4, 5, dtype=np.float32)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     with pytest.raises(
-        ValueError, match="from Hopper on, the backend is 'cpu'; take impl 'auto' or one of 'dense'"
+        ValueError, match="from Hopper on, the backend is 'cpu'; take impl 'auto', which runs"
     ):
         fused_lambda.fused_position_term(*operands)
 

@@ -1,0 +1,425 @@
+"""`python -m benchmarks gpu` in miniature on the CPU: order, resuming, failures, time, refusal."""
+
+import argparse
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from covering import part
+
+from benchmarks import __main__ as command
+from benchmarks import (
+    gpu_equality,
+    gpu_journal,
+    gpu_networks,
+    gpu_part,
+    gpu_parts,
+    gpu_report,
+    gpu_sizes,
+    gpu_suite,
+    harness,
+)
+from benchmarks.gpu_parts import PARTS
+from benchmarks.gpu_sizes import TINY
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = ["equality", "constants", "lambda", "fused", "attention", "networks", "host", "torch"]
+
+
+def arguments(out, *words):
+    parser = argparse.ArgumentParser()
+    gpu_suite.add_arguments(parser)
+    return parser.parse_args(["--out", str(out), "--rounds", "1", *words])
+
+
+def run(out, *words, started=None):
+    """The command with its parts in this process; `started` gets the names of those begun."""
+
+    def start(name, seconds, left):
+        if started is not None:
+            started.append(name)
+        given = [name, "--file", str(out / "gpu.jsonl"), "--rounds", "1", "--seconds", str(seconds)]
+        return gpu_part.main([*given, "--left", str(left), *[w for w in words if w == "--tiny"]])
+
+    return gpu_suite.main(arguments(out, *words), start)
+
+
+def lines(out):
+    return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
+
+
+# --------------------------------------------------------------------------------------------------
+# The whole in miniature
+
+
+# Still smaller than --tiny, which the exhaustive tests run: one core, one batch size that fits.
+SMALL = dataclasses.replace(TINY, equality=((), (), (("mhsa", 4),)), memory=42_000)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a whole run, and what it returned."""
+    out = tmp_path_factory.mktemp("gpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gpu_sizes, "TINY", SMALL)
+        return out, run(out, "--tiny")
+
+
+def test_all_parts_run_in_their_order_and_nothing_fails(finished):
+    out, status = finished
+    known = gpu_journal.read(out / "gpu.jsonl")
+    assert status == 0 and not known.errors, known.errors
+    assert list(PARTS) == ORDER == list(known.left) and set(known.left.values()) == {0}
+    assert list(dict.fromkeys(name for name, _ in known.ended)) == ORDER
+    for record in known.records:
+        if record["part"] == "equality":
+            assert 0 <= record["off"] < record["allowed"]
+        elif record["part"] not in ("networks", "torch"):
+            assert record["ms"] > 0
+    arithmetics = {r["unit"].split("_")[-1] for r in known.records if r["part"] == "equality"}
+    assert {f"{name.split('_')[-1]} train" for name in gpu_equality.ARITHMETICS} == arithmetics
+    assert {r["impl"] for r in known.records if r["part"] == "fused"} == {
+        "auto",
+        "fused_interpreted",
+    }
+    # The memory says no at some batch size, and all below it ran.
+    networks = [r for r in known.records if r["part"] == "networks"]
+    assert [r["fits"] for r in networks] == [True] * (len(networks) - 1) + [False]
+    assert len(networks) > 1 and all("ms" in r for r in networks[:-1])
+    assert all(r["needs_mib"] > r["limit_mib"] for r in networks[-1:])
+
+
+def test_the_page_of_a_miniature_claims_nothing(finished):
+    out, _ = finished
+    text = (out / "performance_gpu.md").read_text()
+    assert text.startswith("# A miniature\n") and "Performance on a GPU" not in text
+    assert "**no number here says anything about a GPU**" in text
+    headings = [line[3:] for line in text.splitlines() if line.startswith("## ")]
+    assert headings == list(gpu_report.HEADINGS.values())
+    assert "Every part is measured" in text or "PyTorch is not installed" in text
+    assert not (ROOT / "docs" / "performance_gpu.md").exists()
+
+
+def test_what_a_killed_process_left_is_measured_again_and_nothing_else(finished, tmp_path):
+    whole = (finished[0] / "gpu.jsonl").read_text()
+    units = [
+        u for name, u in gpu_journal.read(finished[0] / "gpu.jsonl").ended if name == "constants"
+    ]
+    # Killed in the middle of a record of the last unit of `constants`; the later parts, which would
+    # cost time only, say that they are finished.
+    end = whole.index(f'"unit": "{units[-1]}", "suite"') + 40
+    for name in ORDER[2:]:
+        gpu_journal.append(tmp_path / "gpu.jsonl", dict(part=name, event="left", units=0))
+    rest = (tmp_path / "gpu.jsonl").read_text()
+    (tmp_path / "gpu.jsonl").write_text(rest + whole[:end])
+    known = gpu_journal.read(tmp_path / "gpu.jsonl")
+    assert ("constants", units[-2]) in known.ended and ("constants", units[-1]) not in known.ended
+    assert not [r for r in known.records if r["unit"] == units[-1]]
+    started = []
+    assert run(tmp_path, "--tiny", started=started) == 0
+    assert started == ["machine", "constants"]
+    again = [line["unit"] for line in lines(tmp_path) if line.get("event") == "began"]
+    assert again.count(units[-1]) == 1 and again.count(units[-2]) == 1
+    before = whole[: whole.index(f'"unit": "{units[-1]}"')].rsplit("\n", 1)[0]
+    assert (tmp_path / "gpu.jsonl").read_text().startswith(rest + before)
+    assert run(tmp_path, "--tiny", started=(again := [])) == 0 and again == ["machine"]
+
+
+def test_a_gpu_is_asked_for_by_name_and_the_miniature_told_of(tmp_path, capsys):
+    started = []
+    assert run(tmp_path, started=started) == 2 and started == ["machine"]
+    said = capsys.readouterr().err
+    assert "no GPU: the backends that JAX finds are cpu (" in said and "--tiny" in said
+    assert not (tmp_path / "performance_gpu.md").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# Made-up parts
+
+
+@pytest.fixture
+def made_up():
+    """Two parts in place of all; {part: {unit: what it does}}."""
+    units, kept = {"first": {}, "second": {}}, dict(PARTS)
+
+    def cases(name):
+        def prepare(action):
+            return harness.Prepared(action, lambda: None)
+
+        return lambda sizes, records: [
+            harness.Case(name, unit, "fwd", "it", lambda a=action: prepare(a))
+            for unit, action in units[name].items()
+        ]
+
+    PARTS.clear()
+    PARTS.update({name: gpu_parts.Part(cases(name), 0.5) for name in units})
+    yield units
+    PARTS.clear()
+    PARTS.update(kept)
+
+
+def fail():
+    raise KeyError("no such thing")
+
+
+def test_a_failure_is_kept_and_the_run_goes_on(made_up, tmp_path, capsys):
+    made_up["first"] = dict(a=lambda: None, b=fail, c=lambda: None)
+    made_up["second"] = dict(d=lambda: None)
+    assert run(tmp_path, "--tiny") == 1
+    known = gpu_journal.read(tmp_path / "gpu.jsonl")
+    assert [unit for _, unit in known.ended] == ["a fwd", "b fwd", "c fwd", "d fwd"]
+    assert known.errors == {("first", "b fwd"): ["it: KeyError: 'no such thing'"]}
+    assert "failed: first: b fwd: it: KeyError" in capsys.readouterr().err
+    assert "- **Failed**: first, b fwd" in (tmp_path / "performance_gpu.md").read_text()
+    made_up["first"]["b"] = lambda: None
+    assert run(tmp_path, "--tiny") == 1  # kept until it is tried again
+    assert run(tmp_path, "--tiny", "--retry") == 0
+    assert "1 units are tried again" in capsys.readouterr().out
+
+
+def test_a_device_that_may_be_spoilt_gets_a_new_process(made_up, tmp_path):
+    def out_of_memory():
+        raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS")
+
+    made_up["first"], started = dict(a=out_of_memory, b=lambda: None), []
+    assert run(tmp_path, "--tiny", started=started) == 1
+    assert started == ["machine", "first", "first", "second"]
+
+
+@pytest.mark.parametrize(("status", "said"), [(-11, "by signal SIGSEGV"), (1, "with status 1")])
+def test_a_process_that_dies_costs_its_unit_alone(made_up, tmp_path, status, said):
+    made_up["first"] = dict(a=lambda: None, b=lambda: None)
+    file, deaths = tmp_path / "gpu.jsonl", []
+
+    def start(name, seconds, left):
+        if name == "first" and not deaths:
+            deaths.append(name)
+            gpu_journal.begin(file, (name, "a fwd"))
+            with open(file, "a") as half:
+                half.write('{"part": "first", "unit": "a fw')
+            return status
+        return gpu_part.main([name, "--file", str(file), "--tiny", "--rounds", "1"])
+
+    assert gpu_suite.main(arguments(tmp_path, "--tiny"), start) == 1
+    known = gpu_journal.read(file)
+    assert known.errors == {("first", "a fwd"): [f"its process ended {said}"]}
+    assert ("first", "b fwd") in known.ended and known.left == {"first": 0, "second": 0}
+
+
+def test_a_process_that_dies_before_it_begins_is_told_of(made_up, tmp_path):
+    made_up["second"] = dict(a=lambda: None)
+    file = tmp_path / "gpu.jsonl"
+
+    def start(name, seconds, left):
+        if name == "first":
+            return 3
+        return gpu_part.main([name, "--file", str(file), "--tiny", "--rounds", "1"])
+
+    assert gpu_suite.main(arguments(tmp_path, "--tiny"), start) == 1
+    known = gpu_journal.read(file)
+    assert known.errors == {("first", "start"): ["its process ended with status 3"]}
+    assert known.left == {"second": 0}
+    assert run(tmp_path, "--tiny") == 0  # it works now
+
+
+def test_nothing_is_begun_that_would_not_end_in_time(made_up, tmp_path, capsys):
+    made_up["first"] = {name: lambda: time.sleep(0.2) for name in "abcdefgh"}
+    made_up["second"] = dict(i=lambda: None)
+    seconds = 4.0
+    began = time.monotonic()
+    assert run(tmp_path, "--tiny", "--minutes", str(seconds / 60)) == 0
+    assert time.monotonic() - began < seconds + 1
+    known = gpu_journal.read(tmp_path / "gpu.jsonl")
+    names = [unit[0] for unit in known.ended]
+    # The second part had its turn before the rest of the first.
+    assert "second" in names and names.index("second") < 8 and known.left["second"] == 0
+    said = capsys.readouterr().out
+    assert "[first 1/8] a fwd: measured in " in said and "time left 0:0" in said
+    if known.left["first"]:
+        assert "not finished: first; the same command continues" in said
+
+
+def test_measurements_of_another_machine_are_not_mixed_in(made_up, tmp_path, capsys):
+    assert run(tmp_path, "--tiny") == 0
+    header, *rest = (tmp_path / "gpu.jsonl").read_text().splitlines(keepends=True)
+    changed = json.loads(header)
+    changed["machine"]["device"] = "NVIDIA X"
+    (tmp_path / "gpu.jsonl").write_text(json.dumps(changed) + "\n" + "".join(rest))
+    assert run(tmp_path, "--tiny") == 2
+    said = capsys.readouterr().err
+    assert "device NVIDIA X there, cpu here" in said and "--out" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--minutes", "0"], "--minutes is 0.0; allowed: more than 0"),
+        (["--rounds", "-1"], "--rounds is -1; allowed: more than 0"),
+        (["--report"], "has no measurements; run the command without --report"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path, capsys, words, said):
+    assert command.main(["gpu", "--out", str(tmp_path), *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_refused_and_kept(tmp_path, capsys):
+    text = '{"machine": {}}\n{"part": "a", "un\n{"part": "a", "event": "left", "units": 0}\n'
+    (tmp_path / "gpu.jsonl").write_text(text)
+    assert run(tmp_path, "--tiny") == 2
+    assert "line 2 is no JSON" in capsys.readouterr().err
+    assert (tmp_path / "gpu.jsonl").read_text() == text
+
+
+def test_two_runs_do_not_write_to_one_file(tmp_path, capsys):
+    with gpu_suite._alone(tmp_path / "gpu.jsonl"):
+        assert run(tmp_path, "--tiny") == 2
+    assert "another `python -m benchmarks gpu` writes to" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------
+# Pieces
+
+
+@pytest.mark.parametrize(
+    ("fits", "expected"),
+    [
+        ({}, [64]),
+        ({64: True}, [64, 128]),
+        ({64: True, 128: True, 256: False}, [64, 128, 256]),
+        ({64: False}, [64, 32]),
+        ({64: False, 32: False, 16: True}, [64, 32, 16]),
+        ({64: False, 32: False, 16: False, 8: False, 4: False, 2: False, 1: False},
+         [64, 32, 16, 8, 4, 2, 1]),
+    ],
+)  # fmt: skip
+def test_batch_sizes_double_until_one_does_not_fit(fits, expected):
+    assert gpu_networks.batches(64, fits) == expected
+
+
+def test_out_of_memory_says_no_and_other_errors_do_not(monkeypatch):
+    def raising(text):
+        def training_step(*args, **options):
+            raise jax.errors.JaxRuntimeError(text)
+
+        return training_step
+
+    name, options = TINY.networks[0]
+    given = name, dict(options), 2, TINY
+    monkeypatch.setattr(gpu_networks.model_suite, "training_step", raising("RESOURCE_EXHAUSTED: 1"))
+    prepared = gpu_networks.prepare(*given)
+    assert prepared.run is None and prepared.facts["fits"] is False
+    monkeypatch.setattr(gpu_networks.model_suite, "training_step", raising("INTERNAL: 1"))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        gpu_networks.prepare(*given)
+
+
+def test_a_wrong_lowering_is_not_equal(monkeypatch):
+    (core, *_) = gpu_equality.cores(*TINY.equality).values()
+    right = gpu_equality.lambda_mix.mix
+    monkeypatch.setattr(
+        gpu_equality.lambda_mix,
+        "mix",
+        lambda *a, impl, **k: right(*a, impl=impl, **k) * (1 if impl == "dense" else 1.001),
+    )
+    gpu_equality.prepare(core, "float32", "dense").check()
+    with pytest.raises(AssertionError, match="is off by 1.0e-03, allowed 2e-05"):
+        gpu_equality.prepare(core, "float32", "query_first").check()
+
+
+def test_a_result_that_is_no_number_is_wrong():
+    assert gpu_equality._off(np.array([np.nan, 1.0]), np.ones(2)) == float("inf")
+
+
+GPU = dict(
+    device="NVIDIA X", backend="gpu", devices=1, memory_gib=70.0, cores=8, python="3.11",
+    jax="0.10", platform="cuda 13", compute_capability="9.0", miniature=False,
+)  # fmt: skip
+
+
+def test_the_page_of_a_gpu_says_which_and_keeps_what_was_written_by_hand(tmp_path):
+    records = [
+        dict(part="constants", unit="gemm", case="gemm_bfloat16", impl="xla", ms=2.0, flops=1e12),
+        dict(part="constants", unit="copy", case="copy", impl="xla", ms=1.0, bytes=3e9),
+        dict(part="constants", unit="launch", case="launch", impl="8", ms=1.0, products=8),
+        dict(part="constants", unit="launch", case="launch", impl="18", ms=1.02, products=18),
+    ]
+    known = gpu_journal.Journal(machine=GPU, records=records, left=dict.fromkeys(PARTS, 0))
+    page = tmp_path / "page.md"
+    gpu_report.write(known, page)
+    page.write_text(page.read_text().replace("(not written yet)", "Fast."))
+    gpu_report.write(known, page)
+    text = page.read_text()
+    assert text.startswith("# Performance on a GPU\n") and "\nFast.\n" in text
+    assert "Device: NVIDIA X" in text and "compute capability 9.0" in text
+    assert "| gemm_bfloat16 | 500.00 |  | TFLOP/s |" in text
+    assert "| copy | 3000.0 | 3350 | GB/s read and written |" in text
+    assert "| launch | 2.00 | 5.0 | microseconds per operation |" in text
+    page.write_text("# Performance on a GPU\n")
+    with pytest.raises(ValueError, match="the hand-written part must stand once"):
+        gpu_report.write(known, page)
+
+
+@pytest.mark.parametrize("kind", part(["lambda", "attention", "network"], ["lambda"]))
+def test_pytorch_passes_the_same_gate(kind):
+    pytest.importorskip("torch")
+    from benchmarks import gpu_torch
+
+    shape = TINY.lambdas[0]
+    if kind == "lambda":
+        for form in gpu_torch.torch_lambda.FORMS:
+            for dtype in gpu_torch.DTYPES:
+                gpu_torch.prepare_lambda(shape, "train", form, dtype).check()
+    elif kind == "attention":
+        for core in gpu_torch.SDPA:
+            prepared = gpu_torch.prepare_attention(core, 4, "train", "bfloat16")
+            prepared.check()
+            prepared.run()
+    else:
+        pytest.importorskip("timm")
+        gpu_torch.prepare_network("resnet18", 2, TINY).check()
+
+
+# --------------------------------------------------------------------------------------------------
+# Real processes
+
+
+@pytest.mark.exhaustive
+def test_a_run_that_is_killed_continues(tmp_path):
+    words = [sys.executable, "-m", "benchmarks", "gpu", "--tiny", "--rounds", "1"]
+    words += ["--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    running = subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    for line in running.stdout:
+        if line.startswith("[constants"):
+            break
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    file = tmp_path / "gpu.jsonl"
+    ended = gpu_journal.read(file).ended
+    assert len(ended) > 5
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    known = gpu_journal.read(file)
+    assert list(known.left) == ORDER and not known.errors
+    began = [(li["part"], li["unit"]) for li in lines(tmp_path) if li.get("event") == "began"]
+    assert all(began.count(unit) == 1 for unit in ended)
+    assert "Written: " in done.stdout
+
+
+@pytest.mark.exhaustive
+def test_the_command_refuses_without_a_gpu(tmp_path):
+    words = [sys.executable, "-m", "benchmarks", "gpu", "--out", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and "no GPU: the backends that JAX finds are cpu" in done.stderr
