@@ -29,7 +29,7 @@ from lambdanet.training import start_up
 
 AFRESH = 75
 LONGEST = 300.0  # seconds; a unit that takes longer hangs: its process ends
-SAME = ("device", "backend", "memory_gib", "python", "jax", "miniature")
+SAME = ("device", "backend", "python", "jax", "miniature")
 """What must be the same for measurements to stand in one file."""
 
 

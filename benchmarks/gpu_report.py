@@ -57,8 +57,8 @@ INTRODUCTIONS = {
     ),
     "networks": (
         "The step of train.py (AdamW, donated state) in bfloat16, images of {side} x {side}; batch "
-        "sizes double until the memory says no. timm: the same network and batch size, eager, "
-        "autocast to bfloat16, SGD."
+        "sizes double until the memory says no. timm: the same network, batch size and optimiser, "
+        "eager, autocast to bfloat16."
     ),
     "host": "The cases of docs/performance.md on the cores of this host.",
 }
@@ -276,10 +276,10 @@ def _networks(
         if "network" not in record:  # it failed
             continue
         needs = (
-            f"{record['needs_mib'] / 1024:.2f}" if "needs_mib" in record else "more than there is"
+            f"{record['needs_mib'] / 1024:.3g}" if "needs_mib" in record else "more than there is"
         )
         cells = [f"`{record['network']}`", str(record["batch"]), needs]
-        cells.append(f"{record['limit_mib'] / 1024:.2f}")
+        cells.append(f"{record['limit_mib'] / 1024:.3g}")
         if "ms" in record:
             share = f"{100 * record['gemm_share']:.0f} %" if "gemm_share" in record else ""
             cells += [f"{record['ms']:.1f}", f"{record['items_per_s']:.0f}", share]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
+import math
 import os
 import signal
 import subprocess
@@ -62,7 +63,7 @@ def main(args: argparse.Namespace, start: Start | None = None) -> int:
         The exit status: 0, 1 if something failed, 2 for wrong input, 130 if stopped.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    stopped = False
+    status = 0
     try:
         document, file = _places(args)
         gpu_report.read_reading(document)  # its marks, before minutes on a machine
@@ -71,28 +72,25 @@ def main(args: argparse.Namespace, start: Start | None = None) -> int:
             if args.retry:
                 print(f"{gpu_journal.forget_failures(file)} units are tried again", flush=True)
             if not args.report:
-                start = start or _processes(file, args, lock)
-                if (status := start("machine", DESCRIBED, DESCRIBED)) != 0:
-                    if status == 2:  # it has said why
-                        return 2
-                    raise ValueError(f"the process that looks at the device ended with {status}")
-                stopped = not _measure(file, 60 * args.minutes, start)
+                status = _measure(file, 60 * args.minutes, start or _processes(file, args, lock))
             known = gpu_journal.read(file)
+            if status == 2 or (status and known.machine is None):  # it has been said why
+                return status
             if known.machine is None:
                 raise ValueError(f"{file} has no measurements; run the command without --report")
             gpu_report.write(known, document)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 130 if stopped else _tell(known, document, file)
+    return status or _tell(known, document, file)
 
 
 def _places(args: argparse.Namespace) -> tuple[Path, Path]:
     """Returns where page and measurements are; ValueError for wrong options."""
     wrong = [
-        f"--{name} is {getattr(args, name)}; allowed: more than 0"
+        f"--{name} is {getattr(args, name)}; allowed: more than 0, and finite"
         for name in ("minutes", "rounds")
-        if not getattr(args, name) > 0
+        if not 0 < getattr(args, name) < math.inf
     ]
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -149,24 +147,30 @@ def _processes(file: Path, args: argparse.Namespace, lock: int) -> Start:
     return start
 
 
-def _measure(file: Path, seconds: float, start: Start) -> bool:
+def _measure(file: Path, seconds: float, start: Start) -> int:
     """Runs the parts in their order, each within its share of the time, then what is missing within
-    the rest; returns False if it was stopped.
+    the rest.
+
+    Returns:
+        0; 2 if the device is refused, 130 if it was stopped, which has then been said.
     """
     began = time.monotonic()
+    end = began + seconds
     try:
+        if (status := start("machine", DESCRIBED, DESCRIBED)) != 0:
+            if status != 2:
+                print(f"error: looking at the device ended with {status}", file=sys.stderr)
+            return 2
         for last in (False, True):
             share = 0.0
             for name, part in PARTS.items():
                 share += part.share
-                _run_part(
-                    file, name, began + seconds * (1 if last else share), began + seconds, start
-                )
+                _run_part(file, name, end if last else began + share * seconds, end, start)
     except KeyboardInterrupt:
         gpu_journal.mend(file)
         print("stopped; the same command continues", file=sys.stderr)
-        return False
-    return True
+        return 130
+    return 0
 
 
 def _run_part(file: Path, name: str, until: float, end: float, start: Start) -> None:

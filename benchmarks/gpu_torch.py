@@ -25,7 +25,6 @@ DTYPES = {"float32": "float32_default", "bfloat16": "bfloat16"}
 TWINS = torch_models.TWINS | {"pvt_v2_b1": "pvt_v2_b1", "resnet18": "resnet18"}
 """Ours to timm's name."""
 SDPA = ("mhsa", "spatial_reduction")  # the cores without a bias
-RATE, MOMENTUM = 1e-3, 0.9
 
 
 def missing(*, miniature: bool) -> str:
@@ -156,7 +155,7 @@ def _compare(found: Mapping[str, Any], expected: Mapping[str, np.ndarray], allow
 
 
 def prepare_network(name: str, batch: int, sizes: Sizes) -> Prepared:
-    """A step of SGD with momentum of timm's network under autocast to bfloat16."""
+    """A step of AdamW of timm's network under autocast to bfloat16."""
     import timm
     import torch
 
@@ -167,7 +166,7 @@ def prepare_network(name: str, batch: int, sizes: Sizes) -> Prepared:
     x = torch.randn(batch, channels, side, side, device=device())
     x = x.to(memory_format=torch.channels_last)
     target = torch.randint(sizes.classes, (batch,), device=device())
-    update = torch.optim.SGD(model.parameters(), lr=RATE, momentum=MOMENTUM)
+    update = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def run():
         update.zero_grad()
