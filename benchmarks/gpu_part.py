@@ -43,8 +43,8 @@ def machine(miniature: bool) -> dict[str, Any]:
         )
         raise ValueError(
             f"no GPU: the backends that JAX finds are {found}. On a machine with an NVIDIA GPU, "
-            "install JAX for it (pip install 'jax[cuda13]'); --tiny runs a miniature of everything "
-            "on any backend, which shows that the command works and measures nothing"
+            "`pip install -r requirements-gpu.txt` lets JAX find it. --tiny runs all of it in "
+            "miniature on any backend, which shows that the command works and measures nothing"
         )
     device = jax.devices()[0]
     found = dict(harness.environment(), backend=name, platform=device.client.platform_version)
