@@ -240,13 +240,13 @@ class Part:
 
 
 PARTS = {
-    "equality": Part(equality, 0.12),
-    "constants": Part(constants, 0.03),
-    "lambda": Part(lambdas, 0.30),
+    "equality": Part(equality, 0.20),
+    "constants": Part(constants, 0.02),
+    "lambda": Part(lambdas, 0.26),
     "fused": Part(fused, 0.10),
     "attention": Part(attention, 0.10),
-    "networks": Part(networks, 0.22, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
-    "host": Part(host, 0.05),
+    "networks": Part(networks, 0.20, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}),
+    "host": Part(host, 0.04),
     # JAX leaves the device to PyTorch.
     "torch": Part(torch, 0.08, {"JAX_PLATFORMS": "cpu"}),
 }

@@ -35,7 +35,7 @@ INTRODUCTIONS = {
     "equality": (
         "Largest norm of an error, of the output or of a gradient, relative to the norm of what it "
         "should be: the literal lowering in float64 on the CPU. float32 with products at JAX's "
-        "precision 'highest', float32 at its default, bfloat16; allowed: {allowed}."
+        "precision 'highest', bfloat16, float32 at the default precision; allowed: {allowed}."
     ),
     "constants": (
         "Products of square matrices, a copy, a call that does next to nothing (it is in every "
@@ -134,7 +134,8 @@ def _device(machine: Record) -> str:
 def _state(known: Journal) -> str:
     """What is missing and what failed."""
     lines = [
-        f"- Not finished: {part}, {known.left.get(part, 'all')} of its units are left."
+        f"- Not finished: {part}"
+        + (f", {known.left[part]} of its units are left." if part in known.left else ".")
         for part in PARTS
         if known.left.get(part) != 0
     ]

@@ -133,7 +133,8 @@ def _processes(file: Path, args: argparse.Namespace, lock: int) -> Start:
         command = [sys.executable, "-m", "benchmarks.gpu_part", part, "--file", str(file)]
         command += ["--rounds", str(args.rounds), "--seconds", f"{seconds}", "--left", f"{left}"]
         environment = os.environ | (PARTS[part].environment if part in PARTS else {})
-        if "cpu" not in (names := environment.get("JAX_PLATFORMS", "cpu")):
+        names = environment.get("JAX_PLATFORMS")
+        if names and "cpu" not in names.split(","):
             environment["JAX_PLATFORMS"] = f"{names},cpu"  # on which results are checked
         command += ["--tiny"] * args.tiny
         with subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[lock]) as process:

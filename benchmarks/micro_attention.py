@@ -175,7 +175,8 @@ def prepare(
     given = jax.tree.map(lambda a: jnp.asarray(a, dtype), (arrays, cotangent))
     lowered = _program(name, direction, query_chunk).lower(*given)
     compiled = lowered.compile()
-    account = lowered.compile(memory_suite.without_fusions()).memory_analysis()
+    options = memory_suite.without_fusions()
+    account = (lowered.compile(options) if options else compiled).memory_analysis()
     core, factor = CORES[name], 1 if direction == "fwd" else 3
     elements = sum(array.size for array in arrays.values()) + cotangent.size
     return Prepared(

@@ -78,6 +78,7 @@ def test_all_parts_run_in_their_order_and_nothing_fails(finished):
     known = gpu_journal.read(out / "gpu.jsonl")
     assert status == 0 and not known.errors, known.errors
     assert list(PARTS) == ORDER == list(known.left) and set(known.left.values()) == {0}
+    assert sum(part.share for part in PARTS.values()) == pytest.approx(1)
     assert list(dict.fromkeys(name for name, _ in known.ended)) == ORDER
     for record in known.records:
         if record["part"] == "equality":
@@ -333,6 +334,16 @@ def test_two_runs_do_not_write_to_one_file(tmp_path, capsys):
 # Pieces
 
 
+def test_a_unit_counts_as_it_ended_last_and_what_is_slow_has_not_failed(tmp_path):
+    file, unit = tmp_path / "gpu.jsonl", ("first", "a fwd")
+    for impl in ("old", "new"):  # a process died, the next began again
+        gpu_journal.begin(file, unit)
+        gpu_journal.append_record(file, unit, dict(impl=impl, error="dropped: one call takes 4 s"))
+    gpu_journal.end(file, unit, 1.0)
+    known = gpu_journal.read(file)
+    assert [r["impl"] for r in known.records] == ["new"] and not known.errors and not known.open
+
+
 @pytest.mark.parametrize(
     ("fits", "expected"),
     [
@@ -461,6 +472,18 @@ def test_a_run_that_is_killed_continues(tmp_path):
     assert sorted(began) == sorted(known.ended) and len(before) >= 4
     first = next(line for line in done.stdout.splitlines() if line.startswith("[equality "))
     assert int(first[len("[equality ") :].split("/")[0]) <= len(before) + 3
+
+
+@pytest.mark.exhaustive
+def test_the_page_is_made_without_a_device(tmp_path):
+    """The command itself looks for none: the processes of its parts want the device's memory."""
+    gpu_journal.append(tmp_path / "gpu.jsonl", {"machine": GPU})
+    words = [sys.executable, "-m", "benchmarks", "gpu", "--report", "--out", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "none_at_all"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "performance_gpu.md").read_text()
+    assert text.startswith("# Performance on a GPU\n") and "- Not finished: equality." in text
 
 
 HANGS = """
