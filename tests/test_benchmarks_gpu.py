@@ -134,7 +134,7 @@ def test_what_a_killed_process_left_is_measured_again_and_nothing_else(finished,
     assert run(tmp_path, "--tiny", started=(again := [])) == 0 and again == ["machine"]
 
 
-def test_a_gpu_is_asked_for_by_name_and_the_miniature_told_of(tmp_path, capsys):
+def test_a_gpu_is_asked_for_by_name_and_the_miniature_told_of(made_up, tmp_path, capsys):
     started = []
     assert run(tmp_path, started=started) == 2 and started == ["machine"]
     said = capsys.readouterr().err
