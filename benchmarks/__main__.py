@@ -1,11 +1,12 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json
-    FILE]
+    python -m benchmarks micro|blocks|ops|model|input|memory|scale [--cases GLOB] [--rounds N]
+    [--json FILE]
 
-micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that
-XLA's CPU backend runs badly; model: whole networks; input: the data pipeline; memory: temporary
-memory of every block; scale: layers on large maps, and seconds to compile a network.
+micro: attention cores, each lowering and, where installed, PyTorch's forms; blocks: every block,
+whole, beside PyTorch's form of it; ops: operations that XLA's CPU backend runs badly; model: whole
+networks; input: the data pipeline; memory: temporary memory of every block; scale: layers on large
+maps, and seconds to compile a network.
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was
 wrong.
@@ -30,6 +31,7 @@ from lambdanet.training import start_up
 
 SUITES = {
     "micro": "micro_suite",
+    "blocks": "blocks_suite",
     "input": "input_suite",
     "ops": "ops_suite",
     "model": "model_suite",
