@@ -37,8 +37,8 @@ class Block:
         options: the block's name in the registry, where that is another, and its options.
         maps: (side, channels) of the measured maps.
         head_depth: channels of a head; a block without heads does not look.
-        spread: of the map's entries; below 1 where a softmax of products over all channels or
-            positions would else take one of them and leave the others no gradient.
+        spread: of the map's entries. Such that a softmax neither takes one key, which leaves the
+            others no gradient, nor all alike, where a norm behind it would enlarge the rounding.
     """
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -65,10 +65,10 @@ BLOCKS: dict[str, Block] = {
     "se": Block(),
     "cbam": Block(),
     "gc": Block(),
-    "nonlocal": Block(),
-    "nonlocal_gaussian": Block(dict(name="nonlocal", mode="gaussian"), spread=0.3),
+    "nonlocal": Block(spread=2.0),
+    "nonlocal_gaussian": Block(dict(name="nonlocal", mode="gaussian"), spread=0.5),
     "nonlocal_dot": Block(dict(name="nonlocal", mode="dot_product")),
-    "nonlocal_concatenation": Block(dict(name="nonlocal", mode="concatenation")),
+    "nonlocal_concatenation": Block(dict(name="nonlocal", mode="concatenation"), spread=3.0),
     "nonlocal_timm": Block(),
     "cgnl": Block(),
     "cgnlx": Block(),
@@ -97,14 +97,19 @@ WITHOUT_CASE: dict[str, str] = {
 }
 """Registered names without a case, and why."""
 
-# Norm of a difference, relative to the norm of the output or of all gradients together: some
-# gradients vanish, where a softmax or a norm cancels a parameter, and only rounding is left of
-# them. With ReLUs, float32 in another order of summation flips the sign of the input of one in half
-# a million, and all gradients before it change by a thousandth.
+# Norm of a difference in float32, relative to the norm of the output or of all gradients together:
+# some gradients vanish, where a softmax or a norm cancels a parameter, and only rounding is left of
+# them. In float64 tests/test_benchmarks_blocks.py has 1e-9 for all.
 TOLERANCE = 1e-5
-WITH_RELU = dict.fromkeys(
-    ("interlaced", "object_context", "pyramid_object_context", "asp_object_context"), 1e-2
-)
+GRADIENT_TOLERANCES = {
+    # The order of summation flips the sign of the input of one ReLU in half a million, and all
+    # gradients before it change by a thousandth.
+    **dict.fromkeys(("interlaced", "object_context", "pyramid_object_context"), 1e-2),
+    "asp_object_context": 1e-2,
+    # What positions get is nearly one curve for all channels, and the batch norm behind it leaves
+    # small differences of large gradients, in PyTorch as here.
+    "nonlocal_concatenation": 1e-4,
+}
 
 
 def cases() -> list[Case]:
@@ -257,7 +262,11 @@ def compare(name: str, found: Mapping[str, Any], expected: Mapping[str, np.ndarr
         sum(np.sum(np.square(array)) for key, array in expected.items() if key not in outputs)
     )
     for key, array in found.items():
-        what, most, scale = f"gradient of {key}", WITH_RELU.get(name, TOLERANCE), of_gradients
+        what, most, scale = (
+            f"gradient of {key}",
+            GRADIENT_TOLERANCES.get(name, TOLERANCE),
+            of_gradients,
+        )
         if key in outputs:
             what, most, scale = f"output {key}", TOLERANCE, np.linalg.norm(expected[key])
         error = np.linalg.norm(np.asarray(array) - expected[key]) / scale

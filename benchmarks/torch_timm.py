@@ -24,7 +24,7 @@ Params = Mapping[str, np.ndarray]
 
 def bottleneck(block: Any, side: int, params: Params) -> Form:
     """BottleneckAttn."""
-    from timm.layers import BottleneckAttn
+    from timm.layers.bottleneck_attn import BottleneckAttn
 
     module = BottleneckAttn(block.dim, feat_size=block.size, num_heads=block.num_heads)
     return of_module(module, params, bottleneck_attention.TORCH_NAMES)
@@ -32,7 +32,7 @@ def bottleneck(block: Any, side: int, params: Params) -> Form:
 
 def halo(block: Any, side: int, params: Params) -> Form:
     """HaloAttn."""
-    from timm.layers import HaloAttn
+    from timm.layers.halo_attn import HaloAttn
 
     windows = dict(block_size=block.block_size, halo_size=block.halo_size)
     module = HaloAttn(block.dim, num_heads=block.num_heads, **windows)
@@ -41,7 +41,7 @@ def halo(block: Any, side: int, params: Params) -> Form:
 
 def lambda_block(block: Any, side: int, params: Params) -> Form:
     """LambdaLayer."""
-    from timm.layers import LambdaLayer
+    from timm.layers.lambda_layer import LambdaLayer
 
     depth, scope = block.key_depth, block.scope[0]
     module = LambdaLayer(block.dim, num_heads=block.num_heads, dim_head=depth, r=scope)
@@ -84,7 +84,7 @@ def reduced(block: Any, side: int, params: Params) -> Form:
 
 def squeeze_excite(block: Any, side: int, params: Params) -> Form:
     """SEModule."""
-    from timm.layers import SEModule
+    from timm.layers.squeeze_excite import SEModule
 
     return of_module(SEModule(block.dim, rd_channels=block.hidden), params, se.TORCH_NAMES)
 
@@ -99,7 +99,7 @@ def cbam(block: Any, side: int, params: Params) -> Form:
 
 def global_context(block: Any, side: int, params: Params) -> Form:
     """GlobalContext that adds, with the epsilon of the authors' layer norm."""
-    from timm.layers import GlobalContext
+    from timm.layers.global_context import GlobalContext
 
     module = GlobalContext(block.dim, fuse_add=True, fuse_scale=False, rd_channels=block.hidden)
     module.mlp_add.norm.eps = block.add.norm.epsilon
@@ -108,7 +108,7 @@ def global_context(block: Any, side: int, params: Params) -> Form:
 
 def nonlocal_attention(block: Any, side: int, params: Params) -> Form:
     """NonLocalAttn."""
-    from timm.layers import NonLocalAttn
+    from timm.layers.non_local_attn import NonLocalAttn
 
     return of_module(NonLocalAttn(block.dim), params, nonlocal_block.TORCH_NAMES)
 
