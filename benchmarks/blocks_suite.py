@@ -71,7 +71,7 @@ BLOCKS: dict[str, Block] = {
     "nonlocal_concatenation": Block(dict(name="nonlocal", mode="concatenation"), spread=3.0),
     "nonlocal_timm": Block(),
     "cgnl": Block(),
-    "cgnlx": Block(),
+    "cgnlx": Block(spread=10.0),  # else one power of its series counts
     "double_attention": Block(),
     "criss_cross": Block(),
     "rcca": Block(),
@@ -97,18 +97,23 @@ WITHOUT_CASE: dict[str, str] = {
 }
 """Registered names without a case, and why."""
 
-# Norm of a difference in float32, relative to the norm of the output or of all gradients together:
-# some gradients vanish, where a softmax or a norm cancels a parameter, and only rounding is left of
-# them. In float64 tests/test_benchmarks_blocks.py has 1e-9 for all.
-TOLERANCE = 1e-5
-GRADIENT_TOLERANCES = {
-    # The order of summation flips the sign of the input of one ReLU in half a million, and all
-    # gradients before it change by a thousandth.
-    **dict.fromkeys(("interlaced", "object_context", "pyramid_object_context"), 1e-2),
-    "asp_object_context": 1e-2,
+# Norm of a difference in float32, relative to the norm of the output, and to that of all gradients
+# together: some of them vanish, where a softmax or a norm cancels a parameter, and only rounding is
+# left. In float64 tests/test_benchmarks_blocks.py has 1e-9 for all.
+TOLERANCES = 1e-5, 1e-5
+# The order of summation flips the sign of the input of one ReLU in half a million, and all
+# gradients before it change by a thousandth.
+_RECTIFIED = 1e-5, 1e-2
+TOLERANCES_OF = {
+    "interlaced": _RECTIFIED,
+    "object_context": _RECTIFIED,
+    "pyramid_object_context": _RECTIFIED,
+    # Besides, the context is nearly constant over the map before it meets a batch norm, whose
+    # variance, ours being E[x^2] - E[x]^2 as flax has it, keeps fewer digits.
+    "asp_object_context": (1e-4, 1e-2),
     # What positions get is nearly one curve for all channels, and the batch norm behind it leaves
     # small differences of large gradients, in PyTorch as here.
-    "nonlocal_concatenation": 1e-4,
+    "nonlocal_concatenation": (1e-5, 1e-4),
 }
 
 
@@ -258,17 +263,14 @@ def torch_runner(name: str, impl: str, given: Problem, direction: str) -> torch_
 def compare(name: str, found: Mapping[str, Any], expected: Mapping[str, np.ndarray]) -> None:
     """Raises AssertionError unless outputs and gradients are those expected."""
     outputs = torch_forms.OUTPUTS
+    of_output, of_gradient = TOLERANCES_OF.get(name, TOLERANCES)
     of_gradients = np.sqrt(
         sum(np.sum(np.square(array)) for key, array in expected.items() if key not in outputs)
     )
     for key, array in found.items():
-        what, most, scale = (
-            f"gradient of {key}",
-            GRADIENT_TOLERANCES.get(name, TOLERANCE),
-            of_gradients,
-        )
+        what, most, scale = f"gradient of {key}", of_gradient, of_gradients
         if key in outputs:
-            what, most, scale = f"output {key}", TOLERANCE, np.linalg.norm(expected[key])
+            what, most, scale = f"output {key}", of_output, np.linalg.norm(expected[key])
         error = np.linalg.norm(np.asarray(array) - expected[key]) / scale
         assert error < most, f"{what} is off by {error:.1e}"
 

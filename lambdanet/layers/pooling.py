@@ -86,8 +86,8 @@ def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
 
     The gradient of `jnp.max` compares the input with the result once more and divides by the number
     of equal entries. XLA may compute the input anew for that, with another rounding, and then none
-    is equal and the gradient is NaN (seen on CPU with optimisation level 0). Here a gradient has the
-    position found once; without one it is not looked for, which on CPU takes ten times as long.
+    is equal and the gradient is NaN (seen on CPU with optimisation level 0). Here the position is
+    found once, and only for a gradient: on CPU that takes much longer than the maximum.
     """
     return jnp.max(x, axis=axis)
 
