@@ -1,3 +1,3 @@
-"""Measuring this project's own code: `python -m benchmarks micro|ops|model|input|memory` and
+"""Measuring this project's own code: `python -m benchmarks micro|blocks|ops|model|input|memory` and
 `python -m benchmarks.compare`.
 """

@@ -1,13 +1,13 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks micro|ops|model|input|memory|scale [--cases GLOB] [--rounds N] [--json
-    FILE]
+    python -m benchmarks micro|blocks|ops|model|input|memory|scale [--cases GLOB] [--rounds N]
+    [--json FILE]
     python -m benchmarks gpu [--minutes M] [--out DIR]
 
-micro: attention cores, each lowering and, where installed, PyTorch's forms; ops: operations that
-XLA's CPU backend runs badly; model: whole networks; input: the data pipeline; memory: temporary
-memory of every block; scale: layers on large maps, and seconds to compile a network. gpu: all that
-is to be known of a GPU, see `gpu_suite`.
+micro: attention cores, each lowering and, where installed, PyTorch's forms; blocks: every block,
+whole, beside PyTorch's form of it; ops: operations that XLA's CPU backend runs badly; model: whole
+networks; input: the data pipeline; memory: temporary memory of every block; scale: layers on large
+maps, and seconds to compile a network; gpu: all that is to be known of a GPU, see `gpu_suite`.
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was
 wrong.
@@ -32,6 +32,7 @@ from lambdanet.training import start_up
 
 SUITES = {
     "micro": "micro_suite",
+    "blocks": "blocks_suite",
     "input": "input_suite",
     "ops": "ops_suite",
     "model": "model_suite",

@@ -1,12 +1,12 @@
-"""Suite `micro`: attention cores and blocks one by one."""
+"""Suite `micro`: attention cores one by one."""
 
 from __future__ import annotations
 
-from benchmarks import micro_attention, micro_blocks, micro_lambda, micro_local
+from benchmarks import micro_attention, micro_lambda, micro_local
 from benchmarks.harness import Case
 
 
 def cases() -> list[Case]:
     """Returns the cases of the suite."""
-    parts = micro_lambda, micro_attention, micro_local, micro_blocks
+    parts = micro_lambda, micro_attention, micro_local
     return [case for part in parts for case in part.cases()]

@@ -1,17 +1,20 @@
-"""Part of suite `model`: whole networks, evaluation and training step, beside timm's where it has
-the same network.
+"""Part of suite `model`: whole networks, evaluation and training step, beside PyTorch's where timm
+or pytorchvideo has the same network.
 
 `NAME_bBATCH_SIDE`: the network in the evaluation view ('fwd'), and a step of SGD with momentum
 ('train': loss, gradients, update and running statistics in one program whose state is donated).
-timm's twin has the same weights and runs eagerly; `compiled_NAME_bBATCH_SIDE` has it under
-torch.compile, which takes minutes to get ready.
+The twin has the same weights and runs eagerly; `compiled_NAME_bBATCH_SIDE` has it under
+torch.compile, which takes minutes to get ready. Segmenters and detectors have benchmarks of their
+own, `benchmarks.segmentation_step` and `benchmarks.detection_step`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -36,18 +39,24 @@ GRADIENT_TOLERANCE = 1e-2
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is run: a network's name, images per call and their side, and options that make it
-    comparable.
+    """What is run: a network's name, images or clips per call and their side, options that make it
+    comparable, and the frames of a clip.
     """
 
     name: str
     batch: int
     side: int
     options: tuple[tuple[str, Any], ...] = ()
+    frames: int | None = None
 
     @property
     def case(self) -> str:
         return f"{self.name}_b{self.batch}_{self.side}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        clip = () if self.frames is None else (self.frames,)
+        return (self.batch, *clip, self.side, self.side, 3)
 
     def build(self) -> nnx.Module:
         return models.create_model(self.name, rngs=nnx.Rngs(0), **dict(self.options))
@@ -59,56 +68,43 @@ NETWORKS = (
     Network("lambda_resnet26t", 8, 256),
     Network("resnet50", 4, 160),
     Network("lambda_resnet50", 4, 160),
+    Network("lambda_resnet50ts", 4, 256),
     Network("swin_tiny", 2, 224, _WHOLE),
+    Network("pvt_v2_b1", 2, 224, _WHOLE),
     Network("slide_swin_tiny", 2, 224, _WHOLE),
     Network("slide_pvt_tiny", 4, 224, _WHOLE),
     Network("lavit_tiny", 4, 224, _WHOLE),
+    Network("c2d_resnet50_8x8", 2, 128, (("dropout_rate", 0.0),), frames=8),
 )
-COMPILED = ("lambda_resnet26t",)  # forward only
+COMPILED = ("lambda_resnet26t",)
 
 
 def cases() -> list[Case]:
-    """Returns two cases per network, and timm's twins of them where PyTorch is installed."""
-    chosen, torch = [], torch_models.installed()
+    """Returns two cases per network, and those of its twin where that is installed."""
+    chosen = []
+    directions = (("fwd", prepare_forward, _torch_forward), ("train", prepare_train, _torch_train))
     for network in NETWORKS:
-        for direction, ours, theirs in (
-            ("fwd", prepare_forward, _torch_forward),
-            ("train", prepare_train, _torch_train),
-        ):
-            chosen.append(
-                Case("model", network.case, direction, "auto", functools.partial(ours, network))
-            )
-            if torch and network.name in torch_models.TWINS:
-                chosen.append(
-                    Case(
-                        "model",
-                        network.case,
-                        direction,
-                        "eager",
-                        functools.partial(theirs, network),
-                        "torch",
-                    )
-                )
-    for network in NETWORKS:
-        if torch and network.name in COMPILED:
-            name, compiled = (
-                f"compiled_{network.case}",
-                functools.partial(_torch_forward, network, compile_it=True),
-            )
-            chosen.append(
-                Case("model", name, "fwd", "auto", functools.partial(prepare_forward, network))
-            )
-            chosen.append(Case("model", name, "fwd", "compile", compiled, "torch"))
+        twin = torch_models.installed(network.name)
+        candidates = {"eager": network.case}
+        if twin and network.name in COMPILED:
+            candidates["compile"] = f"compiled_{network.case}"
+        for impl, name in candidates.items():
+            for direction, ours, theirs in directions:
+                case = functools.partial(Case, "model", name, direction)
+                chosen.append(case("auto", functools.partial(ours, network)))
+                if twin:
+                    prepare = functools.partial(theirs, network, compile_it=impl == "compile")
+                    chosen.append(case(impl, prepare, framework="torch"))
     return chosen
 
 
 @functools.lru_cache(maxsize=1)
 def _weights(network: Network) -> tuple[dict, dict]:
-    """Returns (params, stats) as NumPy arrays: timm's where it has the network, else our initial
+    """Returns (params, stats) as NumPy arrays: the twin's where there is one, else our initial
     values moved a little.
     """
     params, stats = state.abstract_weights(network.build)
-    if torch_models.installed() and network.name in torch_models.TWINS:
+    if torch_models.installed(network.name):
         found = _ours(network, torch_models.initial_state(network.name), require_all=True)
         return tuple(
             state.unflatten_names({name: found[name] for name in state.flatten_names(t)}, t)
@@ -116,9 +112,8 @@ def _weights(network: Network) -> tuple[dict, dict]:
         )
     rng = np.random.default_rng(0)
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    params, stats = jax.jit(
-        lambda: state.split_model(network.build())[1:], compiler_options=options
-    )()
+    start = jax.jit(lambda: state.split_model(network.build())[1:], compiler_options=options)
+    params, stats = start()
     moved = jax.tree.map(
         lambda p: np.asarray(p) + (p.ndim == 1) * 0.1 * rng.standard_normal(p.shape, np.float32),
         params,
@@ -129,21 +124,18 @@ def _weights(network: Network) -> tuple[dict, dict]:
 def _ours(
     network: Network, arrays: dict[str, np.ndarray], *, require_all: bool
 ) -> dict[str, np.ndarray]:
-    """Returns PyTorch's arrays under our names."""
+    """Returns the twin's arrays under our names."""
     model = nnx.eval_shape(network.build)
-    shapes = {
-        n: tuple(leaf.shape)
-        for t in state.split_model(model)[1:]
-        for n, leaf in state.flatten_names(t).items()
-    }
+    leaves = [state.flatten_names(part) for part in state.split_model(model)[1:]]
+    shapes = {name: tuple(leaf.shape) for part in leaves for name, leaf in part.items()}
     grammar = names.choose_table(model.torch_names, arrays, shapes)
     return names.convert(arrays, model.torch_names[grammar], shapes, require_all=require_all)
 
 
 def _data(network: Network) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(1)
-    images = rng.standard_normal((network.batch, network.side, network.side, 3), np.float32)
-    return images, rng.integers(0, 1000, network.batch, np.int32)
+    images = rng.standard_normal(network.shape, np.float32)
+    return images, rng.integers(0, 400, network.batch, np.int32)  # that many all of them have
 
 
 def _work(network: Network, *, train: bool) -> dict[str, float]:
@@ -153,7 +145,7 @@ def _work(network: Network, *, train: bool) -> dict[str, float]:
     totals = summary.totals(
         summary.summarise(nnx.eval_shape(network.build), network.side, network.side)
     )
-    pixels = network.batch * network.side**2 * 3
+    pixels = math.prod(network.shape)
     return dict(
         flops=2.0 * network.batch * totals["macs"] * (3 if train else 1),
         bytes=4.0 * (pixels + totals["parameters"] * (4 if train else 1)),
@@ -161,7 +153,7 @@ def _work(network: Network, *, train: bool) -> dict[str, float]:
 
 
 def prepare_forward(network: Network) -> Prepared:
-    """Compiles our network's evaluation view; the gate is timm's logits, or finite logits that
+    """Compiles our network's evaluation view; the gate is the twin's logits, or finite logits that
     differ between images.
     """
     params, stats = jax.tree.map(jnp.asarray, _weights(network))
@@ -174,10 +166,9 @@ def prepare_forward(network: Network) -> Prepared:
 
     def check():
         logits = np.asarray(compiled(params, stats, images))
-        assert np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 0, (
-            "the logits are not finite, or all the same"
-        )
-        if torch_models.installed() and network.name in torch_models.TWINS:
+        varied = np.isfinite(logits).all() and np.ptp(logits, axis=0).max() > 0
+        assert varied, "the logits are not finite, or all the same"
+        if torch_models.installed(network.name):
             _check_logits(logits, _eager_logits(network))
 
     return Prepared(
@@ -206,7 +197,7 @@ def _eager_logits(network: Network) -> np.ndarray:
     return torch_models.forward(network.name, _data(network)[0], compile_it=False)[0]()
 
 
-def _torch_forward(network: Network, *, compile_it: bool = False) -> Prepared:
+def _torch_forward(network: Network, *, compile_it: bool) -> Prepared:
     run, facts = torch_models.forward(network.name, _data(network)[0], compile_it=compile_it)
     return Prepared(
         lambda: (run(), None)[1],
@@ -218,8 +209,8 @@ def _torch_forward(network: Network, *, compile_it: bool = False) -> Prepared:
 
 
 def prepare_train(network: Network) -> Prepared:
-    """Compiles our training step; the gate is timm's loss and gradients, or a loss that falls on
-    the same batch.
+    """Compiles our training step; the gate is the twin's loss and gradients, or else a loss that
+    falls on the same batch.
     """
     images, labels = (jnp.asarray(a) for a in _data(network))
     view, _ = state.views(network.build)
@@ -249,18 +240,15 @@ def prepare_train(network: Network) -> Prepared:
         return loss
 
     def check():
-        loss, gradients = (
-            float(run()),
-            jax.tree.map(np.asarray, current[0][2]),
-        )  # the first velocity
+        loss = float(run())
+        gradients = jax.tree.map(np.asarray, current[0][2])  # the first velocity
         assert np.isfinite(loss), "the loss is not finite"
-        if torch_models.installed() and network.name in torch_models.TWINS:
+        if torch_models.installed(network.name):
             _check_gradients(loss, state.flatten_names(gradients), network)
         else:
             later = [float(run()) for _ in range(3)][-1]
-            assert later < loss, (
-                f"three steps on one batch took the loss from {loss:.4f} to {later:.4f}"
-            )
+            moved = f"from {loss:.4f} to {later:.4f}"
+            assert later < loss, f"three steps on one batch took the loss {moved}"
         current[0] = start()
 
     return Prepared(
@@ -276,11 +264,16 @@ def prepare_train(network: Network) -> Prepared:
 
 @functools.lru_cache(maxsize=1)
 def _eager_gradients(network: Network) -> tuple[float, dict[str, np.ndarray]]:
+    return _first_step(network, compile_it=False)[1:]
+
+
+def _first_step(network: Network, *, compile_it: bool) -> tuple[Callable, float, dict]:
+    """Builds the twin's step and does one; returns (the step, loss, gradients by our names)."""
     run, gradients = torch_models.train_step(
-        network.name, *_data(network), rate=RATE, momentum=MOMENTUM
+        network.name, *_data(network), rate=RATE, momentum=MOMENTUM, compile_it=compile_it
     )
     loss = run()
-    return loss, _ours(network, gradients(), require_all=False)
+    return run, loss, _ours(network, gradients(), require_all=False)
 
 
 def _check_gradients(loss: float, gradients: dict[str, np.ndarray], network: Network) -> None:
@@ -288,20 +281,20 @@ def _check_gradients(loss: float, gradients: dict[str, np.ndarray], network: Net
     assert abs(loss - expected_loss) < LOGIT_TOLERANCE * expected_loss, (
         f"the loss is {loss:.6f} instead of {expected_loss:.6f}"
     )
-    assert gradients.keys() == expected.keys(), (
-        f"gradients of only one: {sorted(gradients.keys() ^ expected.keys())}"
-    )
+    alone = sorted(gradients.keys() ^ expected.keys())
+    assert not alone, f"gradients of only one: {alone}"
     off = sum(float(np.sum((gradients[name] - expected[name]) ** 2)) for name in gradients) ** 0.5
     error = off / sum(float(np.sum(g**2)) for g in expected.values()) ** 0.5
     assert error < GRADIENT_TOLERANCE, f"the gradients are off by {error:.1e}"
 
 
-def _torch_train(network: Network) -> Prepared:
-    run, _ = torch_models.train_step(network.name, *_data(network), rate=RATE, momentum=MOMENTUM)
-
-    def check():
-        assert np.isfinite(run()), "the loss is not finite"
-
+def _torch_train(network: Network, *, compile_it: bool) -> Prepared:
+    began = time.perf_counter()
+    run, loss, gradients = _first_step(network, compile_it=compile_it)
     return Prepared(
-        lambda: (run(), None)[1], check, items=network.batch, **_work(network, train=True)
+        lambda: (run(), None)[1],
+        lambda: _check_gradients(loss, gradients, network),
+        items=network.batch,
+        facts={"compile_s": time.perf_counter() - began} if compile_it else {},
+        **_work(network, train=True),
     )

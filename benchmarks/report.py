@@ -1,4 +1,4 @@
-"""Tables and picture of docs/performance.md, from the measurements in benchmarks/results.
+"""Tables and pictures of docs/performance.md, from the measurements in benchmarks/results.
 
     python -m benchmarks.report
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,12 +18,15 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks import blocks_suite
 from lambdanet.analysis.text import markdown_table
 from lambdanet.atomic import write_file
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT, RESULTS = ROOT / "docs" / "performance.md", ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "images" / "performance.png"
+BLOCKS_PICTURE = PICTURE.with_name("performance_blocks.png")
+PICTURED = "time of the fastest PyTorch form / ours at its defaults (CPU, float32)"
 MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end of the table -->)", re.DOTALL)
 DIRECTIONS = {
     "fwd": "forward",
@@ -63,29 +67,11 @@ def side_by_side(records: Sequence[Record]) -> str:
     """Returns one row per case and direction: ours at its defaults, the fastest lowering of ours,
     every PyTorch form.
     """
-    rows = [
-        [
-            "case",
-            "direction",
-            "ours, ms",
-            "CPU ms",
-            "MiB",
-            "GEMM",
-            "copy",
-            "fastest lowering",
-            "others",
-        ]
-    ]
+    head = ["case", "direction", "ours, ms", "CPU ms", "MiB", "GEMM", "copy"]
+    rows = [[*head, "fastest lowering", "others"]]
     for (case, direction), candidates in groups(records).items():
-        ours = next(
-            (
-                r
-                for r in candidates
-                if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r
-            ),
-            None,
-        )
-        if ours is None:
+        ours, _ = rivals(candidates)
+        if "ms" not in ours:
             continue
         lowerings = [
             r for r in candidates if r["framework"] == "ours" and r is not ours and "ms" in r
@@ -124,6 +110,49 @@ def side_by_side(records: Sequence[Record]) -> str:
     return markdown(rows)
 
 
+NOT_MEASURED = "not measured yet"
+
+
+def all_blocks(records: Sequence[Record]) -> str:
+    """Returns one row per block, map and direction of the suite `blocks`, measured or not, with the
+    fastest of PyTorch's forms; then the geometric means of how many times as fast ours is.
+    """
+    rows = [["block", "map", "direction", "ours, ms", "CPU ms", "MiB", "PyTorch, ms", "ratio"]]
+    found, ratios = groups(records), {direction: [] for direction in blocks_suite.DIRECTIONS}
+    cases = [(name, *sizes) for name, block in blocks_suite.BLOCKS.items() for sizes in block.maps]
+    for name, side, dim in cases:
+        for direction, of_direction in ratios.items():
+            key = blocks_suite.case_name(name, side, dim), direction
+            ours, theirs = rivals(found.get(key, []))
+            cells = [_time(ours)]
+            cells += [f"{ours[k]:.2f}" if k in ours else "" for k in ("cpu_ms", "temp_mib")]
+            cells += [_time(theirs), ""]
+            if "ms" in ours and "ms" in theirs:
+                of_direction.append(theirs["ms"] / ours["ms"])
+                cells[-2:] = f"{theirs['impl']} {cells[-2]}", f"**{of_direction[-1]:.2f}x**"
+            rows.append([f"`{name}`", f"{side}x{side}x{dim}", DIRECTIONS[direction], *cells])
+    for direction, measured in ratios.items():
+        mean = f"**{statistics.geometric_mean(measured):.2f}x**" if measured else NOT_MEASURED
+        label = f"geometric mean, {len(measured)} of {len(cases)}"
+        rows.append([label, "", DIRECTIONS[direction], "", "", "", "", mean])
+    picture = f"![{PICTURED}](images/{BLOCKS_PICTURE.name})\n\n" if any(ratios.values()) else ""
+    return picture + markdown(rows)
+
+
+def rivals(candidates: Sequence[Record]) -> tuple[Record, Record]:
+    """Returns the records of ours at its defaults and of the fastest PyTorch form, or empty ones; a
+    form without a time only if none has one.
+    """
+    ours = [r for r in candidates if r["framework"] == "ours" and r["impl"] == "auto"]
+    torch = [r for r in candidates if r["framework"] == "torch"]
+    fastest = min(torch, key=lambda r: r.get("ms", float("inf")), default={})
+    return (ours[0] if ours else {}), fastest
+
+
+def _time(record: Record) -> str:
+    return f"{record['ms']:.2f}" if "ms" in record else record.get("error", NOT_MEASURED)
+
+
 def rates(records: Sequence[Record]) -> str:
     """Returns one row per case of the suite `input`."""
     rows = [["case", "images/s", "images per CPU second"]]
@@ -136,18 +165,8 @@ def rates(records: Sequence[Record]) -> str:
 
 def facts(records: Sequence[Record]) -> str:
     """Returns one row per record: its times, if it has any, and whatever else is a number."""
-    known = {
-        "suite",
-        "case",
-        "direction",
-        "framework",
-        "impl",
-        "cpu_ms",
-        "flops",
-        "bytes",
-        "gemm_share",
-        "copy_share",
-    }
+    known = {"suite", "case", "direction", "framework", "impl", "cpu_ms", "flops", "bytes"}
+    known |= {"gemm_share", "copy_share"}
     columns = list(
         dict.fromkeys(
             key
@@ -180,7 +199,7 @@ def dispatch(records: Sequence[Record]) -> str:
 TABLES = {
     "micro_lambda": ("micro_lambda", side_by_side),
     "micro_local": ("micro_local", side_by_side),
-    "micro_blocks": ("micro_blocks", side_by_side),
+    "blocks": ("blocks", all_blocks),
     "ops": ("ops", side_by_side),
     "model": ("model", side_by_side),
     "dispatch": ("model", dispatch),
@@ -191,17 +210,16 @@ TABLES = {
 
 
 def draw(records: Sequence[Record], path: Path) -> None:
-    """Draws how many times as fast as the fastest PyTorch form ours is, per case and direction."""
+    """Draws how many times as fast as the fastest PyTorch form ours is, per case and direction;
+    nothing where nothing has both times.
+    """
     bars = []
     for (case, direction), candidates in groups(records).items():
-        ours = [
-            r["ms"]
-            for r in candidates
-            if r["framework"] == "ours" and r["impl"] == "auto" and "ms" in r
-        ]
-        torch = [r["ms"] for r in candidates if r["framework"] == "torch" and "ms" in r]
-        if ours and torch:
-            bars.append((case, direction, min(torch) / ours[0]))
+        ours, torch = rivals(candidates)
+        if "ms" in ours and "ms" in torch:
+            bars.append((case, direction, torch["ms"] / ours["ms"]))
+    if not bars:
+        return
     cases = list(dict.fromkeys(case for case, _, _ in bars))
     figure = Figure(figsize=(8.5, 1.2 + 0.34 * len(cases)), layout="constrained", facecolor="white")
     axes = figure.subplots()
@@ -235,11 +253,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.xaxis.set_minor_formatter(
         lambda value, _: f"{value:g}x" if f"{value:.0e}"[0] in "25" else ""
     )
-    axes.set_title(
-        "time of the fastest PyTorch form / ours at its defaults (CPU, float32)",
-        fontsize=10,
-        loc="left",
-    )
+    axes.set_title(PICTURED, fontsize=10, loc="left")
     axes.margins(x=0.1, y=0.01)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right", "left"]].set_visible(False)
@@ -250,7 +264,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
 
 
 def main() -> int:
-    """Writes the document's tables and the picture; returns the exit status."""
+    """Writes the document's tables and the pictures; returns the exit status."""
 
     def table(match: re.Match) -> str:
         if match[2] not in TABLES:
@@ -264,14 +278,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     write_file(DOCUMENT, text)
-    draw(
-        [
-            r
-            for name in ("micro_lambda", "micro_local", "micro_blocks")
-            for r in read(RESULTS / f"cpu_{name}.jsonl")
-        ],
-        PICTURE,
-    )
+    for path, files in ((PICTURE, ("micro_lambda", "micro_local")), (BLOCKS_PICTURE, ("blocks",))):
+        draw([r for name in files for r in read(RESULTS / f"cpu_{name}.jsonl")], path)
     return 0
 
 

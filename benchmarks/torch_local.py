@@ -21,7 +21,11 @@ def slide_paths(q, k, v, learned, fixed_bias, learned_bias, position_bias) -> An
     from torch.nn import functional
 
     side, depth = learned.shape[-1], q.shape[1]
-    shift = torch.eye(side * side).reshape(side * side, 1, side, side).repeat(depth, 1, 1, 1)
+    shift = (
+        torch.eye(side * side, dtype=learned.dtype)
+        .reshape(side * side, 1, side, side)
+        .repeat(depth, 1, 1, 1)
+    )
 
     def slots(x):
         options = dict(padding=side // 2, groups=depth)
@@ -38,13 +42,26 @@ def slide_merged(q, k, v, learned, fixed_bias, learned_bias, position_bias) -> A
     from torch.nn import functional
 
     side, depth = learned.shape[-1], q.shape[1]
-    shift = torch.eye(side * side).reshape(side * side, 1, side, side).repeat(depth, 1, 1, 1)
+    shift = (
+        torch.eye(side * side, dtype=learned.dtype)
+        .reshape(side * side, 1, side, side)
+        .repeat(depth, 1, 1, 1)
+    )
     kernel, bias = learned + shift, fixed_bias + learned_bias
 
     def slots(x):
         return functional.conv2d(x, kernel, bias, padding=side // 2, groups=depth)
 
     return _slide(q, slots(k), slots(v), position_bias)
+
+
+def _shift(learned):
+    """The kernel [depth * slots, 1, k, k] that moves slot o to tap o."""
+    import torch
+
+    slots, side = learned.shape[-1] ** 2, learned.shape[-1]
+    one_hot = torch.eye(slots, dtype=learned.dtype).reshape(slots, 1, side, side)
+    return one_hot.repeat(len(learned) // slots, 1, 1, 1)
 
 
 def _slide(q, keys, values, position_bias):

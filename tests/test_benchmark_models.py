@@ -61,7 +61,7 @@ SMALL = dict(blocks=(1, 1), widths=(4, 8), attention_blocks=((), "all"), num_cla
 
 @pytest.mark.exhaustive
 def test_networks_pass_their_gate_and_a_rising_loss_does_not(monkeypatch):
-    monkeypatch.setattr(torch_models, "installed", lambda: False)
+    monkeypatch.setattr(torch_models, "installed", lambda name: False)
     network = model_networks.Network("lambda_resnet26t", 2, 32, tuple(SMALL.items()))
     forward = model_networks.prepare_forward(network)
     forward.check()
@@ -74,7 +74,7 @@ def test_networks_pass_their_gate_and_a_rising_loss_does_not(monkeypatch):
     with pytest.raises(AssertionError, match="or all the same"):
         model_networks.prepare_forward(network).check()
     monkeypatch.undo()
-    monkeypatch.setattr(torch_models, "installed", lambda: False)
+    monkeypatch.setattr(torch_models, "installed", lambda name: False)
     monkeypatch.setattr(
         model_networks, "_data", lambda network: (images(), np.array([1, 2], np.int32))
     )
@@ -92,10 +92,14 @@ def images():
 
 def test_timms_twin_has_our_logits_and_gradients(monkeypatch):
     pytest.importorskip("timm")
-    monkeypatch.setitem(torch_models.TWINS, "resnet18", "resnet18")
+    monkeypatch.setitem(torch_models.TWINS, "resnet18", ("timm", "resnet18"))
     network = model_networks.Network("resnet18", 2, 64)
     model_networks.prepare_forward(network).check()
     model_networks.prepare_train(network).check()
+    eager = model_networks._torch_train(network, compile_it=False)
+    eager.check()
+    eager.run()
+    assert eager.facts == {}
     model_networks._eager_gradients.cache_clear()
     wrong = dataclasses.replace(network, batch=3)
     monkeypatch.setattr(model_networks, "_eager_gradients", lambda _: (0.0, {}))
@@ -103,7 +107,34 @@ def test_timms_twin_has_our_logits_and_gradients(monkeypatch):
         model_networks.prepare_train(wrong).check()
 
 
-def test_compiled_twins_have_names_of_their_own(monkeypatch):
-    monkeypatch.setattr(torch_models, "installed", lambda: True)
-    compiled = [case for case in model_suite.cases() if case.impl == "compile"]
-    assert [case.name for case in compiled] == ["compiled_lambda_resnet26t_b8_256"]
+def test_compiled_twins_have_names_of_their_own_and_both_directions(monkeypatch):
+    monkeypatch.setattr(torch_models, "installed", lambda name: name in torch_models.TWINS)
+    cases = model_suite.cases()
+    compiled = [(case.name, case.direction) for case in cases if case.impl == "compile"]
+    assert compiled == [("compiled_lambda_resnet26t_b8_256", way) for way in ("fwd", "train")]
+    assert all(
+        sum(case.name == name and case.direction == way and case.impl == "auto" for case in cases)
+        for name, way in compiled
+    )
+    eager = {case.name for case in cases if case.impl == "eager"}
+    assert len(eager) == len(torch_models.TWINS) and "c2d_resnet50_8x8_b2_128" in eager
+    monkeypatch.setattr(torch_models, "installed", lambda name: False)
+    assert {case.framework for case in model_suite.cases()} == {"ours"}
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    "network",
+    [
+        model_networks.Network("pvt_v2_b1", 2, 64, (("drop_path_rate", 0.0),)),
+        model_networks.Network("lambda_resnet50ts", 2, 64),
+        model_networks.Network("c2d_resnet50_8x8", 2, 64, (("dropout_rate", 0.0),), frames=8),
+    ],
+    ids=lambda network: network.name,
+)
+def test_twins_of_other_families_have_our_logits_and_gradients(network):
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    package, _ = torch_models.TWINS[network.name]
+    pytest.importorskip(package, reason=f"{package} is not installed")
+    model_networks.prepare_forward(network).check()
+    model_networks.prepare_train(network).check()

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from benchmarks import report
+from benchmarks import blocks_suite, report
 
 
 @pytest.fixture
 def document(tmp_path, monkeypatch):
-    for name in ("DOCUMENT", "RESULTS", "PICTURE"):
+    for name in ("DOCUMENT", "RESULTS", "PICTURE", "BLOCKS_PICTURE"):
         monkeypatch.setattr(report, name, tmp_path / name.lower())
     report.RESULTS.mkdir()
     record = dict(
@@ -32,7 +32,8 @@ def document(tmp_path, monkeypatch):
     ]
     del torch[1]["cpu_ms"]
     lines = "".join(json.dumps(r) + "\n" for r in ours + torch)
-    for name in ("micro_lambda", "micro_local", "micro_blocks"):
+    (report.RESULTS / "cpu_blocks.jsonl").touch()
+    for name in ("micro_lambda", "micro_local"):
         (report.RESULTS / f"cpu_{name}.jsonl").write_text(lines)
     return report.DOCUMENT
 
@@ -54,6 +55,51 @@ def test_a_table_is_written_anew_and_the_rest_is_kept(document):
 def test_an_unknown_table_is_refused_and_nothing_is_written(document, capsys):
     document.write_text("<!-- table: nano -->\n<!-- end of the table -->\n")
     assert report.main() == 1 and document.read_text().count("\n") == 2
-    assert (
-        "no table 'nano'; known: micro_lambda, micro_local, micro_blocks" in capsys.readouterr().err
+    assert "no table 'nano'; known: micro_lambda, micro_local, blocks" in capsys.readouterr().err
+
+
+def test_all_blocks_have_rows_and_only_measured_ones_numbers(document):
+    document.write_text("<!-- table: blocks -->\n<!-- end of the table -->\n")
+    assert report.main() == 0
+    cases = sum(len(block.maps) for block in blocks_suite.BLOCKS.values())
+    lines = document.read_text().splitlines()[1:-1]
+    assert lines[2] == (
+        "| `mhsa` | 28x28x256 | forward | not measured yet |  |  | not measured yet |  |"
     )
+    assert lines[-1] == (
+        f"| geometric mean, 0 of {cases} |  | forward + backward |  |  |  |  | not measured yet |"
+    )
+    assert len(lines) == 2 + 2 * cases + 2 and not report.BLOCKS_PICTURE.exists()
+    assert not any(character in line for line in lines[2:] for character in "%*")
+
+    def record(name, framework, impl, direction="fwd", **values):
+        given = dict(suite="blocks", case=name, direction=direction, framework=framework)
+        return dict(given, impl=impl, **values)
+
+    times = dict(cpu_ms=3.0, temp_mib=1.25)
+    records = [
+        record("mhsa_28x28_d256", "ours", "auto", ms=2.0, **times),
+        record("mhsa_28x28_d256", "torch", "sdpa", ms=1.0, cpu_ms=1.0),
+        record("window_28x28_d256", "ours", "auto", ms=2.0, **times),
+        record("window_28x28_d256", "torch", "timm", ms=20.0, cpu_ms=1.0),
+        record("window_28x28_d256", "torch", "fused", ms=16.0, cpu_ms=1.0),
+        record("se_28x28_d256", "ours", "auto", error="wrong result: output is off"),
+        record("gc_28x28_d256", "ours", "auto", "train", ms=1.0, **times),
+        record("gc_28x28_d256", "torch", "timm", "train", error="dropped: one call takes 4.0 s"),
+        record("forgotten_28x28", "ours", "auto", ms=1.0, **times),
+    ]
+    lines = "".join(json.dumps(r) + "\n" for r in records)
+    (report.RESULTS / "cpu_blocks.jsonl").write_text(lines)
+    assert report.main() == 0
+    text = document.read_text()
+    for row in (
+        "| `mhsa` | 28x28x256 | forward | 2.00 | 3.00 | 1.25 | sdpa 1.00 | **0.50x** |",
+        "| `window` | 28x28x256 | forward | 2.00 | 3.00 | 1.25 | fused 16.00 | **8.00x** |",
+        "| `se` | 28x28x256 | forward | wrong result: output is off |  |  | not measured yet |  |",
+        "| `gc` | 28x28x256 | forward + backward | 1.00 | 3.00 | 1.25 | dropped: one call takes "
+        "4.0 s |  |",
+        f"| geometric mean, 2 of {cases} |  | forward |  |  |  |  | **2.00x** |",
+    ):
+        assert row in text
+    assert "forgotten" not in text and "](images/blocks_picture)" in text
+    assert report.BLOCKS_PICTURE.read_bytes()[:4] == b"\x89PNG"

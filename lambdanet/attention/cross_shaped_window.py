@@ -124,15 +124,19 @@ class CrossShapedWindowAttention(Captures, nnx.Module):
         check_map("cross-shaped window", x, self.dim, self.spatial_axes)
         x = x.astype(self.dtype or x.dtype)
         branches, size = len(self.stripes), x.shape[1:3]
-        qkv = self.qkv(x).reshape(*x.shape[:3], 3, branches, self.dim // branches)
+        # Split, not indexed: as in `window`.
+        qkv = jnp.split(self.qkv(x), 3 * branches, axis=-1)
         mixed, shown = [], []
         for branch, (stripe, conv) in enumerate(
             zip(self.stripes, self.position_convs, strict=True)
         ):
-            parts = (qkv[..., i, branch, :] for i in range(3))
             heads = self.num_heads // branches
             y, weights = conv(
-                *parts, stripe=stripe, num_heads=heads, impl=self.impl, return_weights=self.capture
+                *qkv[branch::branches],
+                stripe=stripe,
+                num_heads=heads,
+                impl=self.impl,
+                return_weights=self.capture,
             )
             mixed.append(y)
             if self.capture:

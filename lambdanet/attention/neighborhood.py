@@ -136,11 +136,12 @@ class NeighborhoodAttention(Captures, nnx.Module):
         height, width = x.shape[1:3]
         x = self._pad(x)
         batch, *size = x.shape[:3]
-        qkv = self.qkv(x).reshape(batch, *size, 3, self.num_heads, -1)
+        # Split, not indexed: as in `window`.
+        qkv = jnp.split(self.qkv(x), 3, axis=-1)
         table = None if self.relative_bias is None else self.relative_bias[...]
         window = dict(kernel_size=self.kernel_size, dilation=self.dilation, border=self.border)
         y, weights = ops.neighborhood_attention(
-            *(qkv[..., i, :, :] for i in range(3)),
+            *(part.reshape(batch, *size, self.num_heads, -1) for part in qkv),
             table,
             **window,
             scale=self.scale,

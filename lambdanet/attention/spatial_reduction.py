@@ -136,11 +136,12 @@ class SpatialReductionAttention(Captures, nnx.Module):
         reduced = self._reduce(x)
         batch, spatial, seen = x.shape[0], x.shape[1:-1], reduced.shape[1:-1]
         q = self.query(x).reshape(batch, -1, self.num_heads, self.dim // self.num_heads)
-        kv = self.key_value(reduced).reshape(batch, -1, 2, *q.shape[2:])
-        scale = q.shape[-1] ** -0.5
-        y, weights = dot_attention(
-            q, kv[:, :, 0], kv[:, :, 1], scale=scale, return_weights=self.capture
+        # Split, not indexed: as in `window`.
+        k, v = (
+            part.reshape(batch, -1, *q.shape[2:])
+            for part in jnp.split(self.key_value(reduced), 2, axis=-1)
         )
+        y, weights = dot_attention(q, k, v, scale=q.shape[-1] ** -0.5, return_weights=self.capture)
         if self.capture:
             self.sow(
                 nnx.Intermediate,

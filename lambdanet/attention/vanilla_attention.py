@@ -116,8 +116,9 @@ class VanillaAttention(Captures, nnx.Module):
                 self.reduction(tokens.reshape(x.shape[0], *grid, self.dim))
             ).reshape(x.shape[0], -1, self.dim)
         q = rearrange(self.query(tokens), "b n (h d) -> b n h d", h=self.num_heads)
-        k, v = rearrange(
-            self.key_value(context), "b m (two h d) -> two b m h d", two=2, h=self.num_heads
+        k, v = (  # split, not indexed: as in `window`
+            rearrange(part, "b m (h d) -> b m h d", h=self.num_heads)
+            for part in jnp.split(self.key_value(context), 2, axis=-1)
         )
         logits = attention_logits(q, k, scale=self.head_dim**-0.5, heads=True)
         if addition is not None:

@@ -153,11 +153,11 @@ class WindowAttention(Captures, nnx.Module):
         )
         grid = self._grid(size)
         cut = dict(r=grid[0], s=grid[1], n=self.num_heads)
-        q, k, v = rearrange(
-            self.qkv(self._arrange(x, shift)),
-            "b (r h) (s w) (three n d) -> three b (r s) n (h w) d",
-            three=3,
-            **cut,
+        # Split, whose gradient joins three arrays: that of taking apart a joint axis adds three of
+        # the size of all.
+        q, k, v = (
+            rearrange(part, "b (r h) (s w) (n d) -> b (r s) n (h w) d", **cut)
+            for part in jnp.split(self.qkv(self._arrange(x, shift)), 3, axis=-1)
         )
         seen = None
         padded = any(n % w for n, w in zip(size, self.window_size, strict=True))

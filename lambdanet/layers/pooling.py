@@ -79,6 +79,7 @@ def max_pool_cells(
     return x
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     """Returns the maximum along an axis; the first of equal entries gets the gradient, as with
     PyTorch's pooling and `max`.
@@ -86,10 +87,17 @@ def max_over(x: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     The gradient of `jnp.max` compares the input with the result once more and divides by the number
     of equal entries. XLA may compute the input anew for that, with another rounding, and then none
     is equal and the gradient is NaN (seen on CPU with optimisation level 0). Here the position is
-    found once.
+    found once, and only for a gradient: on CPU that takes much longer than the maximum.
     """
+    return jnp.max(x, axis=axis)
+
+
+@max_over.defjvp
+def _max_over_jvp(axis, primals, tangents):
+    (x,), (tangent,) = primals, tangents
     places = jax.lax.broadcasted_iota(jnp.int32, x.shape, axis % x.ndim)
-    return jnp.sum(jnp.where(places == jnp.argmax(x, axis=axis, keepdims=True), x, 0), axis=axis)
+    first = places == jnp.argmax(x, axis=axis, keepdims=True)
+    return tuple(jnp.sum(jnp.where(first, a, 0), axis=axis) for a in (x, tangent))
 
 
 def avg_pool(

@@ -147,6 +147,15 @@ def test_max_of_cells_drops_the_remainder(window):
     assert np.count_nonzero(gradient) == 2 * rows * columns * 3
 
 
+def test_max_over_looks_for_the_position_only_for_a_gradient():
+    x = jnp.asarray([[1.0, 3.0, 3.0], [2.0, -1.0, 0.0]])
+    assert "argmax" not in str(jax.make_jaxpr(lambda x: max_over(x, 1))(x))
+    assert "argmax" in str(jax.make_jaxpr(jax.grad(lambda x: max_over(x, 1).sum()))(x))
+    y, along = jax.jvp(lambda x: max_over(x, 1), (x,), (10 * x,))
+    np.testing.assert_array_equal(y, [3, 2])
+    np.testing.assert_array_equal(along, [30, 20])
+
+
 def test_max_over_gives_the_gradient_to_the_first_of_equals():
     x = jnp.asarray([[1.0, 3.0, 3.0], [2.0, -1.0, 0.0]])
     for axis in (0, 1, -1):
