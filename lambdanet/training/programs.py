@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from lambdanet import batch_split
 from lambdanet.training import layer_groups
 from lambdanet.training import mesh as mesh_lib
 from lambdanet.training.compiling import announced
@@ -63,20 +64,44 @@ def training_program(
         thaw: 0 = one program.
         say: shows a line, while the step compiles.
     """
-    options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
-    compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
-    compiling |= dict(out_shardings=(shardings, mesh_lib.replicated(mesh)))
+    options = dict(loss=loss, mix=mix, schedule=schedule, mesh=mesh)
 
     def program(what: str, frozen: Sequence[str]) -> Callable[..., Any]:
-        graphdef = views(build, frozen)[0]
-        step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
-        return announced(jax.jit(step, **compiling), what, say)
+        return announced(
+            jitted_step(config, build, tx, shardings, frozen=frozen, **options), what, say
+        )
 
     whole = program("the training step", config.optim.frozen)
     if not thaw:
         return lambda number, state, batch: whole(state, batch)
     head = program("the training step of the head", (*config.optim.frozen, *held))
     return lambda number, state, batch: (head if number < thaw else whole)(state, batch)
+
+
+def jitted_step(
+    config: Any,
+    build: Callable[[], nnx.Module],
+    tx: optax.GradientTransformation,
+    shardings: Any,
+    *,
+    loss: Callable[..., Any],
+    mix: Callable[..., Any],
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    frozen: Sequence[str],
+) -> Callable[..., Any]:
+    """Returns one jitted step, (state, batch) -> (state, terms), which donates the state.
+
+    Args:
+        config, build, tx, shardings, loss, mix, schedule, mesh: see `training_program`.
+        frozen: regexes of parameters and statistics that stay as they are.
+    """
+    graphdef = views(build, frozen)[0]
+    options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
+    step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
+    compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
+    step = batch_split.split(step, mesh.size)
+    return jax.jit(step, out_shardings=(shardings, mesh_lib.replicated(mesh)), **compiling)
 
 
 def evaluation_program(
@@ -89,4 +114,5 @@ def evaluation_program(
         mesh: the devices.
         say: shows a line, while it compiles.
     """
+    step = batch_split.split(step, mesh.size)
     return announced(jax.jit(step, out_shardings=eval_shardings(mesh)), "evaluation", say)
