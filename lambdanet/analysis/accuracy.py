@@ -7,14 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from lambdanet import tasks
 from lambdanet.analysis.console import check_least, say, show_table
 from lambdanet.analysis.subject import Subject
-from lambdanet.training import evaluate, mesh
+from lambdanet.training import evaluate, mesh, programs
 from lambdanet.training import step as step_lib
-from lambdanet.training.compiling import announced
 
 _MOST_COLUMNS = 5  # metrics of a table beside each other
 
@@ -42,11 +39,12 @@ def accuracy(
     split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
     loaded = {which: subject.load_weights(which) for which in ("live", *["ema"] * bool(averaged))}
     eval_step = step_lib.make_eval_step(subject.graphdef, subject.config, score=subject.task.score)
+    devices = mesh.make_mesh()
     found = evaluate.evaluate(
-        announced(jax.jit(eval_step), "evaluation", say),
+        programs.evaluation_program(eval_step, devices, say),
         {which: weights for which, (weights, _) in loaded.items()},
         subject.batches(split, batch_size),
-        sharding=mesh.batch_sharding(mesh.make_mesh()),
+        sharding=mesh.batch_sharding(devices),
     )
     finish = tasks.finisher(subject.config, subject.info)
     results, metrics = {"split": split}, tasks.metrics(subject.config)

@@ -26,6 +26,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lambdanet import batch_split
 from lambdanet.ops import spectral_lambda
 
 GRID_IMPLS = ("dense", "conv", "query_first", "row_chunks", "spectral")
@@ -54,11 +55,13 @@ class Geometry:
     context: int | None = None
 
 
-def static_batch(size: Any) -> int:
-    """Returns the batch size to estimate with: 1 for a symbolic one (`jax.export`), whose value is
-    not known.
+def static_batch(*sizes: Any) -> int:
+    """Returns the batch size to estimate with: of all that are examples together, those of one
+    device (`batch_split`), at least 1; a symbolic size (`jax.export`), whose value is not known,
+    counts as 1.
     """
-    return size if isinstance(size, int) else 1
+    whole = math.prod(size for size in sizes if isinstance(size, int))
+    return max(whole // batch_split.devices(), 1)
 
 
 # Seconds per multiply-add, per byte inside the cache, per byte beyond it and per step (an operation

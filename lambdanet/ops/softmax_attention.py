@@ -16,7 +16,6 @@ the keys of a lambda).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -134,7 +133,7 @@ def chosen_chunk(
 ) -> int | str | None:
     """What `attention_lowering` chooses for these arrays; `plain`: neither bias nor mask."""
     positions = -3 if heads else -2
-    problems = math.prod(map(static_batch, query.shape[:positions]))
+    problems = static_batch(*query.shape[:positions])
     pairs = Pairs(
         problems=problems * (query.shape[-2] if heads else 1),
         queries=query.shape[positions],

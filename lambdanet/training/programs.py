@@ -12,6 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from lambdanet import batch_split
 from lambdanet.training import layer_groups
 from lambdanet.training import mesh as mesh_lib
 from lambdanet.training.compiling import announced
@@ -36,11 +37,11 @@ def over_leaves(
         structure: `jax.tree.structure` of the state.
     """
 
-    def flat(leaves: Leaves, batch: dict) -> tuple[Leaves, Terms]:
+    def step_of_leaves(leaves: Leaves, batch: dict) -> tuple[Leaves, Terms]:
         state, terms = step(jax.tree.unflatten(structure, leaves), batch)
         return jax.tree.leaves(state), terms
 
-    return flat
+    return step_of_leaves
 
 
 def held_back(model: Any, thaw: int) -> dict[str, Any]:
@@ -83,21 +84,46 @@ def training_program(
         thaw: 0 = one program.
         say: shows a line, while the step compiles.
     """
-    options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
-    compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
-    placed, structure = jax.tree.flatten(shardings)
-    compiling |= dict(out_shardings=(placed, mesh_lib.replicated(mesh)))
+    options = dict(loss=loss, mix=mix, schedule=schedule, mesh=mesh)
 
     def program(what: str, frozen: Sequence[str]) -> Callable[..., Any]:
-        graphdef = views(build, frozen)[0]
-        step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
-        return announced(jax.jit(over_leaves(step, structure), **compiling), what, say)
+        return announced(
+            jitted_step(config, build, tx, shardings, frozen=frozen, **options), what, say
+        )
 
     whole = program("the training step", config.optim.frozen)
     if not thaw:
         return lambda number, leaves, batch: whole(leaves, batch)
     head = program("the training step of the head", (*config.optim.frozen, *held))
     return lambda number, leaves, batch: (head if number < thaw else whole)(leaves, batch)
+
+
+def jitted_step(
+    config: Any,
+    build: Callable[[], nnx.Module],
+    tx: optax.GradientTransformation,
+    shardings: Any,
+    *,
+    loss: Callable[..., Any],
+    mix: Callable[..., Any],
+    schedule: optax.Schedule,
+    mesh: Mesh,
+    frozen: Sequence[str],
+) -> Callable[..., Any]:
+    """Returns one jitted step, (leaves of the state, batch) -> (leaves, terms), which donates the
+    leaves.
+
+    Args:
+        config, build, tx, shardings, loss, mix, schedule, mesh: see `training_program`.
+        frozen: regexes of parameters and statistics that stay as they are.
+    """
+    graphdef = views(build, frozen)[0]
+    options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
+    step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
+    compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
+    placed, structure = jax.tree.flatten(shardings)
+    compiling |= dict(out_shardings=(placed, mesh_lib.replicated(mesh)))
+    return jax.jit(batch_split.split(over_leaves(step, structure), mesh.size), **compiling)
 
 
 def evaluation_program(
@@ -110,4 +136,5 @@ def evaluation_program(
         mesh: the devices.
         say: shows a line, while it compiles.
     """
+    step = batch_split.split(step, mesh.size)
     return announced(jax.jit(step, out_shardings=eval_shardings(mesh)), "evaluation", say)
