@@ -114,16 +114,21 @@ NOT_MEASURED = "not measured yet"
 
 
 def all_blocks(records: Sequence[Record]) -> str:
-    """Returns one row per block, map and direction of the suite `blocks`, measured or not, with the
-    fastest of PyTorch's forms; then the geometric means of how many times as fast ours is.
+    """Returns one row per measured block, map and direction of the suite `blocks`, with the fastest
+    of PyTorch's forms, and the geometric means of how many times as fast ours is; then the names of
+    those that are not measured.
     """
     rows = [["block", "map", "direction", "ours, ms", "CPU ms", "MiB", "PyTorch, ms", "ratio"]]
     found, ratios = groups(records), {direction: [] for direction in blocks_suite.DIRECTIONS}
     cases = [(name, *sizes) for name, block in blocks_suite.BLOCKS.items() for sizes in block.maps]
+    missing = []
     for name, side, dim in cases:
         for direction, of_direction in ratios.items():
             key = blocks_suite.case_name(name, side, dim), direction
-            ours, theirs = rivals(found.get(key, []))
+            if key not in found:
+                missing.append(f"`{name}`")
+                continue
+            ours, theirs = rivals(found[key])
             cells = [_time(ours)]
             cells += [f"{ours[k]:.2f}" if k in ours else "" for k in ("cpu_ms", "temp_mib")]
             cells += [_time(theirs), ""]
@@ -136,7 +141,9 @@ def all_blocks(records: Sequence[Record]) -> str:
         label = f"geometric mean, {len(measured)} of {len(cases)}"
         rows.append([label, "", DIRECTIONS[direction], "", "", "", "", mean])
     picture = f"![{PICTURED}](images/{BLOCKS_PICTURE.name})\n\n" if any(ratios.values()) else ""
-    return picture + markdown(rows)
+    left = f"Not measured yet, {len(missing)} of {2 * len(cases)} rows: "
+    left = left + ", ".join(dict.fromkeys(missing)) + "." if missing else ""
+    return "\n\n".join(filter(None, (picture + markdown(rows) if found else "", left)))
 
 
 def rivals(candidates: Sequence[Record]) -> tuple[Record, Record]:
@@ -199,6 +206,7 @@ def dispatch(records: Sequence[Record]) -> str:
 TABLES = {
     "micro_lambda": ("micro_lambda", side_by_side),
     "micro_local": ("micro_local", side_by_side),
+    "micro_attention": ("micro_attention", side_by_side),
     "blocks": ("blocks", all_blocks),
     "ops": ("ops", side_by_side),
     "model": ("model", side_by_side),
