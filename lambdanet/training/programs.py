@@ -110,8 +110,7 @@ def jitted_step(
     mesh: Mesh,
     frozen: Sequence[str],
 ) -> Callable[..., Any]:
-    """Returns one jitted step, (leaves of the state, batch) -> (leaves, terms), which donates the
-    leaves.
+    """Returns one jitted step, (leaves of the state, batch) -> (leaves, terms), which donates them.
 
     Args:
         config, build, tx, shardings, loss, mix, schedule, mesh: see `training_program`.
