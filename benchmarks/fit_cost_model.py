@@ -163,7 +163,7 @@ def losses(
     for geometry, name in names.items():
         for direction in cost_model.DIRECTIONS:
             found = times[direction].get(geometry)
-            if not found:
+            if not found or not found.keys() & device.rates[direction].keys():
                 continue
             estimate = functools.partial(
                 cost_model.estimate, geometry, device=device, direction=direction

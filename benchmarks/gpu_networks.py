@@ -47,8 +47,12 @@ def cases(sizes: Sizes, records: Records) -> list[Case]:
 
 
 def tried(records: Records, name: str) -> dict[int, bool]:
-    """Returns the batch sizes of a network that were tried, and whether they fit."""
-    return {r["batch"]: r["fits"] for r in records if r.get("network") == name and "fits" in r}
+    """Returns the batch sizes of a network that were tried, and whether they fit and ran."""
+    return {
+        r["batch"]: r["fits"] and "error" not in r
+        for r in records
+        if r.get("network") == name and "fits" in r
+    }
 
 
 def batches(first: int, fits: Mapping[int, bool]) -> list[int]:

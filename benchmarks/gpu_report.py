@@ -115,7 +115,7 @@ def write(known: Journal, document: Path) -> None:
 def _device(machine: Record) -> str:
     words = [f"{machine['device']} ({machine['backend']}), {machine['devices']} there, 1 used"]
     if machine["memory_gib"] is not None:
-        words.append(f"{machine['memory_gib']} GiB for programs")
+        words.append(f"{machine['memory_gib']} GiB that JAX takes by default")
     if "compute_capability" in machine:
         words.append(f"compute capability {machine['compute_capability']}")
     words += [f"{machine['cores']} cores of the host", f"Python {machine['python']}"]

@@ -6,7 +6,8 @@ In this order: equality of every lowering; constants of the cost model; the lamb
 kernel against XLA; attention cores against cuDNN; training steps at batch sizes that fill the
 memory; the host's pipeline; PyTorch and timm, where they are installed. Each part has a share of
 the time; what is left over goes to those that needed more. The same command continues: what is
-measured is not measured again. Written: benchmarks/results/gpu.jsonl (`gpu_journal`) and
+measured is not measured again, also if the code has changed since; remove the file to begin afresh.
+Written: benchmarks/results/gpu.jsonl (`gpu_journal`) and
 docs/performance_gpu.md; or gpu.jsonl and performance_gpu.md in DIR.
 """
 
@@ -92,6 +93,8 @@ def _places(args: argparse.Namespace) -> tuple[Path, Path]:
         for name in ("minutes", "rounds")
         if not 0 < getattr(args, name) < math.inf
     ]
+    if args.report and args.retry:
+        wrong.append("--report measures nothing, and --retry asks to: leave one out")
     if wrong:
         raise ValueError("; ".join(wrong))
     out = ROOT / "runs" / "gpu_tiny" if args.tiny and args.out is None else args.out
@@ -166,7 +169,10 @@ def _measure(file: Path, seconds: float, start: Start) -> int:
             share = 0.0
             for name, part in PARTS.items():
                 share += part.share
-                _run_part(file, name, end if last else began + share * seconds, end, start)
+                until = end if last else began + share * seconds
+                # What PyTorch is asked for follows from what is installed and how far `networks`
+                # came.
+                _run_part(file, name, until, end, start, again=last and name == "torch")
     except KeyboardInterrupt:
         gpu_journal.mend(file)
         print("stopped; the same command continues", file=sys.stderr)
@@ -174,9 +180,16 @@ def _measure(file: Path, seconds: float, start: Start) -> int:
     return 0
 
 
-def _run_part(file: Path, name: str, until: float, end: float, start: Start) -> None:
-    """Starts the process of a part until it says that it is done, or the time is over."""
-    while gpu_journal.read(file).left.get(name) != 0 and (now := time.monotonic()) < until:
+def _run_part(
+    file: Path, name: str, until: float, end: float, start: Start, *, again: bool
+) -> None:
+    """Starts the process of a part until it says that it is done, or the time is over; `again`:
+    once even if it has said so.
+    """
+    while again or gpu_journal.read(file).left.get(name) != 0:
+        again = False
+        if (now := time.monotonic()) >= until:
+            return
         status = start(name, until - now, end - now)
         gpu_journal.cut(file)
         if status == AFRESH:

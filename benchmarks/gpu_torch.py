@@ -135,15 +135,31 @@ def prepare_attention(core: str, side: int, direction: str, dtype: str) -> Prepa
 
     def check():
         wide = (a.detach().double().cpu().numpy() for a in (q, k, v))
-        _compare(run(), {"y": _attention(*wide)}, ARITHMETICS[DTYPES[dtype]].allowed)
+        y, *gradients = _attention(*wide)
+        found, allowed = run(), ARITHMETICS[DTYPES[dtype]].allowed
+        _compare(found, {"y": y}, allowed)
+        if direction == "train":
+            names = "qkv"
+            found = dict(zip(names, found["gradients"], strict=True))
+            _compare(found, dict(zip(names, gradients, strict=True)), allowed)
 
     return Prepared(functools.partial(_timed, run), check, facts=dict(dtype=dtype))
 
 
-def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    logits = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
+def _attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns output and gradients of q, k, v for an output gradient of ones."""
+    scale = q.shape[-1] ** -0.5
+    logits = scale * (q @ k.swapaxes(-1, -2))
     weights = np.exp(logits - logits.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True) @ v
+    weights /= weights.sum(-1, keepdims=True)
+    y = weights @ v
+    of_weights = np.broadcast_to(v.sum(-1)[..., None, :], weights.shape)
+    of_logits = scale * weights * (of_weights - (of_weights * weights).sum(-1, keepdims=True))
+    of_k = of_logits.swapaxes(-1, -2) @ q
+    of_v = np.broadcast_to(weights.sum(-2)[..., None], v.shape)
+    return y, of_logits @ k, of_k, of_v
 
 
 def _compare(found: Mapping[str, Any], expected: Mapping[str, np.ndarray], allowed: float) -> None:

@@ -9,7 +9,13 @@ from jax.sharding import AbstractMesh
 
 from configs import base
 from lambdanet import batch_split
-from lambdanet.ops import attention_lowering, cost_model, softmax_attention
+from lambdanet.ops import (
+    attention_lowering,
+    content_lambda,
+    cost_model,
+    softmax_attention,
+    spectral_lambda,
+)
 from lambdanet.tasks import classification
 from lambdanet.training import mesh, programs, state, step
 from models import create_model
@@ -78,3 +84,32 @@ def test_both_programs_of_a_run_choose_by_it(asked, attention):
     batch = {"image": image, "label": label, "mask": mask}
     jax.eval_shape(evaluate, abstract.params, abstract.stats, batch)
     assert set(asked) == {EACH}
+
+
+def turns(jaxpr):
+    """Turns of the loops of a program."""
+    return [eqn.params["length"] for eqn in jaxpr.eqns if eqn.primitive.name == "scan"]
+
+
+def test_loops_over_parts_of_the_batch_have_the_turns_of_one_device(monkeypatch):
+    keys, v = np.ones((DEVICES, 16, 1, 2), np.float32), np.ones((DEVICES, 16, 1, 3), np.float32)
+    monkeypatch.setattr(content_lambda, "MASKED_ELEMENTS", 2 * keys.size)
+
+    def content(count):
+        def program(keys, v):
+            return content_lambda.masked_content_lambdas(keys, v, np.tri(16, dtype=bool))
+
+        return turns(jax.make_jaxpr(batch_split.split(program, count))(keys, v))
+
+    assert content(1) == [8] and content(2) == [4]
+    q, v = np.ones((DEVICES, 8, 8, 1, 2), np.float32), np.ones((DEVICES, 8, 8, 1, 3), np.float32)
+    monkeypatch.setattr(spectral_lambda, "tiles_per_group", lambda *_: 1)
+
+    def by_frequencies(q, v, table):
+        return spectral_lambda.by_frequencies(q, v, table, (1, 1))
+
+    def spectral(count):
+        program = batch_split.split(by_frequencies, count)
+        return turns(jax.make_jaxpr(program)(q, v, np.ones((3, 3, 1, 2), np.float32)))
+
+    assert spectral(1) == [DEVICES] and spectral(DEVICES // 2) == [2]

@@ -126,12 +126,12 @@ def test_what_a_killed_process_left_is_measured_again_and_nothing_else(finished,
     assert not [r for r in known.records if r["unit"] == units[-1]]
     started = []
     assert run(tmp_path, "--tiny", started=started) == 0
-    assert started == ["machine", "constants"]
+    assert started == ["machine", "constants", "torch"]
     again = [line["unit"] for line in lines(tmp_path) if line.get("event") == "began"]
     assert again.count(units[-1]) == 1 and again.count(units[-2]) == 1
     before = whole[: whole.index(f'"unit": "{units[-1]}"')].rsplit("\n", 1)[0]
     assert (tmp_path / "gpu.jsonl").read_text().startswith(rest + before)
-    assert run(tmp_path, "--tiny", started=(again := [])) == 0 and again == ["machine"]
+    assert run(tmp_path, "--tiny", started=(again := [])) == 0 and again == ["machine", "torch"]
 
 
 def test_a_gpu_is_asked_for_by_name_and_the_miniature_told_of(made_up, tmp_path, capsys):

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
+from lambdanet import batch_split
+
 KEY_NORMS = ("softmax", "l2", "none")
 CAUSAL_KEY_NORMS = ("per_context", "shared")
 MASKED_ELEMENTS = 2**24  # normalised keys of a masked context that are held at once
@@ -152,7 +154,7 @@ def masked_content_lambdas(
         return jnp.einsum("bnmuk,bmuv->bnkv", masked_keys(keys, rows, key_norm=key_norm), v)
 
     n = mask.shape[0]
-    group = max(1, min(n, MASKED_ELEMENTS // keys.size))
+    group = max(1, min(n, MASKED_ELEMENTS * batch_split.devices() // keys.size))
     if group == n:
         return some(mask)
     groups = -(-n // group)

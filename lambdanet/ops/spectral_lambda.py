@@ -33,6 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from lambdanet import batch_split
 from lambdanet.ops.halo_windows import halo_windows
 
 TILE_ROWS, TILE_COLUMNS = 8, 64  # a tile has at most so many queries per axis
@@ -115,7 +116,7 @@ def by_frequencies(
     for axis, part in ((1, rows), (2, columns)):
         q, v = _windows(q, axis, part, halo=False), _windows(v, axis, part, halo=True)
     count, key_depth, depth = q.shape[0], q.shape[-1], v.shape[-1]
-    per_group = tiles_per_group(rows, columns, key_depth, depth)
+    per_group = tiles_per_group(rows, columns, key_depth, depth) * batch_split.devices()
     if (
         not isinstance(count, int) or count <= per_group
     ):  # a symbolic batch (`jax.export`) cannot be cut into groups

@@ -118,8 +118,9 @@ def keep_freed_memory() -> bool:
     time, and each fresh page costs a fault and is filled with zeros first (docs/performance.md has
     the measurement). What this process has freed is not available to other processes any more.
     Every thread keeps an arena of its own: in one arena for all, what a compilation leaves behind
-    in thousands of sizes is searched through for every buffer of every step. Settings in the
-    environment (MALLOC_...) win.
+    in thousands of sizes is searched through for every buffer of every step. An arena has no room
+    for more than 64 MiB at once: larger buffers of other threads than the first are mapped afresh
+    as before. Settings in the environment (MALLOC_...) win.
 
     Returns:
         Whether it was done: only with glibc, and if the environment does not set any of it.
