@@ -69,6 +69,7 @@ def test_short_calls_are_repeated_within_a_sample(monkeypatch):
     assert len(calls) == 1 + 2 * (1 + 20) and record["ms"] == pytest.approx(1 / 20)
 
 
+@pytest.mark.exhaustive  # tests/test_memory_growth.py has the command with another suite
 def test_command_line(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(
         micro_lambda,

@@ -4,6 +4,8 @@ its table.
 
 import json
 
+import pytest
+
 from benchmarks import clip_blocks
 from configs import moving_digits
 
@@ -22,6 +24,7 @@ def test_there_is_a_run_of_every_block_and_seed(tmp_path):
     assert run.config.train.batch_size == moving_digits.get_config().train.batch_size
 
 
+@pytest.mark.exhaustive
 def test_steps_are_timed_and_their_memory_grows_with_the_clip():
     configs = {}
     for frames in (2, 8):

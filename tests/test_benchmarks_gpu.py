@@ -56,7 +56,7 @@ def lines(out):
 # The whole in miniature
 
 
-# Still smaller than --tiny, which the exhaustive tests run: one core, one batch size that fits.
+# Still smaller than --tiny: one core, one batch size that fits.
 SMALL = dataclasses.replace(TINY, equality=((), (), (("mhsa", 4),)), memory=42_000)
 
 
@@ -69,6 +69,7 @@ def finished(tmp_path_factory):
         return out, run(out, "--tiny")
 
 
+@pytest.mark.exhaustive
 def test_all_parts_run_in_their_order_and_nothing_fails(finished):
     out, status = finished
     known = gpu_journal.read(out / "gpu.jsonl")
@@ -94,6 +95,7 @@ def test_all_parts_run_in_their_order_and_nothing_fails(finished):
     assert all(r["needs_mib"] > r["limit_mib"] for r in networks[-1:])
 
 
+@pytest.mark.exhaustive
 def test_the_page_of_a_miniature_claims_nothing(finished):
     out, _ = finished
     text = (out / "performance_gpu.md").read_text()
@@ -105,6 +107,7 @@ def test_the_page_of_a_miniature_claims_nothing(finished):
     assert not (ROOT / "docs" / "performance_gpu.md").exists()
 
 
+@pytest.mark.exhaustive
 def test_what_a_killed_process_left_is_measured_again_and_nothing_else(finished, tmp_path):
     whole = (finished[0] / "gpu.jsonl").read_text()
     units = [

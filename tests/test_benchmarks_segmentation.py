@@ -30,6 +30,7 @@ def test_a_batch_has_labels_of_the_task():
     assert batch["label"].shape == (2,)
 
 
+@pytest.mark.exhaustive
 def test_steps_of_a_small_network_learn_and_say_what_they_need(tmp_path):
     config = segmentation_worker.training_config("fcn_resnet50", side=16)
     backbone = dict(name="resnet18", blocks=(1, 1), widths=(4, 8), in_channels=3)

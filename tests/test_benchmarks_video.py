@@ -25,6 +25,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(video_speed, "PROPAGATIONS", options)
 
 
+@pytest.mark.exhaustive
 def test_work_is_that_of_what_a_frame_needs(tiny):
     found = {}
     for name in video_speed.PROPAGATIONS:
@@ -95,6 +96,7 @@ def test_memory_of_the_mean_does_not_grow_with_the_frames():
     assert many < 1.02 * one < 0.5 * stack
 
 
+@pytest.mark.exhaustive
 def test_a_step_on_clips_learns_and_recomputes():
     planned = {}
     for remat in ("none", "block"):

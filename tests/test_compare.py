@@ -3,6 +3,7 @@ happens at each restart.
 """
 
 import ast
+import functools
 import json
 import re
 import subprocess
@@ -57,6 +58,7 @@ def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
     for name, spec in attention_zoo.variants().items():
         config = attention_zoo.get_config(f"{task},{name}")
 
+        @functools.cache
         def build(config=config):
             return nnx.eval_shape(
                 lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))
@@ -223,6 +225,7 @@ def test_every_network_for_the_digits_is_a_valid_run(task, tmp_path):
     for name in compare.FULL.names(task):
         config = compare_runs.make_run(task, name, 0, tmp_path, {}).config
 
+        @functools.cache
         def build(config=config):
             return nnx.eval_shape(
                 lambda: models.create_from_config(config, num_classes=10, rngs=nnx.Rngs(0))

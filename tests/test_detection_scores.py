@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from covering import part
 from pycocotools import mask as run_lengths
 
 from lambdanet.data.record import DataInfo
@@ -245,8 +246,10 @@ def test_confusions_by_hand():
     np.testing.assert_array_equal(confusion(rows, 3, 0.4), expected)
 
 
-@pytest.mark.parametrize("classes", [3, 30])
-@pytest.mark.parametrize("masks", [False, True])
+@pytest.mark.parametrize(
+    ("classes", "masks"),
+    part([(c, m) for c in (3, 30) for m in (False, True)], [(3, False), (30, True)]),
+)
 def test_panels(classes, masks):
     from matplotlib.figure import Figure
 

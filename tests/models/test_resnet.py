@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 from drawn_weights import drawn
 from flax import nnx
 
@@ -130,7 +131,7 @@ def training_pass(remat):
     return gradient(drawn(model), images(4, 9, 6, 3), jax.random.key(3))
 
 
-@pytest.mark.parametrize("remat", ["block", "stage"])
+@pytest.mark.parametrize("remat", part(["block", "stage"], ["stage"]))
 def test_remat_changes_neither_outputs_nor_statistics_nor_gradients(remat):
     jax.tree.map(
         lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-4, atol=1e-4),
@@ -168,6 +169,7 @@ def test_bfloat16_stays_close_and_keeps_float32_where_it_must():
     }
 
 
+@pytest.mark.exhaustive  # tests/models/test_matrix.py has steps of the blocks
 def test_one_training_step_lowers_the_loss():
     model = tiny(blocks=(1, 1))
     graph, params, stats = nnx.split(model, nnx.Param, nnx.BatchStat)
@@ -209,7 +211,7 @@ def test_dropout_acts_before_the_classifier_while_training():
         head(pooled)
 
 
-@pytest.mark.parametrize("scope", [5, None])
+@pytest.mark.parametrize("scope", part([5, None], [None]))
 def test_shared_embeddings_equal_copies_of_one_table(scope):
     spec = {**LAMBDA, "scope": scope}
     shared = drawn(abstract(attention=spec, share_embeddings=True))

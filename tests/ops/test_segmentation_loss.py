@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from covering import part
 
 from lambdanet.layers.resize import resize_bilinear
 from lambdanet.ops import segmentation_loss as mining
@@ -38,18 +39,21 @@ def plain(logits, labels, align_corners):
     return jnp.where(valid, each, 0.0), up
 
 
-@pytest.mark.parametrize("align_corners", [False, True])
+SIZES = [
+    ((5, 7), (20, 28), 3),  # the last band is not full
+    ((5, 7), (23, 31), 0),
+    ((4, 3), (8, 12), 1),
+    ((9, 11), (9, 11), 4),  # nothing to up-sample
+    ((1, 1), (6, 5), 2),
+    ((8, 8), (5, 3), 2),
+    ((6, 6), (1, 1), 0),
+]
+CASES = [(*sizes, align_corners) for sizes in SIZES for align_corners in (False, True)]
+
+
 @pytest.mark.parametrize(
-    ("low", "full", "rows"),
-    [
-        ((5, 7), (20, 28), 3),  # the last band is not full
-        ((5, 7), (23, 31), 0),
-        ((4, 3), (8, 12), 1),
-        ((9, 11), (9, 11), 4),  # nothing to up-sample
-        ((1, 1), (6, 5), 2),
-        ((8, 8), (5, 3), 2),
-        ((6, 6), (1, 1), 0),
-    ],
+    ("low", "full", "rows", "align_corners"),
+    part(CASES, [(*SIZES[0], False), (*SIZES[1], True), (*SIZES[4], False), (*SIZES[5], True)]),
 )
 def test_equals_up_sampling_everything(low, full, rows, align_corners):
     logits, labels = draw(low, full)

@@ -97,6 +97,7 @@ def test_values_and_gradients_of_the_lowerings_are_equal(size, kernel_size):
             )
 
 
+@pytest.mark.exhaustive  # tests/ops/test_transformations.py has those of one lowering
 def test_second_derivatives_are_equal():
     given = {
         name: array

@@ -179,16 +179,25 @@ CASES = [
 ]
 
 
-# Of the pairs of choices one: the lowerings that they choose from are here by themselves.
-@pytest.mark.parametrize(
-    ("layer", "impl"), part(CASES, lambda case: case[1] not in (*AUTO[1:], *FLAT_AUTO[1:]))
-)
+# Each lowering and a pair of choices once: the layers have the gradients of one operation.
+ALWAYS = [
+    (local_lambdas_of_heads, "conv"),
+    (local_lambdas_of_heads, "spectral"),
+    (causal_global_lambdas, "row_chunks"),
+    (masked_lambdas, "query_first"),
+    (masked_lambdas, FLAT_AUTO[0]),
+]
+
+
+@pytest.mark.parametrize(("layer", "impl"), part(CASES, ALWAYS))
 def test_lambdas(layer, impl, choose):
     compare(TRANSFORMATIONS | FORWARD, layer, choose(impl), LAMBDAS[layer])
 
 
-@pytest.mark.parametrize("name", AUTO[::3])
-@pytest.mark.parametrize("multi_head", [False, True])
+PAIRS = [(multi_head, name) for multi_head in (False, True) for name in AUTO[::3]]
+
+
+@pytest.mark.parametrize(("multi_head", "name"), part(PAIRS, [PAIRS[1], PAIRS[2]]))
 def test_the_layer_with_different_choices_for_both_directions(multi_head, name, choose):
     def make(impl):
         options = dict(num_heads=2, key_depth=2, scope=3, intra_depth=2, multi_head=multi_head)

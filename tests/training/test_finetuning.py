@@ -96,14 +96,17 @@ def test_factors_fall_towards_the_stem():
 
 
 def test_updates_are_those_without_decay_times_the_factor_and_the_multiplier():
-    params = jax.tree.map(lambda p: jnp.ones(p.shape), params_of(build))
-    grads = jax.tree.map(lambda p: 0.1 * jnp.cos(jnp.arange(p.size).reshape(p.shape)), params)
+    params = jax.tree.map(lambda p: np.ones(p.shape, np.float32), params_of(build))
+    grads = jax.tree.map(
+        lambda p: 0.1 * np.cos(np.arange(p.size, dtype=np.float32).reshape(p.shape)), params
+    )
 
     def updates(**values):
         optim = base.get_config().optim
         optim.update(values)
         tx = optimizer.make_optimizer(optim, optax.constant_schedule(0.1), params)
-        return state_lib.flatten_names(tx.update(grads, tx.init(params), params)[0])
+        run = jax.jit(lambda grads, params: tx.update(grads, tx.init(params), params)[0])
+        return state_lib.flatten_names(run(grads, params))
 
     plain = updates()
     scaled = updates(layer_decay=0.5, lr_multipliers=((r"stem/.*", 0.1),))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 from flax import nnx
 from video_helpers import CLASSES, PROPAGATIONS, SIDE, builder
 
@@ -45,7 +46,10 @@ def test_shapes_of_all_and_what_the_summary_covers(name):
         assert sum(f"{path}/".startswith(f"{row}/") for row in rows) == 1, path
 
 
-@pytest.mark.parametrize("name", ["deep_feature_flow", "neighborhood_propagation"])
+# tests/models/video/test_video_detector.py has the other.
+@pytest.mark.parametrize(
+    "name", part(["deep_feature_flow", "neighborhood_propagation"], ["neighborhood_propagation"])
+)
 def test_every_parameter_learns_from_pairs(name):
     model = builder(name)(rngs=nnx.Rngs(0))
     graphdef, params, stats = split_model(model)
