@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.attention import create_attention
@@ -12,15 +13,13 @@ DIM = 12
 
 
 def layer(size=(3, 5), **options):
-    built = BottleneckAttention(DIM, **{"num_heads": 3, "size": size, **options}, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    nnx.update(
-        built,
-        jax.tree.map(
-            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
-        ),
+    return drawn(
+        nnx.eval_shape(
+            lambda: BottleneckAttention(
+                DIM, **{"num_heads": 3, "size": size, **options}, rngs=nnx.Rngs(0)
+            )
+        )
     )
-    return built
 
 
 def inputs(*spatial, batch=2):

@@ -12,7 +12,7 @@ from lambdanet.attention.cbam import ConvolutionalBlockAttention
 
 def filled(dim, **options):
     """A block in the evaluation view with all weights random."""
-    block = ConvolutionalBlockAttention(dim, **options, rngs=nnx.Rngs(0))
+    block = nnx.eval_shape(lambda: ConvolutionalBlockAttention(dim, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     for path, variable in nnx.to_flat_state(nnx.state(block, (nnx.Param, nnx.BatchStat))):
         value = (

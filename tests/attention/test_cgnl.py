@@ -19,7 +19,7 @@ def filled(dim, *, seed=0, **options):
     """A block whose weights are all random; theta and phi are large, so that the powers of the RBF
     differ.
     """
-    block = CompactGeneralizedNonLocal(dim, **options, rngs=nnx.Rngs(0))
+    block = nnx.eval_shape(lambda: CompactGeneralizedNonLocal(dim, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(seed)
     for path, variable in nnx.to_flat_state(nnx.state(block, (nnx.Param, nnx.BatchStat))):
         value = (

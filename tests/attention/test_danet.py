@@ -19,10 +19,12 @@ DIM = 8
 
 def position(**options):
     """A block whose biases and gamma are not zero."""
-    made = PositionAttention(DIM, **{"reduction": 2, **options}, rngs=nnx.Rngs(0))
+    made = nnx.eval_shape(
+        lambda: PositionAttention(DIM, **{"reduction": 2, **options}, rngs=nnx.Rngs(0))
+    )
     rng = np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(made, nnx.Param)):
-        variable[...] = jnp.asarray(rng.normal(0, 0.6, variable.shape), variable.dtype)
+        variable.set_value(jnp.asarray(rng.normal(0, 0.6, variable.shape), variable.dtype))
     return made
 
 

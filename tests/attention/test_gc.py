@@ -12,7 +12,7 @@ from lambdanet.attention.gc import GlobalContext
 
 def filled(dim, **options):
     """A block with all weights random."""
-    block = GlobalContext(dim, **options, rngs=nnx.Rngs(0))
+    block = nnx.eval_shape(lambda: GlobalContext(dim, **options, rngs=nnx.Rngs(0)))
     rng = np.random.default_rng(0)
     for _, variable in nnx.to_flat_state(nnx.state(block, nnx.Param)):
         variable.set_value(jnp.asarray(rng.normal(size=variable.shape), jnp.float32))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.attention.bottleneck_attention import BottleneckAttention
@@ -13,17 +14,15 @@ DIM = 8
 
 
 def layer(**options):
-    built = HaloAttention(
-        DIM, **{"num_heads": 2, "block_size": 2, "halo_size": 1, **options}, rngs=nnx.Rngs(0)
+    return drawn(
+        nnx.eval_shape(
+            lambda: HaloAttention(
+                DIM,
+                **{"num_heads": 2, "block_size": 2, "halo_size": 1, **options},
+                rngs=nnx.Rngs(0),
+            )
+        )
     )
-    rng = np.random.default_rng(0)
-    nnx.update(
-        built,
-        jax.tree.map(
-            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
-        ),
-    )
-    return built
 
 
 def inputs(*spatial, batch=2):

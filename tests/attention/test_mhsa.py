@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.attention import create_attention
@@ -13,15 +14,11 @@ DIM = 12
 
 
 def layer(**options):
-    built = MultiHeadSelfAttention(DIM, **{"num_heads": 3, **options}, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    nnx.update(
-        built,
-        jax.tree.map(
-            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
-        ),
+    return drawn(
+        nnx.eval_shape(
+            lambda: MultiHeadSelfAttention(DIM, **{"num_heads": 3, **options}, rngs=nnx.Rngs(0))
+        )
     )
-    return built
 
 
 def inputs(*spatial, batch=2, seed=1):

@@ -7,6 +7,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 
@@ -18,17 +19,13 @@ once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_le
 
 def layer(**options):
     """A layer whose biases and table are large enough to matter."""
-    built = NeighborhoodAttention(
-        DIM, **{"num_heads": 3, "kernel_size": 3, **options}, rngs=nnx.Rngs(0)
+    return drawn(
+        nnx.eval_shape(
+            lambda: NeighborhoodAttention(
+                DIM, **{"num_heads": 3, "kernel_size": 3, **options}, rngs=nnx.Rngs(0)
+            )
+        )
     )
-    rng = np.random.default_rng(0)
-    nnx.update(
-        built,
-        jax.tree.map(
-            lambda a: a + 0.3 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
-        ),
-    )
-    return built
 
 
 def image(*size, batch=2):

@@ -24,7 +24,9 @@ def block(spec="nonlocal", dim=DIM, seed=0, **options):
     """A block in the evaluation view with random numbers in every array, and these by path in
     float64.
     """
-    built = create_attention(dict(name=spec, **options), dim, rngs=nnx.Rngs(0))
+    built = nnx.eval_shape(
+        lambda: create_attention(dict(name=spec, **options), dim, rngs=nnx.Rngs(0))
+    )
     rng = np.random.default_rng(seed)
     weights = {}
     for path, variable in nnx.to_flat_state(nnx.state(built, (nnx.Param, nnx.BatchStat))):

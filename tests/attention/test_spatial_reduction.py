@@ -8,6 +8,7 @@ import math
 import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
 
@@ -20,15 +21,11 @@ once = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_le
 
 
 def layer(**options):
-    built = SpatialReductionAttention(DIM, **{"num_heads": 2, **options}, rngs=nnx.Rngs(0))
-    rng = np.random.default_rng(0)
-    nnx.update(
-        built,
-        jax.tree.map(
-            lambda a: a + 0.5 * rng.standard_normal(a.shape).astype(a.dtype), nnx.state(built)
-        ),
+    return drawn(
+        nnx.eval_shape(
+            lambda: SpatialReductionAttention(DIM, **{"num_heads": 2, **options}, rngs=nnx.Rngs(0))
+        )
     )
-    return built
 
 
 def inputs(*spatial, batch=2):
