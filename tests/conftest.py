@@ -63,7 +63,15 @@ SLOW_FILES = {
     *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),
     *("test_attention_maps.py", "test_cued_digits.py", "test_data_sources.py", "test_eval.py"),
     *("test_tasks.py", "test_wrong_configs.py", "test_video_runner.py", "test_video_mode.py"),
-    "test_video_segmentation_task.py",
+    *("test_video_segmentation_task.py", "test_all_blocks.py", "test_video_resnet.py"),
+    *("test_step.py", "test_finetuning.py", "test_segmentation_task.py", "test_nonlocal_block.py"),
+    *("test_video_detection_task.py", "test_blocked_attention.py", "test_video_detector.py"),
+    *("test_study.py", "test_context.py", "test_roi_align.py", "test_frozen.py", "test_slide.py"),
+    *("test_video_segmenter.py", "test_ocnet.py", "test_criss_cross.py", "test_slide_mix.py"),
+    *("test_interlaced.py", "test_segmentation_loss.py", "test_examples.py", "test_cost_model.py"),
+    *("test_fused_lambda.py", "test_class_balance.py", "test_benchmarks_scaling.py"),
+    *("test_report.py", "test_content_lambda.py", "test_clip_folders.py", "test_matching.py"),
+    *("test_query_blocks.py", "test_clips_task.py"),
 }
 
 

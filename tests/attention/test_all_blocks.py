@@ -30,17 +30,22 @@ def plain_names() -> list[str]:
 
 @functools.cache
 def block(name: str, size=SIZE, dtype=None):
-    """A block in the evaluation view, its zero-initialised parameters and running statistics
-    replaced by random numbers.
+    """A block in the evaluation view with random numbers, which leave no branch at zero, in all
+    parameters and running statistics.
     """
-    made = create_attention(name, DIM, size=size, dtype=dtype, rngs=nnx.Rngs(0))
+    made = nnx.eval_shape(
+        lambda: create_attention(name, DIM, size=size, dtype=dtype, rngs=nnx.Rngs(0))
+    )
     rng = np.random.default_rng(1)
     for path, variable in nnx.to_flat_state(nnx.state(made, (nnx.Param, nnx.BatchStat))):
-        value = np.asarray(variable[...])
+        shape = variable.shape
         if path[-1] == "var":
-            variable.set_value(jnp.asarray(rng.uniform(0.5, 1.5, value.shape), value.dtype))
-        elif not value.any() or path[-1] in ("scale", "mean", "gamma"):
-            variable.set_value(jnp.asarray(rng.normal(0.5, 0.3, value.shape), value.dtype))
+            value = rng.uniform(0.5, 1.5, shape)
+        elif len(shape) < 2:
+            value = rng.normal(0.5, 0.3, shape)
+        else:
+            value = rng.standard_normal(shape) / np.prod(shape[:-1]) ** 0.5
+        variable.set_value(jnp.asarray(value, variable.dtype))
     return nnx.view(made, deterministic=True, use_running_average=True, raise_if_not_found=False)
 
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from covering import part
+from drawn_weights import drawn
 from flax import nnx
 from jax import export
 
@@ -17,9 +18,13 @@ DIM, SIZE, HEADS = 16, (4, 6), 2
 @functools.cache
 def split_block(name: str):
     """A block in the evaluation view as its definition and its state."""
-    block = create_attention(name, DIM, size=SIZE, num_heads=HEADS, rngs=nnx.Rngs(0))
+    block = nnx.eval_shape(
+        lambda: create_attention(name, DIM, size=SIZE, num_heads=HEADS, rngs=nnx.Rngs(0))
+    )
     return nnx.split(
-        nnx.view(block, deterministic=True, use_running_average=True, raise_if_not_found=False)
+        nnx.view(
+            drawn(block), deterministic=True, use_running_average=True, raise_if_not_found=False
+        )
     )
 
 

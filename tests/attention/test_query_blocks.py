@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from covering import part
+from drawn_weights import drawn
 from flax import nnx
 
 from lambdanet.attention import create_attention
@@ -44,11 +45,11 @@ def test_the_same_in_blocks(name, monkeypatch):
 
     spec = {"name": name} | BLOCKS[name]
     with jax.enable_x64():
-        block = create_attention(spec, DIM, size=SIZE, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
-        graphdef, params, rest = nnx.split(block, nnx.Param, ...)
-        rng = np.random.default_rng(0)
+        options = dict(size=SIZE, param_dtype=jnp.float64)
+        block = nnx.eval_shape(lambda: create_attention(spec, DIM, **options, rngs=nnx.Rngs(0)))
         # Away from the start, where a gamma of zero hides everything behind it.
-        params = jax.tree.map(lambda a: a + 0.3 * rng.standard_normal(a.shape), params)
+        graphdef, params, rest = nnx.split(drawn(block), nnx.Param, ...)
+        rng = np.random.default_rng(0)
         x = jnp.asarray(rng.standard_normal((2, *SIZE, DIM)))
 
         def loss(params, x):

@@ -394,7 +394,8 @@ def test_pooling_means_over_the_normed_map(stage_norm):
 
 def test_remat_changes_nothing():
     def loss_and_gradients(remat):
-        model = small(remat=remat, drop_path_rate=0.3, position_embedding=True, pool="cls")
+        options = dict(blocks=(1, 1), position_embedding=True, pool="cls")
+        model = small(remat=remat, drop_path_rate=0.3, **options)
         graph, params, rest = nnx.split(model, nnx.Param, ...)
 
         def loss(params):
@@ -416,7 +417,7 @@ def test_remat_changes_nothing():
 
 
 def test_drop_path_is_random_in_training_alone():
-    model = small(drop_path_rate=0.9)
+    model = small(drop_path_rate=0.9, blocks=(1, 1))
     x = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (1, 16, 16, 1)), (8, 16, 16, 1))
     logits = once(lambda m, x: m(x, rngs=nnx.Rngs(dropout=0)), model, x)
     assert len(np.unique(np.asarray(logits)[:, 0].round(5))) > 1
@@ -425,7 +426,7 @@ def test_drop_path_is_random_in_training_alone():
 
 
 def test_half_precision_keeps_the_classifier_in_full():
-    options = dict(position_embedding=True, pool="cls", layer_scale=0.5)
+    options = dict(position_embedding=True, pool="cls", layer_scale=0.5, blocks=(1, 1))
     model = small(dtype="bfloat16", **options)
     features, logits = once(lambda m: (m.features(IMAGES), m(IMAGES)), model)
     assert {leaf.dtype for leaf in features} == {
