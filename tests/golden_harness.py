@@ -220,8 +220,8 @@ def _compile_and_run(function: Callable, *arguments):
 
 
 def _run(fixture: Fixture, ours: Ours, evaluate: Callable) -> tuple[list[Pair], list[str]]:
-    inputs = {name: jnp.asarray(array) for name, array in fixture.under("in/").items()}
-    params = {path: jnp.asarray(array) for path, array in ours.params.items()}
+    inputs = {name: jax.device_put(array) for name, array in fixture.under("in/").items()}
+    params = {path: jax.device_put(array) for path, array in ours.params.items()}
     # Without cotangents, the gradients are those of the sum.
     cotangents = fixture.under("cotangent/") or {
         name: np.ones_like(array) for name, array in fixture.under("out/").items()
@@ -323,7 +323,7 @@ def module_case(
         for path, leaf in (flatten_names(params_like) | flatten_names(stats_like)).items()
     }
     arrays = convert(fixture.under("param/") if weights is None else weights, rules, shapes)
-    stats = {path: jnp.asarray(arrays.pop(path)) for path in flatten_names(stats_like)}
+    stats = {path: jax.device_put(arrays.pop(path)) for path in flatten_names(stats_like)}
     graphdefs = {}
     for mode, flag in (("eval", True), ("train", False)):
         view = nnx.view(

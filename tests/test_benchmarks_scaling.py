@@ -201,6 +201,7 @@ def test_the_page_is_written_from_the_records(page, capsys):
     assert "jobs, " in capsys.readouterr().out
 
 
+@pytest.mark.exhaustive
 def test_a_report_of_what_there_is(page, capsys, tmp_path):
     assert scaling.main(["--report"]) == 1
     assert "no record of program recipe=configs/imagenet350.py" in capsys.readouterr().err

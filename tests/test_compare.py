@@ -357,6 +357,7 @@ def test_wrong_input_is_answered_before_anything_runs(tmp_path, capsys, monkeypa
     assert compare.main([]) == 0 and seen[-1].document == tmp_path / "docs" / "comparison.md"
 
 
+@pytest.mark.exhaustive
 def test_plots_take_a_whole_set_of_variants(tmp_path):
     names = list(attention_zoo.variants())
     machine = [

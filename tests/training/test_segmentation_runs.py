@@ -191,6 +191,10 @@ def test_accuracy_shows_the_classes(runs, tmp_path, capsys):
     assert found["live"]["mean_iou"] == pytest.approx(runs.outcome["mean_iou"], abs=1e-6)
     assert [row["class"] for row in found["ema"]["classes"]][:2] == ["background", "0"]
     assert "IoU %" in capsys.readouterr().out
+
+
+@pytest.mark.exhaustive  # tests/analysis/test_sliding_window.py has what is computed
+def test_accuracy_by_windows_and_views(runs, tmp_path):
     slid = evaluate(
         "accuracy", runs.root / "straight", tmp_path,
         {"segmentation.inference": "slide", "segmentation.slide_crop": "(48, 48)",
