@@ -28,7 +28,7 @@ STEPS, HALF = 20, 10
 def make_config(data_dir):
     config = digits.get_config("lambda")
     config.data.data_dir = str(data_dir)
-    config.model.blocks, config.model.widths = (1,), (8,)
+    config.model.blocks, config.model.widths = (1, 1), (8, 16)
     config.model.dropout_rate, config.model.drop_path_rate = 0.2, 0.2
     # Constant, so that a run of ten steps is the beginning of one of twenty; large, so that ten
     # steps move the weights.
