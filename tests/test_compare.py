@@ -52,6 +52,7 @@ class Doubled(nnx.Module):
 # --------------------------------------------------------------------------------------------------
 # Recipes
 # --------------------------------------------------------------------------------------------------
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", part(attention_zoo.TASKS, ["digits"]))
 def test_every_variant_is_a_valid_recipe_and_builds_with_its_block(task):
     steps, plain = set(), None

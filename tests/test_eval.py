@@ -171,6 +171,7 @@ def test_attention_pictures(workdir, tmp_path):
             assert len(np.unique(np.asarray(picture.convert("L")))) > 100
 
 
+@pytest.mark.exhaustive
 def test_attention_of_a_model_without_any(plain_workdir, tmp_path):
     assert "no layer of this model can show its attention" in error_of(
         "attention", tmp_path, workdir=plain_workdir

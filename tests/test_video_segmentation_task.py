@@ -343,7 +343,7 @@ def frame_by_frame(model, batch, config):
 
 # tests/analysis/test_video_runner.py has loops of the other kinds.
 @pytest.mark.parametrize(
-    "name", covering.part(PROPAGATIONS, ["copy", "sparse_recursion", "neighborhood_propagation"])
+    "name", covering.part(PROPAGATIONS, ["sparse_recursion", "neighborhood_propagation"])
 )
 def test_evaluation_is_that_of_a_loop_over_frames(config, name):
     config.propagation.interval, config.propagation.reach = 2, 1

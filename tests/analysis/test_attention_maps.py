@@ -74,7 +74,7 @@ HOSTS = {
 
 
 # All modes and all kinds of layers; the others have fewer of them.
-ALWAYS = ["resnet with shared embeddings", "transformer with context", "carried with context"]
+ALWAYS = ["resnet with shared embeddings", "carried with context"]
 
 
 @pytest.mark.parametrize("host", part(HOSTS, ALWAYS))

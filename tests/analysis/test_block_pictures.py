@@ -11,6 +11,7 @@ from lambdanet.analysis import block_pictures
 DOCUMENTS = Path(__file__).resolve().parents[2] / "docs" / "images" / "attention"
 
 
+@pytest.mark.exhaustive
 def test_draws_what_is_asked_for(tmp_path, capsys):
     assert block_pictures.main([str(tmp_path / "new"), "criss_cross", "se"]) == 0
     names = ["criss_cross.png", "se.gate.png"]

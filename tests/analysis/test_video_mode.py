@@ -147,6 +147,7 @@ def test_options_that_do_not_fit(workdir, tmp_path):
     assert "--config.segmentation.eval_flip=False" in text
 
 
+@pytest.mark.exhaustive
 def test_a_shorter_clip_leaves_no_frames_of_the_longer_one(workdir, tmp_path):
     clip, out = frames(tmp_path / "clip", 4), tmp_path / "out"
     run(workdir, out, input=clip)
@@ -164,6 +165,7 @@ def test_a_shorter_clip_leaves_no_frames_of_the_longer_one(workdir, tmp_path):
     assert [p.name for p in (out / "video").iterdir()] == ["clip"]
 
 
+@pytest.mark.exhaustive
 def test_frames_by_themselves_have_no_interval(tmp_path):
     workdir = make_run(tmp_path / "run", {"name": "video_segmenter", **options("none")})
     clip = frames(tmp_path / "clip", 2)
@@ -191,6 +193,7 @@ def test_a_model_without_key_frames(tmp_path):
     assert "'segmenter' has no key frames" in text and "'video_segmenter'" in text
 
 
+@pytest.mark.exhaustive
 def test_a_detector(tmp_path):
     model = {"name": "video_detector", **detector_options("copy")}
     workdir = make_run(tmp_path / "run", model, "video_detection")
@@ -245,6 +248,7 @@ def write_clip(path, times=(0.0, 0.04, 0.08, 0.4, 0.44), size=SIZE):
     return path
 
 
+@pytest.mark.exhaustive
 def test_a_video_of_variable_rate_keeps_its_size_and_times(workdir, tmp_path):
     clip = write_clip(tmp_path / "clip.mp4")
     found = run(workdir, tmp_path / "out", input=clip, every=3)
@@ -276,6 +280,7 @@ def test_a_video_that_breaks_leaves_no_half_of_it(workdir, tmp_path, monkeypatch
     assert list((tmp_path / "out" / "video").iterdir()) == []
 
 
+@pytest.mark.exhaustive
 def test_a_video_that_changes_its_size_or_ends_early(workdir, tmp_path, monkeypatch, capsys):
     clip, decoded = write_clip(tmp_path / "clip.mp4"), video_files.decoded
 

@@ -98,6 +98,7 @@ def test_the_runner_gives_what_the_naive_loop_gives(name):
         check_against_naive(model, runner, config, clip(2), larger, methods, every=3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("partial", covering.part([True, False], [True]))
 def test_a_propagation_that_chooses_its_key_frames(partial):
     """Thresholds in the middle of what the flow network says of the clip: some are chosen."""
@@ -115,6 +116,7 @@ def test_a_propagation_that_chooses_its_key_frames(partial):
     assert ("chosen_key" in names) == partial  # whose features are known then
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", covering.part(LOOPS, LOOPS[:1]))
 def test_a_detector_finds_what_it_finds_by_its_methods(name):
     config, size = base.get_config(), (50, 64)  # of the picture in its canvas

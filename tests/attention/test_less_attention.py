@@ -185,6 +185,7 @@ def test_only_later_layers_see_the_bias_of_psi():
     assert jnp.abs(from_logits["psi"]["bias"][...]).max() > 1
 
 
+@pytest.mark.exhaustive
 def test_policies_for_another_size():
     other = (4, 6)
     x, logits = inputs(other)

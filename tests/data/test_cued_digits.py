@@ -117,6 +117,7 @@ def perturbed(context):
     )
 
 
+@pytest.mark.exhaustive
 def test_receptive_field_of_the_plain_net_is_below_the_distance():
     graphdef, weights = perturbed(None)
 

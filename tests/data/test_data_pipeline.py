@@ -306,6 +306,7 @@ def test_check_resume_accepts_other_readers_and_names_other_data(mixed):
         data.check_resume({k: v for k, v in saved.items() if k != "batches"}, saved)
 
 
+@pytest.mark.exhaustive
 def test_workers_do_not_outlive_a_killed_parent(config):
     code = f"""
 import sys

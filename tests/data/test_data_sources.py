@@ -59,6 +59,7 @@ def test_stratified_split_largest_remainder():
         digits.stratified_split(labels, [100, 2])
 
 
+@pytest.mark.exhaustive
 def test_racing_preparations_leave_one_whole_set(tmp_path):
     (tmp_path / "digits").mkdir()
     process = subprocess.Popen(["true"])

@@ -192,6 +192,7 @@ def test_prefixed_cases_are_checked_one_by_one():
         )
 
 
+@pytest.mark.exhaustive
 def test_command_line(tmp_path):
     def pytest_run(*options):
         command = [

@@ -275,6 +275,7 @@ def test_slide_stages_of_every_family_have_names(family):
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.exhaustive
 def test_window_tables_are_resized_on_demand(run):
     theirs = state_dict("slide_swin_net_a")
     wide = dict(
@@ -342,6 +343,7 @@ def test_learned_positions_are_resized_on_demand(run):
         )
 
 
+@pytest.mark.exhaustive
 def test_slide_attention_starts_from_swin_on_demand(run):
     theirs = official_swin()
     slide = dict(SWIN, attention=("slide", "slide", *SWIN["attention"][2:]))
@@ -422,6 +424,7 @@ def merged_grammar(theirs):
     return merged
 
 
+@pytest.mark.exhaustive
 def test_slide_attention_is_merged_and_split_on_demand(run):
     theirs = state_dict("slide_swin_net_a")
     error, printed, out = run(theirs, "slide_swin_tiny", SLIDE_SWIN, "--merge-slide")

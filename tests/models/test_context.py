@@ -218,6 +218,7 @@ def training_pass(remat):
     )
 
 
+@pytest.mark.exhaustive
 def test_random_numbers_reach_them_and_remat_changes_nothing():
     first, second = training_pass("none")
     assert abs(float(first[0] - second[0])) > 1e-3

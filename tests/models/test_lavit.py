@@ -258,6 +258,7 @@ def test_identity_transforms_are_the_reuse_network():
     )
 
 
+@pytest.mark.exhaustive
 def test_auxiliary_terms_are_those_of_the_less_attention_layers():
     graphdef, state = nnx.split(tiny(pool="cls", loss_variant="norm_hinge_pair", loss_on="probs"))
     x = images(32, 32)
@@ -445,6 +446,7 @@ def test_problems_stand_in_one_message():
         _ = abstract(**TINY).torch_names
 
 
+@pytest.mark.exhaustive
 def test_open_choices_of_the_paper_reach_the_layers():
     options = dict(residual_kernel="separable", residual_scale=0.5, attention_dropout_rate=0.3)
     model = create(**{**TINY, **options})

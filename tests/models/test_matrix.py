@@ -120,7 +120,7 @@ def test_every_mixer_in_every_stage(family):
         assert all(own_gradients(gradients, stage, names).values())
 
 
-@pytest.mark.parametrize("number", part(range(len(FAMILIES)), [0, 5]))
+@pytest.mark.parametrize("number", part(range(len(FAMILIES)), [5]))
 def test_steps(number):
     family, mixers = list(FAMILIES)[number], MIXERS[number :: len(FAMILIES)]
     run, batch = training_step(functools.partial(build, family, mixers, ("mhsa",)))

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 # Runs in the copy. What it checks is found by name alone; the arguments are the kinds of blocks.
@@ -87,6 +89,7 @@ def add_newcomer(blocks, kind):
     (blocks / "__init__.py").write_text(package.replace(line, own + line))
 
 
+@pytest.mark.exhaustive
 def test_a_copy_of_one_file_and_an_import_line(tmp_path):
     for folder in ("lambdanet", "models", "configs"):
         shutil.copytree(

@@ -53,7 +53,7 @@ CASES = [(*sizes, align_corners) for sizes in SIZES for align_corners in (False,
 
 @pytest.mark.parametrize(
     ("low", "full", "rows", "align_corners"),
-    part(CASES, [(*SIZES[0], False), (*SIZES[1], True), (*SIZES[4], False), (*SIZES[5], True)]),
+    part(CASES, [(*SIZES[0], False), (*SIZES[1], True), (*SIZES[5], True)]),
 )
 def test_equals_up_sampling_everything(low, full, rows, align_corners):
     logits, labels = draw(low, full)

@@ -179,12 +179,10 @@ CASES = [
 ]
 
 
-# Each lowering and a pair of choices once: the layers have the gradients of one operation.
+# One of each kind of lambdas, a pair of choices among them: their gradients are one operation's.
 ALWAYS = [
     (local_lambdas_of_heads, "conv"),
-    (local_lambdas_of_heads, "spectral"),
     (causal_global_lambdas, "row_chunks"),
-    (masked_lambdas, "query_first"),
     (masked_lambdas, FLAT_AUTO[0]),
 ]
 
@@ -197,6 +195,7 @@ def test_lambdas(layer, impl, choose):
 PAIRS = [(multi_head, name) for multi_head in (False, True) for name in AUTO[::3]]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("multi_head", "name"), part(PAIRS, [PAIRS[1], PAIRS[2]]))
 def test_the_layer_with_different_choices_for_both_directions(multi_head, name, choose):
     def make(impl):
@@ -261,13 +260,7 @@ OWN_GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        pytest.param(operation, marks=[pytest.mark.slow] if operation is slides else [])
-        for operation in OWN_GRADIENTS
-    ],
-)
+@pytest.mark.parametrize("operation", part(OWN_GRADIENTS, [slides, batch_norms]))
 def test_operations_with_gradients_of_their_own(operation):
     impl, reference, shapes = OWN_GRADIENTS[operation]
     compare(TRANSFORMATIONS, operation, impl, shapes, reference)

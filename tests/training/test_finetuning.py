@@ -166,6 +166,7 @@ def moved(before, after):
     return {name for name, value in old.items() if not np.array_equal(value, flat[name])}
 
 
+@pytest.mark.exhaustive
 def test_the_backbone_waits_with_its_statistics_while_the_head_learns(states):
     head = {"head/fc/kernel", "head/fc/bias"}
     for before, after in zip(states[:THAW], states[1 : THAW + 1], strict=True):

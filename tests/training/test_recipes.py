@@ -113,9 +113,6 @@ STEPPED = [
 ]
 
 
-# The other recipes train in `make exhaustive`; whole runs of digits, scenes and instances are in
-# tests/training/test_*_runs.py and test_resume.py.
-STEPPED_ALWAYS = [(cued_digits, "nonlocal")]
 FIRST_ROWS = [(module, rows[0]) for module, rows in RECIPES.items()]
 
 
@@ -144,7 +141,10 @@ def test_the_smoke_version_of_every_row_builds(module, row):
     validate(smoke, base.get_config(), models.registry, build=build)
 
 
-@pytest.mark.parametrize(("module", "row"), part(STEPPED, STEPPED_ALWAYS), ids=name_of)
+# Recipes train in `make exhaustive`; the suite has whole runs in tests/training/test_*_runs.py and
+# test_resume.py.
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("module", "row"), STEPPED, ids=name_of)
 def test_smoke_runs_ten_steps(module, row, tmp_path):
     config = module.get_config(f"{row},smoke")
     config.train.cache_dir = config.train.keep_best = config.data.eval_split = (

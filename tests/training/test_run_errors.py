@@ -184,6 +184,7 @@ def test_a_start_from_what_are_no_weights_is_refused_with_all_others(
     assert not (tmp_path / "new").exists()  # no empty workdir is left
 
 
+@pytest.mark.exhaustive
 def test_a_run_starts_from_the_newest_checkpoint_of_another(data_dir, finished, tmp_path):
     config = make_config(data_dir)
     config.train.steps, config.train.init_weights, config.optim.lr = 1, str(finished), 1e-12

@@ -28,6 +28,7 @@ TERMS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", part(DETECTORS, ["retinanet"]))
 def test_padding_changes_nothing(name):
     """A canvas larger by 64 pixels gives the same detections.
@@ -52,6 +53,7 @@ def test_padding_changes_nothing(name):
     assert (np.diff(np.asarray(small["scores"]), axis=1) <= 0).all()
 
 
+@pytest.mark.exhaustive
 def test_anchors_in_the_padding_take_part_by_option():
     shapes = [(40, 57)]
     found = [
@@ -185,6 +187,7 @@ def test_a_crowd_is_neither_positive_nor_negative():
 LOSSES = [("mask_rcnn", "l1"), ("faster_rcnn", "smooth_l1"), ("faster_rcnn", "giou")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "loss"), part(LOSSES, LOSSES[:1]))
 def test_losses_of_boxes_have_gradients(name, loss):
     model = build(name, box_loss=loss, rpn_box_loss=loss, head_norm="group")

@@ -128,6 +128,7 @@ def test_kernels_of_the_middle_frame_give_of_a_clip_what_they_give_of_its_frames
         close(one[0], other)
 
 
+@pytest.mark.exhaustive
 def test_a_segmenter_starts_a_network_with_blocks_of_its_own(tmp_path):
     net = dict(blocks=(1, 1), widths=(4, 8), stem="strided", block="basic")
     backbone = dict({k: v for k, v in net.items() if k != "block"}, name="resnet18")
@@ -284,6 +285,7 @@ def test_a_tied_mixer_gets_the_size_of_the_clip_at_its_place():
     assert (first, second) == ((4, 4, 3), (4, 2, 2))
 
 
+@pytest.mark.exhaustive
 def test_recomputation_changes_no_gradient():
     small = dict(image_size=(8, 8), stem="cifar", **SPARSE)
     x = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 3)).astype(np.float32)
@@ -320,6 +322,7 @@ def test_bfloat16_is_that_of_the_maps_and_not_of_the_logits():
     assert {one.dtype for one in maps} == {jnp.dtype(jnp.bfloat16)}
 
 
+@pytest.mark.exhaustive
 def test_recomputation_halves_the_memory_of_long_clips():
     """64 frames of 112x112: bytes that the compiler plans for beside weights and clip."""
 

@@ -47,6 +47,7 @@ def test_shapes_of_all_and_what_the_summary_covers(name):
 
 
 # tests/models/video/test_video_detector.py has the other.
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "name", part(["deep_feature_flow", "neighborhood_propagation"], ["neighborhood_propagation"])
 )
