@@ -6,7 +6,9 @@ DATA ?= ../shared/data/clothing
 VENV := .venv
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 RUN := $(VENV)/bin/python
-SUITE := $(RUN) -m pytest -n auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+# One worker more than there are cores, and four at most: tests wait for disks and for other processes.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+SUITE := $(RUN) -m pytest -n $(shell expr $(CORES) + 1) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 CHECK_TYPES := LAMBDANET_CHECK_TYPES=1
 
 .PHONY: install train test quick types exhaustive lint optimised chaos compare study docs clean

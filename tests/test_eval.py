@@ -107,6 +107,7 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
     assert result["live"]["loss"] != result["ema"]["loss"]
 
 
+@pytest.mark.exhaustive
 def test_weights_of_another_run(workdir, tmp_path):
     """Averaged ones as of a file, live ones if asked for."""
     config = configs.load(workdir, base.get_config())
@@ -163,6 +164,7 @@ def test_speed(workdir, tmp_path):
     assert [r["batch_size"] for r in result["results"]] == [2]
 
 
+@pytest.mark.exhaustive
 def test_attention_pictures(workdir, tmp_path):
     pictures = run("attention", tmp_path, workdir=workdir, images=2)["pictures"]
     assert len(pictures) == 2, "one lambda layer in each of the two stages"

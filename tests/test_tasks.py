@@ -70,7 +70,7 @@ def test_a_model_of_another_task_is_refused_with_the_way_to_go(task, model, fix,
 
 
 # Those of videos and clips are the others' with more frames; all tests of runs classify.
-@pytest.mark.parametrize("name", part(tasks.TASKS, ["segmentation", "detection"]))
+@pytest.mark.parametrize("name", part(tasks.TASKS, ["segmentation"]))
 def test_every_task_runs_on_synthetic_records(name, config):
     config.task, task = name, tasks.get(name)
     info = task.read(data.open_builder(config.data))

@@ -130,6 +130,7 @@ def test_an_evaluation_example_has_the_truth_of_every_frame(config):
         video_detection.example(record(), INFO, config, None)
 
 
+@pytest.mark.exhaustive
 def test_at_interval_1_it_is_detection_in_every_frame(config):
     made, records = model(config), [record(0), record(1, size=(96, 128))]
     clips = batch_of([video_detection.example(one, INFO, config, None) for one in records])

@@ -269,6 +269,7 @@ def test_the_losses_are_those_of_segmentation(config):
         assert abs(float(other[0] - expected[0])) > 1e-3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("name", "others"),
     covering.part(
@@ -342,9 +343,7 @@ def frame_by_frame(model, batch, config):
 
 
 # tests/analysis/test_video_runner.py has loops of the other kinds.
-@pytest.mark.parametrize(
-    "name", covering.part(PROPAGATIONS, ["sparse_recursion", "neighborhood_propagation"])
-)
+@pytest.mark.parametrize("name", covering.part(PROPAGATIONS, ["sparse_recursion"]))
 def test_evaluation_is_that_of_a_loop_over_frames(config, name):
     config.propagation.interval, config.propagation.reach = 2, 1
     model = build(name)

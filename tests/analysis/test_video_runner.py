@@ -83,7 +83,7 @@ def check_against_naive(model, runner, config, frames, size=None, methods=None, 
 
 
 # One key frame and many; tests/test_video_segmentation_task.py has loops of the other kinds.
-LOOPS = ["deep_feature_flow", "flow_guided_aggregation"]
+LOOPS = ["flow_guided_aggregation"]
 
 
 @pytest.mark.parametrize("name", covering.part(PROPAGATIONS, LOOPS))

@@ -220,6 +220,7 @@ def test_other_sizes_run_or_are_refused():
         resizing(images(16, 16)[..., :1])
 
 
+@pytest.mark.exhaustive
 def test_logits_reach_the_next_stage_by_the_residual():
     """The bias of a layer's Psi has no effect on its own softmax: what effect it has came from what
     the layer handed on.

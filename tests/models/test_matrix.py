@@ -108,6 +108,7 @@ def own_gradients(gradients, stage, names):
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", part(FAMILIES, ["swin"]))
 def test_every_mixer_in_every_stage(family):
     taken = [name for name in MIXERS if refusal(family, name) is None]

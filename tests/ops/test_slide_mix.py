@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from covering import part
 
 from lambdanet.ops.slide_mix import shift_weight, slide_mix
 
@@ -73,7 +74,9 @@ def test_equals_the_loops(impl, position_bias_on):
         np.testing.assert_allclose(shown, weights, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("size", "kernel_size"), [((5, 4), 3), ((2, 3), 5), ((1, 6), 3)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "kernel_size"), part([((5, 4), 3), ((2, 3), 5), ((1, 6), 3)], [((2, 3), 5)]), ids=str
+)
 def test_values_and_gradients_of_the_lowerings_are_equal(size, kernel_size):
     given = arrays(size, kernel_size, batch=1)
     with jax.enable_x64():

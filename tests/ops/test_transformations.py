@@ -179,12 +179,8 @@ CASES = [
 ]
 
 
-# One of each kind of lambdas, a pair of choices among them: their gradients are one operation's.
-ALWAYS = [
-    (local_lambdas_of_heads, "conv"),
-    (causal_global_lambdas, "row_chunks"),
-    (masked_lambdas, FLAT_AUTO[0]),
-]
+# A lowering and a pair of choices: the gradients of all lambdas are one operation's.
+ALWAYS = [(causal_global_lambdas, "row_chunks"), (masked_lambdas, FLAT_AUTO[0])]
 
 
 @pytest.mark.parametrize(("layer", "impl"), part(CASES, ALWAYS))
@@ -260,7 +256,7 @@ OWN_GRADIENTS = {
 }
 
 
-@pytest.mark.parametrize("operation", part(OWN_GRADIENTS, [slides, batch_norms]))
+@pytest.mark.parametrize("operation", part(OWN_GRADIENTS, [batch_norms]))
 def test_operations_with_gradients_of_their_own(operation):
     impl, reference, shapes = OWN_GRADIENTS[operation]
     compare(TRANSFORMATIONS, operation, impl, shapes, reference)

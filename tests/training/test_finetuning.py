@@ -174,6 +174,7 @@ def test_the_backbone_waits_with_its_statistics_while_the_head_learns(states):
         assert not moved(before.stats, after.stats)
 
 
+@pytest.mark.exhaustive
 def test_thawed_everything_learns(states):
     before, after = states[THAW : THAW + 2]
     assert moved(before.params, after.params) == set(state_lib.flatten_names(before.params))

@@ -5,7 +5,6 @@ import io
 import jax
 import numpy as np
 import pytest
-from covering import part
 from flax import nnx
 
 import models
@@ -113,9 +112,6 @@ STEPPED = [
 ]
 
 
-FIRST_ROWS = [(module, rows[0]) for module, rows in RECIPES.items()]
-
-
 def name_of(value):
     return value if isinstance(value, str) else value.__name__.rpartition(".")[2]
 
@@ -129,7 +125,8 @@ def test_every_row_is_valid(module, row):
     assert full.data.source != "synthetic" and smoke.data.source == "synthetic"
 
 
-@pytest.mark.parametrize(("module", "row"), part(ALL, FIRST_ROWS), ids=name_of)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("module", "row"), ALL, ids=name_of)
 def test_the_smoke_version_of_every_row_builds(module, row):
     smoke = module.get_config(f"{row},smoke")
 

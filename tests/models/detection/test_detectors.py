@@ -86,6 +86,7 @@ def _set(model, path, value):
     getattr(model, last)[...] = value
 
 
+@pytest.mark.exhaustive
 def test_mirrored_pictures_have_mirrored_boxes():
     """Anchors are centred at pixels 0, 8, ..., so pictures of 8 n + 1 are mirrored; one level,
     since resizing by the nearest position has no symmetry; no suppression.

@@ -147,6 +147,7 @@ LEARNT = [
 ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("name", "detector"), part(LEARNT, LEARNT[:1]))
 def test_pairs_teach_backbone_heads_and_propagation(name, detector):
     model = builder(name, detector)(rngs=nnx.Rngs(0))

@@ -81,6 +81,7 @@ def test_the_frozen_bias_is_that_of_the_scale_map():
     assert [path for path, frozen in mask.items() if frozen] == ["propagation/flow_net/scale/bias"]
 
 
+@pytest.mark.exhaustive
 def test_recursion_keeps_what_agrees_and_updates_what_is_chosen():
     """Without motion and with equal embeddings both frames count half; a low quality map takes the
     frame's own features in.
