@@ -27,7 +27,7 @@ def facts(name, direction):
 
 
 @pytest.mark.parametrize("direction", part(["fwd", "train"], ["train"]))
-@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("name", part(CLAIMS, ["cgnl", "criss_cross", "lambda"]))
 def test_memory_grows_no_faster_than_claimed(name, direction):
     found = facts(name, direction)
     assert found["growth"] < CLAIMS[name] + 0.1, found

@@ -245,6 +245,7 @@ def pairs(count=1, same=(False, False)):
     }
 
 
+@pytest.mark.exhaustive
 def test_the_losses_are_those_of_segmentation(config):
     """Without propagation those of the current frame, and where the key frame is the current one
     those of the key frame.

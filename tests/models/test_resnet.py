@@ -70,7 +70,9 @@ def gradient(model, x, key=None):
     return run(params, stats, x, key)
 
 
-@pytest.mark.parametrize("size", [(1, 1), (2, 7), (33, 17)])
+@pytest.mark.parametrize(
+    "size", [(1, 1), (33, 17), pytest.param((2, 7), marks=pytest.mark.exhaustive)]
+)
 @pytest.mark.parametrize("stem", ["resnet", "resnet_rs", "tiered", "cifar"])
 def test_any_map_size(size, stem):
     model = evaluating(abstract(stem=stem, in_channels=2, shortcut="avg"))

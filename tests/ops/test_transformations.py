@@ -179,8 +179,8 @@ CASES = [
 ]
 
 
-# A lowering and a pair of choices: the gradients of all lambdas are one operation's.
-ALWAYS = [(causal_global_lambdas, "row_chunks"), (masked_lambdas, FLAT_AUTO[0])]
+# A pair of choices: the gradients of all lambdas are one operation's.
+ALWAYS = [(masked_lambdas, FLAT_AUTO[0])]
 
 
 @pytest.mark.parametrize(("layer", "impl"), part(CASES, ALWAYS))

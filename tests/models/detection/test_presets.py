@@ -88,8 +88,7 @@ COUNTS = {
 # the others.
 COVERING = (
     *("faster_rcnn", "faster_rcnn_resnet50_torchvision", "mask_rcnn", "mask_rcnn_pvt_small"),
-    *("mask_rcnn_resnet50_torchvision", "mask_rcnn_slide_swin_tiny", "mask_rcnn_swin_tiny"),
-    *("retinanet", "retinanet_lambda_resnet50", "retinanet_nat_mini", "retinanet_pvt_small"),
+    *("mask_rcnn_slide_swin_tiny", "retinanet", "retinanet_lambda_resnet50"),
     *("retinanet_pvt_v2_b0", "retinanet_resnet50_torchvision", "retinanet_slide_pvt_tiny"),
     *("small_faster_rcnn", "small_mask_rcnn", "small_retinanet"),
 )

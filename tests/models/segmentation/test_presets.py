@@ -79,8 +79,7 @@ COUNTS = {
 # Every head once, and one backbone of each kind; tests/models has the counts of the others.
 COVERING = (
     *("ccnet_resnet50", "danet_resnet50", "fcn_resnet50", "isanet_resnet50", "nonlocal_resnet50"),
-    *("ocnet_base_resnet50", "ocnet_pyramid_resnet50", "ocnet_asp_resnet50"),
-    *("semantic_fpn_lavit_tiny", "semantic_fpn_nat_mini", "semantic_fpn_pvt_small"),
+    *("ocnet_pyramid_resnet50", "semantic_fpn_lavit_tiny", "semantic_fpn_nat_mini"),
     *("semantic_fpn_pvt_v2_b0", "semantic_fpn_resnet50", "upernet_lambda_resnet50"),
     *("upernet_slide_cswin_tiny", "upernet_swin_tiny"),
 )

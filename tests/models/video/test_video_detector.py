@@ -55,7 +55,9 @@ def shapes():
     return jnp.asarray(SHAPES, jnp.int32)
 
 
-@pytest.mark.parametrize("name", PROPAGATIONS)
+@pytest.mark.parametrize(
+    "name", part(PROPAGATIONS, ["deep_feature_flow", "neighborhood_propagation"])
+)
 def test_shapes_of_all_and_what_the_summary_covers(name):
     model = nnx.eval_shape(lambda: builder(name)(rngs=nnx.Rngs(0)))
     graphdef, state = nnx.split(model)
