@@ -82,8 +82,9 @@ def check_against_naive(model, runner, config, frames, size=None, methods=None, 
     return keys
 
 
-# One key frame and many; tests/test_video_segmentation_task.py has loops of the other kinds.
-LOOPS = ["flow_guided_aggregation"]
+# Of one key frame and of many frames; the suite has the second.
+CARRIED = ["deep_feature_flow", "flow_guided_aggregation"]
+LOOPS = CARRIED[1:]
 
 
 @pytest.mark.parametrize("name", covering.part(PROPAGATIONS, LOOPS))
@@ -99,7 +100,7 @@ def test_the_runner_gives_what_the_naive_loop_gives(name):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("partial", covering.part([True, False], [True]))
+@pytest.mark.parametrize("partial", [True, False])
 def test_a_propagation_that_chooses_its_key_frames(partial):
     """Thresholds in the middle of what the flow network says of the clip: some are chosen."""
     model, _, config = make("sparse_recursion", partial=partial)
@@ -117,7 +118,7 @@ def test_a_propagation_that_chooses_its_key_frames(partial):
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", covering.part(LOOPS, LOOPS[:1]))
+@pytest.mark.parametrize("name", CARRIED)
 def test_a_detector_finds_what_it_finds_by_its_methods(name):
     config, size = base.get_config(), (50, 64)  # of the picture in its canvas
     model, frames = moved_detector(name), clip(4, (64, 64))
@@ -144,7 +145,7 @@ def test_a_detector_finds_what_it_finds_by_its_methods(name):
     assert seen > 4
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", covering.part(CARRIED, LOOPS))
 def test_clips_shorter_than_what_is_read(name):
     model, runner, config = make(name, every=2, reach=2)
     methods = compiled(model)

@@ -1,5 +1,5 @@
 """RetinaNet and Mask R-CNN on every family of backbones, at a size that nothing divides; the
-suite has a convolutional network, lambda layers and windows, `make exhaustive` all. Every family's
+suite has lambda layers and windows, `make exhaustive` all. Every family's
 maps at sizes that nothing divides are in tests/models/test_dense_backbones.py.
 """
 
@@ -121,7 +121,7 @@ def drawn(tree):
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-# Gradients of Mask R-CNN are in test_detectors.py.
+# The others, and the gradients of Mask R-CNN, are in `make exhaustive`.
 @pytest.mark.parametrize("number", part(range(len(STEPS)), [2]))
 def test_steps(number):
     """Real gradients, which reach the backbone."""
