@@ -264,9 +264,9 @@ def main(argv: list[str]) -> None:
     given = flags.FLAGS
     if not given["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
-    prepare_cpu()
     try:
         config = CONFIG.value
+        prepare_cpu(config.train.batch_size, config.data.image_size)
         join_cluster(given.flag_values_dict())
         outcome = run(config, given.workdir)
     except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.metadata
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from flax import nnx
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 _NEVER = -1  # as a threshold
 _TOP = 64 * 2**20  # bytes asked for beyond what is needed, so that the heap grows in few steps
+_LARGE = 2**18  # pixels of a step
 _YNN = "--xla_cpu_experimental_ynn_fusion_type"
 _DISABLED = "xla_disable_hlo_passes"
 _VERSIONS = "0.10."  # of jaxlib
@@ -93,12 +95,23 @@ def leave(message: str) -> NoReturn:
     sys.exit(message)
 
 
-def prepare_cpu() -> None:
+def prepare_cpu(batch_size: Any = 0, image_size: Any = ()) -> None:
     """What a program does before its first computation, for speed on CPU: Eigen's convolutions,
-    freed memory kept.
+    freed memory kept, large steps computed in the calling thread.
+
+    From 2**18 pixels on, programs for one device run in the thread that calls them, whose freed
+    memory has no limit of size (`keep_freed_memory`); the Python code after a step then waits for
+    it. In smaller steps that costs more than their buffers (docs/performance.md).
+
+    Args:
+        batch_size, image_size: images of one step, and their (height, width). They need not be
+            checked yet: what is no number of pixels counts as none.
     """
     use_eigen_convolutions()
     keep_freed_memory()
+    sizes = (batch_size, *image_size) if isinstance(image_size, tuple) else ()
+    if all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= _LARGE:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def use_compilation_cache(directory: str) -> None:
@@ -120,7 +133,8 @@ def keep_freed_memory() -> bool:
     Every thread keeps an arena of its own: in one arena for all, what a compilation leaves behind
     in thousands of sizes is searched through for every buffer of every step. An arena has no room
     for more than 64 MiB at once: larger buffers of other threads than the first are mapped afresh
-    as before. Settings in the environment (MALLOC_...) win.
+    as before (`prepare_cpu` has large steps run in the first). Settings in the environment
+    (MALLOC_...) win.
 
     Returns:
         Whether it was done: only with glibc, and if the environment does not set any of it.

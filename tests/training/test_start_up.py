@@ -54,6 +54,40 @@ def test_buffers_are_not_mapped_afresh_in_every_step():
     assert (kept, left) == (True, False) and few < many / 10, (few, many)
 
 
+LARGE = """
+import resource
+from lambdanet.training import start_up
+start_up.prepare_cpu(*{sizes})
+import jax, jax.numpy as jnp
+step = jax.jit(lambda x: x * 2)  # 120 MiB: an arena other than the first keeps no more than 64
+x = jnp.ones((5600, 5600))
+for _ in range(8):  # until the heap has its size
+    step(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    step(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_large_steps_run_in_the_calling_thread_and_keep_buffers_of_any_size():
+    many, few = (int(run(LARGE.format(sizes=(4, (256, width))))) for width in (255, 256))
+    assert few < many / 10, (few, many)
+
+
+def test_sizes_that_are_none_change_nothing(monkeypatch):
+    changes = []
+    monkeypatch.setattr(start_up, "use_eigen_convolutions", lambda: False)
+    monkeypatch.setattr(start_up, "keep_freed_memory", lambda: False)
+    monkeypatch.setattr(jax.config, "update", lambda *change: changes.append(change))
+    for sizes in ((), (2**20, ("a", 1)), (2**20, 8), ("8", (2**10, 2**10))):
+        start_up.prepare_cpu(*sizes)
+    assert not changes
+    start_up.prepare_cpu(1, (2**9, 2**9))
+    assert changes == [("jax_cpu_enable_async_dispatch", False)]
+
+
 CONVOLUTION = """
 import os
 from lambdanet.training import start_up
