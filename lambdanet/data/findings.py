@@ -14,6 +14,15 @@ LEFT_OUT = "objects left out"
 NO_PICTURE = "pictures left out, with their objects"
 CUT = "boxes cut at the border of their pictures"
 MAX_NAMED = 3  # mistakes of one kind that a note gives as examples
+_ONE = {  # the kinds begin with one of these
+    "files and folders": "file or folder",
+    "classes": "class",
+    "boxes": "box",
+    "images": "image",
+    "objects": "object",
+    "pictures": "picture",
+    "rows": "row",
+}
 
 
 class Findings:
@@ -49,12 +58,12 @@ class Findings:
         mended = [text for texts in self.mendable.values() for text in texts]
         wrong = self.fatal + (mended if on_error == "raise" else [])
         notes = tuple(
-            f"{len(texts)} {what}: {'; '.join(texts[:MAX_NAMED])}"
+            f"{counted(len(texts), what)}: {'; '.join(texts[:MAX_NAMED])}"
             f"{'; ...' if len(texts) > MAX_NAMED else ''}"
             for what, texts in self.mendable.items()
         )
         if wrong:
-            counts = ", ".join(f"{len(texts)} {what}" for what, texts in self.mendable.items())
+            counts = ", ".join(counted(len(t), what) for what, t in self.mendable.items())
             hint = f"; with --on-error=skip: {counts}" if on_error == "raise" and counts else ""
             left_out = f"\nafter --on-error=skip, with {'; '.join(notes)}" if notes else ""
             raise ValueError(
@@ -62,6 +71,17 @@ class Findings:
                 f"{class_folders.listing(wrong)}{left_out if on_error == 'skip' else ''}"
             )
         return notes
+
+
+def counted(number: int, what: str) -> str:
+    """Returns '1 box cut at the border of its picture' for (1, 'boxes cut at the border of their
+    pictures').
+    """
+    if number == 1:
+        many = next(many for many in _ONE if what.startswith(many))
+        rest = what.removeprefix(many).replace("their pictures", "its picture")
+        what = _ONE[many] + rest.replace("their", "its")
+    return f"{number:,} {what}"
 
 
 def one_form(text: str) -> str:

@@ -47,10 +47,10 @@ def test_objects_with_mistakes_are_named_or_left_out(tmp_path, content, capsys, 
     assert run(tmp_path, content) == 1
     said = capsys.readouterr().err
     assert f"all.json: {problem}" in said or ("all.json: annotation 5" in said and problem in said)
-    assert "1 mistake; with --on-error=skip: 1 objects left out" in said
+    assert "1 mistake; with --on-error=skip: 1 object left out" in said
     assert not (tmp_path / "out").exists()
     assert run(tmp_path, content, "--on-error=skip", "--split=1") == 0
-    assert "note: 1 objects left out: all.json: annotation 5" in capsys.readouterr().out
+    assert "note: 1 object left out: all.json: annotation 5" in capsys.readouterr().out
     assert len(read(tmp_path)[0][10][1]) == 2
 
 
@@ -84,7 +84,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, content, capsys):
     assert run(tmp_path, content, "--on-error=skip", "--split=1") == 0
     out = capsys.readouterr().out
     assert "9 pictures left out, with their objects: all.json: image 10" in out
-    assert "1 boxes cut at the border of their pictures" in out
+    assert "1 box cut at the border of its picture" in out
     found, _ = read(tmp_path)
     assert sorted(found) == [70, 80]  # the file of image 10, which was left out, is free again
     assert found[80][1].boxes.tolist() == [[30, 0, 40, 20], [2, 2, 30, 20]]

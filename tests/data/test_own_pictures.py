@@ -275,7 +275,7 @@ def test_a_preview_writes_two_files(root, tmp_path, capsys):
     before = set(tmp_path.rglob("*"))
     assert prepare.main([str(root), str(tmp_path / "set/"), "--preview"]) == 1
     out, err = capsys.readouterr()
-    assert "with --on-error=skip: 1 images left out" in err and "cat/notes.txt: not an" in err
+    assert "with --on-error=skip: 1 image left out" in err and "cat/notes.txt: not an" in err
     written = {tmp_path / "set.preview.png", tmp_path / "set.preview.txt"}
     assert set(tmp_path.rglob("*")) - before == written
     text = (tmp_path / "set.preview.txt").read_text()
@@ -287,7 +287,7 @@ def test_a_preview_writes_two_files(root, tmp_path, capsys):
     (total,) = [row for row in rows if row[:2] == ["2", "classes"]]
     assert total[-3:] == ["21", "100.0", "%"]
     assert prepare.main([str(root), str(tmp_path / "set"), "--preview", "--on-error=skip"]) == 0
-    assert "note: 1 images left out: cat/notes.txt" in capsys.readouterr().out
+    assert "note: 1 image left out: cat/notes.txt" in capsys.readouterr().out
     assert set(tmp_path.rglob("*")) - before == written
 
 

@@ -175,8 +175,8 @@ def test_what_can_be_left_out_is_left_out_and_counted(root, capsys):
     assert run(root, "--classes", str(names), "--on-error=skip") == 0
     out = capsys.readouterr().out
     assert "note: 2 objects left out: Annotations/0.xml: line 8: class 'unicorn'" in out
-    assert "note: 1 pictures left out, with their objects: Annotations/1.xml" in out
-    assert "note: 1 boxes cut at the border" in out
+    assert "note: 1 picture left out, with its objects: Annotations/1.xml" in out
+    assert "note: 1 box cut at the border" in out
     found, info = read(root)
     assert info.classes == ("dog", "cat")
     assert found["0.jpg"].boxes.tolist() == [[19, 0, 40, 9]] and sorted(found) == ["0.jpg", "2.jpg"]
@@ -247,7 +247,7 @@ def test_a_split_of_which_all_objects_are_left_out_is_not_written(root, capsys):
     assert run(root, "--on-error=skip") == 1
     said = capsys.readouterr().err
     assert "split 'validation' has no objects, or crowds alone: nothing can be measured on" in said
-    assert "after --on-error=skip, with 1 objects left out: Annotations/3.xml: line 8: box" in said
+    assert "after --on-error=skip, with 1 object left out: Annotations/3.xml: line 8: box" in said
     for n in range(5):
         write(root, n, thing(), size=(1, 1))
     assert run(root, "--on-error=skip") == 1
