@@ -74,9 +74,8 @@ class TrainBatches:
             Any
         ] = []  # the running Grain iterator, once the first batch was asked for
         self._closed = False
-        weakref.finalize(
-            self, _stop_readers, self._readers
-        )  # also at exit, when nobody called close
+        # also at exit, when nobody called close
+        weakref.finalize(self, _stop_readers, self._readers, config)
 
     def __iter__(self) -> TrainBatches:
         return self
@@ -99,7 +98,7 @@ class TrainBatches:
     def close(self) -> None:
         """Stops threads and worker processes; no batch can be read afterwards."""
         self._closed = True
-        _stop_readers(self._readers)
+        _stop_readers(self._readers, self._config)
 
 
 def train_batches(
@@ -224,7 +223,7 @@ class EvalBatches:
             for batch in readers[0]:
                 yield _owned(batch, self._config)
         finally:
-            _stop_readers(readers)
+            _stop_readers(readers, self._config)
 
 
 def eval_batches(
@@ -285,12 +284,14 @@ def _start_readers(batches: grain.MapDataset, config: Any) -> Any:
     return iter(dataset)
 
 
-def _stop_readers(readers: list[Any]) -> None:
+def _stop_readers(readers: list[Any], config: Any) -> None:
     if readers:
         readers[0].close()
         readers.clear()
-        # Grain's iterators are reference cycles, and theirs hold blocks of shared memory
-        gc.collect()
+        if config.num_workers:
+            # Grain's iterators are reference cycles, and theirs hold blocks of workers' shared
+            # memory; looking for cycles takes a tenth to a fifth of a second, so not without need
+            gc.collect()
 
 
 def _owned(batch: Batch, config: Any) -> Batch:
