@@ -17,7 +17,7 @@ from lambdanet import data, tasks
 from lambdanet.config_memory import batch_problems
 from lambdanet.data import moving_scenes
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
-from lambdanet.tasks import classification, clips
+from lambdanet.tasks import classification, clips, mixing
 
 INFO = DataInfo({"frames": "frames", "label": "label"}, ("a", "b", "c"))
 
@@ -124,15 +124,15 @@ def test_clips_are_smoothed_and_mixed_as_images_are(config):
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
     value = loss(batch)
-    target = np.asarray(classification.soft_targets(batch["label"], 3, 0.3))
+    target = np.asarray(mixing.soft_targets(batch["label"], 3, 0.3))
     logs = log_probabilities(batch["image"])
     np.testing.assert_allclose(value, -(target * logs).sum(1).mean(), rtol=1e-5)
     config.classification.cutmix_alpha = 1.0
     mixed = jax.jit(lambda batch: clips.mix(batch, jax.random.key(1), config))(batch)
-    share = classification.mixture_map(mixed["mixture"][0], 8, 6)
+    share = mixing.mixture_map(mixed["mixture"][0], 8, 6)
     assert 0 < share.mean() < 1 and set(np.unique(share)) == {0.0, 1.0}
     image = np.where(np.asarray(share)[..., None] == 1, batch["image"], mixed["partner_image"])
-    other = np.asarray(classification.soft_targets(mixed["partner_label"], 3, 0.3))
+    other = np.asarray(mixing.soft_targets(mixed["partner_label"], 3, 0.3))
     logs = log_probabilities(image)
     wanted = -((other + float(share.mean()) * (target - other)) * logs).sum(1).mean()
     np.testing.assert_allclose(loss(mixed), wanted, rtol=1e-4)

@@ -12,12 +12,12 @@ import numpy as np
 import optax
 import tensorflow_datasets as tfds
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from lambdanet.data import augment, decode, geometry, sources
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 from lambdanet.ops.images import normalise
-from lambdanet.tasks import classification_classes
+from lambdanet.tasks import classification_classes, mixing
 
 METRICS = {"accuracy": "max", "top5": "max", "loss": "min"}
 Batch = dict[str, jax.Array]
@@ -155,14 +155,14 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
 
     Returns:
         The batch, if mixing is on also with partner_image, partner_label (partner_weight) and
-        mixture [b, 5], the same row for every image: see `draw_mixture`. Images stay uint8; `loss`
-        mixes them.
+        mixture [b, 5], the same row for every image: see `mixing.draw_mixture`. Images stay uint8;
+        `loss` mixes them.
     """
     own = config.classification
     if not (own.mixup_alpha or own.cutmix_alpha):
         return batch
     height, width = batch["image"].shape[-3:-1]
-    drawn = draw_mixture(
+    drawn = mixing.draw_mixture(
         key, height, width, mixup_alpha=own.mixup_alpha, cutmix_alpha=own.cutmix_alpha
     )
     # Taken before the batch is split, so that micro-batches change no pair.
@@ -170,55 +170,6 @@ def mix(batch: Batch, key: jax.Array, config: Any) -> Batch:
     partners = {f"partner_{name}": jnp.roll(batch[name], 1, axis=0) for name in mixed}
     mixture = jnp.broadcast_to(drawn, (len(batch["label"]), 5))
     return batch | partners | {"mixture": mixture}
-
-
-def draw_mixture(
-    key: jax.Array, height: int, width: int, *, mixup_alpha: float, cutmix_alpha: float
-) -> Float[Array, "5"]:
-    """Draws how a batch is mixed: (weight, row, half height, column, half width), which
-    `mixture_map` makes a map of.
-
-    mixup (Zhang et al. 2018): weight lambda ~ Beta(alpha, alpha), no box. cutmix (Yun et al. 2019):
-    weight 1, and a box of area 1 - lambda around a uniform centre, clipped at the border. With both
-    on, a fair coin picks one.
-
-    Args:
-        key: random key.
-        height: pixels.
-        width: pixels.
-        mixup_alpha: 0 = off.
-        cutmix_alpha: 0 = off; at least one is on.
-    """
-    coin, up, cut, row, column = jax.random.split(key, 5)
-    drawn = []
-    if mixup_alpha:
-        drawn.append(jnp.zeros(5).at[0].set(jax.random.beta(up, mixup_alpha, mixup_alpha)))
-    if cutmix_alpha:
-        half = jnp.sqrt(1.0 - jax.random.beta(cut, cutmix_alpha, cutmix_alpha)) / 2
-        rows = (jax.random.randint(row, (), 0, height), half * height)
-        columns = (jax.random.randint(column, (), 0, width), half * width)
-        drawn.append(jnp.stack([jnp.ones(()), *rows, *columns]))
-    return jnp.where(jax.random.bernoulli(coin), *drawn) if len(drawn) == 2 else drawn[0]
-
-
-def mixture_map(drawn: Float[Array, "5"], height: int, width: int) -> Float[Array, "h w"]:
-    """Returns the weight of the own image at each pixel, 0 inside the box; the partner gets the
-    rest. Its mean is the label's weight: lambda for mixup, the exact share of pixels for cutmix.
-    """
-    weight, row, half_height, column, half_width = drawn
-    rows = jnp.abs(jnp.arange(height) - row) < half_height
-    columns = jnp.abs(jnp.arange(width) - column) < half_width
-    return weight * (1.0 - (rows[:, None] & columns[None, :]))
-
-
-def soft_targets(
-    label: Int[Array, " b"], num_classes: int, smoothing: float
-) -> Float[Array, "b classes"]:
-    """One-hot targets with label smoothing: 1 - s + s / classes for the class, s / classes
-    elsewhere.
-    """
-    one_hot = jax.nn.one_hot(label, num_classes, dtype=jnp.float32)
-    return one_hot * (1.0 - smoothing) + smoothing / num_classes
 
 
 def loss(
@@ -248,7 +199,7 @@ def loss(
     weights = None
     if "mixture" in batch:
         partner = normalise(batch["partner_image"], data.mean, data.std)
-        weights = mixture_map(batch["mixture"][0], *image.shape[-3:-1])
+        weights = mixing.mixture_map(batch["mixture"][0], *image.shape[-3:-1])
         image = partner + weights[:, :, None] * (image - partner)
     terms: Mapping[str, jax.Array] = {}
     if config.train.auxiliary_losses:
@@ -256,12 +207,12 @@ def loss(
     else:
         logits = model(image, rngs=rngs)
     logits = logits.astype(jnp.float32)
-    target = soft_targets(batch["label"], logits.shape[-1], own.label_smoothing)
+    target = mixing.soft_targets(batch["label"], logits.shape[-1], own.label_smoothing)
     weight = batch.get("weight")  # of the classes
     if weight is not None:
         target = target * weight[:, None]
     if weights is not None:
-        other = soft_targets(batch["partner_label"], logits.shape[-1], own.label_smoothing)
+        other = mixing.soft_targets(batch["partner_label"], logits.shape[-1], own.label_smoothing)
         share = weights.mean()
         if weight is not None:
             other = other * batch["partner_weight"][:, None]

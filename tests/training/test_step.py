@@ -14,7 +14,7 @@ from step_helpers import make_eval_step, make_train_step
 from configs import base
 from lambdanet.data.record import DataInfo
 from lambdanet.ops.images import normalise
-from lambdanet.tasks import classification
+from lambdanet.tasks import classification, mixing
 from lambdanet.training import evaluate, optimizer, schedule, state, step
 
 CLASSES = 7
@@ -217,7 +217,7 @@ def test_mixing_maps(alphas):
     @jax.vmap
     def draw(key):
         options = dict(mixup_alpha=alphas[0], cutmix_alpha=alphas[1])
-        return classification.mixture_map(classification.draw_mixture(key, 9, 13, **options), 9, 13)
+        return mixing.mixture_map(mixing.draw_mixture(key, 9, 13, **options), 9, 13)
 
     maps = np.asarray(draw(keys))
     assert maps.shape == (400, 9, 13) and maps.min() >= 0 and maps.max() <= 1
@@ -242,7 +242,7 @@ def test_images_and_labels_are_mixed_with_the_neighbour_by_the_same_shares(monke
     weights = (
         jnp.zeros((8, 8)).at[:3, 2:].set(1.0).at[3:, :4].set(0.25)
     )  # not a map that either method draws: any will do
-    monkeypatch.setattr(classification, "mixture_map", lambda *_: weights)
+    monkeypatch.setattr(mixing, "mixture_map", lambda *_: weights)
     _, start, train_step, _ = set_up(own=dict(cutmix_alpha=1.0, label_smoothing=0.1), norm=False)
     batch = make_batch(size=4)
     _, metrics = train_step(start, batch)
