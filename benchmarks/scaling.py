@@ -175,7 +175,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
             f"--step_ms {args.step_ms} --images {args.images}; allowed: more than 0 of each"
         )
     own = sorted(args.models) != sorted(RECIPES) or args.devices != DEVICES
-    if own and args.json is None:
+    if args.images is not None and (own or args.report or args.json):
+        problems.append(
+            "--step_ms reads no records: leave out --models, --devices, --report, --json"
+        )
+    elif own and args.json is None:
         problems.append("models or devices of one's own: name a file for their records by --json")
     if args.json is not None and not args.json.absolute().parent.is_dir():
         problems.append(f"--json {args.json}: there is no directory {args.json.parent}")

@@ -249,6 +249,7 @@ def test_hosts_of_ones_own_step(page, capsys):
         (["--devices", "16,64"], "--devices 16,64; allowed: 8 and"),
         (["--devices", "8"], "--devices 8; allowed: 8 and"),
         (["--devices", "8,128"], "--devices 8,128; allowed: 8 and"),
+        (["--step_ms", "5", "--images", "1", "--report"], "--step_ms reads no records"),
         (["--step_ms", "5"], "--step_ms and --images belong together"),
         (["--step_ms", "0", "--images", "5"], "--step_ms 0.0 --images 5; allowed: more than 0"),
         (["--step_ms", "nan", "--images", "5"], "--step_ms nan --images 5; allowed: more than 0"),
