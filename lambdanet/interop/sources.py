@@ -78,7 +78,8 @@ def resolve(source: str | os.PathLike | Source) -> Source:
     try:
         is_folder = path.is_dir()
     except (OSError, ValueError) as error:  # a name that the system refuses
-        raise FileNotFoundError(f"no such file: {brief(given)} ({error})") from None
+        reason = getattr(error, "strerror", None) or error  # the error itself repeats the name
+        raise FileNotFoundError(f"no such file: {brief(given)} ({reason})") from None
     if not is_folder:
         check_is_file(given)
         return Source(path, False, given)
