@@ -23,12 +23,18 @@ is a function of a subject:
 
 from __future__ import annotations
 
+from lambdanet import interrupt
+
+if __name__ == "__main__":
+    interrupt.leave_quietly()  # the imports below take seconds
+
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from flax import nnx
 from ml_collections import ConfigDict
@@ -167,8 +173,9 @@ def main(argv: list[str]) -> None:
     try:
         check_flags(given.mode, given)
         run(given.mode, given, CONFIG)
-    except (ValueError, OSError, MemoryError) as error:  # it cannot be done; the message says why
-        sys.exit(f"eval.py --mode={given.mode}: {error}")
+    except (ValueError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        said = str(error) or type(error).__name__  # Python's MemoryError says nothing
+        sys.exit(f"eval.py --mode={given.mode}: {said}")
 
 
 def check_flags(mode: str, given: Any) -> None:

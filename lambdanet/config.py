@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ OPEN_SECTION = "model"
 MOVED = {"label_smoothing", "mixup_alpha", "cutmix_alpha"}
 """Keys that older configs have in `train`, now in `classification`."""
 _MOST_BYTES = 2**22  # of a config.json; ours have a few thousand
+_MOST_LEVELS = 32  # of sections, tuples and options in each other
 
 
 class ConfigError(ValueError):
@@ -348,11 +350,21 @@ def _as_in(default: Any, value: Any) -> Any:
 
 
 def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
-    """Returns the config of plain values; raises ConfigError for keys that no config can have."""
+    """Returns the config of plain values; raises ConfigError for keys that no config can have, and
+    for values that are nested more deeply than ConfigDict can copy.
+    """
+    if _is_deeper(plain, _MOST_LEVELS):
+        raise ConfigError([f"is nested in more than {_MOST_LEVELS} levels; ours have five"])
     problems = list(_key_problems(plain))
     if problems:
         raise ConfigError(problems)
     return ConfigDict(dict(plain))
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, Mapping) else value
+    nests = isinstance(value, (Mapping, tuple, list))
+    return nests and (levels == 0 or any(_is_deeper(part, levels - 1) for part in inner))
 
 
 def _key_problems(plain: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
@@ -372,7 +384,9 @@ def load(workdir: str | os.PathLike, schema: ConfigDict) -> ConfigDict:
     """Reads <workdir>/config.json; raises ConfigError if there is none or it is no config."""
     path = Path(workdir) / FILE_NAME
     try:
-        size = path.stat().st_size
+        size, mode = path.stat().st_size, path.stat().st_mode
+        if stat.S_ISFIFO(mode):  # or reading it would wait for somebody who writes
+            raise OSError("it is a pipe")
         if size > _MOST_BYTES:
             problem = f"has {size:,} bytes; a config has a few thousand, at most {_MOST_BYTES:,}"
             raise ConfigError([problem], "workdir")

@@ -141,6 +141,15 @@ def test_summary_counts_exactly(workdir, tmp_path):
     assert result["compiler_flops"] == pytest.approx(2 * result["macs"], rel=0.5)
 
 
+def test_summary_reads_the_weights_that_are_named(workdir, tmp_path, capsys):
+    """In place of counting a model that they are not of."""
+    file = tmp_path / "model.safetensors"
+    files.save_safetensors(file, {"w": np.ones(3)}, files.export_metadata({"name": "resnet18"}))
+    assert "model 'resnet18'" in error_of("summary", tmp_path, workdir=workdir, weights=file)
+    run("summary", tmp_path, workdir=workdir, weights=workdir)
+    assert f"The weights of {workdir} fit." in capsys.readouterr().out
+
+
 def test_summary_of_a_recipe_without_its_data(tmp_path, capsys):
     recipe = tmp_path / "recipe.py"
     recipe.write_text(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def load(workdir: str | os.PathLike) -> DataInfo | None:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes; allowed: up to {MAX_BYTES:,}")
+        if stat.S_ISFIFO(path.stat().st_mode):  # or reading it would wait for somebody who writes
+            raise ValueError("it is a pipe")
         text = path.read_text(encoding="utf-8")
         info = from_plain(json.loads(text))
         if text != _text(info):
