@@ -128,7 +128,7 @@ def read_score(folder: Path, keep: str) -> float | None:
             if not isinstance(found, dict):
                 raise ValueError(f"{type(found).__name__} in place of a mapping")
             return usable_score(int(folder.name), found, keep)
-        except (ValueError, AttributeError, OSError) as error:
+        except (ValueError, AttributeError, OSError, RecursionError) as error:
             logging.warning("%s cannot be read (%s); that step has no score", path, error)
             return None
     return None
