@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import functools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -171,6 +171,11 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
     state, whole = jax.tree.leaves(state), jax.tree.structure(state).unflatten  # for fast calls
+
+    def record(fetched: Iterable[tuple[int, dict[str, float]]]) -> None:
+        for at, means in fetched:
+            log.train(at, means | ({"skipped_records": skipped} if skipped else {}), step)
+
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))
@@ -183,8 +188,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             evaluates = owed or (step > start and due(step, train.eval_every))
             evaluates = evaluates and bool(config.data.eval_split) and not stop
             if evaluates or saves:
-                for at, means in window.fetch(0):  # raises before anything not finite is saved
-                    log.train(at, means, step)
+                record(window.fetch(0))  # raises before anything not finite is saved
                 log.pause_clock()
                 score = None
                 if evaluates:
@@ -209,8 +213,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             state, terms = train_step(step, state, mesh.put_batch(batch, rows))
             step += 1
             window.add(step, terms)
-            for at, means in window.fetch(2 if step > start + 1 else 0):
-                log.train(at, means | ({"skipped_records": skipped} if skipped else {}), step)
+            record(window.fetch(2 if step > start + 1 else 0))
             if step in (start + 1, held["thaw"] + 1):
                 log.start_clock(step)  # a program's first step compiles
         checkpoints.wait()

@@ -71,7 +71,7 @@ SLOW_FILES = {
     *("test_interlaced.py", "test_segmentation_loss.py", "test_examples.py", "test_cost_model.py"),
     *("test_fused_lambda.py", "test_class_balance.py", "test_benchmarks_scaling.py"),
     *("test_report.py", "test_content_lambda.py", "test_clip_folders.py", "test_matching.py"),
-    *("test_query_blocks.py", "test_clips_task.py"),
+    *("test_query_blocks.py", "test_clips_task.py", "test_whole_runs.py"),
 }
 
 
