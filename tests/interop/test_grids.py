@@ -1,16 +1,20 @@
 """Tables of positions: what map or window a file's are for, and that every block says its own."""
 
+import functools
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import models
 from lambdanet import attention
+from lambdanet.analysis.weight_import import import_weights
 from lambdanet.interop import files
 from lambdanet.interop.grids import Grid, Known, grids_of
 from lambdanet.interop.names import NameMappingError
+from lambdanet.layers.resize import resize_bilinear
 from lambdanet.registry import signature
 from lambdanet.training import state, weights
 
@@ -89,6 +93,23 @@ def test_families_refuse_files_of_another_shape(tmp_path, options, kind):
         weights.read_weights(tmp_path / "w", tall, *state.split_model(tall)[1:])
     text = f"it is for a {kind} of 2x8, the model has a {kind} of 8x2"
     assert str(caught.value).count(text) == len(grids_of(tall)) > 0
+
+
+def test_a_table_of_a_wide_map_is_resized_as_one_though_its_rows_make_a_square(tmp_path):
+    """64 positions of a map of 4x16, in a file of ours, for a map of 8x32."""
+    name, options = pvt("mhsa")((4, 16))
+    build = lambda **more: models.create_model(name, rngs=nnx.Rngs(0), **options | more)  # noqa: E731
+    narrow, key = nnx.eval_shape(build), "stages/0/position_embedding"
+    arrays = {path: np.zeros(shape, np.float32) for path, shape in shapes(narrow).items()}
+    column = np.tile(np.arange(16, dtype=np.float32), 4)  # every position holds that of its own
+    arrays[key] = np.repeat(column[:, None], arrays[key].shape[1], 1)
+    files.save_safetensors(
+        tmp_path / "w", arrays, files.export_metadata(dict(options, name=name), grids_of(narrow))
+    )
+    wide = functools.partial(build, image_size=(32, 128))
+    found = import_weights(str(tmp_path / "w"), wide, resize_tables=True).arrays[key]
+    expected = resize_bilinear(jnp.asarray(arrays[key]).reshape(1, 4, 16, -1), (8, 32))[0]
+    np.testing.assert_allclose(found, np.reshape(expected, found.shape), atol=1e-6)
 
 
 def test_lavit_says_its_maps():
