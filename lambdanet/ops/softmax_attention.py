@@ -151,6 +151,13 @@ def attention_logits(
 ) -> Float[Array, "*b n m"]:
     """Returns scale q . k of all pairs, in float32 or wider."""
     precise = jnp.promote_types(query.dtype, jnp.float32)
+    if query.shape[-1] == 1:
+        # No sum to take; and as a product of bfloat16 matrices it makes XLA's CPU backend of jaxlib
+        # 0.10 end the process (ynn_emitter.cc: "reshape vs. bitcast").
+        query, key = (a.astype(precise) for a in (query, key))
+        if heads:
+            query, key = (jnp.swapaxes(a, -3, -2) for a in (query, key))
+        return scale * (query * jnp.swapaxes(key, -2, -1))
     # Said for bfloat16 so that the products of the gradient have bfloat16 operands, too.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query.dtype == jnp.bfloat16 else None
     return scale * jnp.einsum(
