@@ -32,7 +32,7 @@ BLOCKS = {
 }
 
 
-def build(family, head):
+def build(family, head, **options):
     backbone = dict(name=family, **FAMILIES[family])
     return models.create_model(
         "segmenter",
@@ -43,6 +43,7 @@ def build(family, head):
         in_channels=1,
         image_size=(SIDE, SIDE),
         rngs=nnx.Rngs(0),
+        **options,
     )
 
 

@@ -1,5 +1,5 @@
 """Every head on every family of backbones, and every attention block in the head `context`, by
-shapes; real gradients: tests/optimised/test_segmentation_steps.py. Of the product of heads and
+shapes; real gradients: tests/optimised/test_dense_steps.py. Of the product of heads and
 families the suite has one row and one column, `make exhaustive` all.
 """
 
