@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import functools
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -169,13 +169,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     eval_step = programs.evaluation_program(eval_step, device_mesh, log.message)
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
-    step, skipped, began = start, 0, time.perf_counter() - progress["seconds"]
+    step, skipped, counted, began = start, 0, {}, time.perf_counter() - progress["seconds"]
     state, whole = jax.tree.leaves(state), jax.tree.structure(state).unflatten  # for fast calls
-
-    def record(fetched: Iterable[tuple[int, dict[str, float]]]) -> None:
-        for at, means in fetched:
-            log.train(at, means | ({"skipped_records": skipped} if skipped else {}), step)
-
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))
@@ -188,7 +183,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             evaluates = owed or (step > start and due(step, train.eval_every))
             evaluates = evaluates and bool(config.data.eval_split) and not stop
             if evaluates or saves:
-                record(window.fetch(0))  # raises before anything not finite is saved
+                for at, means in window.fetch(0):  # raises before anything not finite is saved
+                    log.train(at, means | counted, step)
                 log.pause_clock()
                 score = None
                 if evaluates:
@@ -209,18 +205,19 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             # Drawn after the save, so that in every checkpoint data position and step agree.
             batch = next(batches)
             skipped += int(batch.pop("skipped", 0))
+            counted = {"skipped_records": skipped} if skipped else {}
             del batch["id"]
             state, terms = train_step(step, state, mesh.put_batch(batch, rows))
             step += 1
             window.add(step, terms)
-            record(window.fetch(2 if step > start + 1 else 0))
+            for at, means in window.fetch(2 if step > start + 1 else 0):
+                log.train(at, means | counted, step)
             if step in (start + 1, held["thaw"] + 1):
                 log.start_clock(step)  # a program's first step compiles
         checkpoints.wait()
         spent = time.perf_counter() - began
-        outcome |= dict(step=step, interrupted=stop, train_seconds=spent)
+        outcome |= dict(step=step, interrupted=stop, train_seconds=spent) | counted
         if skipped:
-            outcome["skipped_records"] = skipped
             log.message(f"{skipped} damaged records were replaced (data.on_error='skip')")
         if stop:
             kept = f"step {step} of {total_steps} is saved" if step else "no step was done yet"
