@@ -151,9 +151,9 @@ def attention_logits(
 ) -> Float[Array, "*b n m"]:
     """Returns scale q . k of all pairs, in float32 or wider."""
     precise = jnp.promote_types(query.dtype, jnp.float32)
-    if query.shape[-1] == 1:
-        # No sum to take; and as a product of bfloat16 matrices it makes XLA's CPU backend of jaxlib
-        # 0.10 end the process (ynn_emitter.cc: "reshape vs. bitcast").
+    if query.shape[-1] == 1 and query.dtype == jnp.bfloat16:
+        # No sum to take; and as a product of matrices it makes XLA's CPU backend of jaxlib 0.10 end
+        # the process (ynn_emitter.cc: "reshape vs. bitcast").
         query, key = (a.astype(precise) for a in (query, key))
         if heads:
             query, key = (jnp.swapaxes(a, -3, -2) for a in (query, key))
