@@ -353,18 +353,26 @@ def from_plain(plain: Mapping[str, Any]) -> ConfigDict:
     """Returns the config of plain values; raises ConfigError for keys that no config can have, and
     for values that are nested more deeply than ConfigDict can copy.
     """
-    if _is_deeper(plain, _MOST_LEVELS):
-        raise ConfigError([f"is nested in more than {_MOST_LEVELS} levels; ours have five"])
+    if (deep := _too_deep(plain)) is not None:
+        text = f"is nested in more than {_MOST_LEVELS} levels; ours have five"
+        raise ConfigError([f"{deep}: {text}" if deep else text])
     problems = list(_key_problems(plain))
     if problems:
         raise ConfigError(problems)
     return ConfigDict(dict(plain))
 
 
-def _is_deeper(value: Any, levels: int) -> bool:
-    inner = value.values() if isinstance(value, Mapping) else value
-    nests = isinstance(value, (Mapping, tuple, list))
-    return nests and (levels == 0 or any(_is_deeper(part, levels - 1) for part in inner))
+def _too_deep(value: Any, levels: int = _MOST_LEVELS, key: str = "") -> str | None:
+    """Returns the key, section and name, of what is nested in more levels; None: nothing is."""
+    if not isinstance(value, (Mapping, tuple, list)):
+        return None
+    if levels == 0:
+        return key
+    for name, part in value.items() if isinstance(value, Mapping) else ((None, v) for v in value):
+        inner = key if name is None or "." in key else f"{key}.{name}".removeprefix(".")
+        if (found := _too_deep(part, levels - 1, inner)) is not None:
+            return found
+    return None
 
 
 def _key_problems(plain: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

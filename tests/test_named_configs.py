@@ -104,3 +104,13 @@ def test_a_split_that_the_data_lack_is_named_by_its_key(key, tmp_path, monkeypat
     config.data.source, config.data[key], config.train.cache_dir = "synthetic", "trian", ""
     with pytest.raises(ValueError, match=rf"data\.{key}.*'trian'.*train, validation, test"):
         train.run(config, tmp_path, stream=io.StringIO())
+
+
+def test_what_is_nested_too_deeply_is_named_by_its_key():
+    value = ()
+    for _ in range(60):
+        value = [value]
+    with pytest.raises(configs.ConfigError) as caught:
+        configs.from_plain({"propagation": {"interval": value}})
+    (problem,) = caught.value.problems
+    assert problem.startswith("propagation.interval: is nested in more than 32 levels")
