@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # orbax writes thirty lines per checkpoint otherwise
     try:
         config = CONFIG.value
-        prepare_cpu(config.train.batch_size, config.data.image_size)
+        prepare_cpu(config)
         join_cluster(given.flag_values_dict())
         outcome = run(config, given.workdir)
     except (ValueError, ArithmeticError, OSError, MemoryError, jax.errors.JaxRuntimeError) as error:

@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(option, type=int, required=True)
     parser.add_argument("--weights", type=Path, required=True)
     args = parser.parse_args(argv)
-    start_up.prepare_cpu(args.batch, (args.side, args.side))  # as train.py does
+    sizes = dict(train=dict(batch_size=args.batch), data=dict(image_size=(args.side, args.side)))
+    start_up.prepare_cpu(sizes)  # as train.py does
     images, targets = pictures(args.batch, args.side)
     training = args.direction == "training"
     if args.framework == "ours":

@@ -154,3 +154,15 @@ def test_the_table_of_attention_shows_whole_paths(monkeypatch, tmp_path, capsys)
     modes.draw_attention(subject, folder)
     said = "".join(capsys.readouterr().out.split())
     assert str(folder)[-100:] in said and "attention.png" in said and "…" not in said
+
+
+def test_a_recipe_that_lacks_sections_is_refused_by_their_names(tmp_path):
+    """Before anything of it is read."""
+    recipe = tmp_path / "bare.py"
+    recipe.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'model': {'name': 'resnet_digits'}})\n"
+    )
+    command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "train" in done.stderr

@@ -95,7 +95,7 @@ def leave(message: str) -> NoReturn:
     sys.exit(message)
 
 
-def prepare_cpu(batch_size: Any = 0, image_size: Any = ()) -> None:
+def prepare_cpu(config: Any = None) -> None:
     """What a program does before its first computation, for speed on CPU: Eigen's convolutions,
     freed memory kept, large steps computed in the calling thread.
 
@@ -104,12 +104,15 @@ def prepare_cpu(batch_size: Any = 0, image_size: Any = ()) -> None:
     it. In smaller steps that costs more than their buffers (docs/performance.md).
 
     Args:
-        batch_size, image_size: images of one step, and their (height, width). They need not be
-            checked yet: what is no number of pixels counts as none.
+        config: of which train.batch_size and data.image_size are read. It need not be checked yet:
+            what is missing, or no number of pixels, counts as none.
     """
     use_eigen_convolutions()
     keep_freed_memory()
-    sizes = (batch_size, *image_size) if isinstance(image_size, tuple) else ()
+    try:
+        sizes = config["train"]["batch_size"], *config["data"]["image_size"]
+    except (KeyError, TypeError):
+        sizes = ()
     if all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= _LARGE:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
 import models
 import train
@@ -57,7 +58,7 @@ def test_buffers_are_not_mapped_afresh_in_every_step():
 LARGE = """
 import resource
 from lambdanet.training import start_up
-start_up.prepare_cpu(*{sizes})
+start_up.prepare_cpu(dict(train=dict(batch_size=4), data=dict(image_size=(256, {width}))))
 import jax, jax.numpy as jnp
 step = jax.jit(lambda x: x * 2)  # 120 MiB: an arena other than the first keeps no more than 64
 x = jnp.ones((5600, 5600))
@@ -72,7 +73,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_large_steps_run_in_the_calling_thread_and_keep_buffers_of_any_size():
-    many, few = (int(run(LARGE.format(sizes=(4, (256, width))))) for width in (255, 256))
+    many, few = (int(run(LARGE.format(width=width))) for width in (255, 256))
     assert few < many / 10, (few, many)
 
 
@@ -81,10 +82,14 @@ def test_sizes_that_are_none_change_nothing(monkeypatch):
     monkeypatch.setattr(start_up, "use_eigen_convolutions", lambda: False)
     monkeypatch.setattr(start_up, "keep_freed_memory", lambda: False)
     monkeypatch.setattr(jax.config, "update", lambda *change: changes.append(change))
-    for sizes in ((), (2**20, ("a", 1)), (2**20, 8), ("8", (2**10, 2**10))):
-        start_up.prepare_cpu(*sizes)
+    large = {"batch_size": 1}, {"image_size": (2**9, 2**9)}
+    wrong = (None, {}, {"train": 3, "data": {}}, {"train": large[0]}, {"train": None, "data": None})
+    for config in (*map(ConfigDict, wrong[1:]), *wrong):
+        start_up.prepare_cpu(config)
+    for size in (("a", 2**20), 2**20, (2**9, 2**9 - 1)):
+        start_up.prepare_cpu({"train": large[0], "data": {"image_size": size}})
     assert not changes
-    start_up.prepare_cpu(1, (2**9, 2**9))
+    start_up.prepare_cpu(ConfigDict({"train": large[0], "data": large[1]}))
     assert changes == [("jax_cpu_enable_async_dispatch", False)]
 
 
