@@ -31,7 +31,7 @@ quick: $(VENV)/installed-test-$(VERSION)
 
 # The tests of whatever is annotated, every annotation checked as it runs, shapes of arrays included.
 types: $(VENV)/installed-test-$(VERSION)
-	$(CHECK_TYPES) $(SUITE) $(addprefix tests/,analysis attention experimental layers models ops) tests/test_type_checker.py \
+	$(CHECK_TYPES) $(SUITE) $(addprefix tests/,analysis attention drawing experimental layers models ops) tests/test_type_checker.py \
 	  tests/data/test_label_maps.py tests/data/test_pseudo_labels.py tests/test_golden.py tests/test_tasks.py tests/test_*_task.py
 
 # What `make test` takes a covering part of, whole: every preset's counts, every head and detector on

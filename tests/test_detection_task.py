@@ -15,9 +15,9 @@ import models
 from configs import base, coco, digit_scenes, own_objects
 from lambdanet import config as config_lib
 from lambdanet import tasks
-from lambdanet.analysis.box_drawing import SHORTEST, draw_objects
 from lambdanet.config import ConfigError
 from lambdanet.data.record import DataInfo
+from lambdanet.drawing.box_drawing import SHORTEST, draw_objects
 from lambdanet.tasks import detection, detection_panels
 
 INFO = DataInfo({"image": "image", "boxes": "objects/bbox"}, ("cat", "dog", "owl"))

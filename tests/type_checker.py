@@ -15,6 +15,7 @@ from flax import nnx
 # Whatever has annotations of shapes.
 PACKAGES = (
     *("lambdanet.analysis", "lambdanet.attention", "lambdanet.data.label_maps"),
+    "lambdanet.drawing",
     "lambdanet.experimental",
     *("lambdanet.data.pseudo_labels", "lambdanet.layers", "lambdanet.ops", "models"),
     *("lambdanet.tasks.classification", "lambdanet.tasks.classification_panels"),

@@ -13,7 +13,7 @@ import matplotlib
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 
-from lambdanet.analysis.text import escape, visible
+from lambdanet.drawing.names import escape, visible
 
 # Families beside matplotlib's own that are taken if they are installed, for what DejaVu lacks.
 FALLBACK_FONTS = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import sys
-import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -18,29 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-JOINERS = "\u200c\u200d"  # invisible, but part of how some scripts are written
+from lambdanet.drawing.names import visible
+
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~&$^!]|:(?=\S))")  # ':' begins an address or a smiley
-
-
-def visible(text: Any) -> str:
-    r"""Returns text on one line: what is invisible (line breaks, control characters, halves of
-    surrogate pairs from file names that are not UTF-8) is written as its escape, `\n`; text that
-    is empty or blank in quotes.
-    """
-    text = str(text)
-    if not text.strip():
-        text = repr(text)
-    return "".join(escape(c) if _invisible(c) else c for c in text)
-
-
-def _invisible(character: str) -> bool:
-    category = unicodedata.category(character)
-    return (category[0] == "C" and character not in JOINERS) or category in ("Zl", "Zp")
-
-
-def escape(text: str) -> str:
-    r"""Returns the code points of text, as `\u4e2d`."""
-    return text.encode("unicode_escape").decode()
 
 
 def markdown_text(value: Any) -> str:

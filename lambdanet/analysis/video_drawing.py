@@ -11,9 +11,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
-from lambdanet.analysis import label_colours
 from lambdanet.data import box_geometry
 from lambdanet.data.record import DataInfo
+from lambdanet.drawing import label_colours
 from lambdanet.tasks import detection_files, segmentation_files
 from lambdanet.tasks.segmentation_classes import all_names
 

@@ -4,7 +4,6 @@ and drawn. What the functions are for: `lambdanet.tasks`.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
-from matplotlib.font_manager import findfont, get_font
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from lambdanet.analysis.text import visible
 from lambdanet.data import decode, geometry, preprocessing
 from lambdanet.data.record import DataInfo
+from lambdanet.drawing.names import characters, drawable, font, visible
 from lambdanet.ops.images import normalise
 from lambdanet.tasks import classification
 
@@ -26,7 +24,7 @@ INPUTS = ("image",)
 ITEMS, COLUMNS = "classes", ("class", "number", "probability")
 READS, OPTIONS = "picture", ("top",)
 SHORTEST, LONGEST = 320, 640  # pixels of the longer side of a picture that is drawn
-LINE, MARGIN = 24, 6  # pixels below it
+LINE, MARGIN, SIZE = 24, 6, 14  # pixels below it, SIZE of the letters
 BAR, INK = (198, 219, 239), (20, 20, 20)
 
 
@@ -114,43 +112,25 @@ def draw(picture: Image.Image, classes: Sequence[Mapping[str, Any]]) -> Image.Im
     height = picture.height + LINE * len(classes) + 2 * MARGIN
     canvas = Image.new("RGB", (width, height), "white")
     canvas.paste(picture, ((width - picture.width) // 2, 0))
-    pen, font, room = ImageDraw.Draw(canvas), _font(), width - 2 * MARGIN
+    pen, letters, room = ImageDraw.Draw(canvas), font(SIZE), width - 2 * MARGIN
     for line, one in enumerate(classes):
         top = picture.height + MARGIN + LINE * line
         last = MARGIN + max(round(room * one["probability"]), 1) - 1
         pen.rectangle((MARGIN, top + 2, last, top + LINE - 3), fill=BAR)
         share = f"{100 * one['probability']:.1f} %"
-        left = width - MARGIN - font.getlength(share)
-        name = _fitting(drawable(one["class"], one["number"]), left - 3 * MARGIN)
-        pen.text((2 * MARGIN, top + 3), name, fill=INK, font=font)
-        pen.text((left, top + 3), share, fill=INK, font=font)
+        left = width - MARGIN - letters.getlength(share)
+        name = shown_name(one["class"], one["number"])
+        name = drawable(name, left - 3 * MARGIN, SIZE)
+        pen.text((2 * MARGIN, top + 3), name, fill=INK, font=letters)
+        pen.text((left, top + 3), share, fill=INK, font=letters)
     return canvas
 
 
-def drawable(name: str, number: int) -> str:
+def shown_name(name: str, number: int) -> str:
     """Returns a class's name on one line, or '#' and its number where the font lacks a letter."""
     text = visible(name)
-    return text if all(ord(letter) in _letters() for letter in text) else f"#{number}"
+    return text if all(ord(letter) in characters() for letter in text) else f"#{number}"
 
 
 def _label(one: Mapping[str, Any]) -> str:
     return f"{one['class']} {100 * one['probability']:.1f} %"
-
-
-def _fitting(text: str, width: float) -> str:
-    font = _font()
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
-
-
-@functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(findfont("DejaVu Sans"), 14)
-
-
-@functools.cache
-def _letters() -> frozenset[int]:
-    return frozenset(get_font(findfont("DejaVu Sans")).get_charmap())

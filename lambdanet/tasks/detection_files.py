@@ -16,11 +16,11 @@ from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
-from lambdanet.analysis import box_drawing
 from lambdanet.atomic import write_file
 from lambdanet.data import decode, detection_examples, preprocessing
 from lambdanet.data.paste_masks import paste_masks
 from lambdanet.data.record import DataInfo
+from lambdanet.drawing import box_drawing
 from lambdanet.ops.images import normalise
 from lambdanet.tasks import detection, detection_scores
 from lambdanet.tasks.segmentation_files import whole_picture

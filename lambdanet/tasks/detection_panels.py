@@ -12,11 +12,11 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from lambdanet.analysis.box_drawing import class_colour
 from lambdanet.analysis.figure_text import figure_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.data.paste_masks import paste_masks
 from lambdanet.data.record import DataInfo
+from lambdanet.drawing.box_drawing import class_colour
 from lambdanet.tasks import detection_scores
 from lambdanet.tasks.detection_matching import confusion
 

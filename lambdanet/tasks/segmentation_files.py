@@ -15,9 +15,9 @@ from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
-from lambdanet.analysis import label_colours
 from lambdanet.atomic import write_file
 from lambdanet.data import decode, geometry, preprocessing
+from lambdanet.drawing import label_colours
 from lambdanet.ops.images import normalise
 from lambdanet.ops.upsampled_pixels import pixel_scores
 from lambdanet.tasks import segmentation

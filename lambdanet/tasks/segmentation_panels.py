@@ -11,8 +11,8 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Patch
 
 from lambdanet.analysis.figure_text import figure_text
-from lambdanet.analysis.label_colours import paint, palette
 from lambdanet.analysis.text import markdown_table, markdown_text
+from lambdanet.drawing.label_colours import paint, palette
 from lambdanet.tasks.segmentation_classes import class_iou, remark
 
 SHOWN_CLASSES = 20  # bars and legend of more classes show those with the lowest IoU

@@ -322,8 +322,8 @@ def test_exported_weights_keep_the_names(workdir, tmp_path):
 
 
 def test_a_name_that_no_font_has_is_drawn_as_its_number():
-    draw = classification_predictions.drawable
-    assert draw("Füße", 1) == "Füße" and draw("狗", 2) == "#2" and draw("a\nb", 3) == "a\\nb"
+    shown = classification_predictions.shown_name
+    assert shown("Füße", 1) == "Füße" and shown("狗", 2) == "#2" and shown("a\nb", 3) == "a\\nb"
     classes = [{"class": "w" * 200, "number": 0, "probability": 1.0}]
     drawn = classification_predictions.draw(Image.new("RGB", (400, 20)), classes)
     assert drawn.size == (400, 56)

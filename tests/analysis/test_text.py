@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lambdanet.analysis import figure_text, text
 from lambdanet.analysis.figure_text import has_glyphs, literal_text
+from lambdanet.drawing import names
 
 NAMES = ["US$", "$5_$10", "$a$", r"\$", r"a\$b$", "a_b^c", "<none>", "{x}", "100 %"]
 
@@ -43,7 +44,7 @@ def test_pictures_take_nothing_for_a_formula(name):
     ],
 )
 def test_what_cannot_be_seen_is_escaped(name, shown):
-    assert text.visible(name) == shown
+    assert names.visible(name) == shown
     assert figure_text.figure_text(name) == shown
 
 

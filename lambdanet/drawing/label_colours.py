@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Integer, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
-from lambdanet.analysis.text import visible
+from lambdanet.drawing.names import drawable, font
 
 IGNORED_COLOUR = (224, 224, 192)
 UNPAINTED = "  (overlays: not painted)"
+SIZE, WIDEST = 14, 600  # pixels: of the legend's letters, and of a name there
 
 
 def palette(count: int = 256) -> UInt8[np.ndarray, "count 3"]:
@@ -54,11 +55,11 @@ def overlay(
 
 def legend(names: Sequence[str], *, rows: int = 30) -> Image.Image:
     """Returns a picture of all classes' colours and names, in columns of `rows`."""
-    font = ImageFont.load_default(size=14)
-    texts = [f"{number}  {visible(name)}" for number, name in enumerate(names)]
+    letters = font(SIZE)
+    texts = [f"{number}  {drawable(name, WIDEST, SIZE)}" for number, name in enumerate(names)]
     texts[0] += UNPAINTED
     widths = [
-        max(int(font.getlength(text)) for text in texts[i : i + rows]) + 50
+        max(int(letters.getlength(text)) for text in texts[i : i + rows]) + 50
         for i in range(0, len(texts), rows)
     ]
     image = Image.new("RGB", (sum(widths), 22 * min(rows, len(texts)) + 8), "white")
@@ -68,5 +69,5 @@ def legend(names: Sequence[str], *, rows: int = 30) -> Image.Image:
         left, top = sum(widths[:column]) + 8, 22 * row + 6
         box = (left, top, left + 24, top + 16)
         drawing.rectangle(box, fill=tuple(map(int, colours[number])), outline="black")
-        drawing.text((left + 32, top), text, fill="black", font=font)
+        drawing.text((left + 32, top), text, fill="black", font=letters)
     return image

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lambdanet.analysis import label_colours
+from lambdanet.drawing import label_colours
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -22,7 +22,7 @@ def test_an_overlay_leaves_the_background_as_it_was(channels):
 
 def test_the_legend_has_the_colours_of_the_label_map_and_says_what_overlays_leave_out(monkeypatch):
     drawn = []
-    monkeypatch.setattr(label_colours, "visible", lambda name: drawn.append(name) or name)
+    monkeypatch.setattr(label_colours, "drawable", lambda name, *_: drawn.append(name) or name)
     wide = np.asarray(label_colours.legend(["background", "tree", "sea"]))
     assert drawn == ["background", "tree", "sea"]
     for number, colour in enumerate(label_colours.palette(3)):
