@@ -1,26 +1,21 @@
-"""Pictures with boxes, out of any format, turned once into a prepared data set for detection.
+"""Pictures with boxes, out of any format, as they are before anything is written.
 
 What reads a format (`coco_files`, `voc_folders`) collects the pictures; here is what both have in
-common: splits, the histogram of the classes, and the writing.
+common: splits, the histogram of the classes, and what is wrong with all of it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-import tensorflow_datasets as tfds
-from rich import progress
 
-from lambdanet import atomic
-from lambdanet.data import class_histogram, duplicates, image_folder, mask_folders
+from lambdanet.data import class_histogram, duplicates, mask_folders
 from lambdanet.data.class_folders import printable
 from lambdanet.data.findings import Findings
-from lambdanet.data.objects import CATEGORIES, Objects
+from lambdanet.data.objects import Objects
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +26,20 @@ class BoxedPicture:
         file: the picture.
         name: how the set calls it.
         id: its number, of the origin if that has numbers.
+        size: its (width, height), upright.
         found: the objects; classes are numbers of `BoxSet.classes`.
     """
 
     file: Path
     name: str
     id: int
+    size: tuple[int, int]
     found: Objects
 
 
 @dataclasses.dataclass(frozen=True)
 class BoxSet:
-    """What a scan found.
+    """What was found.
 
     Attributes:
         classes: their names, in the order of their numbers.
@@ -50,12 +47,16 @@ class BoxSet:
             no numbers.
         splits: split name -> pictures.
         notes: what the user should know.
+        findings: what is wrong.
+        where: the files, for messages.
     """
 
     classes: tuple[str, ...]
     categories: tuple[dict, ...]
     splits: dict[str, list[BoxedPicture]]
     notes: tuple[str, ...] = ()
+    findings: Findings = dataclasses.field(default_factory=Findings)
+    where: str = ""
 
     @property
     def masks(self) -> bool:
@@ -75,13 +76,29 @@ class BoxSet:
         return max(sum(map(len, masks)) + max(len(masks) - 1, 0) for masks in every)
 
 
-def hold_out(
-    pictures: list[BoxedPicture], val_fraction: float, test_fraction: float
-) -> dict[str, list[BoxedPicture]]:
-    """Takes validation and test splits from pictures; see `mask_folders.hold_out`.
+def resolved(found: BoxSet, on_error: str) -> BoxSet:
+    """Returns what is to be written, with all notes.
+
+    Args:
+        found: with its findings.
+        on_error: 'raise', or 'skip': objects and pictures with mistakes are left out, and counted
+            in the notes.
 
     Raises:
-        ValueError: fractions that are none, a split without an object.
+        ValueError: lists the mistakes.
+    """
+    left_out = found.findings.resolve(found.where, on_error)
+    return dataclasses.replace(found, notes=(*found.notes, *left_out))
+
+
+def hold_out(
+    pictures: list[BoxedPicture], val_fraction: float, test_fraction: float, findings: Findings
+) -> dict[str, list[BoxedPicture]]:
+    """Takes validation and test splits from pictures, see `mask_folders.hold_out`, and reports
+    those without an object.
+
+    Raises:
+        ValueError: fractions that are none.
     """
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ValueError(
@@ -92,7 +109,7 @@ def hold_out(
     splits = {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
     if empty := [name for name in splits if not has_objects(splits[name])]:
         sizes = ", ".join(f"{name} {len(of_split)}" for name, of_split in splits.items())
-        raise ValueError(
+        findings.stop(
             f"split {', '.join(map(repr, empty))} has no objects, or crowds alone, when the "
             f"pictures are divided ({sizes}): change the shares of --split (here {val_fraction:g} "
             f"for validation and {test_fraction:g} for test) or say which pictures are which"
@@ -131,13 +148,13 @@ def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...])
             notes.append(f"pictures without objects in {name}: {empty} (kept)")
         if crowds:
             notes.append(f"pictures of crowds alone in {name}: {crowds} (kept)")
-        counts[name] = _objects_of_classes(pictures, len(classes))[0]
+        counts[name] = objects_of_classes(pictures, len(classes))[0]
     pixels = {n: class_histogram.Count(np.append(c, 0), c) for n, c in counts.items()}
     files = {name: [(p.name, p.file) for p in pictures] for name, pictures in splits.items()}
     return (*notes, *class_histogram.absent(pixels, classes), *duplicates.warnings_of_files(files))
 
 
-def _objects_of_classes(
+def objects_of_classes(
     pictures: Iterable[BoxedPicture], classes: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns objects and pictures of each class, int [k], and the number of crowds."""
@@ -155,106 +172,10 @@ def table(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) ->
     labels = [f"{number:3}  {printable(name)}" for number, name in enumerate(classes)]
     labels += ["     (crowds, no class counts them)"]
     width = max(map(len, labels)) + 2
-    counts = [_objects_of_classes(pictures, len(classes)) for pictures in splits.values()]
+    counts = [objects_of_classes(pictures, len(classes)) for pictures in splits.values()]
     lines = ["     class".ljust(width) + "".join(f"{split:>20}" for split in splits)]
     for row, label in enumerate(labels[:-1]):
         cells = [f"{objects[row]:11} {pictures[row]:8}" for objects, pictures, _ in counts]
         lines.append(label.ljust(width) + "".join(cells))
     lines.append(labels[-1].ljust(width) + "".join(f"{c:11} {'':8}" for *_, c in counts).rstrip())
     return [*lines, "(number of objects, number of pictures)"]
-
-
-# --------------------------------------------------------------------------------------------------
-# Writing
-# --------------------------------------------------------------------------------------------------
-
-
-class PreparedBoxes(tfds.core.GeneratorBasedBuilder):
-    """Pictures with objects. `objects/bbox` is left, top, right, bottom in pixels, right and bottom
-    are outside; `is_crowd` marks boxes around many objects, and difficult ones; `area` is in
-    pixels; `mask`, if there are masks, the `counts` of COCO's compressed run lengths, whose `size`
-    is that of the image; `id` and `file` are the picture's original ones.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def __init__(self, found: BoxSet, bars: progress.Progress, *, data_dir: str):
-        self.found, self.bars = found, bars
-        super().__init__(data_dir=data_dir)
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        entries = {
-            "bbox": tfds.features.Tensor(shape=(4,), dtype=np.float32),
-            "label": tfds.features.ClassLabel(names=list(self.found.classes)),
-            "is_crowd": np.bool_,
-            "area": np.float32,
-        }
-        if self.found.masks:
-            entries["mask"] = tfds.features.Text()
-        features = {
-            "id": np.int64,
-            "file": tfds.features.Text(),
-            "image": tfds.features.Image(shape=(None, None, 3)),
-            "objects": tfds.features.Sequence(entries),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self,
-            features=tfds.features.FeaturesDict(features),
-            description=type(self).__doc__,
-        )
-
-    def _split_generators(self, dl_manager):
-        return {
-            name: self._generate_examples(name, pictures)
-            for name, pictures in self.found.splits.items()
-        }
-
-    def _generate_examples(self, split, pictures):
-        for picture in self.bars.track(pictures, description=split):
-            found = picture.found
-            entries = [
-                {"bbox": box, "label": int(label), "is_crowd": bool(crowd), "area": area}
-                for box, label, crowd, area in zip(
-                    found.boxes, found.classes, found.crowd, found.area, strict=True
-                )
-            ]
-            if self.found.masks:
-                masks = found.masks or ()
-                entries = [{**e, "mask": m} for e, m in zip(entries, masks, strict=True)]
-            example = {
-                "id": picture.id,
-                "file": picture.name,
-                "image": picture.file.read_bytes(),
-                "objects": entries,
-            }
-            yield picture.id, example
-
-
-def prepare(
-    scan: Callable[[Callable[[], object]], BoxSet], folders: Iterable[str], directory: str
-) -> BoxSet:
-    """Scans a set and writes it to `directory` (new or empty); returns what was written.
-
-    Args:
-        scan: called with a function that it calls after each picture.
-        folders: that are read, in which nothing is written.
-        directory: of the prepared set.
-
-    Raises:
-        ValueError: the scan found mistakes (all of them listed), `directory` is in use, or lies in
-            one of the folders.
-        OSError: a file or folder cannot be read or written.
-    """
-    return image_folder.scan_and_write(
-        tuple(folders),
-        directory,
-        scan,
-        lambda found, bars, scratch: PreparedBoxes(found, bars, data_dir=scratch),
-        _write_categories,
-    )
-
-
-def _write_categories(found: BoxSet, directory: str | os.PathLike) -> None:
-    if found.categories:
-        text = json.dumps(list(found.categories), indent=1)
-        atomic.write_file(Path(directory) / CATEGORIES, text)

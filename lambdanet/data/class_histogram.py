@@ -45,11 +45,25 @@ def occurring(counts: Mapping[str, Sequence[np.ndarray]]) -> int:
     return int(max(largest, default=-1)) + 1
 
 
-def total(pictures: Sequence[np.ndarray], classes: int) -> Count:
-    """Returns the sums of a split over its pictures, values of `of_labels`."""
-    whole = np.array(pictures, np.int64).reshape(-1, IGNORE + 1)
-    kept = np.concatenate([whole[:, :classes], whole[:, -1:]], axis=1)
-    return Count(kept.sum(axis=0), (kept > 0).sum(axis=0))
+def by_picture(pictures: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """Returns the pixels of each class in each picture, int32 [n, k + 1]; the last column counts
+    those of no class.
+
+    Args:
+        pictures: values of `of_labels`.
+        classes: how many there are, k; those that a label map cannot have (a list of names may be
+            too long) have no pixels.
+    """
+    whole = np.array(pictures, np.int32).reshape(-1, IGNORE + 1)
+    kept = np.zeros((len(whole), classes + 1), np.int32)
+    kept[:, : min(classes, IGNORE)] = whole[:, : min(classes, IGNORE)]
+    kept[:, -1] = whole[:, -1]
+    return kept
+
+
+def total(pixels: np.ndarray) -> Count:
+    """Returns the sums of a split over its pictures, from the pixels of `by_picture`."""
+    return Count(pixels.sum(axis=0, dtype=np.int64), (pixels > 0).sum(axis=0))
 
 
 def absent(counts: Mapping[str, Count], names: Sequence[str]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lambdanet.data import box_sets, mask_folders
+from lambdanet.data import box_sets, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import UNPRINTED, printable
 from lambdanet.data.coco_entries import is_whole, read_annotation
@@ -53,8 +53,8 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
     for text in further:
         name, _, files = text.partition("=")
         file, folder = (files, "") if files.endswith(".json") else files.rpartition(",")[::2]
-        name = mask_folders.SPLIT_FOLDERS.get(name.lower(), name)
-        if not mask_folders.SPLIT_NAME.fullmatch(name) or not file:
+        name = mask_pairs.SPLIT_FOLDERS.get(name.lower(), name)
+        if not mask_pairs.SPLIT_NAME.fullmatch(name) or not file:
             raise ValueError(f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES]")
         if name in found:
             raise ValueError(
@@ -65,49 +65,51 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
     return found
 
 
-def scan(
+def find(
     parts: Mapping[str, Part],
     *,
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
-    on_error: str = "raise",
     on_file: Callable[[], object] = lambda: None,
 ) -> BoxSet:
-    """Reads files of annotations and every picture, and refuses whatever does not fit.
+    """Reads files of annotations and every picture; whatever does not fit is among the findings,
+    and left out.
 
     Classes are the categories in the order of their numbers, which may have gaps; all files must
     have the same. Masks are polygons or run lengths, compressed or not; a set in which no object
     has one has boxes alone.
 
+    Findings, with file and id, are: no JSON, entries of another form, doubled numbers and names,
+    categories that differ; pictures that are missing or damaged or have another size; objects of
+    unknown pictures or categories, whose box has no area, lies or ends outside, whose mask has
+    another size, no pixel or cannot be read; splits without objects.
+
     Args:
         parts: split name -> files; with only 'train', validation and test splits are taken from it.
         val_fraction, test_fraction: share of the pictures for these splits.
-        on_error: 'skip': objects and pictures with mistakes are left out, and counted in the notes.
         on_file: called after each picture.
 
     Raises:
-        ValueError: lists all mistakes, with file and id: no JSON, entries of another form, doubled
-            numbers and names, categories that differ; pictures that are missing or damaged or have
-            another size; objects of unknown pictures or categories, whose box has no area, lies or
-            ends outside, whose mask has another size, no pixel or cannot be read.
+        ValueError: fractions that are none.
         OSError: a file cannot be read.
     """
     findings = Findings()
     files = {name: _File(part, findings) for name, part in parts.items()}
     first = next(iter(files.values()))
-    for file in files.values():
-        if file.numbers() != first.numbers():
+    same = {name for name, file in files.items() if file.numbers() == first.numbers()}
+    for name, file in files.items():
+        if name not in same:
             findings.stop(f"{file.name}: other categories than {first.name}; they must be the same")
     masks = any(file.has_masks() for file in files.values())
     splits = {name: file.pictures(masks, on_file) for name, file in files.items()}
     box_sets.check_splits(splits, findings)
+    splits = {name: pictures for name, pictures in splits.items() if name in same}
+    if list(files) == ["train"] and not findings.fatal:
+        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
     where = ", ".join(str(part.annotations) for part in parts.values())
-    notes = findings.resolve(where, on_error)
-    if list(splits) == ["train"]:
-        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction)
     classes = tuple(entry["name"] for entry in first.categories)
-    notes = (*notes, *box_sets.notes_on(splits, classes))
-    return BoxSet(classes, tuple(first.categories), splits, notes)
+    notes = box_sets.notes_on(splits, classes)
+    return BoxSet(classes, tuple(first.categories), splits, notes, findings, where)
 
 
 class _File:
@@ -207,7 +209,7 @@ class _File:
                 self._report(image, f"has the file of image {files[file]}")
             else:
                 objects = self._objects(of_image[number], name, size, classes, masks)
-                found.append(BoxedPicture(file, name, number, objects))
+                found.append(BoxedPicture(file, name, number, size, objects))
             on_file()
         return found
 

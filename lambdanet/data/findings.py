@@ -45,6 +45,13 @@ class Findings:
         """Adds a mistake that goes away with `what` is done: 'objects left out', for example."""
         self.mendable[what].append(text)
 
+    def lines(self) -> list[str]:
+        """Returns all mistakes, a line each."""
+        lines = [f"wrong: {text}" for text in self.fatal]
+        return lines + [
+            f"{what}: {text}" for what, texts in self.mendable.items() for text in texts
+        ]
+
     def resolve(self, where: str, on_error: str) -> tuple[str, ...]:
         """Returns notes on what was left out.
 

@@ -11,8 +11,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from lambdanet import atomic
-from lambdanet.data import class_sets, contact_sheet, picture_set, preview, splitting, storage
+from lambdanet.data import class_sets, overview, picture_set, preview, splitting, storage
 
 Found = TypeVar("Found")
 
@@ -73,12 +72,56 @@ def progress_bars(*, visible: bool = True) -> progress.Progress:
     )
 
 
+def scanned(
+    sources: Collection[str], directory: str, scan: Callable[[Callable[[], object]], Found]
+) -> Found:
+    """Returns what the scan of folders found that a set in `directory` is to be made of.
+
+    Args:
+        sources: the folders.
+        directory: new or empty.
+        scan: called with what it calls after each file.
+
+    Raises:
+        ValueError: `directory` is in use, or lies in one of the folders; what the scan raises.
+        OSError: a file or folder cannot be read.
+    """
+    check_destination(sources, directory)
+    with progress_bars() as bars:
+        checking = bars.add_task("checking", total=None)
+        found = scan(lambda: bars.advance(checking))
+        bars.update(checking, total=bars.tasks[checking].completed)
+    return found
+
+
+def write_prepared(
+    make_builder: Callable[[progress.Progress, str], tfds.core.DatasetBuilder],
+    directory: str,
+    finish: Callable[[Path], object] = lambda prepared: None,
+) -> None:
+    """Writes a prepared set to `directory` (new or empty), whole or not at all.
+
+    Args:
+        make_builder: of the bars, and the data_dir to prepare in.
+        directory: for the prepared set.
+        finish: called with the prepared directory before it is in its place; may add files.
+
+    Raises:
+        ValueError: `directory` is in use.
+        OSError: a file cannot be read or written.
+    """
+    with progress_bars() as bars:
+        if not storage.prepare_atomically(
+            lambda scratch: make_builder(bars, scratch), directory, finish
+        ):
+            raise ValueError(f"{directory} was prepared by another process meanwhile")
+
+
 def scan_and_write(
     sources: Collection[str],
     directory: str,
     scan: Callable[[Callable[[], object]], Found],
     make_builder: Callable[[Found, progress.Progress, str], tfds.core.DatasetBuilder],
-    finish: Callable[[Found, Path], object] = lambda found, prepared: None,
 ) -> Found:
     """Scans folders and writes a prepared set to `directory` (new or empty); returns what the scan
     found.
@@ -88,23 +131,13 @@ def scan_and_write(
         directory: for the prepared set.
         scan: called with what it calls after each file; raises ValueError with all problems.
         make_builder: of what was found, the bars, and the data_dir to prepare in.
-        finish: called with what was found and the prepared directory before it is in its place; may
-            add files.
 
     Raises:
         ValueError: the scan found problems, `directory` is in use, or lies in one of the folders.
         OSError: a file or folder cannot be read or written.
     """
-    check_destination(sources, directory)
-    with progress_bars() as bars:
-        checking = bars.add_task("checking", total=None)
-        found = scan(lambda: bars.advance(checking))
-        bars.update(checking, total=bars.tasks[checking].completed)
-        _write(
-            lambda scratch: make_builder(found, bars, scratch),
-            directory,
-            lambda prepared: finish(found, prepared),
-        )
+    found = scanned(sources, directory, scan)
+    write_prepared(lambda bars, scratch: make_builder(found, bars, scratch), directory)
     return found
 
 
@@ -122,15 +155,6 @@ def check_destination(sources: Collection[str], directory: str) -> None:
     storage.check_free(Path(directory))
 
 
-def _write(
-    make_builder: Callable[[str], tfds.core.DatasetBuilder],
-    directory: str,
-    finish: Callable[[Path], object],
-) -> None:
-    if not storage.prepare_atomically(make_builder, directory, finish):
-        raise ValueError(f"{directory} was prepared by another process meanwhile")
-
-
 def write(found: picture_set.PictureSet, directory: str) -> None:
     """Writes the prepared set to `directory`, with a contact sheet and the tables as text.
 
@@ -142,20 +166,11 @@ def write(found: picture_set.PictureSet, directory: str) -> None:
         ValueError: `directory` is in use.
         OSError: a file cannot be read or written.
     """
-
-    def finish(prepared: Path) -> None:
-        write_preview(found, f"{prepared}/", "contact_sheet.png", "summary.txt")
-
-    with progress_bars() as bars:
-        _write(
-            lambda scratch: PreparedFolder(found.folder, bars, data_dir=scratch), directory, finish
-        )
-
-
-def write_preview(found: picture_set.PictureSet, start: str, sheet: str, text: str) -> None:
-    """Writes the contact sheet and the tables to the files `start` + `sheet`, `start` + `text`."""
-    atomic.write_file(start + sheet, contact_sheet.png(found.folder))
-    atomic.write_file(start + text, preview.as_text(found))
+    write_prepared(
+        lambda bars, scratch: PreparedFolder(found.folder, bars, data_dir=scratch),
+        directory,
+        lambda prepared: overview.write(preview.overview_of(found), prepared),
+    )
 
 
 def prepare(

@@ -1,52 +1,56 @@
-"""Folders of pictures and of their masks: which belong together, and what is wrong with them."""
+"""Folders of pictures and of their masks: what is in them, and what is wrong with them."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import class_folders, class_histogram, decode, duplicates, label_maps
+from lambdanet.data import (
+    class_folders,
+    class_histogram,
+    decode,
+    duplicates,
+    label_maps,
+    mask_pairs,
+)
 from lambdanet.data.class_histogram import Count
 from lambdanet.data.mask_coding import Coding, read_names, read_palette
-
-SPLIT_FOLDERS = {**class_folders.SPLIT_FOLDERS, "training": "train", "testing": "test"}
-SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """A picture and its mask: files relative to their folders."""
-
-    image: str
-    mask: str
+from lambdanet.data.mask_pairs import Pair
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolders:
-    """What a scan found.
+    """What was found.
 
     Attributes:
         images, masks: the folders.
         coding: of the masks, with the names of all classes.
-        splits: split name -> pairs.
-        counts: split name -> histogram.
+        splits: split name -> pairs that can be used.
+        pixels: split name -> pixels of each class in each of its pictures, int32 [n, k + 1]; see
+            `class_histogram.by_picture`.
         notes: what the user should know.
+        problems: what is wrong.
     """
 
     images: Path
     masks: Path
     coding: Coding
     splits: dict[str, list[Pair]]
-    counts: dict[str, Count]
+    pixels: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def counts(self) -> dict[str, Count]:
+        """Split name -> histogram."""
+        return {name: class_histogram.total(pixels) for name, pixels in self.pixels.items()}
 
 
-def scan(
+def find(
     images: str | os.PathLike,
     masks: str | os.PathLike,
     *,
@@ -59,12 +63,16 @@ def scan(
     also: Iterable[str] = (),
     on_file: Callable[[], object] = lambda: None,
 ) -> MaskFolders:
-    """Pairs pictures with masks, reads every mask, and refuses whatever does not fit.
+    """Pairs pictures with masks and reads every one; whatever does not fit is among the problems of
+    what was found, and left out.
 
     A picture and a mask belong together if their paths within the two folders are equal up to the
     ending: IMAGES/a/1.jpg and MASKS/a/1.png. If IMAGES has a folder `train` (or `training`), its
     folders are the splits, and those of MASKS too; otherwise validation and test splits are taken,
     see `hold_out`.
+
+    Problems are those of `also`, names, partners that are missing, files that cannot be read,
+    sizes, labels, fewer than two classes.
 
     Args:
         images, masks: the folders.
@@ -77,8 +85,7 @@ def scan(
         on_file: called after each pair.
 
     Raises:
-        ValueError: lists all problems: those of `also`, names, partners that are missing, files
-            that cannot be read, sizes, labels, fewer than two classes.
+        ValueError: a folder that is none, fractions that are none, a palette beside other codings.
         OSError: a folder or a file of names cannot be read.
     """
     for folder in (images, masks):
@@ -99,19 +106,17 @@ def scan(
     else:
         names, problems = read_names(classes) if classes else ((), [])
         coding = Coding(names, ignore, reduce_zero_label)
-    search = _Search(Path(images), Path(masks))
-    splits = search.pairs()
+    search = mask_pairs.Search(Path(images), Path(masks))
+    paired = search.pairs()
     check = _Check(search, coding, labels=not problems)
-    counts = {split: check.count(pairs, on_file) for split, pairs in splits.items()}
+    right = {split: check.histograms(pairs, on_file) for split, pairs in paired.items()}
+    splits = {split: list(of) for split, of in right.items()}
+    counts = {split: list(of.values()) for split, of in right.items()}
     problems = [*problems, *also, *search.problems]
     number = len(coding.names) or class_histogram.occurring(counts)
     if not problems:
-        problems = _too_few(class_histogram.total(sum(counts.values(), []), number), colours)
-    if problems:
-        raise ValueError(
-            f"{images} and {masks} cannot be prepared; move these away or repair them:"
-            f"{class_folders.listing(problems)}"
-        )
+        whole = class_histogram.by_picture(sum(counts.values(), []), number)
+        problems = _too_few(class_histogram.total(whole), colours)
     if not coding.names:
         coding = dataclasses.replace(coding, names=tuple(map(str, range(number))))
     notes = search.notes()
@@ -120,14 +125,29 @@ def scan(
         notes = (*notes, *_held_out_folders(splits[""], parts))
         counts = {name: [counts[""][i] for i in rows] for name, rows in parts.items()}
         splits = {name: [splits[""][i] for i in rows] for name, rows in parts.items()}
-    found = {name: class_histogram.total(pictures, number) for name, pictures in counts.items()}
+    pixels = {name: class_histogram.by_picture(of, number) for name, of in counts.items()}
+    found = MaskFolders(Path(images), Path(masks), coding, splits, pixels)
     files = {name: [(p.image, Path(images) / p.image) for p in of] for name, of in splits.items()}
     notes = (
         *notes,
-        *class_histogram.absent(found, coding.names),
+        *class_histogram.absent(found.counts, coding.names),
         *duplicates.warnings_of_files(files),
     )
-    return MaskFolders(Path(images), Path(masks), coding, splits, found, notes)
+    return dataclasses.replace(found, notes=notes, problems=tuple(problems))
+
+
+def checked(found: MaskFolders) -> MaskFolders:
+    """Returns what was found if nothing is wrong with it.
+
+    Raises:
+        ValueError: lists all problems.
+    """
+    if found.problems:
+        raise ValueError(
+            f"{found.images} and {found.masks} cannot be prepared; move these away or repair them:"
+            f"{class_folders.listing(list(found.problems))}"
+        )
+    return found
 
 
 def _too_few(whole: Count, colours: str) -> list[str]:
@@ -188,106 +208,22 @@ def _held_out_folders(pairs: list[Pair], parts: dict[str, list[int]]) -> tuple[s
     )
 
 
-class _Search:
-    """The walk over both folders."""
-
-    def __init__(self, images: Path, masks: Path):
-        self.images, self.masks = images, masks
-        self.walks = {root: class_folders.Walk(root, lambda: None) for root in (images, masks)}
-        self.own: list[str] = []
-
-    @property
-    def problems(self) -> list[str]:
-        """All problems so far, by folder."""
-        return [*self.own, *(p for walk in self.walks.values() for p in walk.problems)]
-
-    def report(self, root: Path, file: str, reason: str) -> None:
-        """Adds a problem with a file of one of the folders."""
-        self.own.append(f"{class_folders.printable(f'{root.name}/{file}')}: {reason}")
-
-    def notes(self) -> tuple[str, ...]:
-        """Returns what was passed over."""
-        return tuple(note for walk in self.walks.values() for note in walk.litter_notes())
-
-    def pairs(self) -> dict[str, list[Pair]]:
-        """Returns split -> pairs; '' is the split of a folder without splits."""
-        splits = self._split_folders(self.images)
-        if "train" not in splits:
-            return {"": self._pairs_of(self.images, self.masks)}
-        theirs = self._split_folders(self.masks)
-        for root, own, other in ((self.images, splits, theirs), (self.masks, theirs, splits)):
-            for entry in self.walks[root].entries(root):
-                if entry not in own.values():
-                    self.report(root, entry.name, "beside train only folders of splits may stand")
-            for name in sorted(set(own) - set(other)):
-                self.report(root, own[name].name, f"the other folder has no split {name!r}")
-        return {
-            name: self._pairs_of(splits[name], theirs[name]) for name in splits if name in theirs
-        }
-
-    def _split_folders(self, root: Path) -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for entry in sorted(root.iterdir()):
-            name = SPLIT_FOLDERS.get(entry.name.lower())
-            if name and entry.is_dir():
-                if name in found:
-                    self.report(root, entry.name, f"a second folder of split {name!r}")
-                found.setdefault(name, entry)
-        return found
-
-    def _pairs_of(self, images: Path, masks: Path) -> list[Pair]:
-        ours, theirs = self._files(self.images, images), self._files(self.masks, masks)
-        if not (ours and theirs):
-            looked_for = (
-                (images, ours, "pictures", class_folders.FORMATS),
-                (masks, theirs, "masks", label_maps.FORMATS),
-            )
-            self.own += [
-                f"{class_folders.printable(str(folder))}: no {kind} in it; looked for files of the "
-                f"formats {', '.join(formats)}, with any ending"
-                for folder, files, kind, formats in looked_for
-                if not files
-            ]
-            return []
-        for root, other, files, partners in (
-            (self.images, self.masks, ours, theirs),
-            (self.masks, self.images, theirs, ours),
-        ):
-            for stem in sorted(set(files) - set(partners)):
-                wanted = "mask" if root is self.images else "picture"
-                self.report(root, files[stem], f"no {wanted} of the name {stem}.* in {other.name}")
-        return [Pair(ours[stem], theirs[stem]) for stem in sorted(set(ours) & set(theirs))]
-
-    def _files(self, root: Path, folder: Path) -> dict[str, str]:
-        """Returns path without ending, within `folder` -> file, within `root`."""
-        found: dict[str, str] = {}
-        stack = [folder]
-        while stack:
-            for entry in self.walks[root].entries(stack.pop()):
-                if entry.is_dir():
-                    stack.append(entry)
-                    continue
-                file = entry.relative_to(root).as_posix()
-                stem = entry.relative_to(folder).with_suffix("").as_posix()
-                if found.setdefault(stem, file) != file:
-                    self.report(root, file, f"the same name as {found[stem]} up to the ending")
-        return found
-
-
 class _Check:
     """Reads pairs and collects what is wrong with them."""
 
-    def __init__(self, search: _Search, coding: Coding, *, labels: bool):
+    def __init__(self, search: mask_pairs.Search, coding: Coding, *, labels: bool):
         self.search, self.coding, self.labels = search, coding, labels
 
-    def count(self, pairs: list[Pair], on_file: Callable[[], object]) -> list[np.ndarray]:
+    def histograms(
+        self, pairs: list[Pair], on_file: Callable[[], object]
+    ) -> dict[Pair, np.ndarray]:
         """Returns the histogram, int [256], of every pair that is right."""
-        found = []
+        found = {}
         for pair in pairs:
             size = self._picture_size(pair)
             labels = self._label_map(pair, size)
-            if labels is not None:
-                found.append(class_histogram.of_labels(labels))
+            if size is not None and labels is not None:
+                found[pair] = class_histogram.of_labels(labels)
             on_file()
         return found
 

@@ -3,10 +3,11 @@
     python -m lambdanet.data.prepare SRC DST [--split 0.8,0.1,0.1] [--seed 0] [--group REGEX]
         [--depth 0] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare segmentation IMAGES MASKS DST [--classes names.txt]
-        [--ignore 255] [--reduce-zero-label] [--colours palette.csv]
+        [--ignore 255] [--reduce-zero-label] [--colours palette.csv] [--preview]
     python -m lambdanet.data.prepare coco IMAGES ANNOTATIONS.json DST
-        [--split NAME=ANNOTATIONS.json[,IMAGES]] [--on-error skip]
+        [--split NAME=ANNOTATIONS.json[,IMAGES]] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare voc ROOT DST [--classes names.txt] [--on-error skip]
+        [--preview]
     python -m lambdanet.data.prepare clips ROOT DST [--fps 12]
     python -m lambdanet.data.prepare frames ROOT DST --masks MASKS [--colours palette.csv]
 
@@ -20,20 +21,26 @@ are those of objects: of files in COCO's format, whose file names are relative t
 folder like those of Pascal VOC; of clips, one class folder of video files or of folders of frames
 each; and of sequences of frames with masks, as in DAVIS.
 
-Afterwards it prints what was found and, in the last line, the command that trains on it. How much
-is held out where nothing says it, `--split TRAIN,VALIDATION,TEST` tells all of them.
+Afterwards it prints what was found and, in the last line, the command that trains on it. Sets of
+pictures get a contact sheet and the tables; with --preview both are written beside DST, and nothing
+else is. How much is held out where nothing says it, `--split TRAIN,VALIDATION,TEST` tells all of
+them.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from lambdanet.data import (
+    box_folder,
     box_sets,
     class_histogram,
     coco_files,
+    image_folder,
+    mask_folders,
+    overview,
     prepare_classes,
     prepare_video,
     preparing,
@@ -93,29 +100,40 @@ def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
         help="0 counts nowhere, and class c is stored as c + 1, as in ADE20K",
     )
     preparing.add_split(parser, "there are no split folders; of several folders whole ones")
+    preparing.add_preview(parser)
     return parser.parse_args(argv)
 
 
 def _prepare_segmentation(args: argparse.Namespace) -> None:
-    folders = segmentation_folder.prepare(
-        args.images,
-        args.masks,
+    found = image_folder.scanned(
+        (args.images, args.masks),
         args.destination,
-        classes=args.classes,
-        colours=args.colours,
-        ignore=args.ignore,
-        reduce_zero_label=args.reduce_zero_label,
-        val_fraction=args.split[1],
-        test_fraction=args.split[2],
+        lambda on_file: mask_folders.find(
+            args.images,
+            args.masks,
+            classes=args.classes,
+            colours=args.colours,
+            ignore=args.ignore,
+            reduce_zero_label=args.reduce_zero_label,
+            val_fraction=args.split[1],
+            test_fraction=args.split[2],
+            on_file=on_file,
+        ),
     )
-    print("\n".join(class_histogram.table(folders.counts, folders.coding.names)))
-    preparing.say(
-        args.destination,
-        len(folders.coding.names),
-        folders.splits,
-        folders.notes,
-        "configs/own_masks.py",
-    )
+    lines = class_histogram.table(found.counts, found.coding.names)
+    if args.preview:
+        preparing.preview(
+            args.destination,
+            lines,
+            segmentation_folder.overview_of(found),
+            lambda: mask_folders.checked(found).notes,
+        )
+        return
+    segmentation_folder.write(mask_folders.checked(found), args.destination)
+    print("\n".join(lines))
+    notes = (*found.notes, overview.note(args.destination))
+    classes = len(found.coding.names)
+    preparing.say(args.destination, classes, found.splits, notes, "configs/own_masks.py")
 
 
 def _parse_coco(argv: list[str]) -> argparse.Namespace:
@@ -135,6 +153,7 @@ def _parse_coco(argv: list[str]) -> argparse.Namespace:
         "of training, validation and test, such as 0.8,0.1,0.1; default 0.9,0.1",
     )
     preparing.add_on_error(parser, "objects and pictures")
+    preparing.add_preview(parser)
     return parser.parse_args(argv)
 
 
@@ -149,6 +168,7 @@ def _parse_voc(argv: list[str]) -> argparse.Namespace:
         "--classes", default="", metavar="FILE", help="one class name per line, in order"
     )
     preparing.add_on_error(parser, "objects and pictures")
+    preparing.add_preview(parser)
     preparing.add_split(parser, "there are no lists in ImageSets/Main")
     return parser.parse_args(argv)
 
@@ -158,47 +178,60 @@ def _prepare_coco(args: argparse.Namespace) -> None:
     if len(further) == 1 and further[0][0].isdigit():
         shares, further = splitting.parse_shares(further[0]), []
     parts = coco_files.parts(args.images, args.annotations, further)
-    found = box_sets.prepare(
-        lambda on_file: coco_files.scan(
-            parts,
-            val_fraction=shares[1],
-            test_fraction=shares[2],
-            on_error=args.on_error,
-            on_file=on_file,
-        ),
+    _prepare_boxes(
+        args,
         sorted({str(part.images) for part in parts.values()}),
-        args.destination,
+        lambda on_file: coco_files.find(
+            parts, val_fraction=shares[1], test_fraction=shares[2], on_file=on_file
+        ),
     )
-    _say_boxes(args.destination, found)
 
 
 def _prepare_voc(args: argparse.Namespace) -> None:
-    found = box_sets.prepare(
-        lambda on_file: voc_folders.scan(
+    _prepare_boxes(
+        args,
+        [args.root],
+        lambda on_file: voc_folders.find(
             args.root,
             classes=args.classes,
             val_fraction=args.split[1],
             test_fraction=args.split[2],
-            on_error=args.on_error,
             on_file=on_file,
         ),
-        [args.root],
-        args.destination,
     )
-    _say_boxes(args.destination, found)
 
 
-def _say_boxes(destination: str, found: box_sets.BoxSet) -> None:
-    print("\n".join(box_sets.table(found.splits, found.classes)))
-    most = f"at most {found.most_objects} objects in a picture"
+def _prepare_boxes(
+    args: argparse.Namespace,
+    folders: Sequence[str],
+    find: Callable[[Callable[[], object]], box_sets.BoxSet],
+) -> None:
+    found = image_folder.scanned(folders, args.destination, find)
+    lines = box_sets.table(found.splits, found.classes)
+    if args.preview:
+        preparing.preview(
+            args.destination,
+            lines,
+            box_folder.overview_of(found),
+            lambda: _box_notes(box_sets.resolved(found, args.on_error)),
+        )
+        return
+    notes = _box_notes(box_sets.resolved(found, args.on_error))
+    box_folder.write(found, args.destination)
+    print("\n".join(lines))
     recipe = "configs/own_objects.py" + ":small_mask_rcnn" * found.masks
     options = []
     if found.most_objects > MOST_OBJECTS:
         options.append(f"--config.detection.max_objects={found.most_objects}")
     if found.most_mask_bytes > MOST_MASK_BYTES:
         options.append(f"--config.detection.mask_bytes={found.most_mask_bytes}")
-    notes = (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
-    preparing.say(destination, len(found.classes), found.splits, notes, recipe, options)
+    notes = (*notes, overview.note(args.destination))
+    preparing.say(args.destination, len(found.classes), found.splits, notes, recipe, options)
+
+
+def _box_notes(found: box_sets.BoxSet) -> tuple[str, ...]:
+    most = f"at most {found.most_objects} objects in a picture"
+    return (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
 
 
 if __name__ == "__main__":

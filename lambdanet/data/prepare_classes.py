@@ -15,7 +15,15 @@ import argparse
 import collections
 from collections.abc import Sequence
 
-from lambdanet.data import class_sets, image_folder, picture_facts, picture_set, preparing, preview
+from lambdanet.data import (
+    class_sets,
+    image_folder,
+    overview,
+    picture_facts,
+    picture_set,
+    preparing,
+    preview,
+)
 
 RECIPE = "configs/photos.py:cpu"
 SMALL = 48  # pixels: images whose short sides are mostly below are not enlarged to the recipe's 64
@@ -56,11 +64,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--encoding", default="", metavar="NAME", help="table: default UTF-8")
     preparing.add_on_error(parser, "images, rows and folders")
-    parser.add_argument(
-        "--preview",
-        action="store_true",
-        help="print the tables, write SET.preview.png and SET.preview.txt, and nothing else",
-    )
+    preparing.add_preview(parser)
     args = parser.parse_args(argv)
     args.columns = tuple(name.strip() for name in args.columns.split(",") if name.strip())
     if args.depth < 0:
@@ -87,10 +91,8 @@ def prepare(args: argparse.Namespace) -> None:
     preview.show(found)
     for text in found.warnings():
         print(f"warning: {text}")
-    beside = args.destination.rstrip("/") + ".preview"
     if args.preview:
-        image_folder.write_preview(found, beside, ".png", ".txt")
-        print(f"{beside}.png, {beside}.txt: written, and nothing else")
+        overview.write_preview(preview.overview_of(found), args.destination)
     folder = class_sets.resolved(found.listing, found.folder, args.on_error)
     notes = [*folder.notes, *picture_facts.notes(found.facts.values())]
     if args.preview:
@@ -99,12 +101,11 @@ def prepare(args: argparse.Namespace) -> None:
         return
     image_folder.write(found, args.destination)
     options, more = differences(found)
-    where = f"{args.destination}/contact_sheet.png shows images of every class, summary.txt beside "
     preparing.say(
         args.destination,
         len(folder.class_names),
         folder.splits,
-        [*notes, f"{where}it has all tables", *more],
+        [*notes, overview.note(args.destination), *more],
         RECIPE,
         options,
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Collection, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence, Sized
 from pathlib import Path
 
-from lambdanet.data import findings, label_maps, splitting
+from lambdanet.data import findings, label_maps, overview, splitting
 
 
 def training_command(
@@ -106,6 +106,40 @@ def add_on_error(parser: argparse.ArgumentParser, what: str) -> None:
         default="raise",
         help=f"skip: {what} with mistakes are left out, and counted",
     )
+
+
+def add_preview(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that shows a set and prepares none."""
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="print the tables, write SET.preview.png and SET.preview.txt, and nothing else",
+    )
+
+
+def preview(
+    destination: str,
+    table: Sequence[str],
+    seen: overview.Overview,
+    resolve: Callable[[], Sequence[str]],
+) -> None:
+    """Shows a set of which nothing is prepared: prints its table, writes its contact sheet and the
+    tables beside its place, and prints its notes.
+
+    Args:
+        destination: where the set would go.
+        table: lines.
+        seen: what is written.
+        resolve: returns the notes; called last, raises ValueError with what is wrong with the set.
+
+    Raises:
+        ValueError: see `resolve`.
+        OSError: a file cannot be written.
+    """
+    print("\n".join(table))
+    overview.write_preview(seen, destination)
+    for note in resolve():
+        print(f"note: {note}")
 
 
 def say(

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lambdanet.data import duplicates, picture_facts
+from lambdanet.data import contact_sheet, duplicates, overview, picture_facts
 from lambdanet.data.class_folders import printable
 from lambdanet.data.picture_set import PictureSet
 
@@ -27,20 +27,20 @@ def show(found: PictureSet) -> None:
         console.print(table)
 
 
-def as_text(found: PictureSet) -> str:
-    """Returns the tables with all classes, what is left out or wrong, and the warnings, whole."""
+def overview_of(found: PictureSet) -> overview.Overview:
+    """Returns the contact sheet, and the tables with all classes and all that was said."""
     file = io.StringIO()
     console = Console(file=file, width=WIDTH, highlight=False)
     for table in tables(found, len(found.folder.class_names)):
         console.print(table)
-    lines = [f"warning: {text}" for text in found.warnings()]
-    lines += [f"note: {text}" for text in notes(found)]
-    for copies in found.copies:
-        lines.append("the same: " + " = ".join(f"{c.split}: {printable(c.name)}" for c in copies))
-    findings = found.listing.findings
-    lines += [f"wrong: {text}" for text in findings.fatal]
-    lines += [f"{what}: {text}" for what, texts in findings.mendable.items() for text in texts]
-    return "".join(f"{line.rstrip()}\n" for line in [*file.getvalue().splitlines(), *lines])
+    return overview.make(
+        contact_sheet.draw(found.folder),
+        file.getvalue().splitlines(),
+        warnings=found.warnings(),
+        notes=notes(found),
+        copies=[" = ".join(f"{c.split}: {printable(c.name)}" for c in of) for of in found.copies],
+        findings=found.listing.findings.lines(),
+    )
 
 
 def notes(found: PictureSet) -> tuple[str, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import tensorflow_datasets as tfds
 from rich import progress
 
-from lambdanet.data import digits, image_folder, label_maps
-from lambdanet.data.mask_folders import MaskFolders, scan
+from lambdanet.data import class_histogram, digits, image_folder, mask_sheet, overview
+from lambdanet.data.mask_folders import MaskFolders
 
 
 class PreparedMasks(tfds.core.GeneratorBasedBuilder):
@@ -54,39 +54,29 @@ class PreparedMasks(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def prepare(
-    images: str,
-    masks: str,
-    directory: str,
-    *,
-    classes: str = "",
-    colours: str = "",
-    ignore: int = label_maps.IGNORE,
-    reduce_zero_label: bool = False,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
-) -> MaskFolders:
-    """Scans both folders and writes the prepared set to `directory` (new or empty); returns what
-    was written. All arguments but `directory` are those of `mask_folders.scan`.
+def overview_of(folders: MaskFolders) -> overview.Overview:
+    """Returns the contact sheet, and the table with all that was said."""
+    return overview.make(
+        mask_sheet.draw(folders),
+        class_histogram.table(folders.counts, folders.coding.names),
+        notes=folders.notes,
+        findings=[f"wrong: {text}" for text in folders.problems],
+    )
+
+
+def write(folders: MaskFolders, directory: str) -> None:
+    """Writes the prepared set to `directory`, with a contact sheet and the table as text.
+
+    Args:
+        folders: without problems.
+        directory: new or empty.
 
     Raises:
-        ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
-            one of the folders.
-        OSError: a file or folder cannot be read or written.
+        ValueError: `directory` is in use.
+        OSError: a file cannot be read or written.
     """
-    return image_folder.scan_and_write(
-        (images, masks),
+    image_folder.write_prepared(
+        lambda bars, scratch: PreparedMasks(folders, bars, data_dir=scratch),
         directory,
-        lambda on_file: scan(
-            images,
-            masks,
-            classes=classes,
-            colours=colours,
-            ignore=ignore,
-            reduce_zero_label=reduce_zero_label,
-            val_fraction=val_fraction,
-            test_fraction=test_fraction,
-            on_file=on_file,
-        ),
-        lambda folders, bars, scratch: PreparedMasks(folders, bars, data_dir=scratch),
+        lambda prepared: overview.write(overview_of(folders), prepared),
     )

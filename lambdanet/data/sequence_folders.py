@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 from rich import progress
 
 from lambdanet.data import class_folders, digits, frame_folders, image_folder, label_maps
-from lambdanet.data.mask_folders import MaskFolders, Pair, scan
+from lambdanet.data.mask_folders import MaskFolders, checked, find
+from lambdanet.data.mask_pairs import Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +108,7 @@ def grouped(splits: Mapping[str, Sequence[Pair]]) -> dict[str, dict[str, list[Pa
     """Returns split -> sequence -> pairs in the order of frame numbers.
 
     Args:
-        splits: split -> pairs, as `mask_folders.scan` gives them: of several folders whole ones.
+        splits: split -> pairs, as `mask_folders.find` gives them: of several folders whole ones.
     """
     found: dict[str, dict[str, list[Pair]]] = {}
     for split, pairs in splits.items():
@@ -141,7 +142,7 @@ def prepare(
             JPEGImages/480p.
         directory: for the prepared set.
         masks: the same tree of masks: DAVIS's Annotations/480p.
-        classes, colours, ignore, val_fraction, test_fraction: as in `mask_folders.scan`.
+        classes, colours, ignore, val_fraction, test_fraction: as in `mask_folders.find`.
 
     Raises:
         ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
@@ -153,7 +154,7 @@ def prepare(
         at = Path(root)
         # the frames of a single one would be shared out
         single = at.is_dir() and len(sequences_in(at)) == 1
-        folders = scan(
+        folders = find(
             root,
             masks,
             classes=classes,
@@ -165,6 +166,7 @@ def prepare(
             on_file=on_file,
         )
         notes = ("no split but 'train': there is but one sequence",) if single else ()
+        folders = checked(folders)
         return Sequences(folders, grouped(folders.splits), (*folders.notes, *notes))
 
     return image_folder.scan_and_write(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import box_sets, lined_xml, mask_folders
+from lambdanet.data import box_sets, lined_xml, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import FORMATS, UNPRINTED, printable
 from lambdanet.data.findings import (
@@ -54,16 +54,16 @@ class _Annotated:
     objects: list[_Object]
 
 
-def scan(
+def find(
     root: str | os.PathLike,
     *,
     classes: str = "",
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
-    on_error: str = "raise",
     on_file: Callable[[], object] = lambda: None,
 ) -> BoxSet:
-    """Reads the annotations and pictures of ROOT, and refuses whatever does not fit.
+    """Reads the annotations and pictures of ROOT; whatever does not fit is among the findings, and
+    left out.
 
     ROOT has the folders JPEGImages and Annotations, one picture and one .xml of the same name up to
     the ending, and perhaps ImageSets/Main, whose .txt files are the splits, one name per line.
@@ -74,18 +74,19 @@ def scan(
     Boxes count from 1, the last pixel included; if one begins at 0, from 0, and the last is
     outside. Objects marked as difficult become crowds: they are neither missed nor found.
 
+    Findings, with file and line, are: no XML; names in two splits; pictures or annotations that are
+    missing, pictures that are damaged or have another size; objects whose class is none of the
+    names, whose box has no area, lies or ends outside or is not made of numbers; splits without
+    objects.
+
     Args:
         root: the folder.
         classes: a file of class names, see `mask_coding.read_names`; '': those that occur, sorted.
         val_fraction, test_fraction: share of the pictures for these splits.
-        on_error: 'skip': objects and pictures with mistakes are left out, and counted in the notes.
         on_file: called after each picture.
 
     Raises:
-        ValueError: lists all mistakes, with file and line: no XML; names in two splits; pictures or
-            annotations that are missing, pictures that are damaged or have another size; objects
-            whose class is none of the names, whose box has no area, lies or ends outside or is not
-            made of numbers.
+        ValueError: ROOT lacks a folder, fractions that are none.
         OSError: a file or folder cannot be read.
     """
     for folder in (PICTURES, ANNOTATIONS):
@@ -113,7 +114,11 @@ def scan(
     numbers = {name: row for row, name in enumerate(names)}
     pictures = {
         stem: BoxedPicture(
-            found.file, found.file.name, number, search.objects(stem, found, numbers, first_pixel)
+            found.file,
+            found.file.name,
+            number,
+            found.size,
+            search.objects(stem, found, numbers, first_pixel),
         )
         for number, (stem, found) in enumerate(annotated.items())
     }
@@ -122,10 +127,10 @@ def scan(
         for name, stems in lists.items()
     }
     box_sets.check_splits(splits, findings)
-    notes = (*notes, *findings.resolve(str(root), on_error))
-    if not search.listed:
-        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction)
-    return BoxSet(names, (), splits, (*notes, *box_sets.notes_on(splits, names)))
+    if not search.listed and not findings.fatal:
+        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
+    notes = (*notes, *box_sets.notes_on(splits, names))
+    return BoxSet(names, (), splits, notes, findings, str(root))
 
 
 class _Search:
@@ -147,11 +152,11 @@ class _Search:
             if (stems := self._names(file)) is None:
                 continue
             name = file.stem.lower()
-            split = mask_folders.SPLIT_FOLDERS.get(name, name)
+            split = mask_pairs.SPLIT_FOLDERS.get(name, name)
             twin = of_split.setdefault(split, file.name)
             if twin != file.name:
                 self.findings.stop(f"{LISTS}/{file.name}: the split {split!r}, as {twin} is")
-            elif not mask_folders.SPLIT_NAME.fullmatch(split):
+            elif not mask_pairs.SPLIT_NAME.fullmatch(split):
                 self.findings.stop(
                     f"{LISTS}/{file.name}: {split!r} is no name of a split; allowed: letters, "
                     "digits and _, a letter first"
@@ -176,7 +181,7 @@ class _Search:
         unlisted = len(set(annotated) - set().union(*found.values()))
         if unlisted:
             notes = (*notes, f"annotations that no list of {LISTS} names: {unlisted} (passed over)")
-        named = {mask_folders.SPLIT_FOLDERS.get(name, name): name for name in found}
+        named = {mask_pairs.SPLIT_FOLDERS.get(name, name): name for name in found}
         order = [*(n for n in ("train", "validation", "test") if n in named), *named]
         return {name: found[named[name]] for name in dict.fromkeys(order)}, notes
 

@@ -26,7 +26,17 @@ import models
 from configs import base, own_objects
 from lambdanet import config as config_lib
 from lambdanet import data
-from lambdanet.data import coco_entries, coco_files, objects, prepare, run_lengths
+from lambdanet.data import (
+    box_sets,
+    box_sheet,
+    coco_entries,
+    coco_files,
+    dense_sheet,
+    objects,
+    prepare,
+    run_lengths,
+)
+from lambdanet.drawing import box_drawing
 
 
 @pytest.fixture
@@ -102,7 +112,7 @@ def test_splits_from_several_files_and_folders(tmp_path, content, capsys):
     (tmp_path / "val.json").write_text(json.dumps(other))
     with pytest.raises(ValueError, match="val.json: other categories than all.json"):
         found = coco_files.parts(str(tmp_path / "images"), str(tmp_path / "all.json"), [split])
-        coco_files.scan(found)
+        box_sets.resolved(coco_files.find(found), "raise")
 
 
 def test_the_printed_command_trains(tmp_path, content, capsys):
@@ -163,3 +173,30 @@ def test_uncompressed_runs_and_polygons_equal_pycocotools():
     two = [L_SHAPE, [20, 2, 35, 2, 35, 9.5]]
     whole = coco_masks.decode(coco_masks.frPyObjects(two, 30, 40)).any(axis=2)
     assert np.array_equal(run_lengths.decode(coco_entries.read_mask(two, SIZE), SIZE), whole)
+
+
+def test_the_sheet_shows_masks_and_stripes_those_of_crowds(tmp_path, content, capsys):
+    assert run(tmp_path, content, "--split=1") == 0
+    sheet = tmp_path / "out" / "contact_sheet.png"
+    assert f"note: {sheet} shows images of every class" in capsys.readouterr().out
+    with Image.open(sheet) as image:
+        assert image.width > 2 * dense_sheet.SIDE
+    assert (tmp_path / "out" / "summary.txt").read_text().startswith("     class")
+    parts = coco_files.parts(str(tmp_path / "images"), str(tmp_path / "all.json"), [])
+    found = coco_files.find(parts, val_fraction=0)
+    for number, covered in ((10, bitmap(0) | polygon_bitmap()), (40, bitmap(1)), (30, None)):
+        (boxed,) = [p for p in found.splits["train"] if p.id == number]
+        drawn = np.asarray(box_sheet.picture(found, boxed)).astype(int)[40:-2, 2:-2]
+        painted = np.abs(drawn - (200, 0, 0)).max(axis=2) > 20
+        if covered is None:
+            assert not painted.any()
+            continue
+        whole = covered.astype(bool).repeat(6, axis=0).repeat(6, axis=1)[40:-2, 2:-2]
+        if number == 40:
+            rows, columns = np.indices(painted.shape) + np.array([40, 2])[:, None, None]
+            whole &= (rows + columns) // box_drawing.STRIPE % 2 == 0
+        assert (painted != whole).mean() < 0.04  # the lines of boxes, and a name
+
+
+def polygon_bitmap():
+    return run_lengths.decode(run_lengths.of_polygons([L_SHAPE], SIZE), SIZE)

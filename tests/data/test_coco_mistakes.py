@@ -7,7 +7,7 @@ import pytest
 from coco_helpers import CATEGORIES, SIZE, annotation, bitmap, compressed, make_content, read, run
 from data_helpers import jpeg
 
-from lambdanet.data import coco_files, prepare
+from lambdanet.data import box_sets, coco_files, prepare
 
 
 @pytest.fixture
@@ -124,7 +124,8 @@ def test_files_that_are_no_json(tmp_path, content, capsys):
     for text in ("{", "[]", "7", '{"images": 3}'):
         (tmp_path / "all.json").write_text(text)
         with pytest.raises(ValueError, match="all.json: (cannot be read as JSON|needs an object)"):
-            coco_files.scan(coco_files.parts("images", str(tmp_path / "all.json"), []))
+            parts = coco_files.parts("images", str(tmp_path / "all.json"), [])
+            box_sets.resolved(coco_files.find(parts), "raise")
     capsys.readouterr()
     assert prepare.main(["coco", "nowhere", str(tmp_path / "no.json"), str(tmp_path / "o")]) == 1
     assert "no.json" in capsys.readouterr().err
@@ -150,7 +151,7 @@ def test_file_names_match_in_any_unicode_form(tmp_path, content, capsys, form):
     (folder / ours).parent.mkdir(exist_ok=True)
     (folder / ours).write_bytes(jpeg((0, 200, 0), SIZE))
     part = coco_files.parts(str(folder), str(tmp_path / "all.json"), [])
-    found = coco_files.scan(part, val_fraction=0).splits["train"][0]
+    found = coco_files.find(part, val_fraction=0).splits["train"][0]
     assert found.file == folder / ours and found.name == ours
 
 

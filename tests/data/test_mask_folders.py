@@ -11,7 +11,8 @@ from PIL import Image
 
 from configs import base
 from lambdanet import data
-from lambdanet.data import label_maps, mask_coding, mask_folders, prepare
+from lambdanet.data import dense_sheet, label_maps, mask_coding, mask_folders, mask_sheet, prepare
+from lambdanet.drawing.label_colours import IGNORED_COLOUR
 
 SIZE = (12, 10)
 
@@ -269,7 +270,7 @@ def test_split_folders_are_the_splits(folders, capsys):
     (folders / "images" / "more").mkdir()
     (folders / "masks" / "training" / "deep" / "0.png").rename(folders / "masks" / "0.png")
     with pytest.raises(ValueError) as error:
-        mask_folders.scan(folders / "images", folders / "masks")
+        mask_folders.checked(mask_folders.find(folders / "images", folders / "masks"))
     for problem in (
         "images/test: the other folder has no split 'test'",
         "images/more: beside train only folders of splits may stand",
@@ -308,7 +309,7 @@ def test_masks_without_any_class_and_folders_that_are_none(folders, capsys):
     assert run(folders) == 1
     assert "no pixel has a class" in capsys.readouterr().err
     with pytest.raises(ValueError, match="nowhere is not a directory"):
-        mask_folders.scan(folders / "nowhere", folders / "masks")
+        mask_folders.find(folders / "nowhere", folders / "masks")
     assert prepare.main(["segmentation", *[str(folders / "images")] * 2, str(folders / "images/x")])
     assert "lies in" in capsys.readouterr().err
 
@@ -345,3 +346,96 @@ def test_a_turned_photo_needs_the_mask_of_the_upright_picture(folders, capsys):
     assert "masks/0.png: the label map has 12 x 10 pixels, its picture 10 x 12 (the camera's" in (
         capsys.readouterr().err
     )
+
+
+# ---- The contact sheet ---------------------------------------------------------------------------
+
+
+def coloured(file):
+    """Colours in a sheet, and how often."""
+    with Image.open(file) as sheet:
+        colours, counts = np.unique(np.asarray(sheet).reshape(-1, 3), axis=0, return_counts=True)
+    return {tuple(map(int, c)): int(n) for c, n in zip(colours, counts, strict=True)}
+
+
+def test_the_sheet_has_every_class_in_its_colour_over_the_picture(folders, capsys, monkeypatch):
+    named = []
+
+    def write_names(drawn, boxes, colours, names):
+        named.append((boxes[:, ::2].mean(axis=1).tolist(), colours, names))
+
+    monkeypatch.setattr(dense_sheet, "write_names", write_names)
+    for n in range(10):
+        labels = np.zeros(SIZE[::-1], np.uint8)
+        labels[2:, 4:8], labels[2:, 8:], labels[0] = 1, 2, 255
+        Image.new("RGB", SIZE, (200, 100, 0)).save(folders / "images" / f"{n}.jpg", quality=95)
+        Image.fromarray(labels).save(folders / "masks" / f"{n}.png")
+    long = "a name that is too long for its place on the sheet"
+    names = f"sky\n{long}\nsand\n"
+    (folders / "names.txt").write_text(names)
+    assert run(folders, "--classes", str(folders / "names.txt")) == 0
+    out = capsys.readouterr().out
+    sheet = folders / "out" / "contact_sheet.png"
+    assert f"note: {sheet} shows images of every class, summary.txt beside it has all tabl" in out
+    found = coloured(sheet)
+    pictures = 3 * 8 * 240 * 200
+    picture = max((c for c in found if c != (255, 255, 255)), key=found.get)
+    assert np.abs(np.subtract(picture, (200, 100, 0))).max() < 8
+    for parts, colour in ((32, (128, 0, 0)), (32, (0, 128, 0)), (12, IGNORED_COLOUR)):
+        mixed = tuple(np.round((np.array(picture) + colour) / 2).astype(int).tolist())
+        assert found[mixed] == pytest.approx(pictures * parts / 120, rel=0.02)
+        assert found[colour] > 100  # the legend
+    colours = [IGNORED_COLOUR, (128, 0, 0), (0, 128, 0)]
+    for places, *rest in named:  # in the middle of each, the smallest first
+        assert rest == [colours, ["ignored", long, "sand"]]
+        np.testing.assert_allclose(places, [120, 120, 200], atol=2)
+    summary = (folders / "out" / "summary.txt").read_text()
+    assert summary.startswith(out[: out.index("(share of the pixels")])
+
+
+def test_a_preview_writes_two_files_whatever_is_wrong(folders, capsys):
+    before = set(folders.rglob("*"))
+    destination = str(folders / "out")
+    assert run(folders, "--preview") == 0
+    out = capsys.readouterr().out
+    assert f"{destination}.preview.png, {destination}.preview.txt: written, and nothing else" in out
+    assert "train with" not in out and out.startswith("     class")
+    written = {folders / "out.preview.png", folders / "out.preview.txt"}
+    assert set(folders.rglob("*")) - before == written
+    whole = coloured(folders / "out.preview.png")
+    assert run(folders, "--preview") == 0 and coloured(folders / "out.preview.png") == whole
+    (folders / "masks" / "3.png").unlink()
+    (folders / "names.txt").write_text("sky\nsea\n")
+    assert run(folders, "--preview", "--classes", str(folders / "names.txt")) == 1
+    assert "images/3.jpg: no mask of the name 3.*" in capsys.readouterr().err
+    text = (folders / "out.preview.txt").read_text()
+    assert "wrong: images/3.jpg: no mask" in text and "wrong: masks/0.png: label 2 at row" in text
+    assert set(folders.rglob("*")) - before == written
+
+
+def test_names_of_more_classes_than_can_be_are_a_mistake_with_split_folders_too(folders, capsys):
+    for kind in ("images", "masks"):
+        (folders / kind).rename(folders / "train")
+        (folders / kind).mkdir()
+        (folders / "train").rename(folders / kind / "train")
+    (folders / "names.txt").write_text("\n".join(map(str, range(400))))
+    for option in ("--split=1", "--preview"):
+        assert run(folders, "--classes", str(folders / "names.txt"), option) == 1
+        assert "names.txt: 400 classes; allowed: up to 255" in capsys.readouterr().err
+    assert (folders / "out.preview.png").exists() and not (folders / "out").exists()
+
+
+def test_large_pictures_keep_their_thin_lines(folders):
+    """Of one pixel in six of a picture, which is shown at a quarter of its size."""
+    labels = np.zeros((96, 960), np.uint8)
+    labels[:, ::6] = 1
+    Image.fromarray(labels).save(folders / "masks" / "a.png")
+    Image.new("RGB", (960, 96), "white").save(folders / "images" / "a.png")
+    Image.fromarray(labels + np.uint8(1)).save(folders / "masks" / "b.png")
+    Image.new("RGB", (960, 96), "white").save(folders / "images" / "b.png")
+    found = mask_folders.find(folders / "images", folders / "masks", val_fraction=0)
+    row = [pair.image for pair in found.splits["train"]].index("a.png")
+    drawn = np.asarray(mask_sheet.picture(found, "train", row))
+    assert drawn.shape == (24, 240, 3)
+    painted = drawn[:, :, 1] < 250
+    assert painted.mean() > 0.5

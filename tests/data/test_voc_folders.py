@@ -2,12 +2,15 @@
 
 import unicodedata
 
+import numpy as np
 import pytest
 from data_helpers import jpeg
+from PIL import Image
 
 from configs import base
 from lambdanet import data
-from lambdanet.data import lined_xml, objects, prepare, voc_folders
+from lambdanet.data import box_sets, box_sheet, lined_xml, objects, prepare, voc_folders
+from lambdanet.drawing import box_drawing
 
 SIZE = (40, 30)
 
@@ -239,7 +242,7 @@ def test_names_match_in_any_unicode_form(root, capsys, form):
     assert "3 classes, train 2" in capsys.readouterr().out
     (root / "JPEGImages" / f"{theirs}.jpg").write_bytes(jpeg((0, 0, 0), SIZE))
     with pytest.raises(ValueError, match=r"up to the ending \(in another Unicode form\)"):
-        voc_folders.scan(root)
+        box_sets.resolved(voc_folders.find(root), "raise")
 
 
 def test_a_split_of_which_all_objects_are_left_out_is_not_written(root, capsys):
@@ -265,3 +268,67 @@ def test_splits_that_are_taken_have_objects(root, capsys):
     said = capsys.readouterr().err
     assert "has no objects, or crowds alone, when the pictures are divided (train 4, valid" in said
     assert run(root, "--split=1") == 0
+
+
+# ---- The contact sheet ---------------------------------------------------------------------------
+
+
+def test_a_preview_draws_boxes_and_writes_two_files(root, capsys):
+    before = set(root.parent.rglob("*"))
+    for n in (0, 1, 2, 4):
+        write(root, n, thing(box=(5, 5, 36, 26)), thing("dog", (9, 9, 20, 20), n == 2))
+    write(root, 3, thing(), thing(box=(9, 9, 9, 9)))
+    assert run(root, "--preview") == 1
+    out, err = capsys.readouterr()
+    destination = root.parent / "out"
+    assert f"{destination}.preview.png, {destination}.preview.txt: written, and nothing" in out
+    assert "1 mistake; with --on-error=skip: 1 object left out" in err and "point" in err
+    written = {root.parent / "out.preview.png", root.parent / "out.preview.txt"}
+    assert set(root.parent.rglob("*")) - before == written
+    text = (root.parent / "out.preview.txt").read_text()
+    assert text.startswith(out[: out.index("(number of objects")])
+    assert "objects left out: Annotations/3.xml: line 14: box (9, 9, 9, 9) has no area" in text
+    assert run(root, "--preview", "--on-error=skip") == 0
+    out = capsys.readouterr().out
+    assert "note: at most 2 objects in a picture; without masks" in out
+    assert "note: 1 object left out" in out and "train with" not in out
+    with Image.open(root.parent / "out.preview.png") as sheet:
+        pixels = np.asarray(sheet)
+    # Of both classes the three pictures of train; in two of the six the dog is difficult.
+    for number, width, height in ((0, 6 * 32, 6 * 22), (1, 6 * 12, 6 * 12)):
+        colour = box_drawing.class_colour(number)
+        assert (pixels == colour).all(axis=2).sum() > 4 * 2 * (width + height)
+    assert set(root.parent.rglob("*")) - before == written
+
+
+def test_the_sheet_says_what_is_dashed_and_names_the_largest_of_each_class(root, monkeypatch):
+    for n in (0, 1, 2):
+        cats = [thing(box=(1, 1, 8 + n, 8)), thing(box=(1, 1, 30, 30)), thing(box=(1, 1, 3, 3))]
+        write(root, n, *cats, thing("dog", (5, 6, 15, 20), 1))
+    seen = []
+
+    def write_labels(drawn, boxes, colours, labels, **options):
+        seen.append((np.round(boxes / 6).tolist(), colours, labels))
+
+    monkeypatch.setattr(box_drawing, "write_labels", write_labels)
+    assert run(root) == 0
+    named = [[0, 0, 30, 30], [4, 5, 15, 20]]
+    colours = [box_drawing.class_colour(number) for number in (0, 1)]
+    assert seen == [(named, colours, ["cat", "dog"])] * 3
+    text = (root.parent / "out" / "summary.txt").read_text()
+    assert (
+        "(crowds, no class counts them)" in text
+        and (root.parent / "out/contact_sheet.png").exists()
+    )
+
+
+def test_a_sheet_that_cannot_be_drawn_leaves_no_set(root, capsys, monkeypatch):
+    def picture(*_):
+        raise OSError("the picture is gone")
+
+    before = set(root.parent.rglob("*"))
+    monkeypatch.setattr(box_sheet, "picture", picture)
+    for options in ((), ("--preview",)):
+        assert run(root, *options) == 1
+        assert "error: the picture is gone" in capsys.readouterr().err
+        assert set(root.parent.rglob("*")) == before
