@@ -5,12 +5,15 @@ hand on the files that are written; VOC's rule; confusions; report and predictio
 import contextlib
 import io
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
 from covering import part
 from pycocotools import mask as run_lengths
 
+from configs import base
+from lambdanet.data.paste_masks import paste_masks
 from lambdanet.data.record import DataInfo
 from lambdanet.tasks import detection_files, detection_scores
 from lambdanet.tasks.detection_matching import area_below, box_iou, confusion, voc_ap50
@@ -177,6 +180,55 @@ def test_the_evaluators_by_hand_on_the_files_give_the_same(kind, tmp_path, monke
         np.testing.assert_allclose(list(again.statistics.values()), list(ours.values()), atol=1e-12)
 
 
+def test_masks_are_coded_one_at_a_time():
+    rows = make_rows(6, count=2, masks=True)
+    coded = []
+    for i in range(2):
+        at = np.flatnonzero(rows["valid"][i])
+        soft = rows["masks"][i, at].astype(np.float32) / 255
+        every = paste_masks(soft, rows["boxes"][i, at], SIZE)
+        coded += run_lengths.encode(np.asfortranarray(every.transpose(1, 2, 0), np.uint8))
+    found = [one["segmentation"] for one in detection_scores.results(rows, "mask")]
+    assert found == [{"size": list(c["size"]), "counts": c["counts"].decode()} for c in coded]
+
+
+def peak(run):
+    """Returns the most bytes of arrays that a call held at once."""
+    tracemalloc.start()
+    try:
+        run()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_masks_of_large_pictures_take_the_memory_of_few(tmp_path):
+    shape, count = (600, 800), 60
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0, 300, (count, 4)).astype(np.float32)
+    boxes[:, 2:] += boxes[:, :2] + 5
+    found = {
+        "boxes": boxes, "scores": np.full(count, 0.9, np.float32), "valid": np.ones(count, bool),
+        "classes": np.zeros(count, np.int32), "masks": np.full((count, 28, 28), 0.9, np.float32),
+    }  # fmt: skip
+    rows = {name: value[None] for name, value in found.items()} | {
+        "id": np.array([1]), "original_shape": np.array([shape]),
+        "masks": np.full((1, count, 28, 28), 230, np.uint8),
+    }  # fmt: skip
+    few = 12 * shape[0] * shape[1]  # bytes; all masks are 60 such, and 60 more as they are coded
+    assert peak(lambda: detection_scores.results(rows, "mask")) < few
+    config = base.get_config()
+    config.detection.masks = True
+
+    def write():
+        objects = detection_files.shown_objects(found, shape, shape, config)
+        results = detection_files.Results(["cell"], [1])
+        results.add("a.png", shape, objects)
+        results.write(tmp_path)
+
+    assert peak(write) < few
+
+
 def test_perfect_detections_have_precision_one_and_none_have_none():
     rows = make_rows(1, masks=True)
     perfect = dict(rows)
@@ -253,7 +305,6 @@ def test_confusions_by_hand():
 def test_panels(classes, masks):
     from matplotlib.figure import Figure
 
-    from configs import base
     from lambdanet.analysis.figure_text import literal_text
     from lambdanet.tasks import detection
 

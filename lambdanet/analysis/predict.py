@@ -27,6 +27,7 @@ from lambdanet import data
 from lambdanet.analysis import inputs
 from lambdanet.analysis.subject import Subject
 from lambdanet.data.class_folders import listing
+from lambdanet.data.paste_masks import PastedMasks
 
 MOST_IN_BATCH = 32  # pictures, where nothing else is asked for
 TOP = 5  # classes, likewise
@@ -140,11 +141,15 @@ class Predictor:
                 f"{counted(len(problems), self.kind.READS)} of {len(found)} cannot be read:"
                 f"{listing(problems)}"
             )
-        return [one.values | ({"note": one.note} if one.note else {}) for one in found]
+        return [
+            {k: np.asarray(v) if isinstance(v, PastedMasks) else v for k, v in one.values.items()}
+            | ({"note": one.note} if one.note else {})
+            for one in found
+        ]
 
     def stream(self, sources: Sequence[Any]) -> Iterator[Outcome]:
-        """Yields what became of each input, in order. The next batches are read and computed
-        meanwhile; an input that cannot be read keeps no others waiting.
+        """Yields what became of each input, in order, masks as `PastedMasks`. The next batches are
+        read and computed meanwhile; an input that cannot be read keeps no others waiting.
         """
         size = self.batch_size(len(sources))
         rows: list[_Read] = []

@@ -20,6 +20,7 @@ from lambdanet.analysis.result_folder import check_replaceable, replaced
 from lambdanet.analysis.subject import Subject
 from lambdanet.data.class_folders import listing, printable
 from lambdanet.data.image_folder import progress_bars
+from lambdanet.data.paste_masks import PastedMasks
 from lambdanet.tasks.segmentation_files import save_png
 
 LINES, TABLE = "predictions.jsonl", "predictions.csv"
@@ -185,7 +186,7 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, list)
         else value
         for key, value in values.items()
-        if not isinstance(value, np.ndarray)
+        if not isinstance(value, (np.ndarray, PastedMasks))
     }
 
 

@@ -29,7 +29,7 @@ def draw_objects(
     boxes: Float[np.ndarray, "n 4"],
     classes: Integer[np.ndarray, " n"],
     labels: Sequence[str],
-    masks: Bool[np.ndarray, "n h w"] | None = None,
+    masks: Iterable[Bool[np.ndarray, "h w"]] | None = None,
 ) -> Image.Image:
     """Returns the picture with its objects, the last one on top.
 
@@ -41,11 +41,11 @@ def draw_objects(
         boxes: left, top, right, bottom in pixels.
         classes: of the objects, for the colour.
         labels: texts.
-        masks: where each object is; None draws boxes alone.
+        masks: where each object is, one at a time is looked at; None draws boxes alone.
     """
     pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image[..., :3]
     factor = max(1, -(-SHORTEST // max(image.shape[:2])))
-    if masks is not None and len(masks):
+    if masks is not None:
         pixels = fill_masks(pixels, masks, classes)
     pixels = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
     drawn = Image.fromarray(np.ascontiguousarray(pixels))

@@ -18,7 +18,7 @@ from PIL import Image
 
 from lambdanet.atomic import write_file
 from lambdanet.data import decode, detection_examples, preprocessing
-from lambdanet.data.paste_masks import paste_masks
+from lambdanet.data.paste_masks import PastedMasks
 from lambdanet.data.record import DataInfo
 from lambdanet.drawing import box_drawing
 from lambdanet.ops.images import normalise
@@ -102,7 +102,8 @@ def values(
 ) -> dict[str, Any]:
     """Returns `width` and `height` of the picture; `objects`, a list of {class, number, score,
     box}, those with at least detection.shown_score, the best first, boxes as (left, top, right,
-    bottom) in pixels of the picture; and with masks `masks`, bool [objects, height, width].
+    bottom) in pixels of the picture; and with masks `masks`, bool [objects, height, width], of
+    which each is pasted when it is looked at.
     """
     height, width = map(int, example["original_shape"])
     shown = shown_objects(found, example["image_shape"], (height, width), config)
@@ -148,13 +149,13 @@ class Objects(NamedTuple):
         boxes: float32 [n, 4]; left, top, right, bottom.
         classes: int [n].
         scores: float32 [n].
-        masks: bool [n, h, w]; None for a detector without.
+        masks: bool [h, w] of each, pasted when it is looked at; None for a detector without.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     scores: np.ndarray
-    masks: np.ndarray | None
+    masks: PastedMasks | None
 
 
 def shown_objects(
@@ -175,7 +176,7 @@ def shown_objects(
         jnp.asarray(found["boxes"])[None], jnp.asarray([shape]), jnp.asarray([size])
     )
     boxes = np.asarray(boxes[0])[kept]
-    masks = paste_masks(found["masks"][kept], boxes, size) if own.masks else None
+    masks = PastedMasks(found["masks"][kept], boxes, size) if own.masks else None
     return Objects(boxes, found["classes"][kept], found["scores"][kept], masks)
 
 
@@ -222,7 +223,9 @@ class Results:
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": file, "height": size[0], "width": size[1]})
         masks = objects.masks
-        coded = [None] * len(objects.boxes) if masks is None else detection_scores.encode(masks)
+        coded = (
+            [None] * len(objects.boxes) if masks is None else map(detection_scores.encode, masks)
+        )
         for box, cls, value, code in zip(*objects[:3], coded, strict=True):
             left, top, right, bottom = box.astype(np.float64).tolist()
             self.annotations.append(

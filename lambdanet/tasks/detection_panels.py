@@ -14,7 +14,7 @@ from matplotlib.patheffects import withStroke
 
 from lambdanet.analysis.figure_text import figure_text
 from lambdanet.analysis.text import markdown_table, markdown_text
-from lambdanet.data.paste_masks import paste_masks
+from lambdanet.data.paste_masks import PastedMasks
 from lambdanet.data.record import DataInfo
 from lambdanet.drawing.box_drawing import class_colour
 from lambdanet.tasks import detection_scores
@@ -186,7 +186,7 @@ def draw_picture(
         soft = rows["masks"][i, kept].astype(np.float32) / 255
         mixed = image.astype(np.float32)
         for mask, number in zip(
-            paste_masks(soft, boxes, image.shape[:2]), rows["classes"][i, kept], strict=True
+            PastedMasks(soft, boxes, image.shape[:2]), rows["classes"][i, kept], strict=True
         ):
             mixed[mask] = 0.5 * mixed[mask] + 0.5 * np.array(class_colour(int(number)), np.float32)
         image = mixed.round().astype(np.uint8)

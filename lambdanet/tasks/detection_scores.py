@@ -13,14 +13,14 @@ import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 from pycocotools import mask as run_lengths
 
-from lambdanet.data.paste_masks import paste_masks
+from lambdanet.data.paste_masks import PastedMasks
 from lambdanet.data.record import DataInfo
 
 METRICS = ("coco", "voc")  # detection.metric: what is the headline
@@ -62,25 +62,42 @@ def all_names(rows: Rows, info: DataInfo) -> list[str]:
     return [*info.classes, *(f"class {i}" for i in range(len(info.classes), count))]
 
 
-def truth(rows: Rows, names: Sequence[str], numbers: Sequence[int] | None = None) -> dict[str, Any]:
+def picture_ids(rows: Rows) -> tuple[list[int], bool]:
+    """Returns a number for every picture, and whether they are those of the set: pictures of
+    several splits may have the same, as files in COCO's format count for themselves; then all are
+    counted anew, 1, 2, ...
+    """
+    stored = [int(number) for number in rows["id"]]
+    if len(set(stored)) == len(stored):
+        return stored, True
+    return list(range(1, len(stored) + 1)), False
+
+
+def truth(
+    rows: Rows,
+    names: Sequence[str],
+    numbers: Sequence[int] | None = None,
+    pictures: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Returns the truth as COCO's annotations: images, annotations, categories.
 
     Args:
-        rows: id [n], original_shape [n, 2], true_boxes [n, m, 4], true_classes, true_valid,
-            true_crowd and area [n, m], and with masks mask_counts [n, bytes].
+        rows: original_shape [n, 2], true_boxes [n, m, 4], true_classes, true_valid, true_crowd and
+            area [n, m], and with masks mask_counts [n, bytes].
         names: of the classes.
         numbers: of the categories, one per class; None = 1, 2, ...
+        pictures: numbers of the pictures, all different; None = 1, 2, ...
     """
     numbers = numbers or range(1, len(names) + 1)
     images, annotations = [], []
-    for i, record in enumerate(rows["id"]):
+    for i, picture in enumerate(_counted(rows, pictures)):
         height, width = (int(side) for side in rows["original_shape"][i])
-        images.append({"id": int(record), "height": height, "width": width})
+        images.append({"id": int(picture), "height": height, "width": width})
         counts = _counts(rows["mask_counts"][i]) if "mask_counts" in rows else []
         for place, j in enumerate(np.flatnonzero(rows["true_valid"][i])):
             found = {
                 "id": len(annotations) + 1,  # 0 would count as 'not matched'
-                "image_id": int(record),
+                "image_id": int(picture),
                 "category_id": int(numbers[rows["true_classes"][i, j]]),
                 "bbox": _box(rows["true_boxes"][i, j]),
                 "area": float(rows["area"][i, j]),
@@ -93,29 +110,35 @@ def truth(rows: Rows, names: Sequence[str], numbers: Sequence[int] | None = None
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def results(rows: Rows, kind: str, numbers: Sequence[int] | None = None) -> list[dict[str, Any]]:
+def results(
+    rows: Rows,
+    kind: str,
+    numbers: Sequence[int] | None = None,
+    pictures: Sequence[int] | None = None,
+) -> list[dict[str, Any]]:
     """Returns the detections as COCO's results: image_id, category_id, score, and bbox (left, top,
     width, height) or segmentation (compressed run lengths).
 
     Args:
-        rows: id [n], original_shape [n, 2], boxes [n, k, 4], scores, classes and valid [n, k], and
-            for masks: masks uint8 [n, k, side, side], 255 times the probability.
+        rows: original_shape [n, 2], boxes [n, k, 4], scores, classes and valid [n, k], and for
+            masks: masks uint8 [n, k, side, side], 255 times the probability.
         kind: 'box' or 'mask'.
         numbers: as for `truth`.
+        pictures: as for `truth`.
     """
     found = []
-    for i, record in enumerate(rows["id"]):
+    for i, picture in enumerate(_counted(rows, pictures)):
         at = np.flatnonzero(rows["valid"][i])
-        coded: Sequence[Any] = [_box(box) for box in rows["boxes"][i, at]]
+        coded: Iterable[Any] = map(_box, rows["boxes"][i, at])
         if kind == "mask":
             shape = tuple(int(side) for side in rows["original_shape"][i])
             soft = rows["masks"][i, at].astype(np.float32) / 255
-            coded = encode(paste_masks(soft, rows["boxes"][i, at], shape))
+            coded = map(encode, PastedMasks(soft, rows["boxes"][i, at], shape))
         for j, code in zip(at, coded, strict=True):
             number = int(rows["classes"][i, j])
             found.append(
                 {
-                    "image_id": int(record),
+                    "image_id": int(picture),
                     "category_id": int(numbers[number]) if numbers else number + 1,
                     {"box": "bbox", "mask": "segmentation"}[kind]: code,
                     "score": float(rows["scores"][i, j]),
@@ -124,12 +147,14 @@ def results(rows: Rows, kind: str, numbers: Sequence[int] | None = None) -> list
     return found
 
 
-def encode(masks: Bool[np.ndarray, "n h w"]) -> list[dict[str, Any]]:
-    """Returns masks as COCO's compressed run lengths: size, and counts as text."""
-    if not len(masks):
-        return []
-    coded = run_lengths.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
-    return [{"size": list(c["size"]), "counts": c["counts"].decode()} for c in coded]
+def encode(mask: Bool[np.ndarray, "h w"]) -> dict[str, Any]:
+    """Returns a mask as COCO's compressed run lengths: size, and counts as text."""
+    coded = run_lengths.encode(np.asfortranarray(mask, np.uint8))
+    return {"size": list(coded["size"]), "counts": coded["counts"].decode()}
+
+
+def _counted(rows: Rows, pictures: Sequence[int] | None) -> Sequence[int]:
+    return range(1, len(rows["original_shape"]) + 1) if pictures is None else pictures
 
 
 def _box(box: np.ndarray) -> list[float]:

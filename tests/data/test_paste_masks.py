@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from lambdanet.data.paste_masks import paste_mask, paste_masks
+from lambdanet.data.paste_masks import PastedMasks, paste_mask, paste_masks
 
 BOXES = np.float32(
     [
@@ -57,6 +57,17 @@ def test_thresholds_and_no_mask():
     np.testing.assert_array_equal(found, each)
     assert found.dtype == bool and found.any((1, 2)).sum() >= 5
     assert paste_masks(np.zeros((0, 28, 28)), np.zeros((0, 4)), SHAPE).shape == (0, *SHAPE)
+
+
+def test_masks_one_at_a_time_are_all_of_them():
+    masks = draw()
+    every, lazy = paste_masks(masks, BOXES, SHAPE), PastedMasks(masks, BOXES, SHAPE)
+    assert len(lazy) == len(every) and lazy.shape == every.shape
+    np.testing.assert_array_equal(list(lazy), every)
+    np.testing.assert_array_equal(list(lazy[::-1]), every[::-1])
+    np.testing.assert_array_equal(np.asarray(lazy[1:3], np.uint8), every[1:3])
+    with pytest.raises(ValueError, match=f"1 masks and {len(BOXES)} boxes"):
+        PastedMasks(masks[:1], BOXES, SHAPE)
 
 
 def test_masks_are_torchvisions():
