@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lambdanet.analysis.figure_text import figure_text, has_glyphs, text_width
 from lambdanet.analysis.text import markdown_table, markdown_text
+from lambdanet.tasks.shown_examples import examples_of
 
 RIGHT, WRONG = "#1a7f37", "#d1242f"
 SHOWN_CLASSES = 20  # a confusion matrix of more classes is drawn for those with the most errors
@@ -140,8 +141,8 @@ def draw_samples(
     labels, predictions, confidences, ids = (
         np.asarray(rows[key]) for key in ("label", "prediction", "confidence", "id")
     )
-    images = {int(record): i for i, record in enumerate(examples["id"])}
-    known = np.flatnonzero([int(record) in images for record in ids])
+    at = examples_of(ids, np.asarray(examples["id"]))
+    known = np.flatnonzero(at >= 0)
     wrong = known[labels[known] != predictions[known]]
     right = known[labels[known] == predictions[known]]
     wrong = wrong[np.argsort(-confidences[wrong], kind="stable")]
@@ -172,7 +173,7 @@ def draw_samples(
     for axes in grid.flat:
         axes.axis("off")
     for axes, i, caption in zip(grid.flat, chosen, captions, strict=False):
-        axes.imshow(_picture(examples["image"][images[int(ids[i])]]), "gray", vmin=0, vmax=255)
+        axes.imshow(_picture(examples["image"][at[i]]), "gray", vmin=0, vmax=255)
         ok = labels[i] == predictions[i]
         style = dict(color=RIGHT, fontweight="normal") if ok else dict(color=WRONG)
         axes.set_title(caption, **{"fontsize": size, "fontweight": "bold", "pad": 3} | style)

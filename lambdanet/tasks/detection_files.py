@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import UInt8
 from PIL import Image
 
+from lambdanet.analysis.console import say
 from lambdanet.atomic import write_file
 from lambdanet.data import decode, detection_examples, preprocessing
 from lambdanet.data.paste_masks import PastedMasks
@@ -38,7 +39,9 @@ def write_results(
     """Writes predictions.json, with masks also mask_predictions.json, and truth.json.
 
     They are COCO's results of boxes and of masks, and annotations; pictures and categories have the
-    numbers that the set's origin gave them, where it kept them. What is reported is what this says:
+    numbers that the set's origin gave them, where it kept them. Pictures of several splits may have
+    the same there, which COCO's evaluator takes for one: then they are counted anew, which is said.
+    What is reported is what this says:
 
         truth = pycocotools.coco.COCO("truth.json")
         COCOeval(truth, truth.loadRes("predictions.json"), "bbox")        (or "segm")
@@ -55,10 +58,17 @@ def write_results(
     """
     names = detection_scores.all_names(rows, info)
     numbers = info.class_ids if len(info.class_ids) == len(names) else None
-    contents: dict[str, Any] = {"predictions": detection_scores.results(rows, "box", numbers)}
+    pictures, stored = detection_scores.picture_ids(rows)
+    if not stored:
+        say(
+            f"Several of the {len(pictures):,} pictures have the same number in the set, so the "
+            f"files in {folder} number them from 1 on, in the order of evaluation."
+        )
+    about = (numbers, pictures)
+    contents: dict[str, Any] = {"predictions": detection_scores.results(rows, "box", *about)}
     if masks:
-        contents["mask_predictions"] = detection_scores.results(rows, "mask", numbers)
-    contents["truth"] = detection_scores.truth(rows, names, numbers)
+        contents["mask_predictions"] = detection_scores.results(rows, "mask", *about)
+    contents["truth"] = detection_scores.truth(rows, names, *about)
     folder.mkdir(parents=True, exist_ok=True)
     return [
         write_file(folder / f"{prefix}{name}.json", json.dumps(content) + "\n")

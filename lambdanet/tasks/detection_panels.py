@@ -19,6 +19,7 @@ from lambdanet.data.record import DataInfo
 from lambdanet.drawing.box_drawing import class_colour
 from lambdanet.tasks import detection_scores
 from lambdanet.tasks.detection_matching import confusion
+from lambdanet.tasks.shown_examples import examples_of
 
 SHOWN_CLASSES = 15  # curves and confusions of more classes show those with most objects
 NAMED = 20  # of more objects in one picture the names would hide the picture
@@ -135,8 +136,8 @@ def draw_pictures(
     """Draws pictures from that with most mistakes to that with least: detections as boxes with
     class and score, over their masks; true boxes dashed.
     """
-    at = {int(record): i for i, record in enumerate(examples["id"])}
-    known = np.flatnonzero([int(record) in at for record in rows["id"]])
+    at = examples_of(rows["id"], examples["id"])
+    known = np.flatnonzero(at >= 0)
     wrong = np.array([_mistakes(rows, i, len(names), own.shown_score) for i in known])
     known = known[np.argsort(-wrong, kind="stable")]
     count = min(GRID[0] * GRID[1], len(known))
@@ -150,7 +151,7 @@ def draw_pictures(
     for axes in grid.flat:
         axes.axis("off")
     for axes, i in zip(grid.flat, chosen, strict=False):
-        example = at[int(rows["id"][i])]
+        example = at[i]
         height, width = (int(side) for side in examples["image_shape"][example])
         image = examples["image"][example][:height, :width]
         factor = np.tile((width, height) / rows["original_shape"][i][::-1], 2)

@@ -14,6 +14,7 @@ from lambdanet.analysis.figure_text import figure_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.drawing.label_colours import paint, palette
 from lambdanet.tasks.segmentation_classes import class_iou, remark
+from lambdanet.tasks.shown_examples import examples_of
 
 SHOWN_CLASSES = 20  # bars and legend of more classes show those with the lowest IoU
 NAME_WIDTH = 95  # points
@@ -84,8 +85,8 @@ def draw_samples(
     """Draws picture, truth and prediction of samples spread over all qualities, the worst first,
     with a legend of the classes in them.
     """
-    at = {int(record): i for i, record in enumerate(examples["id"])}
-    known = np.flatnonzero([int(record) in at for record in rows["id"]])
+    at = examples_of(rows["id"], examples["id"])
+    known = np.flatnonzero(at >= 0)
     known = known[np.argsort(quality[known], kind="stable")]
     count = min(GRID[0] * GRID[1], len(known))
     chosen = known[np.linspace(0, max(len(known) - 1, 0), count).astype(int)]
@@ -99,7 +100,7 @@ def draw_samples(
         axes.axis("off")
     seen: set[int] = set()
     for place, i in zip(grid.reshape(-1, 3), chosen, strict=False):
-        example = at[int(rows["id"][i])]
+        example = at[i]
         image, truth = examples["image"][example], examples["label_map"][example]
         image = image[..., :3] if image.shape[-1] >= 3 else image[..., 0]
         place[0].imshow(image, "gray", vmin=0, vmax=255)
