@@ -14,6 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from configs import base
+from lambdanet.data.record import DataInfo
 from lambdanet.tasks import detection_files, detection_panels, detection_scores
 from lambdanet.tasks.shown_examples import examples_of
 
@@ -79,3 +80,24 @@ def test_boxes_are_drawn_on_their_own_picture(monkeypatch):
     own = base.get_config().detection
     detection_panels.draw_pictures(Figure().subfigures(1, 1), rows, examples, INFO.classes, own)
     assert drawn == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def test_classes_beyond_those_of_the_data_take_no_number_from_them(tmp_path):
+    info = DataInfo(INFO.features, INFO.classes, (7, 9, 30))
+    rows = make_rows(2)
+    categories = []
+    for number, last in enumerate((2, 4)):  # 4: a class that the data does not have is found
+        rows["classes"][0, 0], rows["valid"][0, 0] = last, True
+        folder = tmp_path / str(number)
+        detection_files.write_results(rows, folder, info=info, masks=False)
+        categories.append(json.loads((folder / "truth.json").read_text())["categories"])
+        found = json.loads((folder / "predictions.json").read_text())
+        assert found[0]["category_id"] == {2: 30, 4: 32}[last]
+        assert {one["category_id"] for one in found} == {7, 9, 30} | {found[0]["category_id"]}
+    assert [one["id"] for one in categories[0]] == [7, 9, 30]
+    assert [one["id"] for one in categories[1]] == [7, 9, 30, 31, 32]
+    names = [*INFO.classes, "class 3", "class 4"]
+    assert detection_files.classes_of(info, 5) == (names, [7, 9, 30, 31, 32])
+    assert detection_files.classes_of(info, 2) == (names[:2], [7, 9])
+    assert detection_files.classes_of(INFO, 4) == (names[:4], [1, 2, 3, 4])
+    assert detection_files.classes_of(DataInfo({}, ()), 2) == (["class 0", "class 1"], [1, 2])

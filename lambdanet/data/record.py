@@ -28,6 +28,15 @@ class DataInfo:
         """Returns a name for each of `count` classes, 'class 7' where the data has none."""
         return [*self.classes, *(f"class {i}" for i in range(len(self.classes), count))][:count]
 
+    def numbers(self, count: int) -> list[int]:
+        """Returns the number that files have for each of `count` classes: that of the set's origin,
+        or 1, 2, ... where it gave none; of classes that the data does not have those after the
+        largest.
+        """
+        known = self.class_ids or tuple(range(1, len(self.classes) + 1))
+        after = max(known, default=0) + 1
+        return [*known, *range(after, after + count - len(known))][:count]
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:

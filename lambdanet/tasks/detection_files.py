@@ -57,7 +57,7 @@ def write_results(
         The files.
     """
     names = detection_scores.all_names(rows, info)
-    numbers = info.class_ids if len(info.class_ids) == len(names) else None
+    numbers = info.numbers(len(names))
     pictures, stored = detection_scores.picture_ids(rows)
     if not stored:
         say(
@@ -192,9 +192,7 @@ def shown_objects(
 
 def classes_of(info: DataInfo, count: int) -> tuple[list[str], Sequence[int]]:
     """Returns a name for each of `count` classes, and the numbers that files have for them."""
-    names = info.names(count)
-    numbers = info.class_ids if len(info.class_ids) == len(names) else range(1, len(names) + 1)
-    return names, numbers
+    return info.names(count), info.numbers(count)
 
 
 def labels_of(objects: Objects, names: Sequence[str]) -> list[str]:
