@@ -32,10 +32,12 @@ class Inputs:
 
     Attributes:
         named: name of its results, without a suffix -> path.
+        root: the folder that was named, or the one that all have in common.
         passed_over: other files in the folders.
     """
 
     named: dict[str, Path]
+    root: Path
     passed_over: tuple[Path, ...] = ()
 
 
@@ -87,11 +89,20 @@ def find_inputs(given: Sequence[str], kind: str = "picture") -> Inputs:
         else:
             paths = []
             problems.append(f"--input={value}: there is no such file or folder.{_nearest(path)}")
-        found |= dict.fromkeys(p.absolute() for p in paths)
+        found |= dict.fromkeys(map(_absolute, paths))
     if problems:
         raise ValueError("; ".join(problems))
-    alone = Path(given[0]).absolute() if len(given) == 1 and Path(given[0]).is_dir() else None
-    return Inputs(_named(list(found), alone), tuple(passed_over))
+    root = Path(os.path.commonpath([p.parent for p in found]))
+    if len(given) == 1 and Path(given[0]).is_dir() and _absolute(Path(given[0])) not in found:
+        root = _absolute(Path(given[0]))
+    return Inputs(_named(list(found), root), root, tuple(passed_over))
+
+
+def _absolute(path: Path) -> Path:
+    """A path without `..`, the name at its end as it is, also that of a link."""
+    if ".." not in path.parts:
+        return path.absolute()
+    return path.resolve() if path.name == ".." else path.parent.resolve() / path.name
 
 
 def _search(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
@@ -121,14 +132,10 @@ def _nearest(path: Path) -> str:
     return f" Did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
-def _named(found: Sequence[Path], folder: Path | None) -> dict[str, Path]:
-    """Returns the paths by name: that within the folder that was named, or within the one that all
-    have in common, without its suffix, or with it where two would have the same (all of them where
-    that does not help).
+def _named(found: Sequence[Path], root: Path) -> dict[str, Path]:
+    """Returns the paths by name: that within the folder `root`, without its suffix, or with it
+    where two would have the same (all of them where that does not help).
     """
-    root = Path(os.path.commonpath([p.parent for p in found]))
-    if folder is not None and folder not in found:
-        root = folder
     names = [p.relative_to(root) for p in found]
     stems = [
         str(name if p.is_dir() else name.with_suffix(""))

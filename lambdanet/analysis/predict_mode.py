@@ -40,7 +40,7 @@ def run_predict(
     """Predicts and writes <folder>/predictions.jsonl, one object a line: file, what `Predictor`
     returns but for arrays, and the pictures that were drawn; predictions.csv, one row for each
     class or object; NAME_....png, drawn; and of segmentation legend.png, of detection
-    predictions.json in COCO's form.
+    predictions.json in COCO's form, whose file names are relative to the folder of the inputs.
 
     What an earlier call wrote there is replaced when all is done; until then, and if this fails,
     it stays.
@@ -114,6 +114,7 @@ class _Writer:
 
     def __init__(self, folder: Path, found: inputs.Inputs, predictor: Predictor):
         self.folder, self.predictor, self.kind = folder, predictor, predictor.kind
+        self.root = found.root
         self.config, self.names = predictor._config, predictor.names
         options = dict(encoding="utf-8", errors="surrogateescape", newline="")
         self.lines = open(folder / LINES, "w", **options)
@@ -152,7 +153,7 @@ class _Writer:
         self.lines.write(json.dumps(line, ensure_ascii=False) + "\n")
         self.csv.writerows((file, *_flat(item)) for item in values[self.kind.ITEMS])
         if self.collector:
-            self.collector.add(file, one.values)
+            self.collector.add(one.source.relative_to(self.root).as_posix(), one.values)
         if len(self.rows) < SHOWN:
             self.rows.append((file, self.kind.summary(one.values)))
         self.written += 1
@@ -162,7 +163,7 @@ class _Writer:
         self.lines.close()
         self.table.close()
         if self.collector:
-            self.collector.write(self.folder)
+            self.notes += self.collector.write(self.folder)
 
 
 def shown_path(path: Path) -> str:

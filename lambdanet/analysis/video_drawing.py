@@ -4,6 +4,7 @@ and what is drawn and written. `drawing_of` chooses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import UInt8
 
+from lambdanet.analysis.console import say
 from lambdanet.data import box_geometry
 from lambdanet.data.record import DataInfo
 from lambdanet.drawing import label_colours
@@ -57,17 +59,21 @@ class LabelDrawing:
 
 
 class BoxDrawing:
-    """Objects: pictures with boxes, and COCO's predictions.json.
+    """Objects: pictures with boxes, and COCO's predictions.json, in which frames are called as
+    their files in the folder, those of a video by their number.
 
     Args:
         folder: where to.
         info: of the data, for the classes.
         count: of the classes.
         config: reads the sections data and detection.
+        files: of the frames, in order; () for a video.
     """
 
-    def __init__(self, folder: Path, info: DataInfo, count: int, config: Any):
-        self.folder, self.config = folder, config
+    def __init__(
+        self, folder: Path, info: DataInfo, count: int, config: Any, files: Sequence[str] = ()
+    ):
+        self.folder, self.config, self.files = folder, config, files
         self.names, numbers = detection_files.classes_of(info, count)
         self.results = detection_files.Results(self.names, numbers)
 
@@ -87,19 +93,27 @@ class BoxDrawing:
         """
         size = picture.shape[:2]
         objects = detection_files.shown_objects(found, self.size(size), size, self.config)
-        self.results.add(name, size, objects)
+        file = self.files[len(self.results.images)] if self.files else name
+        self.results.add(file, size, objects)
         return np.asarray(detection_files.draw(picture, objects, self.names))
 
     def finish(self) -> None:
         """Writes the objects of all frames."""
-        self.results.write(self.folder)
+        for note in self.results.write(self.folder):
+            say(note)
 
 
 Drawing = LabelDrawing | BoxDrawing
 
 
 def drawing_of(
-    model: nnx.Module, folder: Path, *, info: DataInfo, config: Any, label_maps: bool
+    model: nnx.Module,
+    folder: Path,
+    *,
+    info: DataInfo,
+    config: Any,
+    label_maps: bool,
+    files: Sequence[str] = (),
 ) -> Drawing:
     """Returns what fits a model, concrete or abstract.
 
@@ -109,8 +123,9 @@ def drawing_of(
         info: of the data, for the names.
         config: the whole config.
         label_maps: see `LabelDrawing`; of a detector not read.
+        files: see `BoxDrawing`; of a segmenter not read.
     """
     if hasattr(model, "detections"):
-        return BoxDrawing(folder, info, model.num_classes, config)
+        return BoxDrawing(folder, info, model.num_classes, config, files)
     names = all_names(info, config, model.num_classes)
     return LabelDrawing(folder, label_maps, names, config)

@@ -102,7 +102,8 @@ def _write(
     config, abstract = subject.config, nnx.eval_shape(subject.build)
     info = subject.known_info
     keep = bool(clip.files) if label_maps is None else label_maps
-    drawing = drawing_of(abstract, folder, info=info, config=config, label_maps=keep)
+    shown = dict(info=info, config=config, label_maps=keep, files=clip.files)
+    drawing = drawing_of(abstract, folder, **shown)
     passage = _Passage(clip, runner, drawing, size)
     with progress_bars() as bars:
         overlays = bars.track(passage.overlays(), total=clip.count, description=clip.name)

@@ -54,7 +54,8 @@ A module of predictions has:
     summary(values) -> str    for a line of a table
     drawings(contents, values, names, config) -> dict    kind of picture -> picture
 and perhaps collector(names, info), an object whose `add(file, values)` takes notice of each input,
-and whose `write(folder)` writes a file about all of them.
+`file` being its path within the folder of the inputs, and whose `write(folder)` writes a file about
+all of them and returns notes on it.
 
 Batches hold the arrays of the examples, `id` int64 [b], and in evaluation `mask` float32 [b]. The
 loss is a mean over something (images, pixels that are not ignored, objects); the weight beside its

@@ -213,7 +213,9 @@ def draw(
 
 
 class Results:
-    """COCO's images, annotations (with score) and categories, picture by picture.
+    """COCO's images, annotations (with score) and categories, picture by picture: what COCO's API
+    reads, and `python -m lambdanet.data.prepare coco`. Objects without area, or without a pixel in
+    their mask, are no annotations there, and left out.
 
     Args:
         names: of the classes.
@@ -222,6 +224,7 @@ class Results:
 
     def __init__(self, names: Sequence[str], numbers: Sequence[int]):
         self.numbers, self.images, self.annotations = numbers, [], []
+        self.left_out = 0
         self.categories = [
             {"id": int(n), "name": name} for n, name in zip(numbers, names, strict=True)
         ]
@@ -230,36 +233,41 @@ class Results:
         """Adds a picture of (height, width) `size`."""
         number = len(self.images) + 1
         self.images.append({"id": number, "file_name": file, "height": size[0], "width": size[1]})
-        masks = objects.masks
-        coded = (
-            [None] * len(objects.boxes) if masks is None else map(detection_scores.encode, masks)
-        )
-        for box, cls, value, code in zip(*objects[:3], coded, strict=True):
+        masks = [None] * len(objects.boxes) if objects.masks is None else objects.masks
+        for box, cls, value, mask in zip(*objects[:3], masks, strict=True):
             left, top, right, bottom = box.astype(np.float64).tolist()
+            area = (right - left) * (bottom - top) if mask is None else float(mask.sum())
+            if not area or left >= right or top >= bottom:
+                self.left_out += 1
+                continue
             self.annotations.append(
                 {
                     "id": len(self.annotations) + 1,
                     "image_id": number,
                     "category_id": int(self.numbers[cls]),
                     "bbox": [left, top, right - left, bottom - top],
+                    "area": area,
+                    "iscrowd": 0,
                     "score": float(value),
                 }
-                | ({"segmentation": code} if code else {})
+                | ({} if mask is None else {"segmentation": detection_scores.encode(mask)})
             )
 
-    def write(self, folder: Path) -> Path:
-        """Writes <folder>/predictions.json."""
+    def write(self, folder: Path) -> list[str]:
+        """Writes <folder>/predictions.json; returns what was left out, if anything was."""
         parts = ("images", "annotations", "categories")
         content = {part: getattr(self, part) for part in parts}
         folder.mkdir(parents=True, exist_ok=True)
-        return write_file(folder / "predictions.json", json.dumps(content) + "\n")
+        write_file(folder / "predictions.json", json.dumps(content) + "\n")
+        objects = f"{self.left_out:,} object{'s' * (self.left_out != 1)} without a pixel"
+        return [f"predictions.json is without {objects}."] if self.left_out else []
 
 
 class PictureResults(Results):
     """The same, of what `values` returns."""
 
     def add(self, file: str, values: Mapping[str, Any]) -> None:
-        """Adds a picture."""
+        """Adds a picture; `file` within the folder of all."""
         super().add(file, (values["height"], values["width"]), _objects_of(values))
 
 

@@ -108,9 +108,10 @@ class Legend:
     def add(self, file: str, values: Mapping[str, Any]) -> None:
         """Takes notice of a picture: all have the same legend."""
 
-    def write(self, folder: Path) -> None:
-        """Writes the legend."""
+    def write(self, folder: Path) -> list[str]:
+        """Writes the legend; there is nothing to say about it."""
         save_png(folder / "legend.png", label_colours.legend(self.names))
+        return []
 
 
 def collector(names: Sequence[str], info: Any) -> Legend:

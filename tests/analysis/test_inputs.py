@@ -41,6 +41,24 @@ def test_files_patterns_and_several_of_them(tmp_path):
     assert "c" in names(tmp_path / "two" / "*"), "a pattern takes whatever matches"
 
 
+def test_the_folder_that_names_in_files_are_relative_to(tmp_path, monkeypatch):
+    touch(tmp_path, "one/deep/a.jpg", "two/b.jpg", "here/c.jpg")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def relative(*given):
+        found = inputs.find_inputs([str(value) for value in given])
+        return [path.relative_to(found.root).as_posix() for path in found.named.values()]
+
+    assert relative(tmp_path / "one") == ["deep/a.jpg"], "the folder that was named"
+    assert relative("../one") == ["deep/a.jpg"] and relative("..")[-1] == "two/b.jpg"
+    assert relative(tmp_path / "one" / "deep" / "*.jpg") == ["a.jpg"]
+    assert relative("../one", "../two/b.jpg", "c.jpg") == [
+        "one/deep/a.jpg",
+        "two/b.jpg",
+        "here/c.jpg",
+    ]
+
+
 def test_nothing_to_predict_is_said_for_each_value_at_once(tmp_path):
     touch(tmp_path, "empty/notes.txt", "film/a.MP4", "photo.jpg")
     wrong = [tmp_path / name for name in ("empty", "film", "*.gif", "phot.jpg")]

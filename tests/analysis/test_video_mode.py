@@ -204,18 +204,18 @@ def test_a_detector(tmp_path):
     names = ["clip.txt", "overlays", "predictions.json"]
     assert sorted(p.name for p in written.iterdir()) == names
     coco = json.loads((written / "predictions.json").read_text())
-    names = [f"frame_{i:03d}" for i in range(3)]
+    names = sorted(p.name for p in clip.iterdir())
     assert [(p["file_name"], p["height"], p["width"]) for p in coco["images"]] == [
         (name, *SIZE) for name in names
     ]
     of_frames = [[a for a in coco["annotations"] if a["image_id"] == i] for i in (1, 2, 3)]
     assert all(of_frames), "without objects nothing is compared"
-    boxes = [[a["bbox"] for a in found] for found in of_frames]
-    assert boxes[0] == boxes[1] != boxes[2], "the key frame's objects are copied"
-    for left, top, width, height in sum(boxes, []):
+    pairs = [[(a["bbox"], a["score"]) for a in found] for found in of_frames]
+    assert pairs[0] == pairs[1] != pairs[2], "the key frame's objects are copied"
+    for (left, top, width, height), _ in sum(pairs, []):
         assert 0 <= left <= left + width <= SIZE[1] and 0 <= top <= top + height <= SIZE[0]
     for name in names:
-        with Image.open(written / "overlays" / f"{name}.png") as picture:
+        with Image.open(written / "overlays" / name) as picture:
             assert picture.width == SIZE[1] * (picture.height // SIZE[0])  # enlarged
     text = error_of(workdir, tmp_path / "no", input=clip, label_maps=True)
     assert "--label_maps=True: 'video_detector' finds boxes" in text
