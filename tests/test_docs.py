@@ -131,6 +131,8 @@ def test_links_lead_somewhere():
                 wrong.append(f"{page.relative_to(ROOT)}: {link}: no such file")
             elif anchor and anchor not in slugs(target):
                 wrong.append(f"{page.relative_to(ROOT)}: {link}: no such heading")
+            elif target == page and not anchor:
+                wrong.append(f"{page.relative_to(ROOT)}: {link}: leads to the page that it is on")
     assert not wrong, "\n".join(wrong)
 
 
