@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import models
@@ -226,3 +227,30 @@ def test_names_stand_in_pictures_of_few_objects_only(count):
     assert [t.get_text() for t in axes.texts] == ["cell 90"] * (
         count if count <= detection_panels.NAMED else 0
     )
+
+
+@pytest.mark.parametrize("width", [20, 3], ids=["moved", "cut"])
+def test_names_stay_in_their_picture(width):
+    boxes = np.float32([[[width - 1, 0, width, 4], [0, 10, 2, 20]]])
+    rows = dict(
+        boxes=boxes,
+        classes=np.zeros((1, 2), np.int32),
+        scores=np.full((1, 2), 0.9, np.float32),
+        valid=np.ones((1, 2), bool),
+        true_boxes=boxes,
+        true_valid=np.zeros((1, 2), bool),
+    )
+    figure = Figure(figsize=(6, 3), dpi=50)
+    canvas, axes = FigureCanvasAgg(figure), figure.add_axes((0.3, 0.1, 0.4, 0.8))
+    axes.axis("off")
+    image, own = np.zeros((20, width, 3), np.uint8), SimpleNamespace(shown_score=0.5, masks=False)
+    detection_panels.draw_picture(axes, image, rows, 0, np.ones(4), ["a long name of it"], own)
+    canvas.draw()
+    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+    frame = axes.get_window_extent()
+    left, right = int(frame.x0) - 1, int(frame.x1) + 2
+    top = len(pixels) - int(frame.y1) - 2
+    assert (pixels[:, :left] == 255).all() and (pixels[:, right:] == 255).all()
+    assert (pixels[:top] == 255).all()
+    inside = pixels[top + 2 : top + 30, left + 2 : right - 2]
+    assert (inside.max(2) > 90).any(), "the name is there"

@@ -10,8 +10,11 @@ import contextlib
 import functools
 
 import matplotlib
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.font_manager import FontProperties, fontManager, get_font
+from matplotlib.text import Text
+from matplotlib.transforms import Affine2D
 
 from lambdanet.drawing.names import escape, visible
 
@@ -34,6 +37,24 @@ FALLBACK_FONTS = (
     "Noto Sans Thai",
     "Unifont",
 )
+
+
+class InsideText(Text):
+    """Text that stays within its axes: it is moved as it is drawn, for only then its place in
+    pixels is known; what is larger than the axes is cut at their border.
+    """
+
+    def draw(self, renderer: RendererBase) -> None:
+        """Draws it where it is inside, its left end and its top rather than the others."""
+        if self.axes is None:
+            return super().draw(renderer)
+        frame, own = self.axes.get_window_extent(renderer), self.get_window_extent(renderer)
+        right = max(min(0.0, frame.x1 - own.x1), frame.x0 - own.x0)
+        up = min(max(0.0, frame.y0 - own.y0), frame.y1 - own.y1)
+        before = self.get_transform()
+        self.set_transform(before + Affine2D().translate(right, up))
+        super().draw(renderer)
+        self.set_transform(before)
 
 
 DPI = 110

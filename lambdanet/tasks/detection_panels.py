@@ -12,7 +12,7 @@ from matplotlib.figure import SubFigure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from lambdanet.analysis.figure_text import figure_text
+from lambdanet.analysis.figure_text import InsideText, figure_text
 from lambdanet.analysis.text import markdown_table, markdown_text
 from lambdanet.data.paste_masks import PastedMasks
 from lambdanet.data.record import DataInfo
@@ -167,8 +167,8 @@ def draw_picture(
     names: Sequence[str],
     own: Any,
 ) -> None:
-    """Draws record i of the rows on its picture; with name and score unless there are more than
-    `NAMED` objects.
+    """Draws record i of the rows on its picture; with name and score, inside of it, unless there
+    are more than `NAMED` objects.
 
     Args:
         axes: where.
@@ -204,10 +204,12 @@ def draw_picture(
             continue
         text = f"{figure_text(names[number], NAME_WIDTH, size=8)} {100 * score:.0f}"
         light = tuple(0.35 + 0.65 * part for part in to_rgb(colour))
-        axes.text(
+        name = InsideText(
             box[0], box[1], text, fontsize=8, fontweight="bold", color=light, va="bottom",
-            path_effects=outline, clip_on=False,
+            path_effects=outline,
         )  # fmt: skip
+        name.set_in_layout(False)
+        axes.add_artist(name)
 
 
 def _rectangle(box: np.ndarray, colour: Any, width: float, style: str) -> Rectangle:
