@@ -127,7 +127,7 @@ def load_subject(
 
     graphdef = state_lib.views(build_model)[1]
     if found and info is not tasks.UNKNOWN:
-        say_order(found, info)
+        say_order(found, info, nnx.eval_shape(build_model))
     source = (workdir, found, step, average, models.closest_model)
     return Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
 

@@ -70,9 +70,12 @@ class Subject:
     @property
     def known_info(self) -> data.DataInfo:
         """What the task found in the data or the run keeps of it; without classes if nothing is
-        known.
+        known, but with the numbers by which the model has its outputs, if it does.
         """
-        return data.DataInfo({}, ()) if self.info is tasks.UNKNOWN else self.info
+        if self.info is not tasks.UNKNOWN:
+            return self.info
+        numbers = getattr(nnx.eval_shape(self.build), "class_numbers", ())
+        return data.DataInfo({}, (), tuple(numbers))
 
     def class_names(self) -> tuple[list[str], list[str]]:
         """Returns a name for every class of the model, and what there is to say about them."""
@@ -194,16 +197,20 @@ def find_info(
     return found, options
 
 
-def say_order(source: sources.Source, info: data.DataInfo) -> None:
+def say_order(source: sources.Source, info: data.DataInfo, model: nnx.Module) -> None:
     """Says so where weights name no classes, as those of PyTorch do not: their outputs are taken in
-    the order of the data's classes.
+    the order of the data's classes, or by their numbers where the model has them by numbers.
     """
     if source.is_run or DATA_ENTRY in files.read_metadata(source.path) or not info.classes:
         return
-    first = ", ".join(info.classes[:3])
+    shown, how = info.classes[:3], "in the order of the data's"
+    if getattr(model, "class_outputs", None) is not None:
+        numbers = info.numbers(len(info.classes))
+        shown = [f"{number} {name}" for number, name in zip(numbers, shown, strict=False)]
+        how = "by the numbers of the data's"
     say(
-        f"The weights of {source} do not name their classes: outputs are taken in the order of the "
-        f"data's, {first}{', ...' if len(info.classes) > 3 else ''}"
+        f"The weights of {source} do not name their classes: outputs are taken {how}, "
+        f"{', '.join(shown)}{', ...' if len(info.classes) > 3 else ''}"
     )
 
 

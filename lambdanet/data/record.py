@@ -25,8 +25,11 @@ class DataInfo:
     class_weights: tuple[float, ...] = ()
 
     def names(self, count: int) -> list[str]:
-        """Returns a name for each of `count` classes, 'class 7' where the data has none."""
-        return [*self.classes, *(f"class {i}" for i in range(len(self.classes), count))][:count]
+        """Returns a name for each of `count` classes; where the data has none 'class 7', by its
+        original number if that is known, else by its place from 0 on.
+        """
+        known = [*self.class_ids, *range(len(self.class_ids), count)]
+        return [*self.classes, *(f"class {i}" for i in known[len(self.classes) :])][:count]
 
     def numbers(self, count: int) -> list[int]:
         """Returns the number that files have for each of `count` classes: that of the set's origin,

@@ -63,7 +63,8 @@ def read(builder: Any) -> DataInfo:
 
 
 def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
-    """Returns the number of classes: that of the data, unless the model's section asks for more.
+    """Returns the number of classes: that of the data, unless the model's section asks for more;
+    then also their numbers, by which torchvision's detectors have their outputs.
 
     Raises:
         ValueError: the model's section has fewer classes than the data, or masks are asked for
@@ -79,7 +80,9 @@ def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
         )
     if wanted is not None and wanted < known:
         raise ValueError(f"model.num_classes={wanted}, but the data has {known} classes")
-    return {"num_classes": known if wanted is None else wanted}
+    if wanted in (None, known):
+        return {"num_classes": known}
+    return {"num_classes": wanted, "class_numbers": tuple(info.numbers(known))}
 
 
 def check_data(info: DataInfo, config: Any) -> None:

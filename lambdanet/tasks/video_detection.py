@@ -63,7 +63,7 @@ def read(builder: Any) -> DataInfo:
 
 def model_options(info: DataInfo, config: Any) -> dict[str, Any]:
     """Returns the number of classes, as in detection."""
-    return detection.model_options(info, config)
+    return {"num_classes": detection.model_options(info, config)["num_classes"]}
 
 
 def check_data(info: DataInfo, config: Any) -> None:

@@ -93,7 +93,8 @@ def read_weights(
         model: the model, abstract will do; says for which maps and windows its tables are, gives
             its `torch_names` for files with PyTorch's names, may say by `backbone_path` that its
             backbone lies elsewhere than at 'backbone', and may fit arrays of a network of another
-            form by `fit_array`: a network of clips inflates kernels of images.
+            form by `fit_array`: a network of clips inflates kernels of images; its `head_advice` is
+            said where all fits but what depends on the classes.
         params: its parameters, arrays or shapes; gives names, shapes and dtypes.
         stats: its batch-norm statistics, likewise.
         head: 'load', or what to keep of `params` and `stats`: 'new', the classifier, whatever the
@@ -140,6 +141,8 @@ def read_weights(
                     f"  This file fits with --config.train.init_head={other}, which {taken} (in "
                     f"Python: create_model(..., pretrained_head={other!r}))."
                 )
+                if other == "new" and (said := getattr(model, "head_advice", "")):
+                    advice += f"\n  {said}"
                 raise NameMappingError(f"{error}\n{advice}") from error
         if isinstance(error, NameMappingError) and (said := _is_of(stored, closest)):
             raise NameMappingError(f"{error}\n  {said}") from error

@@ -7,11 +7,13 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.interop.names import Rule
 from lambdanet.layers import FeaturePyramid
+from lambdanet.registry import show
 
 from ..backbone import check_images, summary_row
 from ..backbone_spec import backbone_options, backbone_tables
@@ -20,6 +22,8 @@ from . import names
 from .parts import Sizes
 
 Spec = str | Mapping[str, Any]
+LAST_OF_COCO = 90
+"""The largest number of its categories."""
 Losses = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 """Name -> (sum, weight)."""
 
@@ -27,7 +31,7 @@ Losses = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]
 class Detector(nnx.Module):
     """Base of the detectors: pictures -> levels of a pyramid.
 
-    A subclass sets `num_classes` and `classifier`, and has
+    A subclass calls `set_classes`, sets `classifier`, and has
 
         losses(images, image_shapes, targets, *, rngs) -> {name: (sum, weight)}
         detect(images, image_shapes, *, rngs=None) -> {'boxes', 'scores', 'classes', 'valid', and
@@ -56,6 +60,10 @@ class Detector(nnx.Module):
         classifier: paths of the layers that depend on the classes.
         has_masks: whether `detect` gives masks.
         strides: of every level.
+        num_outputs: classes that the layers have.
+        num_classes: classes from outside, in targets and detections.
+        class_outputs: the output of each of them; None: the first has the first, and so on.
+        class_numbers: that the set's origin gives them, as far as the model knows; () for nothing.
     """
 
     classifier: ClassVar[tuple[str, ...]] = ()
@@ -103,6 +111,72 @@ class Detector(nnx.Module):
         while len(strides) < num_levels:
             strides.append(2 * strides[-1])
         self.strides, self.num_maps = tuple(strides), len(info) - first_stage + 1
+
+    def set_classes(
+        self, outputs: int, numbered_from: int | None, class_numbers: tuple[int, ...] | None
+    ) -> None:
+        """Sets which class has which output; see the arguments `num_classes`, `numbered_from` and
+        `class_numbers` of a detector.
+
+        Raises:
+            ValueError: a class whose number no output has, or two with one number.
+        """
+        self.num_outputs = self.num_classes = outputs
+        self.numbered_from = numbered_from
+        self.class_outputs, self.class_numbers = None, ()
+        if numbered_from is None:
+            return
+        last = numbered_from + outputs - 1
+        if class_numbers is None or len(class_numbers) == outputs:
+            self.class_numbers = tuple(range(numbered_from, last + 1))
+            return
+        wrong = [n for n in class_numbers if not numbered_from <= n <= last]
+        if wrong or len(set(class_numbers)) < len(class_numbers):
+            raise ValueError(
+                f"class_numbers is {show(class_numbers)}; allowed: different numbers from "
+                f"{numbered_from} to {last}, which its {outputs} outputs stand for; leave "
+                f"num_classes={outputs} out, and the model has an output for each of the "
+                f"{len(class_numbers)} classes of the data"
+            )
+        self.num_classes, self.class_numbers = len(class_numbers), class_numbers
+        self.class_outputs = tuple(n - numbered_from for n in class_numbers)
+
+    @property
+    def head_advice(self) -> str:
+        """What helps with a file of which all fits but the layers of the classes; '' = nothing."""
+        if self.numbered_from is None:
+            return ""
+        return (
+            "If it is of torchvision: its outputs go by the numbers of COCO's categories, which "
+            f"--config.model.num_classes={LAST_OF_COCO + 1 - self.numbered_from} takes by the "
+            "numbers of the data's classes."
+        )
+
+    def of_outputs(self, targets: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns targets with outputs in the place of classes."""
+        if self.class_outputs is None:
+            return dict(targets)
+        outputs = jnp.asarray(self.class_outputs, jnp.int32)
+        return {**targets, "classes": outputs[targets["classes"]]}
+
+    def of_classes(self, found: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        """Returns detections with classes in the place of outputs; those whose output is no class
+        are not valid, and go behind the others.
+        """
+        if self.class_outputs is None:
+            return dict(found)
+        table = np.full(self.num_outputs, -1, np.int32)
+        table[list(self.class_outputs)] = np.arange(len(self.class_outputs))
+        classes = jnp.asarray(table)[found["classes"]]
+        valid = found["valid"] & (classes >= 0)
+        order = jnp.argsort(~valid, axis=1, stable=True)
+
+        def kept(x: jax.Array) -> jax.Array:
+            there = valid.reshape(*valid.shape, *(1,) * (x.ndim - 2))
+            places = order.reshape(*order.shape, *(1,) * (x.ndim - 2))
+            return jnp.take_along_axis(jnp.where(there, x, jnp.zeros_like(x)), places, axis=1)
+
+        return {name: kept(x) for name, x in {**found, "classes": classes, "valid": valid}.items()}
 
     def features(
         self, x: Float[Array, "b h w c"], *, rngs: nnx.Rngs | None = None

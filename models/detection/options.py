@@ -147,6 +147,7 @@ def _common(options: Mapping[str, Any], wrong: bool) -> list[str]:
         problems.append(
             f"box_stds is {show(stds)}; allowed: four numbers from {LEAST_STD:g} to {MOST_STD:g}"
         )
+    problems += _numbers(options)
     for name, most in LARGEST.items():
         value = options.get(name)
         given = value if isinstance(value, tuple) else (value,)
@@ -183,6 +184,18 @@ def backbone_depth(spec: Any, given: Mapping[str, Any]) -> int | None:
     name, own = backbone_options(spec, given)
     blocks = getattr(model_builder(name, **own), "keywords", {}).get("blocks")
     return len(blocks) if isinstance(blocks, tuple) else None
+
+
+def _numbers(options: Mapping[str, Any]) -> list[str]:
+    """Problems of what says which output is which class."""
+    problems = []
+    first, numbers = options["numbered_from"], options["class_numbers"]
+    if first is not None and first not in (0, 1) or isinstance(first, (bool, float)):
+        problems.append(f"numbered_from is {show(first)}; allowed: None, 0, 1")
+    whole = isinstance(numbers, tuple) and all(type(number) is int for number in numbers)
+    if numbers is not None and not (whole and numbers):
+        problems.append(f"class_numbers is {show(numbers)}; allowed: None, or whole numbers")
+    return problems
 
 
 def _all_between(values: Any, low: float, high: float) -> bool:

@@ -50,8 +50,8 @@ def _mmdetection() -> None:
 
 
 def _torchvision() -> None:
-    """Labels of torchvision's RetinaNet are its outputs, of which the first is never used; those of
-    its R-CNNs are one more than our classes.
+    """Labels are the numbers of COCO's categories, 1 to 90 with gaps: of torchvision's RetinaNet
+    they are its outputs, of which the first is never used, of its R-CNNs one more than our outputs.
     """
     common = dict(
         backbone="resnet50",
@@ -68,6 +68,7 @@ def _torchvision() -> None:
         loss_average="image",
         max_detections=300,
         num_classes=91,
+        numbered_from=0,
         **common,
     )
     for name, masks in (("faster_rcnn", False), ("mask_rcnn", True)):
@@ -83,6 +84,7 @@ def _torchvision() -> None:
             background="first",
             mask_target="soft",
             num_classes=90,
+            numbered_from=1,
             **common,
         )
 

@@ -93,6 +93,10 @@ class RCNN(Detector):
         nms_threshold: overlap above which the lower score of the same class is suppressed.
         max_detections: per picture.
         num_classes: classes, without the background.
+        numbered_from: where outputs go by the numbers that the set's origin gives its classes, as
+            torchvision's do for COCO: that of the first; None: by the order of the classes.
+        class_numbers: numbers of the data's classes, which outputs that go by numbers and are not
+            as many are taken by; None: outputs are the classes.
         in_channels: channels of the image.
         image_size: (height, width) of the canvas in training; read by what is tied to a map size.
         remat: of the backbone; recompute activations in the backward pass.
@@ -158,6 +162,8 @@ class RCNN(Detector):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         num_classes: int = 80,
+        numbered_from: int | None = None,
+        class_numbers: tuple[int, ...] | None = None,
         in_channels: int = 3,
         image_size: tuple[int, int] = (800, 1344),
         remat: str = "none",
@@ -181,7 +187,8 @@ class RCNN(Detector):
             rngs=rngs,
         )
         stored = dict(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(param_dtype), rngs=rngs)
-        self.num_classes, self.has_masks = num_classes, masks
+        self.set_classes(num_classes, numbered_from, class_numbers)
+        self.has_masks = masks
         self.first = int(background == "first")  # outputs before that of the first class
         anchors = Anchors(
             anchor_style,
@@ -272,7 +279,7 @@ class RCNN(Detector):
         key: jax.Array,
     ) -> Losses:
         """Returns the losses of levels; see `Detector`."""
-        keys = jax.random.split(key, (2, len(image_shapes)))
+        keys, targets = jax.random.split(key, (2, len(image_shapes))), self.of_outputs(targets)
         logits, deltas = self.rpn(levels)
         anchors = self._anchors(levels, canvas)
         found = self.rpn.losses(logits, deltas, anchors, image_shapes, targets, keys[0])
@@ -287,7 +294,7 @@ class RCNN(Detector):
     def _box_losses(self, levels, drawn, classes, objects):
         """'classification' and 'box' of the proposals that are drawn."""
         logits, deltas = self.box_head(self._regions(levels, drawn.boxes, self.box_size))
-        outside = 0 if self.first else self.num_classes
+        outside = 0 if self.first else self.num_outputs
         wanted = jnp.where(drawn.positive, classes + self.first, outside)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, wanted)
         own = regions.of_class(jnp.swapaxes(deltas, -1, -2), classes + self.first)
@@ -368,7 +375,7 @@ class RCNN(Detector):
         )._asdict()
         if self.mask_head is not None:
             found["masks"] = self._masks(levels, found)
-        return found
+        return self.of_classes(found)
 
     def _masks(self, levels, found):
         """The masks of detections, for their own classes."""

@@ -141,6 +141,10 @@ class RetinaNet(Detector):
         nms_threshold: overlap above which the lower score of the same class is suppressed.
         max_detections: per picture.
         num_classes: classes.
+        numbered_from: where outputs go by the numbers that the set's origin gives its classes, as
+            torchvision's do for COCO: that of the first; None: by the order of the classes.
+        class_numbers: numbers of the data's classes, which outputs that go by numbers and are not
+            as many are taken by; None: outputs are the classes.
         in_channels: channels of the image.
         image_size: (height, width) of the canvas in training; read by what is tied to a map size.
         remat: of the backbone; recompute activations in the backward pass.
@@ -190,6 +194,8 @@ class RetinaNet(Detector):
         nms_threshold: float = 0.5,
         max_detections: int = 100,
         num_classes: int = 80,
+        numbered_from: int | None = None,
+        class_numbers: tuple[int, ...] | None = None,
         in_channels: int = 3,
         image_size: tuple[int, int] = (800, 1344),
         remat: str = "none",
@@ -212,7 +218,7 @@ class RetinaNet(Detector):
             param_dtype=param_dtype,
             rngs=rngs,
         )
-        self.num_classes = num_classes
+        self.set_classes(num_classes, numbered_from, class_numbers)
         self.anchors = Anchors(
             anchor_style,
             anchor_scale,
@@ -269,6 +275,7 @@ class RetinaNet(Detector):
         key: jax.Array | None = None,
     ) -> Losses:
         """Returns the losses of levels; see `Detector`. It draws no samples."""
+        targets = self.of_outputs(targets)
         logits, deltas = (jnp.concatenate(one, axis=1) for one in self.head(levels))
         anchors = np.concatenate(self._anchors(levels, canvas))
         sums = jax.vmap(lambda *one: self._sums(anchors, *one))(
@@ -293,7 +300,7 @@ class RetinaNet(Detector):
         found = self.anchors.assign(anchors, image_shape, boxes, valid, crowd)
         positive = found.label == 1
         alpha, gamma = self.focal
-        wanted = jax.nn.one_hot(classes[found.index], self.num_classes) * positive[:, None]
+        wanted = jax.nn.one_hot(classes[found.index], self.num_outputs) * positive[:, None]
         focal = sigmoid_focal_loss(logits, wanted, alpha=alpha, gamma=gamma)
         classification = jnp.sum(jnp.where((found.label >= 0)[:, None], focal, 0.0))
         # where nothing is to be found, an anchor's own box has no error that could overflow
@@ -333,7 +340,7 @@ class RetinaNet(Detector):
         logits, deltas = self.head(levels)
         anchors = self._anchors(levels, canvas)
         found = jax.vmap(lambda *one: self._detect_one(anchors, *one))(logits, deltas, image_shapes)
-        return found._asdict()
+        return self.of_classes(found._asdict())
 
     def _detect_one(self, anchors, logits, deltas, image_shape) -> Selected:
         """What is found in one picture; lists of levels without the axis of the batch."""
@@ -346,11 +353,11 @@ class RetinaNet(Detector):
             _, places = jax.lax.top_k(jnp.max(level_logits, axis=1), count)
             pairs = level_logits[places].reshape(-1)
             best, index = jax.lax.top_k(pairs, min(self.candidates, len(pairs)))
-            own = places[index // self.num_classes]
+            own = places[index // self.num_outputs]
             found = self.coder.decode(level_deltas[own], jnp.asarray(level)[own])
             boxes.append(clip_boxes(found, image_shape))
             scores.append(jax.nn.sigmoid(best))
-            classes.append((index % self.num_classes).astype(jnp.int32))
+            classes.append((index % self.num_outputs).astype(jnp.int32))
             valid.append(scores[-1] > self.score_threshold)
         boxes, scores, classes, valid = map(jnp.concatenate, (boxes, scores, classes, valid))
         _, order = jax.lax.top_k(jnp.where(valid, scores, -1.0), min(self.before_nms, len(scores)))

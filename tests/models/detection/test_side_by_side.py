@@ -114,7 +114,10 @@ def test_detections(name, tmp_path):
             return nnx.merge(evaluation, params, stats).detect(images, shapes)
 
     found = jax.tree.map(np.asarray, run(ours(images), jnp.asarray(SIZES, jnp.int32)))
+    model = nnx.merge(evaluation, params, stats)
     background = 0 if name == "retinanet" else 1  # a class of its own among their labels
+    labels = np.arange(model.num_outputs) + background
+    np.testing.assert_array_equal(model.class_numbers, labels)
     for index, expected in enumerate(theirs):
         mine = {key: value[index][found["valid"][index]] for key, value in found.items()}
         scores = expected["scores"].numpy()
