@@ -312,12 +312,31 @@ def frames_of(name: str) -> int:
     return registry.lookup(name)[1].get("frames", registry.parameters(name)["frames"].default)
 
 
+VIDEO_RECIPES = {
+    "video_segmenter": "configs/own_videos.py and configs/moving_digits.py:propagate train",
+    "video_detector": "configs/moving_digits.py:detect trains",
+}
+"""Networks of videos, and who trains them: the checks of segmenters and detectors name it."""
+
+
 def _check_kind(name: str, method: str) -> str:
+    """Returns the name of a preset whose network has that method; raises ValueError with all of
+    them.
+    """
     from models import registry  # here, so that reading a config alone starts no JAX
 
-    check_argument(
-        name, (n for n in registry.names("*_*") if hasattr(registry.lookup(n)[0], method))
-    )
+    of_kind = {n: registry.lookup(n)[1] for n in registry.names()
+               if hasattr(registry.lookup(n)[0], method)}  # fmt: skip
+    # a detector or segmenter without a backbone is the network itself, and no preset of it
+    presets = [
+        n for n, preset in of_kind.items() if method == "takes_clips" or "backbone" in preset
+    ]
+    if name in of_kind and name not in presets:
+        reason = "it names no backbone, which a preset does"
+        if name in VIDEO_RECIPES:
+            reason = f"a network of videos, which {VIDEO_RECIPES[name]}"
+        raise ValueError(f"argument {name!r}: {reason}; allowed: {', '.join(presets)}")
+    check_argument(name, presets)
     return name
 
 

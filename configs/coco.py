@@ -7,8 +7,8 @@
     python eval.py --mode=accuracy --workdir=runs/coco
 
 Argument: 'DETECTOR,BACKBONE': 'mask_rcnn,resnet50' (default), a preset of models/detection
-(`python eval.py --mode=describe --name='mask_rcnn_*'`); then ',3x' for the long schedule; ',smoke'
-as last part runs ten steps on synthetic images.
+(`python eval.py --mode=describe --name='mask_rcnn_*'`); 'DETECTOR' alone is that on resnet50; then
+',3x' for the long schedule; ',smoke' as last part runs ten steps on synthetic images.
 
 DIR is a prepared set, or for boxes alone TFDS's `coco` as it is. The backbone's weights are
 train.init_weights (with init_head='backbone' a file of the backbone alone); from random ones nobody
@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 from configs import base
 
 TRAIN_IMAGES = 118_287
+DETECTORS = ("retinanet", "faster_rcnn", "mask_rcnn")
 SCHEDULES = {"1x": (12.0, (8, 11)), "3x": (36.0, (27, 33))}
 """Epochs in all, and those after which the rate falls."""
 FROZEN = (r"backbone/(stem|stages/0)/.*", r"backbone/.*/(mean|var)")
@@ -46,7 +47,8 @@ def get_config(arg: str = "mask_rcnn,resnet50") -> ConfigDict:
     *parts, last = (rest or "mask_rcnn,resnet50").split(",")
     schedule = last if last in SCHEDULES else "1x"
     parts = parts if last in SCHEDULES else [*parts, last]
-    parts = parts or ["mask_rcnn", "resnet50"]
+    parts = parts or ["mask_rcnn"]
+    parts += ["resnet50"] * (parts[0] in DETECTORS and len(parts) == 1)
     config = base.get_config()
     config.task = "detection"
     name = "_".join(parts)
