@@ -40,6 +40,7 @@ from lambdanet.training.advice import tell_advice
 from lambdanet.training.continuing import check_continues
 from lambdanet.training.run_lock import hold as hold_workdir
 from lambdanet.training.start_up import join_cluster, leave, prepare_cpu, use_compilation_cache
+from models import pretrained
 
 
 def run(
@@ -174,7 +175,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))
-        tell_advice(log.message, config, abstract_model, total_steps, **held)
+        said = dict(begins=not start, published=pretrained.normalisation)
+        tell_advice(log.message, config, abstract_model, total_steps, **said, **held)
         while True:
             # Several processes agree on a signal every log_every steps, as it takes a round trip.
             asked = process["process_count"] == 1 or step % train.log_every == 0

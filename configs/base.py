@@ -340,6 +340,14 @@ def _check_kind(name: str, method: str) -> str:
     return name
 
 
+def backbone_of(name: str) -> str:
+    """Returns the name of the backbone of a preset of models/segmentation or models/detection."""
+    from models import registry
+
+    backbone = registry.lookup(name)[1]["backbone"]
+    return backbone if isinstance(backbone, str) else backbone["name"]
+
+
 def uses_masks(name: str) -> bool:
     """Returns whether a detector learns masks, by its preset."""
     from models import registry

@@ -11,10 +11,12 @@ Argument: a model, then the task: 'NAME', 'NAME,segmentation' or 'NAME,detection
 Where public weights of NAME are on the hub (`python -m models --pretrained`; `pip install
 'lambdanet[hub]'`), classification starts from them, and pictures are prepared as they were for
 them. Every other start names a SOURCE: the workdir of a run, a file (what `python eval.py
---mode=export` writes, or a PyTorch checkpoint), a folder, or another repository, with
-data.image_size, mean and std of its pre-training: 224 x 224 and ImageNet's by default. In
-classification all but the classifier is taken (train.init_head='new'), in the other tasks the
-backbone ('backbone'); to go on with a segmenter or detector of other classes set
+--mode=export` writes, or a PyTorch checkpoint), a folder, or another repository. Set data.mean and
+data.std to those of its pre-training: ImageNet's by default, in every task (a run, or what it
+exports, knows its own, and training warns where they differ). Pictures have 224 x 224 by default,
+windows of segmentation 128 x 128, and for detection pictures are fitted into 192 x 192:
+data.image_size. In classification all but the classifier is taken (train.init_head='new'), in the
+other tasks the backbone ('backbone'); to go on with a segmenter or detector of other classes set
 --config.train.init_head=new.
 
 Numbers: our own, for some hundred to some ten thousand pictures; docs/fine-tuning.md says what of
@@ -52,6 +54,9 @@ def get_config(arg: str = "resnet50") -> ConfigDict:
         config.train.batch_size = 32
     else:
         config = (own_masks if task == "segmentation" else own_objects).get_config(name)
+        public = pretrained.TABLE.get(base.backbone_of(name))
+        of_imagenet = pretrained.MEAN, pretrained.STD
+        config.data.mean, config.data.std = (public.mean, public.std) if public else of_imagenet
         config.train.steps, config.train.eval_every, config.train.save_every = 0, 1.0, 1.0
     optim, train = config.optim, config.train
     optim.lr, optim.warmup_epochs, optim.clip_norm = 5e-4, 1.0, 1.0

@@ -6,8 +6,9 @@
     python eval.py --mode=predict --workdir=runs/masks --input=FOLDER
 
 Argument: a preset of models/segmentation ('small_semantic_fpn' by default; `python eval.py
---mode=describe --name='small_*'`, or 'upernet_swin_tiny' with train.init_weights); ',smoke' as last
-part runs ten steps on synthetic images.
+--mode=describe --name='small_*'`, or 'upernet_swin_tiny' with train.init_weights and the data.mean
+and data.std of these weights, which configs/finetune.py sets to ImageNet's); ',smoke' as last part
+runs ten steps on synthetic images.
 
 The classes are those of SET. Training sees windows of 128 x 128. What to set, by your pictures:
     data.scale_base            the short side to resize them to, 0 = as they are: so that one window

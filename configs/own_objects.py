@@ -7,7 +7,8 @@
 
 Argument: a preset of models/detection ('small_retinanet' by default; 'small_mask_rcnn' for masks;
 `python eval.py --mode=describe --name='small_*'`, or 'mask_rcnn_swin_tiny' with
-train.init_weights); ',smoke' as last part runs ten steps on synthetic images.
+train.init_weights and the data.mean and data.std of these weights, which configs/finetune.py sets
+to ImageNet's); ',smoke' as last part runs ten steps on synthetic images.
 
 The classes are those of SET. Pictures are fitted into 192 x 192. What to set, by your pictures:
     data.image_size            so large that the smallest objects have 8 pixels or more

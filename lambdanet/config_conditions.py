@@ -17,6 +17,7 @@ Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
 BOXES = ("detection", "video_detection")
 """Tasks of objects."""
 _BOTH = " and ".join(map(repr, BOXES))
+_SOURCE = "--config.train.init_weights=SOURCE (a file, the workdir of a run, hf:OWNER/NAME)"
 
 
 def best_metrics(task: str) -> tuple[str, ...]:
@@ -206,12 +207,14 @@ START: tuple[Condition, ...] = (
     (
         ("train.init_head", "train.init_weights"),
         lambda c: c.train.init_head == "load" or bool(c.train.init_weights),
-        "init_head chooses what is taken of init_weights: name some, or set init_head to 'load'",
+        f"init_head chooses what is taken of init_weights: name some by {_SOURCE}, or set "
+        "init_head to 'load'",
     ),
     (
         ("optim.frozen_epochs", "train.init_weights"),
         lambda c: not c.optim.frozen_epochs or bool(c.train.init_weights),
-        "frozen_epochs holds what init_weights has brought: name one, or set frozen_epochs to 0",
+        f"frozen_epochs holds what init_weights has brought: name some by {_SOURCE}, or set "
+        "frozen_epochs to 0",
     ),
     (
         ("train.init_average", "train.init_weights"),

@@ -300,6 +300,17 @@ def source_of(name: str) -> str:
     return found.source
 
 
+def normalisation(source: str) -> dict[str, tuple[float, ...]]:
+    """Returns `mean` and `std` of the pictures of a source of public weights, 'hf:OWNER/NAME'; {}
+    for one that is not in the table.
+    """
+    named = source.partition("@")[0]
+    for found in TABLE.values():
+        if found.on_hub and (named == found.source or named.startswith(f"{found.source}/")):
+            return {"mean": found.mean, "std": found.std}
+    return {}
+
+
 def preprocessing(name: str) -> dict[str, Any]:
     """Returns how pictures are prepared for the public weights of a model: values of the config's
     section `data`, by key.

@@ -201,6 +201,7 @@ def test_exported_weights_are_a_weights_file(workdir, tmp_path, capsys):
     own = run("accuracy", tmp_path, workdir=workdir)["live"]
     file = tmp_path / "model.safetensors"
     told = {k: v for k, v in files.read_metadata(file).items() if k != "data"}
+    assert files.normalisation_of(told) == {"mean": (0.5,), "std": (0.5,)}
     files.save_safetensors(file, files.load_safetensors(file), told)
     capsys.readouterr()
     read = run("accuracy", tmp_path, workdir=workdir, weights=file)

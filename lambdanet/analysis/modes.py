@@ -144,7 +144,8 @@ def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
     plain = options | config_lib.to_plain(subject.config.model)
     plain["image_size"] = plain.get("image_size", subject.image_shape[-3:-1])
     abstract = nnx.eval_shape(subject.build)
-    metadata = files.export_metadata(plain, grids_of(abstract))
+    seen = {"mean": subject.config.data.mean, "std": subject.config.data.std}
+    metadata = files.export_metadata(plain, grids_of(abstract), seen)
     if known:
         metadata[DATA_ENTRY] = json.dumps(info_file.to_plain(subject.info))
     path = folder / "model.safetensors"

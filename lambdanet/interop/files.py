@@ -42,6 +42,7 @@ __all__ = [
     "load_safetensors",
     "load_torch",
     "model_of",
+    "normalisation_of",
     "read_metadata",
     "read_state",
     "save_npz",
@@ -61,10 +62,13 @@ OWN_TABLE = "lambdanet"  # name of the table of such names among a model's table
 
 
 def export_metadata(
-    model: Mapping[str, Any], grids: Mapping[str, grids_lib.Grid] | None = None
+    model: Mapping[str, Any],
+    grids: Mapping[str, grids_lib.Grid] | None = None,
+    normalisation: Mapping[str, Sequence[float]] | None = None,
 ) -> dict[str, str]:
     """Metadata of a file with our layout: the model's name and options as JSON, the maps and
-    windows that its tables of positions are for (`grids.grids_of`), the layout, and who wrote it.
+    windows that its tables of positions are for (`grids.grids_of`), the `mean` and `std` that its
+    pictures were normalised by, the layout, and who wrote it.
     """
     metadata = {
         "layout": LAYOUT,
@@ -72,12 +76,37 @@ def export_metadata(
         "version": lambdanet.__version__,
         "model": json.dumps(dict(model), sort_keys=True),
     }
+    if normalisation:
+        kept = {name: list(map(float, values)) for name, values in normalisation.items()}
+        metadata["normalisation"] = json.dumps(kept)
     return metadata | ({"grids": grids_lib.to_metadata(grids)} if grids else {})
 
 
 def model_of(metadata: Mapping[str, str]) -> dict[str, Any]:
     """The model's name and options that `export_metadata` stored; {} where the file has none."""
     return _mapping(metadata.get("model", "{}"), "the file's metadata 'model'")
+
+
+def normalisation_of(metadata: Mapping[str, str]) -> dict[str, tuple[float, ...]]:
+    """The `mean` and `std` that `export_metadata` stored; {} where the file has none, or is not
+    ours.
+
+    Raises:
+        WeightsFileError: they are not one or three numbers.
+    """
+    if metadata.get("layout") != LAYOUT or "normalisation" not in metadata:
+        return {}
+    what = "the file's metadata 'normalisation'"
+    stored = _mapping(metadata["normalisation"], what)
+    try:
+        found = {name: tuple(map(float, stored[name])) for name in ("mean", "std")}
+    except (KeyError, TypeError, ValueError):
+        found = {}
+    if not found or not all(len(values) in (1, 3) for values in found.values()):
+        raise WeightsFileError(
+            f"{what} is {brief(str(stored))}; it needs 'mean' and 'std', one or three numbers each"
+        )
+    return found
 
 
 def known_grids(metadata: Mapping[str, str]) -> grids_lib.Known:

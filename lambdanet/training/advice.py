@@ -6,16 +6,20 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from flax import nnx
 
-from lambdanet.training import layer_groups, optimizer
+from lambdanet.training import layer_groups, optimizer, weights
 from lambdanet.training.state import split_model
 
 LEFT = 0.1  # share of the initial statistics that may be left at the end of a run
 USUAL = 0.9  # a run that is too short for this momentum is a trial
+
+Published = Callable[[str], Mapping[str, Sequence[float]]]
+"""A source of weights -> `mean` and `std` of its pictures; {} where they are not known."""
 
 
 def tell_advice(
@@ -24,17 +28,21 @@ def tell_advice(
     model: nnx.Module,
     total_steps: int,
     *,
+    begins: bool = False,
+    published: Published = lambda source: {},
     held: Sequence[str] = (),
     thaw: int = 0,
 ) -> None:
-    """Shows the table of the optimiser's groups, if not all parameters are treated alike, and
-    `norm_advice`.
+    """Shows the table of the optimiser's groups, if not all parameters are treated alike,
+    `norm_advice` and, where weights have just been read, `normalisation_advice`.
 
     Args:
         say: shows a text.
-        config: the whole config; reads the section optim.
+        config: the whole config; reads the sections optim, data and train.
         model: concrete or abstract.
         total_steps: of the run.
+        begins: the run, and does not go on from a checkpoint.
+        published: for `normalisation_advice`.
         held: regexes of what is frozen before step `thaw`; see `optimizer.make_optimizer`.
         thaw: 0 = nothing is.
     """
@@ -45,6 +53,32 @@ def tell_advice(
         say(layer_groups.table(optim, params, factors, held=held, thaw=thaw))
     for text in norm_advice(model, total_steps, optim.frozen):
         say(text)
+    for text in normalisation_advice(config, published) if begins else ():
+        say(text)
+
+
+def normalisation_advice(config: Any, published: Published = lambda source: {}) -> list[str]:
+    """Returns a text if train.init_weights have learnt from pictures of another normalisation than
+    this run's, of which nothing else would tell: the run starts, and ends lower.
+
+    Args:
+        config: the whole config; reads train.init_weights, data.mean, data.std and data.channels.
+        published: for sources that do not say it themselves.
+    """
+    source, data = config.train.init_weights, config.data
+    if not source:
+        return []
+    theirs = weights.normalisation_of(source) or published(source)
+    own = {name: tuple(data[name]) for name in theirs}
+    # one value serves all channels
+    if all(np.allclose(*np.broadcast_arrays(own[name], theirs[name]), atol=1e-3) for name in own):
+        return []
+    listed = " and ".join(f"data.{name}={own[name]}" for name in own)
+    fix = " ".join(f"--config.data.{name}='{tuple(theirs[name])}'" for name in own)
+    return [
+        f"warning: the pictures of this run have {listed}, and those that {source} learnt from had "
+        f"others; unless that is meant, start with {fix}"
+    ]
 
 
 def norm_advice(model: nnx.Module, total_steps: int, frozen: Sequence[str] = ()) -> list[str]:

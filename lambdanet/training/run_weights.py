@@ -10,6 +10,19 @@ import numpy as np
 from lambdanet.training.checkpoint import Checkpoints
 
 
+def config_of(workdir: str | Path) -> dict[str, Any]:
+    """Returns the config of the newest checkpoint of a run, as plain values; no array is read.
+
+    Raises:
+        CheckpointError: no checkpoint, or a damaged one.
+    """
+    checkpoints = Checkpoints(workdir, keep_best="", read_only=True)
+    try:
+        return checkpoints.meta(checkpoints.latest_step())["config"]
+    finally:
+        checkpoints.close()
+
+
 def read_run(
     workdir: str | Path, *, prefer_ema: bool
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -60,6 +60,22 @@ def read_source(
     return files.Stored(arrays, True, files.export_metadata(model))
 
 
+def normalisation_of(source: str | os.PathLike | sources.Source) -> dict[str, tuple[float, ...]]:
+    """Returns the `mean` and `std` that pictures had when the weights of a source were trained, by
+    what a run or a file that one exported says; {} where nobody does.
+
+    Raises:
+        FileNotFoundError, WeightsFileError, CheckpointError: as `read_source`.
+    """
+    found = sources.resolve(source)
+    if not found.is_run:
+        return files.normalisation_of(files.read_metadata(found.path))
+    from lambdanet.training.run_weights import config_of  # imports orbax, which takes seconds
+
+    data = config_of(found.path)["data"]
+    return {name: tuple(data[name]) for name in ("mean", "std")}
+
+
 def source_problems(train: Any) -> list[str]:
     """Returns what is wrong with train.init_weights as a source; [] where it can be read, and where
     it is ''.
