@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import class_histogram, duplicates, mask_folders
+from lambdanet.data import class_histogram, duplicates, holding_out
 from lambdanet.data.class_folders import printable
 from lambdanet.data.findings import Findings
 from lambdanet.data.objects import Objects
@@ -93,19 +93,15 @@ def resolved(found: BoxSet, on_error: str) -> BoxSet:
 
 def hold_out(
     pictures: list[BoxedPicture], val_fraction: float, test_fraction: float, findings: Findings
-) -> dict[str, list[BoxedPicture]]:
-    """Takes validation and test splits from pictures, see `mask_folders.hold_out`, and reports
-    those without an object.
+) -> tuple[dict[str, list[BoxedPicture]], tuple[str, ...]]:
+    """Takes validation and test splits from pictures, see `holding_out.hold_out`, and reports those
+    without an object; returns them with notes.
 
     Raises:
         ValueError: fractions that are none.
     """
-    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
-            "< 1"
-        )
-    rows = mask_folders.hold_out([p.name for p in pictures], val_fraction, test_fraction)
+    names = [picture.name for picture in pictures]
+    rows, notes = holding_out.hold_out(names, val_fraction, test_fraction)
     splits = {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
     if empty := [name for name in splits if not has_objects(splits[name])]:
         sizes = ", ".join(f"{name} {len(of_split)}" for name, of_split in splits.items())
@@ -114,7 +110,7 @@ def hold_out(
             f"pictures are divided ({sizes}): change the shares of --split (here {val_fraction:g} "
             f"for validation and {test_fraction:g} for test) or say which pictures are which"
         )
-    return splits
+    return splits, notes
 
 
 def has_objects(pictures: list[BoxedPicture]) -> bool:

@@ -104,11 +104,12 @@ def find(
     splits = {name: file.pictures(masks, on_file) for name, file in files.items()}
     box_sets.check_splits(splits, findings)
     splits = {name: pictures for name, pictures in splits.items() if name in same}
+    notes = ()
     if list(files) == ["train"] and not findings.fatal:
-        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
+        splits, notes = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
     where = ", ".join(str(part.annotations) for part in parts.values())
     classes = tuple(entry["name"] for entry in first.categories)
-    notes = box_sets.notes_on(splits, classes)
+    notes = (*notes, *box_sets.notes_on(splits, classes))
     return BoxSet(classes, tuple(first.categories), splits, notes, findings, where)
 
 

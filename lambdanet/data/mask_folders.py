@@ -14,6 +14,7 @@ from lambdanet.data import (
     class_histogram,
     decode,
     duplicates,
+    holding_out,
     label_maps,
     mask_pairs,
 )
@@ -60,6 +61,7 @@ def find(
     reduce_zero_label: bool = False,
     val_fraction: float = 0.1,
     test_fraction: float = 0.0,
+    divide_folders: bool = True,
     also: Iterable[str] = (),
     on_file: Callable[[], object] = lambda: None,
 ) -> MaskFolders:
@@ -69,7 +71,7 @@ def find(
     A picture and a mask belong together if their paths within the two folders are equal up to the
     ending: IMAGES/a/1.jpg and MASKS/a/1.png. If IMAGES has a folder `train` (or `training`), its
     folders are the splits, and those of MASKS too; otherwise validation and test splits are taken,
-    see `hold_out`.
+    see `holding_out.hold_out`.
 
     Problems are those of `also`, names, partners that are missing, files that cannot be read,
     sizes, labels, fewer than two classes.
@@ -81,6 +83,7 @@ def find(
         colours: a palette, see `read_palette`; '': the masks are index pictures.
         ignore, reduce_zero_label: see `Coding`; not with a palette.
         val_fraction, test_fraction: share of the pictures for these splits.
+        divide_folders: see `holding_out.hold_out`.
         also: problems that the caller has found.
         on_file: called after each pair.
 
@@ -91,11 +94,7 @@ def find(
     for folder in (images, masks):
         if not Path(folder).is_dir():
             raise ValueError(f"{folder} is not a directory")
-    if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
-        raise ValueError(
-            f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
-            "< 1"
-        )
+    holding_out.check_shares(val_fraction, test_fraction)
     if colours and (classes or reduce_zero_label or ignore != label_maps.IGNORE):
         raise ValueError(
             "a palette has the class names and the ignored colours in it: leave out --classes, "
@@ -121,8 +120,13 @@ def find(
         coding = dataclasses.replace(coding, names=tuple(map(str, range(number))))
     notes = search.notes()
     if set(splits) == {""}:
-        parts = hold_out([pair.image for pair in splits[""]], val_fraction, test_fraction)
-        notes = (*notes, *_held_out_folders(splits[""], parts))
+        parts, said = holding_out.hold_out(
+            [pair.image for pair in splits[""]],
+            val_fraction,
+            test_fraction,
+            divide_folders=divide_folders,
+        )
+        notes = (*notes, *said)
         counts = {name: [counts[""][i] for i in rows] for name, rows in parts.items()}
         splits = {name: [splits[""][i] for i in rows] for name, rows in parts.items()}
     pixels = {name: class_histogram.by_picture(of, number) for name, of in counts.items()}
@@ -161,51 +165,6 @@ def _too_few(whole: Count, colours: str) -> list[str]:
     share = f"{100 * whole.pixels[-1] / whole.pixels.sum():.2f} % are ignored"
     hint = "; masks of black and white need --colours with rows like 'thing,255,255,255'"
     return [f"{reason}, {share}{'' if colours else hint}"]
-
-
-def hold_out(files: list[str], val_fraction: float, test_fraction: float) -> dict[str, list[int]]:
-    """Takes validation and test splits from pictures: whole folders if there are several, since
-    pictures in a folder of their own (the frames of a video, the slices of a patient) are alike;
-    else single pictures.
-
-    Args:
-        files: with their folders.
-        val_fraction, test_fraction: share of all pictures, as near as whole folders come to it.
-
-    Returns:
-        Positions in `files` of 'train', 'validation' and 'test', in order, a pure function of the
-        arguments; a split without pictures is left out, training never is.
-    """
-    folders = [str(Path(file).parent) for file in files]
-    units = folders if len(set(folders)) > 1 else files
-    members: dict[str, list[int]] = {}
-    for position, unit in enumerate(units):
-        members.setdefault(unit, []).append(position)
-    # RandomState: its stream is frozen for good
-    order = [list(members)[i] for i in np.random.RandomState(0).permutation(len(members))]
-    parts: dict[str, list[int]] = {"train": [], "validation": [], "test": []}
-    for name, fraction in (("validation", val_fraction), ("test", test_fraction)):
-        wanted = fraction * len(files)
-        while len(order) > 1:
-            more = len(parts[name]) + len(members[order[0]])
-            if abs(more - wanted) >= abs(len(parts[name]) - wanted):
-                break
-            parts[name] += members[order.pop(0)]
-    parts["train"] = [position for unit in order for position in members[unit]]
-    return {name: sorted(rows) for name, rows in parts.items() if rows}
-
-
-def _held_out_folders(pairs: list[Pair], parts: dict[str, list[int]]) -> tuple[str, ...]:
-    def folders(rows: Iterable[int]) -> list[str]:
-        return sorted({str(Path(pairs[row].image).parent) for row in rows})
-
-    if len(folders(range(len(pairs)))) == 1:
-        return ()
-    return tuple(
-        f"{name} is made of whole folders: {', '.join(map(class_folders.printable, folders(rows)))}"
-        for name, rows in parts.items()
-        if name != "train"
-    )
 
 
 class _Check:

@@ -150,7 +150,8 @@ def _parse_coco(argv: list[str]) -> argparse.Namespace:
         default=[],
         metavar="NAME=ANNOTATIONS.json[,IMAGES]",
         help="a further split, such as validation; may be given several times; or once the shares "
-        "of training, validation and test, such as 0.8,0.1,0.1; default 0.9,0.1",
+        "of training, validation and test, such as 0.8,0.1,0.1; of several folders whole ones; "
+        "default 0.9,0.1",
     )
     preparing.add_on_error(parser, "objects and pictures")
     preparing.add_preview(parser)

@@ -162,6 +162,7 @@ def prepare(
             ignore=ignore,
             val_fraction=0.0 if single else val_fraction,
             test_fraction=0.0 if single else test_fraction,
+            divide_folders=False,
             also=problems_of(at) if at.is_dir() else (),
             on_file=on_file,
         )

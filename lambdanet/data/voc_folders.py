@@ -128,7 +128,8 @@ def find(
     }
     box_sets.check_splits(splits, findings)
     if not search.listed and not findings.fatal:
-        splits = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
+        splits, said = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
+        notes = (*notes, *said)
     notes = (*notes, *box_sets.notes_on(splits, names))
     return BoxSet(names, (), splits, notes, findings, str(root))
 

@@ -280,20 +280,16 @@ def test_split_folders_are_the_splits(folders, capsys):
         assert problem in str(error.value)
 
 
-def test_whole_folders_are_held_out():
-    files = [f"{video}/{n}.jpg" for video in "abcde" for n in range(20)]
-    parts = mask_folders.hold_out(files, 0.2, 0.2)
-    videos = {name: {files[i][0] for i in rows} for name, rows in parts.items()}
-    assert [len(v) for v in videos.values()] == [3, 1, 1]
-    assert sorted(sum(map(list, videos.values()), [])) == list("abcde")
-    assert parts == mask_folders.hold_out(files, 0.2, 0.2)
-    single = mask_folders.hold_out([f"{n}.jpg" for n in range(100)], 0.1, 0.05)
-    assert {name: len(rows) for name, rows in single.items()} == {
-        "train": 85,
-        "validation": 10,
-        "test": 5,
-    }
-    assert list(mask_folders.hold_out(["a.jpg"], 0.9, 0.0)) == ["train"]
+def test_whole_folders_are_held_out_and_named(folders, capsys):
+    for n in range(10):
+        for kind, ending in (("images", "jpg"), ("masks", "png")):
+            (folders / kind / f"video{n % 5}").mkdir(exist_ok=True)
+            name = f"{n}.{ending}"
+            (folders / kind / name).rename(folders / kind / f"video{n % 5}" / name)
+    assert run(folders, "--split=0.6,0.2,0.2") == 0
+    out = capsys.readouterr().out
+    assert "train 6, validation 2, test 2" in out
+    assert "note: validation is made of whole folders: video" in out
 
 
 def test_classes_that_never_occur_are_said(folders, capsys):
