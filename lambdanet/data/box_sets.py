@@ -92,7 +92,10 @@ def resolved(found: BoxSet, on_error: str) -> BoxSet:
 
 
 def hold_out(
-    pictures: list[BoxedPicture], val_fraction: float, test_fraction: float, findings: Findings
+    pictures: list[BoxedPicture],
+    val_fraction: float | None,
+    test_fraction: float | None,
+    findings: Findings,
 ) -> tuple[dict[str, list[BoxedPicture]], tuple[str, ...]]:
     """Takes validation and test splits from pictures, see `holding_out.hold_out`, and reports those
     without an object; returns them with notes.
@@ -105,10 +108,11 @@ def hold_out(
     splits = {name: [pictures[i] for i in of_split] for name, of_split in rows.items()}
     if empty := [name for name in splits if not has_objects(splits[name])]:
         sizes = ", ".join(f"{name} {len(of_split)}" for name, of_split in splits.items())
+        shares = holding_out.check_shares(val_fraction, test_fraction)
         findings.stop(
             f"split {', '.join(map(repr, empty))} has no objects, or crowds alone, when the "
-            f"pictures are divided ({sizes}): change the shares of --split (here {val_fraction:g} "
-            f"for validation and {test_fraction:g} for test) or say which pictures are which"
+            f"pictures are divided ({sizes}): change the shares of --split (here {shares[0]:g} "
+            f"for validation and {shares[1]:g} for test) or say which pictures are which"
         )
     return splits, notes
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,9 @@ import numpy as np
 
 from lambdanet.data import run_lengths
 from lambdanet.data.objects import check_boxes
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Of an area, as it is stored."""
 
 
 def is_whole(value: Any) -> bool:
@@ -22,6 +24,11 @@ def _are_numbers(values: Any) -> bool:
     return isinstance(values, list) and all(
         isinstance(value, float) or is_whole(value) for value in values
     )
+
+
+def has_mask(value: Any) -> bool:
+    """Whether a `segmentation` says anything: some programs write [] or [[]] for no mask."""
+    return any(polygon != [] for polygon in value) if isinstance(value, list) else bool(value)
 
 
 def read_annotation(
@@ -51,11 +58,11 @@ def read_annotation(
         raise ValueError(problems[0])
     mask = read_mask(entry.get("segmentation"), size) if masks else b""
     area = entry.get("area")
-    if area is not None and not (_are_numbers([area]) and 0 <= area < math.inf):
+    if area is not None and not (_are_numbers([area]) and 0 <= area <= LARGEST):
         raise ValueError(
             f"area is {json.dumps(area)[:60]}; allowed: a number of 0 or more, or none at all"
         )
-    if area is None:
+    if not area:  # no object has the area 0
         area = run_lengths.area(mask, size) if masks else np.prod(cut[0, 2:] - cut[0, :2])
     box = cut[0] if problems else box[0]
     crowd = 0 if entry.get("iscrowd") is None else entry["iscrowd"]
@@ -77,7 +84,8 @@ def read_mask(value: Any, size: tuple[int, int]) -> bytes:
     """
     if isinstance(value, dict):
         counts = _of_run_lengths(value, size)
-    elif isinstance(value, list) and value:
+    elif isinstance(value, list) and has_mask(value):
+        value = [polygon for polygon in value if polygon != []]
         for polygon in value:
             if not _are_numbers(polygon) or len(polygon) < 6 or len(polygon) % 2:
                 text = json.dumps(polygon)[:60]

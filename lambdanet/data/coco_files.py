@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lambdanet.data import box_sets, mask_pairs
+from lambdanet.data import box_sets, holding_out, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import UNPRINTED, printable
-from lambdanet.data.coco_entries import is_whole, read_annotation
+from lambdanet.data.coco_entries import has_mask, is_whole, read_annotation
 from lambdanet.data.findings import (
     CUT,
     LEFT_OUT,
@@ -55,7 +55,10 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
         file, folder = (files, "") if files.endswith(".json") else files.rpartition(",")[::2]
         name = mask_pairs.SPLIT_FOLDERS.get(name.lower(), name)
         if not mask_pairs.SPLIT_NAME.fullmatch(name) or not file:
-            raise ValueError(f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES]")
+            raise ValueError(
+                f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES], or be given once, "
+                "as shares such as 0.8,0.1,0.1"
+            )
         if name in found:
             raise ValueError(
                 f"--split {text}: the split {name!r} is there already; ANNOTATIONS.json without "
@@ -68,8 +71,8 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
 def find(
     parts: Mapping[str, Part],
     *,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
     on_file: Callable[[], object] = lambda: None,
 ) -> BoxSet:
     """Reads files of annotations and every picture; whatever does not fit is among the findings,
@@ -86,15 +89,25 @@ def find(
 
     Args:
         parts: split name -> files; with only 'train', validation and test splits are taken from it.
-        val_fraction, test_fraction: share of the pictures for these splits.
+        val_fraction, test_fraction: share of the pictures for these splits, where there is but one
+            file (a mistake where there are more); see `holding_out.check_shares`.
         on_file: called after each picture.
 
     Raises:
-        ValueError: fractions that are none.
+        ValueError: fractions that are none; a folder of pictures that does not exist.
         OSError: a file cannot be read.
     """
     findings = Findings()
+    if list(parts) != ["train"]:
+        named = f"{', '.join(parts)} have files of annotations"
+        findings.fatal += holding_out.why_useless(val_fraction, test_fraction, named)
     files = {name: _File(part, findings) for name, part in parts.items()}
+    missing = sorted({str(p.images) for p in parts.values() if not p.images.is_dir()})
+    if missing and not findings.fatal:
+        raise ValueError(
+            f"{', '.join(missing)}: no such folder; it is the one that the file names of the "
+            "annotations are relative to"
+        )
     first = next(iter(files.values()))
     same = {name for name, file in files.items() if file.numbers() == first.numbers()}
     for name, file in files.items():
@@ -109,7 +122,11 @@ def find(
         splits, notes = box_sets.hold_out(splits["train"], val_fraction, test_fraction, findings)
     where = ", ".join(str(part.annotations) for part in parts.values())
     classes = tuple(entry["name"] for entry in first.categories)
-    notes = (*notes, *box_sets.notes_on(splits, classes))
+    notes = (
+        *notes,
+        *(f.note for f in files.values() if f.note),
+        *box_sets.notes_on(splits, classes),
+    )
     return BoxSet(classes, tuple(first.categories), splits, notes, findings, where)
 
 
@@ -119,6 +136,7 @@ class _File:
     def __init__(self, part: Part, findings: Findings):
         self.part, self.findings, self.name = part, findings, part.annotations.name
         self.folder = Folder(part.images)
+        self.no_areas = 0  # objects of area 0, which some programs write where they know of none
         self.lists: dict[str, list[dict]] = {key: [] for key in LISTS}
         try:
             content = json.loads(part.annotations.read_text(encoding="utf-8-sig"))
@@ -186,7 +204,17 @@ class _File:
 
     def has_masks(self) -> bool:
         """Whether any object has one."""
-        return any(entry.get("segmentation") for entry in self.lists["annotations"])
+        return any(has_mask(entry.get("segmentation")) for entry in self.lists["annotations"])
+
+    @property
+    def note(self) -> str:
+        """What the user should know of objects that were taken, or ''."""
+        if not self.no_areas:
+            return ""
+        return (
+            f"{self.name}: area 0 of {self.no_areas} object{'s' * (self.no_areas != 1)} is taken "
+            "as not given: stored is the area of the mask, or of the box where there is none"
+        )
 
     def pictures(self, masks: bool, on_file: Callable[[], object]) -> list[BoxedPicture]:
         """Returns the pictures that can be read, with their objects; reports everything else."""
@@ -251,6 +279,7 @@ class _File:
                 continue
             if note:
                 self.findings.mend(CUT, f"{text}: {note}")
+            self.no_areas += entry.get("area") == 0
             rows.append(row)
         boxes, labels, crowds, areas, counts = zip(*rows, strict=True) if rows else ((),) * 5
         return Objects(

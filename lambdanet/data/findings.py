@@ -186,6 +186,11 @@ def why_another_size(said: tuple[int, int], size: tuple[int, int]) -> str:
     if said == size:
         return ""
     turned = said == size[::-1]
-    hint = " (the camera's orientation counts: annotate the upright picture)" if turned else ""
+    hint = (
+        " (the camera's orientation turns it upright, which counts: annotate the upright picture; "
+        "or, if the annotations are of the pixels as they lie in the file, take that mark out of a "
+        "copy of the pictures, for example by exiftool -Orientation= FILES)"
+    )
+    hint = hint if turned else ""
     width, height = (json.dumps(n) if isinstance(n, (str, float)) else n for n in said)
     return f"says {width} x {height}, and the picture has {size[0]} x {size[1]}{hint}"

@@ -16,17 +16,42 @@ Rows = dict[str, list[int]]
 MAX_NAMED = 10  # folders that a note names
 
 
-def check_shares(val_fraction: float, test_fraction: float) -> None:
-    """Raises ValueError for shares that leave nothing to train on, or that are none."""
+def why_useless(val_fraction: float | None, test_fraction: float | None, splits: str) -> list[str]:
+    """Returns what is wrong with shares where something else says which pictures are which: that
+    they are given; [] if they are not.
+
+    Args:
+        val_fraction, test_fraction: None = not given.
+        splits: what says it.
+    """
+    if val_fraction is None and test_fraction is None:
+        return []
+    return [f"--split divides what is not divided; here {splits}: leave it out"]
+
+
+def check_shares(val_fraction: float | None, test_fraction: float | None) -> tuple[float, float]:
+    """Returns the shares, those of `splitting.Division` where none is given (None).
+
+    Raises:
+        ValueError: shares that leave nothing to train on, or that are none.
+    """
+    if val_fraction is None and test_fraction is None:
+        return splitting.Division.shares[1:]
+    val_fraction, test_fraction = val_fraction or 0.0, test_fraction or 0.0
     if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
         raise ValueError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction} must be >= 0, together "
             "< 1"
         )
+    return val_fraction, test_fraction
 
 
 def hold_out(
-    files: Sequence[str], val_fraction: float, test_fraction: float, *, divide_folders: bool = True
+    files: Sequence[str],
+    val_fraction: float | None,
+    test_fraction: float | None,
+    *,
+    divide_folders: bool = True,
 ) -> tuple[Rows, tuple[str, ...]]:
     """Takes validation and test splits from pictures.
 
@@ -38,7 +63,7 @@ def hold_out(
 
     Args:
         files: with their folders, each once.
-        val_fraction, test_fraction: shares of all pictures.
+        val_fraction, test_fraction: shares of all pictures, see `check_shares`.
         divide_folders: False takes whole folders or nothing: their pictures are one record.
 
     Returns:
@@ -49,7 +74,7 @@ def hold_out(
     Raises:
         ValueError: see `check_shares`.
     """
-    check_shares(val_fraction, test_fraction)
+    val_fraction, test_fraction = check_shares(val_fraction, test_fraction)
     shares = {"validation": val_fraction, "test": test_fraction}
     folders = [str(PurePath(file).parent) for file in files]
     count, notes = len(set(folders)), ()
@@ -66,18 +91,19 @@ def hold_out(
             for name, of_split in rows.items()
             if name != "train"
         )
-    of_all = f"{len(files)} picture{'s' * (len(files) != 1)}"
-    for name, share in shares.items():
-        if share and name not in rows and files:
-            few = share * len(files) < 1 or divide_folders
-            reason = (
-                "is less than one" if few else f"is nearer to none than to any of {count} folders"
-            )
-            notes += (
-                f"no split {name!r}: {100 * share:g} % of {of_all} {reason}; --split with a larger "
-                "share makes one",
-            )
-    return rows, notes
+    empty = [name for name, share in shares.items() if share and name not in rows and files]
+    reasons = (f"no split {n!r}: {_why_none(shares[n], len(files), count, divide_folders)}"
+               for n in empty)  # fmt: skip
+    return rows, (*notes, *reasons)
+
+
+def _why_none(share: float, pictures: int, folders: int, divide_folders: bool) -> str:
+    if folders == 1 and not divide_folders:
+        return "there is but one folder, and its pictures stay together"
+    of_all = f"{100 * share:g} % of {pictures} picture{'s' * (pictures != 1)}"
+    few = divide_folders or share * pictures < 1
+    reason = "is less than one" if few else f"is nearer to none than to any of {folders} folders"
+    return f"{of_all} {reason}; --split with a larger share makes one"
 
 
 def _whole_folders(folders: Sequence[str], shares: dict[str, float]) -> Rows:

@@ -59,8 +59,8 @@ def find(
     colours: str = "",
     ignore: int = label_maps.IGNORE,
     reduce_zero_label: bool = False,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
     divide_folders: bool = True,
     also: Iterable[str] = (),
     on_file: Callable[[], object] = lambda: None,
@@ -82,7 +82,8 @@ def find(
             occur.
         colours: a palette, see `read_palette`; '': the masks are index pictures.
         ignore, reduce_zero_label: see `Coding`; not with a palette.
-        val_fraction, test_fraction: share of the pictures for these splits.
+        val_fraction, test_fraction: share of the pictures for these splits, where there are none;
+            see `holding_out.check_shares`. Given where there are some they are a problem.
         divide_folders: see `holding_out.hold_out`.
         also: problems that the caller has found.
         on_file: called after each pair.
@@ -111,6 +112,9 @@ def find(
     right = {split: check.histograms(pairs, on_file) for split, pairs in paired.items()}
     splits = {split: list(of) for split, of in right.items()}
     counts = {split: list(of.values()) for split, of in right.items()}
+    if set(splits) != {""}:
+        folders = f"{images} has folders of splits"
+        problems += holding_out.why_useless(val_fraction, test_fraction, folders)
     problems = [*problems, *also, *search.problems]
     number = len(coding.names) or class_histogram.occurring(counts)
     if not problems:

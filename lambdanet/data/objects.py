@@ -237,7 +237,7 @@ def box_text(box: Iterable[float]) -> str:
 def check_boxes(
     boxes: np.ndarray, size: tuple[int, int], written: Sequence[str] = ()
 ) -> tuple[dict[int, str], np.ndarray, np.ndarray]:
-    """Says what is wrong with boxes, and cuts them at the border.
+    """Says what is wrong with boxes as they are stored, in float32, and cuts them at the border.
 
     Args:
         boxes: left, top, right, bottom in pixels, float [n, 4].
@@ -245,8 +245,11 @@ def check_boxes(
         written: how messages call each box, where it is stored in another form: 'box (1, 1, 9, 9)'.
 
     Returns:
-        Position -> reason; the boxes, cut; bool [n]: where cutting mends what is wrong.
+        Position -> reason; the boxes, cut, float32; bool [n]: where cutting mends what is wrong.
     """
+    given = boxes
+    with np.errstate(over="ignore"):  # what is beyond all bounds becomes infinite, and is refused
+        boxes = given.astype(np.float32)
     cut = np.clip(boxes, 0, np.array(size * 2, boxes.dtype))
     problems, mended = {}, np.zeros(len(boxes), bool)
     picture = f"the picture, which is {size[0]} x {size[1]}"
@@ -255,8 +258,10 @@ def check_boxes(
         if not np.isfinite(box).all():
             problems[i] = f"{text} is not made of finite numbers"
         elif (box[2:] <= box[:2]).any():
-            width, height = box[2:] - box[:2]
-            problems[i] = f"{text} has no area: it is {width:g} wide and {height:g} high"
+            width, height = given[i, 2:] - given[i, :2]
+            stored = " (32 bits, which boxes are stored with, hold no sides so small)"
+            stored = stored if width > 0 and height > 0 else ""
+            problems[i] = f"{text} has no area: it is {width:g} wide and {height:g} high{stored}"
         elif (cut[i, 2:] <= cut[i, :2]).any():
             problems[i] = f"{text} lies outside of {picture}"
         elif np.abs(box - cut[i]).max() > MARGIN:

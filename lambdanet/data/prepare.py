@@ -30,6 +30,7 @@ them.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -49,6 +50,8 @@ from lambdanet.data import (
     voc_folders,
 )
 
+SHARES = re.compile(r"[-+\d.,eE\s]+")
+"""Forms of --split that are numbers, and no NAME=ANNOTATIONS.json."""
 MOST_OBJECTS, MOST_MASK_BYTES = 100, 65536  # defaults of the config's section detection
 
 
@@ -115,8 +118,7 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
             colours=args.colours,
             ignore=args.ignore,
             reduce_zero_label=args.reduce_zero_label,
-            val_fraction=args.split[1],
-            test_fraction=args.split[2],
+            **preparing.fractions(args.split),
             on_file=on_file,
         ),
     )
@@ -175,16 +177,14 @@ def _parse_voc(argv: list[str]) -> argparse.Namespace:
 
 
 def _prepare_coco(args: argparse.Namespace) -> None:
-    shares, further = splitting.Division.shares, args.split
-    if len(further) == 1 and further[0][0].isdigit():
+    shares, further = None, args.split
+    if len(further) == 1 and SHARES.fullmatch(further[0]):
         shares, further = splitting.parse_shares(further[0]), []
     parts = coco_files.parts(args.images, args.annotations, further)
     _prepare_boxes(
         args,
         sorted({str(part.images) for part in parts.values()}),
-        lambda on_file: coco_files.find(
-            parts, val_fraction=shares[1], test_fraction=shares[2], on_file=on_file
-        ),
+        lambda on_file: coco_files.find(parts, on_file=on_file, **preparing.fractions(shares)),
     )
 
 
@@ -193,11 +193,7 @@ def _prepare_voc(args: argparse.Namespace) -> None:
         args,
         [args.root],
         lambda on_file: voc_folders.find(
-            args.root,
-            classes=args.classes,
-            val_fraction=args.split[1],
-            test_fraction=args.split[2],
-            on_file=on_file,
+            args.root, classes=args.classes, on_file=on_file, **preparing.fractions(args.split)
         ),
     )
 

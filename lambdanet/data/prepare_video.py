@@ -75,8 +75,7 @@ def prepare_frames(args: argparse.Namespace) -> None:
         classes=args.classes,
         colours=args.colours,
         ignore=args.ignore,
-        val_fraction=args.split[1],
-        test_fraction=args.split[2],
+        **preparing.fractions(args.split),
     )
     coding = found.folders.coding
     print("\n".join(class_histogram.table(found.folders.counts, coding.names)))

@@ -58,12 +58,12 @@ def add_split(parser: argparse.ArgumentParser, where: str, *, by_name: bool = Fa
     Args:
         parser: which gets them.
         where: there are no splits, for the help.
-        by_name: also --seed and --group, for `division`; --split is None then if it is not given.
+        by_name: also --seed and --group, for `division`.
     """
     parser.add_argument(
         "--split",
         type=_shares,
-        default=None if by_name else splitting.Division.shares,
+        default=None,
         metavar="TRAIN,VALIDATION,TEST",
         help=f"shares where {where}, such as 0.8,0.1,0.1; 1 = all for training; default 0.9,0.1",
     )
@@ -84,6 +84,11 @@ def _shares(text: str) -> tuple[float, float, float]:
         return splitting.parse_shares(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def fractions(shares: tuple[float, float, float] | None) -> dict[str, float]:
+    """Returns the arguments val_fraction and test_fraction of shares; {} if none are given."""
+    return {} if shares is None else dict(val_fraction=shares[1], test_fraction=shares[2])
 
 
 def division(args: argparse.Namespace) -> splitting.Division | None:

@@ -131,8 +131,8 @@ def prepare(
     classes: str = "",
     colours: str = "",
     ignore: int = label_maps.IGNORE,
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
 ) -> Sequences:
     """Scans the folders and writes the prepared set to `directory` (new or empty); returns what was
     written.
@@ -152,23 +152,20 @@ def prepare(
 
     def search(on_file: Callable[[], object]) -> Sequences:
         at = Path(root)
-        # the frames of a single one would be shared out
-        single = at.is_dir() and len(sequences_in(at)) == 1
         folders = find(
             root,
             masks,
             classes=classes,
             colours=colours,
             ignore=ignore,
-            val_fraction=0.0 if single else val_fraction,
-            test_fraction=0.0 if single else test_fraction,
+            val_fraction=val_fraction,
+            test_fraction=test_fraction,
             divide_folders=False,
             also=problems_of(at) if at.is_dir() else (),
             on_file=on_file,
         )
-        notes = ("no split but 'train': there is but one sequence",) if single else ()
         folders = checked(folders)
-        return Sequences(folders, grouped(folders.splits), (*folders.notes, *notes))
+        return Sequences(folders, grouped(folders.splits), folders.notes)
 
     return image_folder.scan_and_write(
         (root, masks),

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import box_sets, lined_xml, mask_pairs
+from lambdanet.data import box_sets, holding_out, lined_xml, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import FORMATS, UNPRINTED, printable
 from lambdanet.data.findings import (
@@ -32,6 +32,7 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 WHOLE = re.compile(r"[0-9]{1,9}")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf)", re.I)
 """What Python's `float` takes, without what only Python writes: '1_0', digits of other scripts."""
+POINT = "it is a point, as a click leaves it; edges of an object of one pixel differ by 1, too"
 DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
@@ -58,12 +59,11 @@ def find(
     root: str | os.PathLike,
     *,
     classes: str = "",
-    val_fraction: float = 0.1,
-    test_fraction: float = 0.0,
+    val_fraction: float | None = None,
+    test_fraction: float | None = None,
     on_file: Callable[[], object] = lambda: None,
 ) -> BoxSet:
-    """Reads the annotations and pictures of ROOT; whatever does not fit is among the findings, and
-    left out.
+    """Reads annotations and pictures; what does not fit is among the findings, and left out.
 
     ROOT has the folders JPEGImages and Annotations, one picture and one .xml of the same name up to
     the ending, and perhaps ImageSets/Main, whose .txt files are the splits, one name per line.
@@ -82,7 +82,8 @@ def find(
     Args:
         root: the folder.
         classes: a file of class names, see `mask_coding.read_names`; '': those that occur, sorted.
-        val_fraction, test_fraction: share of the pictures for these splits.
+        val_fraction, test_fraction: share of the pictures for these splits, where there are no
+            lists (a mistake where there are); see `holding_out.check_shares`.
         on_file: called after each picture.
 
     Raises:
@@ -91,16 +92,15 @@ def find(
     """
     for folder in (PICTURES, ANNOTATIONS):
         if not (Path(root) / folder).is_dir():
-            raise ValueError(
-                f"{root} has no folder {folder}; it needs {PICTURES} and {ANNOTATIONS}"
-            )
+            raise ValueError(f"{root} has no folder {folder}; it needs {PICTURES}, {ANNOTATIONS}")
     findings = Findings()
     names, problems = read_names(classes) if classes else ((), [])
     names = tuple(map(one_form, names))
-    for problem in problems:
-        findings.stop(problem)
+    findings.fatal += problems
     search = _Search(Path(root), findings)
     lists, notes = search.lists()
+    if search.listed:
+        findings.fatal += holding_out.why_useless(val_fraction, test_fraction, f"{LISTS} has lists")
     annotated = {
         stem: found for stem in sorted(set().union(*lists.values()))
         if (found := search.read(stem, on_file)) is not None
@@ -286,7 +286,7 @@ class _Search:
             written = box_text(found.edges)
             problems, cut, mended = check_boxes(box, picture.size, (written,))
             if found.edges[:2] == found.edges[2:]:  # a click, not a box of one pixel
-                problems, mended = {0: f"{written} has no area: it is a point"}, [False]
+                problems, mended = {0: f"{written} has no area: {POINT}"}, [False]
             if found.name not in classes:
                 problems, mended = {0: f"class {found.name!r} is none of the names"}, [False]
             if problems:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,7 @@ def test_sets_without_masks_have_boxes_alone(tmp_path, content, capsys):
     for entry in content["annotations"]:
         del entry["segmentation"]
     content["annotations"][0]["segmentation"] = []
+    content["annotations"][1]["segmentation"] = [[]]
     assert run(tmp_path, content, "--split=1") == 0
     out = capsys.readouterr().out
     assert "without masks" in out and "detection.masks" not in out
@@ -102,7 +104,8 @@ def test_splits_from_several_files_and_folders(tmp_path, content, capsys):
     assert read(tmp_path, "validation")[0][10][0].fields["image"] == jpeg((0, 0, 250), SIZE)
     assert read(tmp_path, "hard")[0][10][0].fields["image"] == jpeg((200, 0, 0), SIZE)
     for text, problem in (
-        ("val", "must read NAME=ANNOTATIONS.json"),
+        ("val", "must read NAME=ANNOTATIONS.json[,IMAGES], or be given once, as shares such as"),
+        (".8,.3", "'.8,.3' must be the shares of training, validation and test, together 1"),
         ("train=x.json", "the split 'train' is there already"),
         ("v-1=x.json", "must read NAME="),
     ):
@@ -143,6 +146,28 @@ def config_of(options):
     holder = config_flags.DEFINE_config_dict("config", recipe, flag_values=values, sys_argv=command)
     values(command)
     return holder.value
+
+
+def test_shares_may_be_written_without_their_zeros(tmp_path, content):
+    assert run(tmp_path, content, "--split", ".4,.6") == 0
+    assert len(read(tmp_path, "train")[0]) + len(read(tmp_path, "validation")[0]) == 4
+
+
+def test_area_0_is_none_at_all(tmp_path, content, capsys):
+    for entry, area in zip(content["annotations"], (0, 0.0, 0, 12), strict=True):
+        entry["area"] = area
+    assert run(tmp_path, content, "--split=1") == 0
+    assert "note: all.json: area 0 of 3 objects is taken as not given" in capsys.readouterr().out
+    found, _ = read(tmp_path)
+    masks = found[10][1].masks
+    assert found[10][1].area.tolist() == [run_lengths.area(mask, SIZE) for mask in masks]
+    assert found[20][1].area.tolist() == [1000] and found[40][1].area.tolist() == [12]
+    shutil.rmtree(tmp_path / "out")
+    for entry in content["annotations"]:
+        entry["segmentation"] = [[]]
+    assert run(tmp_path, content, "--split=1") == 0
+    found, _ = read(tmp_path, masks=False)
+    assert found[10][1].area.tolist() == [28 * 18, 1200] and found[20][1].area.tolist() == [1000]
 
 
 def test_what_exporters_write_differently_is_the_same(tmp_path, content, capsys):

@@ -26,11 +26,20 @@ MISTAKES = [
     (dict(category=4), r"annotation 5 (a.jpg): category 4 is none of the 2 categories"),
     (dict(bbox=(5, 5, 0, 3)), "annotation 5 (a.jpg): bbox [5, 5, 0, 3] has no area: it is 0 w"),
     (dict(bbox=(5, 5, -2, 3)), "has no area"),
+    (
+        dict(bbox=(10, 10, 1e-7, 5)),
+        "5] has no area: it is 1e-07 wide and 5 high (32 bits, which bo",
+    ),
+    (dict(bbox=(39.9999999, 10, 5, 5)), "5, 5] lies outside of the picture, which is 40 x 30"),
+    (dict(bbox=(1, 1e308, 1, 1e308)), "1e+308] is not made of finite numbers"),
+    (dict(area=1e39), "area is 1e+39; allowed: a number"),
     (dict(bbox=(45, 5, 9, 3)), "lies outside of the picture, which is 40 x 30"),
     (dict(bbox=(float("nan"), 5, 9, 3)), "is not made of finite numbers"),
     (dict(bbox=(1, 2, 3)), "bbox is [1, 2, 3]; it must be [left, top, width, height]"),
     (dict(bbox=("1", 2, 3, 4)), "bbox is"),
     (dict(segmentation=[]), "it has no mask (segmentation), and others have"),
+    (dict(segmentation=[[]]), "it has no mask (segmentation), and others have"),
+    (dict(segmentation=[[], [1, 2, 3, 4]]), "polygon [1, 2, 3, 4] must be"),
     (dict(segmentation=[[1, 2, 3, 4]]), "polygon [1, 2, 3, 4] must be x, y of three points or"),
     (dict(segmentation=[[-5, -5, -3, -5, -3, -3]]), "not a pixel of its mask is set"),
     (dict(segmentation=[[1e300, 0, 1, 1, 2, 2]]), "points beyond all bounds"),
@@ -70,6 +79,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, content, capsys):
     for problem in (
         "all.json: image 10 (a.jpg): says 41 x 30, and the picture has 40 x 30",
         "image 20 (deep/b.png): says 200 x 20, and the picture has 20 x 200 (the camera's",
+        "as they lie in the file, take that mark out of a copy of the pictures, for example",
         "image 30 (c.jpg): there is no such picture",
         "image 40 (d.jpg): ",
         "image 50 (../x.jpg): its file_name must be relative to",
@@ -129,6 +139,16 @@ def test_files_that_are_no_json(tmp_path, content, capsys):
     capsys.readouterr()
     assert prepare.main(["coco", "nowhere", str(tmp_path / "no.json"), str(tmp_path / "o")]) == 1
     assert "no.json" in capsys.readouterr().err
+
+
+def test_a_folder_of_pictures_that_does_not_exist_is_said_once(tmp_path, content, capsys):
+    (tmp_path / "images").rename(tmp_path / "pictures")
+    for option in ("--on-error=skip", "--preview"):
+        assert run(tmp_path, content, option) == 1
+        said = capsys.readouterr().err
+        assert (
+            f"error: {tmp_path / 'images'}: no such folder; it is" in said and "a.jpg" not in said
+        )
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])

@@ -263,6 +263,9 @@ def test_split_folders_are_the_splits(folders, capsys):
             for n in numbers:
                 name = f"{n}.{ending}"
                 (folders / kind / name).rename(folders / kind / split / "deep" / name)
+    assert run(folders, "--split=1") == 1
+    said = f"--split divides what is not divided; here {folders / 'images'} has folders of splits"
+    assert said in capsys.readouterr().err
     assert run(folders) == 0
     assert "3 classes, train 7, validation 3" in capsys.readouterr().out
     assert "training/deep/0.jpg" in read(folders, "train")[0]

@@ -99,6 +99,26 @@ def test_without_lists_splits_are_taken(root, capsys):
     assert "train 3, validation 3" in out and "pictures without annotations: 1 (passed over)" in out
 
 
+def test_shares_are_refused_where_lists_say_which_pictures_are_which(root, capsys):
+    for name in ("train", "val", "test", "cat_train"):
+        (root / "ImageSets" / "Main" / f"{name}.txt").unlink()
+    assert run(root, "--split=0.5,0.5", "--on-error=skip") == 1
+    said = capsys.readouterr().err
+    assert (
+        "--split divides what is not divided; here ImageSets/Main has lists: leave it out" in said
+    )
+    assert run(root) == 0
+
+
+def test_boxes_are_checked_as_they_are_stored(root, capsys):
+    write(root, 0, thing(box=(5, 5, 4.0000001, 20)), thing())
+    assert run(root) == 1
+    said = capsys.readouterr().err
+    assert "box (5, 5, 4, 20) has no area: it is 1e-07 wide and 16 high (32 bits" in said
+    assert run(root, "--on-error=skip") == 0
+    assert len(read(root)[0]["0.jpg"]) == 1
+
+
 def test_trainval_alone_is_training(root, capsys):
     for name in ("train", "val", "cat_train"):
         (root / "ImageSets" / "Main" / f"{name}.txt").unlink()
@@ -125,7 +145,7 @@ def test_everything_that_is_wrong_is_said_at_once(root, capsys):
     said = capsys.readouterr().err
     for problem in (
         "Annotations/0.xml: line 8: class 'unicorn' is none of the names",
-        "Annotations/0.xml: line 14: box (9, 9, 9, 9) has no area: it is a point",
+        "Annotations/0.xml: line 14: box (9, 9, 9, 9) has no area: it is a point, as a click",
         "Annotations/0.xml: line 20: box (30, 5, 20, 9) has no area: it is -9 wide and 5 high",
         "Annotations/0.xml: line 26: box (50, 1, 60, 9) lies outside of the picture",
         "Annotations/0.xml: line 28: bndbox is ['x', '1', '2', '3']; it needs numbers xmin, y",
