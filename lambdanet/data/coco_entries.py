@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lambdanet.data import run_lengths
+from lambdanet.data.findings import counted
 from lambdanet.data.objects import check_boxes
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -47,7 +48,8 @@ def read_annotation(
     """
     category = entry.get("category_id")
     if not is_whole(category) or category not in classes:
-        raise ValueError(f"category {category!r} is none of the {len(classes)} categories")
+        known = counted(len(classes), "categories")
+        raise ValueError(f"category {category!r} is none of the {known}")
     bbox = entry.get("bbox")
     if not _are_numbers(bbox) or len(bbox) != 4:
         raise ValueError(f"bbox is {json.dumps(bbox)[:60]}; it must be [left, top, width, height]")

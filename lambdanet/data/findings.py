@@ -16,6 +16,7 @@ CUT = "boxes cut at the border of their pictures"
 MAX_NAMED = 3  # mistakes of one kind that a note gives as examples
 _ONE = {  # the kinds begin with one of these
     "files and folders": "file or folder",
+    "categories": "category",
     "classes": "class",
     "boxes": "box",
     "images": "image",

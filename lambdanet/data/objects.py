@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from lambdanet.data import run_lengths, sources
+from lambdanet.data import findings, run_lengths, sources
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 
 ENTRIES = {
@@ -176,7 +176,8 @@ def read_objects(
     problems, cut, mended = check_boxes(found.boxes, size)
     for i, label in enumerate(found.classes):
         if not 0 <= label < num_classes:
-            problems[i] = f"class {label}; allowed: 0 to {num_classes - 1} ({num_classes} classes)"
+            many = findings.counted(num_classes, "classes")
+            problems[i] = f"class {label}; allowed: 0 to {num_classes - 1} ({many})"
             mended[i] = False
     for i, counts in enumerate(found.masks or ()):
         if reason := run_lengths.why_wrong(counts, size):

@@ -49,6 +49,7 @@ from lambdanet.data import (
     splitting,
     voc_folders,
 )
+from lambdanet.data.findings import counted
 
 SHARES = re.compile(r"[-+\d.,eE\s]+")
 """Forms of --split that are numbers, and no NAME=ANNOTATIONS.json."""
@@ -227,7 +228,7 @@ def _prepare_boxes(
 
 
 def _box_notes(found: box_sets.BoxSet) -> tuple[str, ...]:
-    most = f"at most {found.most_objects} objects in a picture"
+    most = f"at most {counted(found.most_objects, 'objects in a picture')}"
     return (f"{most}; {'with' if found.masks else 'without'} masks", *found.notes)
 
 

@@ -165,7 +165,7 @@ def say(
         recipe, options: as in `training_command`.
     """
     sizes = ", ".join(f"{name} {len(rows)}" for name, rows in splits.items())
-    print(f"{destination}: {classes} classes, {sizes}")
+    print(f"{destination}: {findings.counted(classes, 'classes')}, {sizes}")
     for note in notes:
         print(f"note: {note}")
     print(f"train with: {training_command(destination, splits, recipe, options)}")

@@ -170,6 +170,14 @@ def test_area_0_is_none_at_all(tmp_path, content, capsys):
     assert found[10][1].area.tolist() == [28 * 18, 1200] and found[20][1].area.tolist() == [1000]
 
 
+def test_one_class_and_one_object_are_one(tmp_path, content, capsys):
+    content["annotations"] = [annotation(1, 10)]
+    content["categories"] = [{"id": 3, "name": "cat"}]
+    assert run(tmp_path, content, "--split=1") == 0
+    out = capsys.readouterr().out
+    assert ": 1 class, train 4" in out and "note: at most 1 object in a picture" in out
+
+
 def test_what_exporters_write_differently_is_the_same(tmp_path, content, capsys):
     content["images"][0].update(width=None, height=None)
     content["images"][1].update(width=0, height=0)
