@@ -348,11 +348,22 @@ def test_pictures_come_from_as_many_batches_as_they_need():
         dict(image=black + i, mask=np.array(mask, np.float32))
         for i, mask in enumerate([[0, 0, 0, 0], [1, 0, 1, 1], [1, 1, 0, 0]])
     ]
-    first = modes.first_images(batches, 4)
-    assert first[:, 0, 0, 0].tolist() == [1, 1, 1, 2]
-    assert len(modes.first_images(batches, 99)) == 5
+    first, shapes = modes.first_images(batches, 4)
+    assert first[:, 0, 0, 0].tolist() == [1, 1, 1, 2] and shapes.tolist() == [[2, 2]] * 4
+    assert len(modes.first_images(batches, 99)[0]) == 5
     with pytest.raises(ValueError, match="no image of the split"):
         modes.first_images(batches[:1], 3)
+
+
+def test_the_part_of_a_canvas_that_is_picture_is_known():
+    """By what the task says, or by its labels, which padding has none of."""
+    batch = dict(image=np.zeros((2, 8, 80, 3), np.uint8), mask=np.ones(2, np.float32))
+    said = np.array([[8, 40], [1, 80]], np.int32)
+    assert np.array_equal(modes.first_images([{**batch, "image_shape": said}], 2)[1], said)
+    labels = np.full((2, 8, 80), 255, np.uint8)
+    labels[0, :8, :40] = 0
+    labels[0, 0, 0] = 255  # a pixel of the picture without a class
+    assert modes.first_images([{**batch, "label_map": labels}], 2)[1].tolist() == [[8, 40], [8, 80]]
 
 
 def test_a_task_without_classes_has_nothing_to_label(workdir, tmp_path):

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -22,7 +22,8 @@ from lambdanet.analysis.figure_text import literal_text
 from lambdanet.atomic import write_file
 from lambdanet.training.state import flatten_names
 
-# Queries shown, as fractions of height and width: the centre and four points around it.
+# Queries shown, as fractions of height and width of the part of an image that is picture: the
+# centre and four points around it.
 QUERIES = ((0.5, 0.5), (0.25, 0.25), (0.25, 0.75), (0.75, 0.25), (0.75, 0.75))
 
 
@@ -84,6 +85,7 @@ def draw_maps(
     maps: Mapping[str, Float[np.ndarray, "..."]],
     images: UInt8[np.ndarray, "b h w c"],
     folder: str | os.PathLike,
+    shapes: Int[np.ndarray, "b 2"] | None = None,
 ) -> list[Path]:
     """Draws one picture per captured array, with a row per image.
 
@@ -96,6 +98,8 @@ def draw_maps(
         maps: of `capture_maps`.
         images: the same images, before normalisation.
         folder: created if needed.
+        shapes: height and width of the part at the top left of each image that is picture, and no
+            padding: queries lie there. None: all of it is.
 
     Returns:
         The files, in the order of `maps`.
@@ -117,13 +121,33 @@ def draw_maps(
         paths.append(folder / f"{name.replace('/', '.')}.png")
         shown = values.mean(axis=1) if values.ndim == 6 else values
         with literal_text():
-            figure = draw[values.ndim](name, shown, images)
+            about = (_parts(images, shapes),) if values.ndim == 6 else ()
+            figure = draw[values.ndim](name, shown, images, *about)
             save = functools.partial(figure.savefig, dpi=110, format="png")
             write_file(paths[-1], save)
     return paths
 
 
-def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
+def _parts(images: np.ndarray, shapes: np.ndarray | None) -> np.ndarray:
+    """Returns which fraction of height and width of each image is picture, float [b, 2]."""
+    if shapes is None:
+        return np.ones((len(images), 2))
+    return np.asarray(shapes) / images.shape[1:3]
+
+
+def query_cells(rows: int, columns: int, part: np.ndarray) -> list[tuple[int, int]]:
+    """Returns row and column of the map at which each of `QUERIES` is; only the first where all
+    queries share one map.
+
+    Args:
+        rows, columns: of the map, over the whole image.
+        part: fractions of height and width of the image that are picture.
+    """
+    queries = QUERIES if rows * columns > 1 else QUERIES[:1]
+    return [(int(y * part[0] * rows), int(x * part[1] * columns)) for y, x in queries]
+
+
+def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray, parts: np.ndarray) -> Figure:
     count, (height, width) = len(images), images.shape[1:3]
     rows, columns = weights.shape[1:3]
     queries = QUERIES if rows * columns > 1 else QUERIES[:1]
@@ -148,7 +172,7 @@ def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
         grid[0], ("image", *(f"query {i + 1}" for i in range(len(queries)))), strict=True
     ):
         axes.set_title(title, fontsize=10)
-    for line, image, attended in zip(grid, images, weights, strict=True):
+    for line, image, attended, part in zip(grid, images, weights, parts, strict=True):
         line[0].imshow(
             image.squeeze(-1) if image.shape[-1] == 1 else image,
             cmap="gray",
@@ -156,8 +180,7 @@ def _draw_layer(layer: str, weights: np.ndarray, images: np.ndarray) -> Figure:
             vmax=255,
             extent=whole,
         )
-        for number, (y, x) in enumerate(queries, 1):
-            row, column = int(y * rows), int(x * columns)
+        for number, (row, column) in enumerate(query_cells(rows, columns, part), 1):
             strength = attended[row, column] / max(
                 float(np.abs(attended[row, column]).max()), 1e-12
             )

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from lambdanet import config as config_lib
 from lambdanet import data, tasks
@@ -22,7 +22,7 @@ from lambdanet.analysis.console import check_least, console, say, show_table
 from lambdanet.analysis.predict import most_in_batch
 from lambdanet.analysis.subject import DATA_ENTRY, Subject
 from lambdanet.atomic import write_file
-from lambdanet.data import info_file, pseudo_labels
+from lambdanet.data import geometry, info_file, pseudo_labels
 from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
@@ -92,28 +92,49 @@ def draw_attention(
     if len(subject.image_shape) != 3:
         raise ValueError(f"not for the task {subject.config.task!r}: maps are drawn over one image")
     weights, source = subject.load_weights()
-    pictures = first_images(subject.batches(subject.split(split)), images)
+    pictures, shapes = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
     maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
-    paths = attention_maps.draw_maps(maps, pictures, folder)
+    paths = attention_maps.draw_maps(maps, pictures, folder, shapes)
     rows = [(k, v.shape, path) for (k, v), path in zip(maps.items(), paths, strict=True)]
     title = f"{subject.name}: attention of {source}"
     show_table(title, ("layer", "map", "picture"), rows)
     return {"pictures": {layer: str(path) for layer, _, path in rows}}
 
 
-def first_images(batches: Iterable[Mapping[str, np.ndarray]], count: int) -> np.ndarray:
-    """Returns the first `count` images that could be read, or all if there are fewer; raises
-    ValueError if there is none.
+def first_images(
+    batches: Iterable[Mapping[str, np.ndarray]], count: int
+) -> tuple[UInt8[np.ndarray, "b h w c"], Int[np.ndarray, "b 2"]]:
+    """Returns the first `count` images that could be read, or all if there are fewer, and height
+    and width of the part at the top left of each that is picture; raises ValueError if there is
+    none.
     """
     found: list[np.ndarray] = []
+    shapes: list[np.ndarray] = []
     for batch in batches:
-        found += list(batch["image"][np.asarray(batch["mask"]) > 0])
+        read = np.asarray(batch["mask"]) > 0
+        found += list(batch["image"][read])
+        shapes += list(_picture_shapes(batch)[read])
         if len(found) >= count:
             break
     if not found:
         raise ValueError("no image of the split can be read")
-    return np.stack(found[:count])
+    return np.stack(found[:count]), np.stack(shapes[:count])
+
+
+def _picture_shapes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Returns height and width of what is picture, and no padding: `image_shape` where the task
+    says it; in front of the last label, where pixels have some, since padding has none; or all.
+    """
+    whole = np.array(batch["image"].shape[1:3])
+    if "image_shape" in batch:
+        return np.asarray(batch["image_shape"])
+    shapes = np.repeat(whole[None], len(batch["image"]), 0)
+    for shape, labels in zip(shapes, batch.get("label_map", ()), strict=False):
+        rows, columns = np.nonzero(labels != geometry.IGNORE)
+        if len(rows):
+            shape[:] = rows.max() + 1, columns.max() + 1
+    return shapes
 
 
 def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:

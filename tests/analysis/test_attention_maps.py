@@ -120,6 +120,23 @@ def test_pictures(tmp_path):
         assert (pixels[..., 2] - pixels[..., 0] > 80).any(), "something subtracts (blue)"
 
 
+def test_queries_lie_on_the_picture_and_not_on_its_padding(tmp_path):
+    """A picture of 8 x 80 on a canvas of 80 x 80 is the first of ten rows of the map."""
+    cells = attention_maps.query_cells(10, 10, np.array([0.1, 1.0]))
+    assert cells == [(0, 5), (0, 2), (0, 7), (0, 2), (0, 7)]
+    assert attention_maps.query_cells(4, 6, np.ones(2)) == [(2, 3), (1, 1), (1, 4), (3, 1), (3, 4)]
+    assert attention_maps.query_cells(1, 1, np.ones(2)) == [(0, 0)]
+    weights = np.full((2, 1, 4, 4, 4, 4), 1 / 16)
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    drawn = []
+    for folder, shapes in (("all", None), ("part", np.array([[16, 16], [4, 16]]))):
+        (path,) = attention_maps.draw_maps({"a": weights}, images, tmp_path / folder, shapes)
+        drawn.append(np.asarray(Image.open(path).convert("RGB")))
+    whole, part = drawn
+    first = len(whole) // 2  # the picture without padding
+    assert np.array_equal(whole[:first], part[:first]) and not np.array_equal(whole, part)
+
+
 def test_pictures_of_gates_and_channel_maps(tmp_path):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (2, 16, 24, 3), dtype=np.uint8)
