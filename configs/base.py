@@ -64,7 +64,8 @@ def get_config(arg: str = "") -> ConfigDict:
     data.crop_scale = (0.08, 1.0)  # crop 'random_resized': area range, as a fraction of the image
     data.crop_ratio = (0.75, 4 / 3)  # crop 'random_resized': aspect ratio range
     data.scale_range = (0.5, 2.0)  # crop 'scale_crop': range of the factor
-    # crop 'scale_crop': the factor is relative to the picture with this short side; 0 = as it is
+    # crop 'scale_crop': the factor is relative to the picture with this short side; 0 = as it is.
+    # Of tasks of boxes it is relative to the picture fitted into image_size, and this stays 0
     data.scale_base = 0
     # crop 'scale_crop': most that one class may have of a window's labels, or another is tried; 1 =
     # any
@@ -75,9 +76,9 @@ def get_config(arg: str = "") -> ConfigDict:
     # brightness, contrast, saturation, hue, as mmsegmentation changes them
     data.photometric_distortion = False
     data.random_erasing = 0.0  # probability
-    data.eval_crop = (
-        1.0  # evaluation: resize the short side to image_size / eval_crop, then centre crop
-    )
+    # evaluation of classes and clips: resize the short side to image_size / eval_crop, then centre
+    # crop; the other tasks evaluate whole pictures, and this and the next two stay as they are
+    data.eval_crop = 1.0
     # False: both sides are resized to image_size / eval_crop, whatever the picture's shape
     data.eval_keep_aspect = True
     # evaluation of classes: decode the whole picture and resize it before it is cropped, to the

@@ -33,6 +33,26 @@ def _is_unmeasured(config: ConfigDict) -> bool:
     return name in tasks.get(config.task).METRICS and name not in tasks.metrics(config)
 
 
+def _unread(key: str, default: float | bool, reads: Callable[[str], bool], why: str) -> Condition:
+    """Returns the condition that an augmentation key is at its default where nothing reads it.
+
+    Args:
+        key: of the section data.
+        default: of configs/base.py.
+        reads: whether a task reads it.
+        why: nothing does, and what to set in its place.
+    """
+    return (
+        ("task", f"data.{key}"),
+        lambda c: reads(c.task) or c.data[key] == default,
+        f"{key} is not read by this task: {why}; set it to {default}",
+    )
+
+
+CROPPED = ("classification", "clips")
+"""Tasks whose evaluation crops pictures; the others see whole ones, fitted into a canvas."""
+_WHOLE = "it evaluates whole pictures, their aspect kept, fitted into data.image_size"
+
 # Conditions over several keys: (keys, predicate of the config, what must hold); tried when none of
 # the keys failed.
 CROSS_CHECKS: tuple[Condition, ...] = (
@@ -77,6 +97,15 @@ CROSS_CHECKS: tuple[Condition, ...] = (
         lambda c: c.task not in BOXES or c.data.crop in ("none", "scale_crop"),
         f"{_BOTH} have the crops 'none' (the whole picture, its aspect kept) and 'scale_crop'",
     ),
+    _unread(
+        "scale_base",
+        0,
+        lambda task: task not in BOXES,
+        "the factor of crop 'scale_crop' is relative to the picture fitted into data.image_size",
+    ),
+    _unread("eval_crop", 1.0, CROPPED.__contains__, _WHOLE),
+    _unread("eval_keep_aspect", True, CROPPED.__contains__, _WHOLE),
+    _unread("eval_resize_first", False, CROPPED.__contains__, _WHOLE),
     (
         ("data.cat_max_ratio", "data.crop"),
         lambda c: c.data.cat_max_ratio == 1 or c.data.crop == "scale_crop",
