@@ -14,7 +14,8 @@ The classes are those of SET. Pictures are fitted into 192 x 192. What to set, b
     data.image_size            so large that the smallest objects have 8 pixels or more
     data.scale_range           how much larger or smaller they are made in training
     detection.max_objects      as many as the fullest picture has
-    detection.metric           'voc' for the AP50 of Pascal VOC as the headline
+    detection.metric           'voc' for the AP50 of Pascal VOC as the headline; the best checkpoint
+                               is that of box_ap all the same: train.keep_best='voc_ap50' with it
     model.anchor_scale         the smallest objects' side in strides of the first level
     train.steps                enough that the score of validation has stopped rising
     --config.data.test_split=  where SET has no split 'test', as `prepare` says in its last line

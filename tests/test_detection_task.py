@@ -178,7 +178,10 @@ def test_recipes_say_what_is_learnt():
     assert (swin.optim.name, swin.optim.weight_decay, swin.train.epochs) == ("adamw", 0.05, 12.0)
     assert not swin.detection.masks and swin.train.keep_best == "box_ap"
     assert coco.get_config("").model.name == "mask_rcnn_resnet50_mmdet"
-    assert own_objects.get_config("small_mask_rcnn").detection.masks
+    own = own_objects.get_config("small_mask_rcnn")
+    assert own.detection.masks and own.train.keep_best == "mask_ap"
+    own.detection.metric, own.train.keep_best = "voc", "voc_ap50"  # as its docstring says
+    config_lib.validate(own, base.get_config(), models.registry, check_paths=False)
     assert digit_scenes.get_config("instances").train.keep_best == "mask_ap"
     with pytest.raises(ValueError, match="argument 'upernet'; allowed: faster_rcnn, retinanet"):
         digit_scenes.get_config("detect,upernet")

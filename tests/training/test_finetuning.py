@@ -347,8 +347,13 @@ def test_the_recipe_of_each_task(arg, task, head):
         assert config.train.init_weights == public.source and public.on_hub
         assert config.data.interpolation == public.interpolation
         config.train.init_weights = ""
-    with pytest.raises(ValueError, match="2 problems\n.*init_head.*\n.*frozen_epochs holds"):
+    with pytest.raises(
+        ValueError, match="2 problems\n.*init_head.*\n.*frozen_epochs holds"
+    ) as caught:
         validate(config, base.get_config(), models.registry, check_paths=False)
+    assert (
+        str(caught.value).count("name some by --config.train.init_weights=SOURCE (a file, th") == 2
+    )
     config.train.init_weights = "weights.safetensors"
     for whole in (config, smoke):
         validate(whole, base.get_config(), models.registry, check_paths=False)
