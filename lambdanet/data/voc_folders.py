@@ -32,7 +32,7 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 WHOLE = re.compile(r"[0-9]{1,9}")
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(nan|inf)", re.I)
 """What Python's `float` takes, without what only Python writes: '1_0', digits of other scripts."""
-POINT = "it is a point, as a click leaves it; edges of an object of one pixel differ by 1, too"
+POINT = "it is a point, as a click leaves it; of an object of one pixel give edges 1 apart"
 DIFFICULT = {"": False, "0": False, "false": False, "1": True, "true": True}
 
 
