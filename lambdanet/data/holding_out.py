@@ -14,6 +14,7 @@ from lambdanet.data import class_folders, splitting
 Rows = dict[str, list[int]]
 """Split -> positions in the list of files, in order."""
 MAX_NAMED = 10  # folders that a note names
+NEAR = 0.5  # of a share, that whole folders must come to; more than twice as much they never are
 
 
 def why_useless(val_fraction: float | None, test_fraction: float | None, splits: str) -> list[str]:
@@ -79,7 +80,7 @@ def hold_out(
     folders = [str(PurePath(file).parent) for file in files]
     count, notes = len(set(folders)), ()
     rows = _whole_folders(folders, shares) if count > 1 else {"train": list(range(len(files)))}
-    missed = [name for name, share in shares.items() if share and name not in rows]
+    missed = [n for n, s in shares.items() if len(rows.get(n, ())) < NEAR * s * len(files)]
     if divide_folders and (count == 1 or any(shares[name] * len(files) >= 1 for name in missed)):
         if count > 1:
             notes = (_divided(missed, shares, len(files), count),)

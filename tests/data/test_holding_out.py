@@ -49,6 +49,15 @@ def test_where_no_folder_is_small_enough_single_pictures_are_held_out_and_that_i
     assert "% of 40 pictures is nearer to none than to any of 2 folders; --split" in notes[0]
 
 
+def test_a_small_folder_beside_a_large_one_is_no_share():
+    files = [*(f"{n}.png" for n in range(100)), "extra/1.png", "extra/2.png"]
+    rows, notes = hold_out(files, 0.2, 0.0)
+    assert len(rows["validation"]) > 10 and "come near validation (20 %)" in notes[0]
+    rows, notes = hold_out(files, 0.03, 0.0)
+    assert rows["validation"] == [100, 101]
+    assert notes == ("validation is made of whole folders: extra",)
+
+
 def test_a_share_of_less_than_one_picture_is_said():
     assert hold_out(["a.jpg"], 0.9, 0.0) == (
         {"train": [0]},
