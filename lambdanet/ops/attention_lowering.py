@@ -1,9 +1,9 @@
-"""How softmax attention runs: all logits at once, a block of queries at a time, or as one kernel of
-cuDNN.
+"""How softmax attention runs: all logits at once, a block of queries at a time, samples and heads
+one after the other, or as one kernel of cuDNN.
 
 Decided by static shapes, dtype and backend alone, so it is the same on every host of a job and from
 run to run. Logits that stay in the cache are cheap to hold, and the gradient then need not make
-them again; beyond, what counts is memory traffic. The two bounds per backend are in
+them again; beyond, what counts is memory traffic. The bounds per backend are in
 `cost_model.DEVICES`; those of the CPU were measured (docs/performance.md), those of accelerators
 are assumptions.
 """
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 class Pairs:
     """Static shapes of one call: `problems` of queries x keys, samples and heads together.
 
-    `plain`: neither bias nor mask.
+    `plain`: neither bias nor mask. `turns`: whether problems may be computed one after the other.
     """
 
     problems: int
@@ -39,6 +39,15 @@ class Pairs:
     value_depth: int
     dtype: str = "float32"
     plain: bool = True
+    turns: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """How many problems are computed at a time, and how many queries of each."""
+
+    problems: int
+    queries: int
 
 
 def kernels() -> str:
@@ -52,7 +61,7 @@ def kernels() -> str:
 
 
 @functools.cache
-def choose_chunk(pairs: Pairs, backend: str) -> int | str | None:
+def choose_chunk(pairs: Pairs, backend: str) -> int | str | Turns | None:
     """Chooses how attention of some shape runs; logs the choice once per shape and backend.
 
     Args:
@@ -60,19 +69,34 @@ def choose_chunk(pairs: Pairs, backend: str) -> int | str | None:
         backend: of `kernels`.
 
     Returns:
-        Queries whose logits are held at a time, None for all, or 'cudnn'.
+        Queries whose logits are held at a time, None for all, turns, or 'cudnn'.
     """
     device = device_of(backend)
     row = pairs.problems * pairs.keys * max(4, 8 * (pairs.dtype == "float64"))
-    chosen: int | str | None = None
+    chosen: int | str | Turns | None = None
     if backend == "cuda" and _fits_cudnn(pairs):
         chosen = "cudnn"
+    elif device.turn_logits and pairs.turns and row * pairs.queries > device.turn_logits:
+        chosen = _turns(pairs, row // pairs.problems, device.block_logits)
     elif pairs.queries > SMALLEST_BLOCK and row * pairs.queries > device.all_logits:
         chosen = max(SMALLEST_BLOCK, device.block_logits // row)
     how = {None: "all logits at once", "cudnn": "the kernel of cuDNN"}
+    if isinstance(chosen, Turns):
+        how[chosen] = f"{chosen.problems} problems at a time"
+        if chosen.queries < pairs.queries:
+            how[chosen] += f", of each {chosen.queries} queries"
     how = how.get(chosen, f"the logits of up to {chosen} queries at a time")
     _log.info("softmax attention %s on %s: %s", pairs, backend, how)
     return chosen
+
+
+def _turns(pairs: Pairs, row: int, most: int) -> Turns:
+    """Turns whose logits take so many bytes at most; `row` is a query's, of one problem."""
+    fitting = most // (row * pairs.queries)
+    if fitting:
+        counts = range(1, min(fitting, pairs.problems) + 1)
+        return Turns(max(n for n in counts if pairs.problems % n == 0), pairs.queries)
+    return Turns(1, min(pairs.queries, max(SMALLEST_BLOCK, most // row)))
 
 
 def _fits_cudnn(pairs: Pairs) -> bool:

@@ -84,6 +84,7 @@ class Device:
     chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
     all_logits: int  # bytes up to which softmax attention holds the logits of all pairs
     block_logits: int  # bytes of the logits of a block to aim for, beyond
+    turn_logits: int | None  # bytes of logits beyond which problems take turns; None = never
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,7 @@ DEVICES = {
         chunk_logits=2**18,
         all_logits=2**25,
         block_logits=2**22,
+        turn_logits=2**23,
     ),
     "gpu": Device(
         rates=_data_sheet(
@@ -161,6 +163,7 @@ DEVICES = {
         chunk_logits=2**25,
         all_logits=2**30,
         block_logits=2**28,
+        turn_logits=None,
     ),
     "tpu": Device(
         rates=_data_sheet(
@@ -175,6 +178,7 @@ DEVICES = {
         chunk_logits=2**24,
         all_logits=2**29,
         block_logits=2**27,
+        turn_logits=None,
     ),
 }
 

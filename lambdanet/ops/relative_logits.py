@@ -87,7 +87,7 @@ def relative_attention(
     else:
         size = equal_parts(rows, max(1, query_chunk // columns))
         own = cut(q, -3, size), cut(above, -3, size)
-        y = attend_in_blocks(logits_of, own, (k, beside), None, None, v)
+        y = attend_in_blocks(logits_of, None, own, (k, beside), None, None, v)
         y = join(y, -2, rows * columns)
     y = jnp.moveaxis(y.reshape(*batch, heads, rows, columns, -1), -4, -2)
     if not return_weights:

@@ -1,8 +1,9 @@
 """Softmax attention: the one place where logits become weights and weights mix values.
 
-Three lowerings: `dense` holds the logits of all pairs, `blocked` those of a block of queries at a
-time (`blocked_attention`), `cudnn` is the fused kernel of that library. `attention_lowering`
-chooses by shape and backend.
+Four lowerings: `dense` holds the logits of all pairs, `blocked` those of a block of queries at a
+time (`blocked_attention`), `turns` those of a few heads, windows or samples at a time, and if one
+of these has too many, of a block of its queries; `cudnn` is the fused kernel of that library.
+`attention_lowering` chooses by shape and backend.
 
 Blocks hand over queries, keys and values in one of two layouts, so that none of them moves heads
 only to call this: positions before the last axis, [*b n d], everything in front of them (samples,
@@ -24,8 +25,15 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.ops.attention_lowering import Pairs, choose_chunk, kernels
-from lambdanet.ops.blocked_attention import attend_in_blocks, cut, equal_parts, join
+from lambdanet import batch_split
+from lambdanet.ops.attention_lowering import Pairs, Turns, choose_chunk, kernels
+from lambdanet.ops.blocked_attention import (
+    attend_in_blocks,
+    cut,
+    equal_parts,
+    join,
+    unaliased_parts,
+)
 from lambdanet.ops.cost_model import static_batch
 
 # By `heads`: logits of all pairs, and values mixed by weights.
@@ -42,7 +50,7 @@ def softmax_attention(
     bias: Float[Array, "..."] | None = None,
     mask: Bool[Array, "..."] | None = None,
     heads: bool = False,
-    query_chunk: int | str | None = "auto",
+    query_chunk: int | str | Turns | None = "auto",
     return_weights: bool = False,
 ) -> tuple[Float[Array, "*q v"], Float[Array, "*b n m"] | None]:
     """y[n] = sum_m softmax_m(scale q[n] . k[m] + bias[n, m]) v[m], separately for every leading
@@ -74,6 +82,9 @@ def softmax_attention(
         query_chunk = chosen_chunk(query, key, value, heads=heads, plain=plain)
     if query_chunk == "cudnn":
         return _library(query, key, value, scale=scale, heads=heads), None
+    if isinstance(query_chunk, Turns):
+        part = dict(scale=scale, heads=heads, turns=query_chunk)
+        return _in_turns(query, key, value, **part), None
     if query_chunk is not None and query_chunk < query.shape[-3 if heads else -2]:
         part = dict(scale=scale, bias=bias, mask=mask, heads=heads, size=query_chunk)
         return _in_blocks(query, key, value, **part), None
@@ -92,7 +103,7 @@ def dot_attention(
     v: Float[Array, "b m g v"],
     *,
     scale: float,
-    query_chunk: int | str | None = "auto",
+    query_chunk: int | str | Turns | None = "auto",
     return_weights: bool = False,
 ) -> tuple[Float[Array, "b n h v"], Float[Array, "b h n m"] | None]:
     """`softmax_attention` per head between two lists of tokens, whose keys may have fewer heads.
@@ -130,18 +141,21 @@ def chosen_chunk(
     *,
     heads: bool,
     plain: bool,
-) -> int | str | None:
+) -> int | str | Turns | None:
     """What `attention_lowering` chooses for these arrays; `plain`: neither bias nor mask."""
     positions = -3 if heads else -2
-    problems = static_batch(*query.shape[:positions])
+    lead = query.shape[:positions] + (query.shape[-2:-1] if heads else ())
+    # One after the other where they lie on one device, and are counted.
+    turns = plain and batch_split.devices() == 1 and all(isinstance(n, int) for n in lead)
     pairs = Pairs(
-        problems=problems * (query.shape[-2] if heads else 1),
+        problems=static_batch(*query.shape[:positions]) * (query.shape[-2] if heads else 1),
         queries=query.shape[positions],
         keys=key.shape[positions],
         depth=query.shape[-1],
         value_depth=value.shape[-1],
         dtype=value.dtype.name,
         plain=plain,
+        turns=turns,
     )
     return choose_chunk(pairs, kernels())
 
@@ -178,6 +192,36 @@ def mix_values(
     return jnp.einsum(_MIXES[heads], kept.astype(value.dtype), value), weights
 
 
+def _in_turns(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, scale: float, heads: bool, turns: Turns
+) -> jax.Array:
+    """The lowering `turns`, which has neither bias nor mask."""
+    if heads:
+        query, key, value = (jnp.swapaxes(a, -3, -2) for a in (query, key, value))
+    if query.dtype == jnp.promote_types(query.dtype, jnp.float32):
+        query, scale = query * scale, 1.0  # fewer numbers than the logits
+    size = unaliased_parts(query.shape[-2], turns.queries)
+    together = (turns.problems,) if turns.problems > 1 else ()
+    parts = [a.reshape(-1, *together, *a.shape[-2:]) for a in (query, key, value)]
+
+    def attend(_, part):
+        query, key, value = part
+        logits_of = partial(_block_logits, scale=scale)
+        keys_first = partial(_logits_keys_first, scale=scale)
+        blocks = (cut(query, -2, size), None), (key, None), None, None, value
+        return None, attend_in_blocks(logits_of, keys_first, *blocks)
+
+    y = jax.lax.scan(attend, None, tuple(parts))[1]
+    y = jax.vmap(lambda blocks: join(blocks, -2, query.shape[-2]))(y)
+    y = y.reshape(*query.shape[:-1], -1)
+    return jnp.swapaxes(y, -3, -2) if heads else y
+
+
+def _logits_keys_first(own, shared, masks, *, scale: float) -> jax.Array:
+    (query, _), (key, _) = own, shared
+    return attention_logits(key, query, scale=scale)
+
+
 def _in_blocks(
     query: jax.Array,
     key: jax.Array,
@@ -203,7 +247,7 @@ def _in_blocks(
 
     (own_bias, shared_bias), masks = own_and_shared(bias), own_and_shared(mask)
     own, shared = (cut(query, -2, size), own_bias), (key, shared_bias)
-    y = attend_in_blocks(partial(_block_logits, scale=scale), own, shared, *masks, value)
+    y = attend_in_blocks(partial(_block_logits, scale=scale), None, own, shared, *masks, value)
     y = join(y, -2, positions)
     return jnp.swapaxes(y, -3, -2) if heads else y
 

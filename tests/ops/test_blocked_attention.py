@@ -3,6 +3,7 @@ what decides which runs.
 """
 
 import logging
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ import pytest
 from covering import part
 from jaxpr_sizes import largest_array
 
+from lambdanet import batch_split
 from lambdanet.ops import attention_lowering, cost_model, softmax_attention
-from lambdanet.ops.attention_lowering import Pairs, choose_chunk
+from lambdanet.ops.attention_lowering import Pairs, Turns, choose_chunk
+from lambdanet.ops.blocked_attention import ALIASING, unaliased_parts
 from lambdanet.ops.relative_logits import relative_attention
 from lambdanet.ops.softmax_attention import dot_attention
 from lambdanet.ops.softmax_attention import softmax_attention as attend
@@ -40,23 +43,23 @@ def value_and_gradients(function, *arrays):
     return jax.value_and_grad(loss, tuple(range(len(arrays))), has_aux=True)(*arrays)
 
 
-def compare(make, *arrays):
-    """make(query_chunk) -> a function of the arrays: its value and all gradients are the same in
-    blocks as in one piece."""
+def compare(make, *arrays, others=(SIZE,)):
+    """make(query_chunk) -> a function of the arrays: its value and all gradients are the same with
+    each of the others as in one piece."""
     tolerance = {np.dtype("float64"): 1e-10, np.dtype("float32"): 1e-5}[arrays[0].dtype]
 
     @jax.jit
     def run(*arrays):
-        return [value_and_gradients(make(chunk), *arrays) for chunk in (None, SIZE)]
+        return [value_and_gradients(make(chunk), *arrays) for chunk in (None, *others)]
 
     with jax.enable_x64(arrays[0].dtype == np.float64):
-        whole, blocks = map(jax.tree.leaves, run(*map(jnp.asarray, arrays)))
-    for one, other in zip(whole, blocks, strict=True):
-        assert one.dtype == other.dtype == arrays[0].dtype
-        scale = np.abs(one).max()
-        assert scale > 0
-        np.testing.assert_allclose(other, one, rtol=0, atol=tolerance * scale)
-    return blocks
+        whole, *pieces = map(jax.tree.leaves, run(*map(jnp.asarray, arrays)))
+    for parts in pieces:
+        for one, other in zip(whole, parts, strict=True):
+            assert one.dtype == other.dtype == arrays[0].dtype
+            scale = np.abs(one).max()
+            assert scale > 0
+            np.testing.assert_allclose(other, one, rtol=0, atol=tolerance * scale)
 
 
 # Of pairs [*b n m] or, with heads, [*b h n m]; True where a pair may be seen.
@@ -88,7 +91,21 @@ def test_equals_the_dense_form_in_float64(name):
 
         return function
 
-    compare(make, *arrays)
+    turns = (Turns(1, SIZE), Turns(3, QUERIES)) if name in ("plain", "heads") else ()
+    compare(make, *arrays, others=(SIZE, *turns))
+
+
+def test_turns_whose_blocks_are_no_longer_than_they_may_be():
+    """Lengths that the cache does not like get one block more, or empty queries."""
+    query, key, value = normal(5, (3, 2 * ALIASING, DEPTH), (3, KEYS, DEPTH), (3, KEYS, VALUE))
+    assert unaliased_parts(2 * ALIASING, 2 * ALIASING) == 2 * ALIASING + ALIASING // 4
+    assert unaliased_parts(2 * ALIASING, ALIASING) == 43 and unaliased_parts(37, 8) == 8
+    turns = [Turns(1, 2 * ALIASING), Turns(3, 2 * ALIASING), Turns(1, ALIASING)]
+
+    def make(chunk):
+        return lambda *a: attend(*a, scale=0.7, query_chunk=chunk)[0]
+
+    compare(make, query, key, value, others=turns)
 
 
 @pytest.mark.parametrize("scale", part([0.5, 300.0], [300.0]))
@@ -135,7 +152,8 @@ def test_relative_logits(queries, keys, taps):
     )
 
 
-def test_bfloat16_has_a_float32_softmax():
+@pytest.mark.parametrize("way", [SIZE, Turns(1, SIZE), Turns(3, QUERIES)])
+def test_bfloat16_has_a_float32_softmax(way):
     def make(chunk):
         return lambda *a: attend(*a, scale=0.7, query_chunk=chunk)[0]
 
@@ -144,7 +162,7 @@ def test_bfloat16_has_a_float32_softmax():
 
     @jax.jit
     def run(arrays, wide):
-        return value_and_gradients(make(SIZE), *arrays), value_and_gradients(make(None), *wide)
+        return value_and_gradients(make(way), *arrays), value_and_gradients(make(None), *wide)
 
     ((_, y), gradients), ((_, expected), wanted) = run(arrays, wide)
     for one, other in zip((y, *gradients), (expected, *wanted), strict=True):
@@ -154,7 +172,7 @@ def test_bfloat16_has_a_float32_softmax():
         )
     kinds = {
         variable.aval.dtype.name
-        for equation in equations(jax.make_jaxpr(make(SIZE))(*arrays).jaxpr)
+        for equation in equations(jax.make_jaxpr(make(way))(*arrays).jaxpr)
         if equation.primitive.name in ("exp", "reduce_max", "reduce_sum")
         for variable in equation.invars
     }
@@ -187,6 +205,8 @@ def test_nothing_of_forward_and_backward_pass_has_all_pairs():
             for chunk in (None, 32)
         ]
         assert largest == [2 * 256**2, 2 * 32 * 256]
+    loss = listed(Turns(1, 32))
+    assert largest_array(jax.grad(loss, (0, 1, 2)), q, k, v) == 32 * 256
 
 
 TRANSFORMATIONS = {
@@ -205,13 +225,15 @@ def test_transformations(name):
         return lambda *a: jnp.sum(jnp.sin(attend(*a, scale=0.7, query_chunk=chunk)[0]))
 
     def run(*arrays):
-        return [TRANSFORMATIONS[name](loss(chunk), arrays) for chunk in (None, 4)]
+        ways = (None, 4, Turns(1, 4))
+        return [TRANSFORMATIONS[name](loss(chunk), arrays) for chunk in ways]
 
     with jax.enable_x64():
         arrays = [jnp.asarray(a) for a in normal(4, (2, 10, 3), (2, 7, 3), (2, 7, 2))]
-        whole, blocks = jax.jit(run)(*arrays)
-        for one, other in zip(whole, blocks, strict=True):
-            np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-10)
+        whole, *others = jax.jit(run)(*arrays)
+        for parts in others:
+            for one, other in zip(whole, parts, strict=True):
+                np.testing.assert_allclose(other, one, rtol=1e-9, atol=1e-10)
 
 
 def test_the_choice_is_by_bytes_and_logged_once(caplog, monkeypatch):
@@ -239,12 +261,27 @@ def test_the_choice_is_by_bytes_and_logged_once(caplog, monkeypatch):
     )
     attend(*operands(heads=True, dtype=np.float32), scale=1.0, heads=True)
     attend(*operands(dtype=np.float32), scale=1.0, mask=VISIBLE)
+    with batch_split.over(2):
+        attend(*operands(dtype=np.float32), scale=1.0)
     same = dict(queries=QUERIES, keys=KEYS, depth=DEPTH, value_depth=VALUE, dtype="float32")
     backend = jax.default_backend()
     assert asked == [
-        (Pairs(problems=12, **same), backend),
+        (Pairs(problems=12, **same, turns=True), backend),
         (Pairs(problems=6, **same, plain=False), backend),
+        (Pairs(problems=3, **same), backend),
     ]
+
+
+def test_problems_take_turns_beyond_what_the_cache_holds():
+    side = math.isqrt(cost_model.DEVICES["cpu"].block_logits // 16)  # four of them fill a block
+    few = Pairs(problems=8, queries=side, keys=side, depth=32, value_depth=32, turns=True)
+    assert choose_chunk(few, "cpu") is None
+    many = Pairs(**{**vars(few), "problems": 30})
+    assert choose_chunk(many, "cpu") == Turns(3, side)  # 30 has no divisor 4
+    large = Pairs(**{**vars(few), "queries": 8 * side, "keys": 8 * side})
+    assert choose_chunk(large, "cpu") == Turns(1, side // 2)
+    for backend in ("gpu", "tpu", "cuda"):
+        assert choose_chunk(many, backend) is None
 
 
 def test_all_weights_are_given_whatever_was_chosen(monkeypatch):
