@@ -6,12 +6,12 @@ with intervals and paired tests, robustness, step time; writes docs/study.md.
     python -m benchmarks.study --report     # only the document, from the records
 
 Trains all networks of configs/study.py on the photographs, and all blocks on the cued task of
-configs/cued_digits.py, seed 0 of everything before seed 1, each by a program of its own with one
-core (benchmarks/study_run.py), `--jobs` of them at a time. Then it times the training steps, each
-in turns with that of 'none' on all cores. Every finished network is a line of the records at once;
-called again, it does what is missing, and goes on with what `--hours` or a signal interrupted.
-Records of another recipe are not mixed in; changed code is not noticed: remove the records to begin
-afresh.
+configs/cued_digits.py, seed 0 of everything, then the other seeds of the cued task, then those of
+the photographs, each by a program of its own with one core (benchmarks/study_run.py), `--jobs` of
+them at a time. Then it times the training steps, each in turns with that of 'none' on all cores.
+Every finished network is a line of the records at once; called again, it does what is missing, and
+goes on with what `--hours` or a signal interrupted. Records of another recipe are not mixed in;
+changed code is not noticed: remove the records to begin afresh.
 
 Files: docs/study.md, docs/images/study_*.png, benchmarks/results/study.jsonl, and runs/study/ with
 the prepared photographs and the runs. With --out all of them lie in DIR; --quick (few networks,

@@ -60,15 +60,17 @@ def all_runs(plan: Plan, directory: Path) -> list[Run]:
     photos, nets = directory / "photos", directory / "nets"
     if photos.is_relative_to(ROOT):  # for the commands in the records
         photos = photos.relative_to(ROOT)
+    # One seed of everything; then the other seeds of the shorter runs, the cued task's.
+    order = [(plan.seeds[0], task) for task in plan.nets]
+    order += [(seed, task) for task in reversed(plan.nets) for seed in plan.seeds[1:]]
     found = []
-    for seed in plan.seeds:
-        for task in plan.nets:
-            own = {"data.data_dir": str(photos)} if task == "photos" else {}
-            own |= plan.options.get(task, {})
-            found += [
-                make_run(task, name, seed, nets, f"{RECIPES[task]}{name}", own, PROGRAM)
-                for name in plan.names(task)
-            ]
+    for seed, task in order:
+        own = {"data.data_dir": str(photos)} if task == "photos" else {}
+        own |= plan.options.get(task, {})
+        found += [
+            make_run(task, name, seed, nets, f"{RECIPES[task]}{name}", own, PROGRAM)
+            for name in plan.names(task)
+        ]
     return found
 
 

@@ -133,7 +133,10 @@ def test_unknown_networks_are_named():
 def test_seed_0_of_everything_comes_first(tmp_path):
     runs = study_plan.all_runs(study_plan.FULL, tmp_path)
     assert len(runs) == 3 * (len(recipe.NETS) + len(recipe.NETS) - len(recipe.FAMILIES))
-    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
+    order = list(dict.fromkeys((run.task, run.seed) for run in runs))
+    assert order == [(task, 0) for task in ("photos", "cued")] + [
+        (task, seed) for task in ("cued", "photos") for seed in (1, 2)
+    ]
     assert all(run.workdir.is_relative_to(tmp_path / "nets") for run in runs)
     assert runs[0].config.data.data_dir == str(tmp_path / "photos")  # not among the runs
     assert runs[0].variant == "none" and {r.task for r in runs} == {"photos", "cued"}
