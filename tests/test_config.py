@@ -177,25 +177,6 @@ def test_wrong_input(config, registry, case):
         assert part in "\n".join(problems)
 
 
-@pytest.mark.parametrize("task", ["detection", "segmentation", "video_detection", "clips"])
-@pytest.mark.parametrize(
-    ("key", "text", "default", "readers"),
-    [
-        ("scale_base", "800", "0", ("segmentation", "clips")),
-        ("eval_crop", "0.875", "1.0", ("clips",)),
-        ("eval_keep_aspect", "False", "True", ("clips",)),
-        ("eval_resize_first", "True", "False", ("clips",)),
-    ],
-)
-def test_keys_of_augmentation_that_a_task_does_not_read(
-    config, registry, task, key, text, default, readers
-):
-    overrides = {"task": task, "train.keep_best": "", f"data.{key}": text}
-    said = "\n".join(problems_of(config, registry, overrides))
-    problem = f"task = '{task}', data.{key} = {text}: {key} is not read by this task: "
-    assert (problem in said and f"; set it to {default}" in said) == (task not in readers)
-
-
 def test_all_problems_at_once(config, registry, tmp_path):
     (tmp_path / "file").write_text("")
     wrong = {

@@ -114,3 +114,20 @@ def test_what_is_nested_too_deeply_is_named_by_its_key():
         configs.from_plain({"propagation": {"interval": value}})
     (problem,) = caught.value.problems
     assert problem.startswith("propagation.interval: is nested in more than 32 levels")
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation", "video_detection", "clips"])
+@pytest.mark.parametrize(
+    ("key", "text", "default", "readers"),
+    [
+        ("scale_base", "800", "0", ("segmentation", "clips")),
+        ("eval_crop", "0.875", "1.0", ("clips",)),
+        ("eval_keep_aspect", "False", "True", ("clips",)),
+        ("eval_resize_first", "True", "False", ("clips",)),
+    ],
+)
+def test_keys_of_augmentation_that_a_task_does_not_read(task, key, text, default, readers):
+    overrides = {"task": task, "train.keep_best": "", f"data.{key}": text}
+    said = "\n".join(problems_of(overrides))
+    problem = f"task = '{task}', data.{key} = {text}: {key} is not read by this task: "
+    assert (problem in said and f"; set it to {default}" in said) == (task not in readers)
