@@ -1,7 +1,5 @@
 """Detectors whose outputs go by the numbers of a set's categories, as torchvision's do for COCO."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +12,7 @@ from configs import base
 from lambdanet.analysis import subject
 from lambdanet.data.objects import COCO_ABSENT
 from lambdanet.data.record import DataInfo
-from lambdanet.interop import files
+from lambdanet.interop import files, sources
 from lambdanet.tasks import detection, detection_files
 from lambdanet.training import state, weights
 
@@ -132,17 +130,16 @@ def test_other_detectors_take_outputs_in_order():
     assert model.num_classes == 91 and model.class_outputs is None
 
 
-def test_it_is_said_by_what_outputs_are_taken(monkeypatch, capsys):
-    monkeypatch.setattr(files, "read_metadata", lambda path: {})
-    source = SimpleNamespace(is_run=False, path="a.pth")
-    for model, said in (
-        (
-            SimpleNamespace(class_outputs=(1, 2)),
-            "by the numbers of the data's, 1 person, 2 c2, 3 c3,",
-        ),
-        (SimpleNamespace(), "in the order of the data's, person, c2, c3, ..."),
+def test_it_is_said_by_what_outputs_are_taken(tmp_path, capsys):
+    path = tmp_path / "of_others.safetensors"
+    files.save_safetensors(path, {"a": np.zeros(1)})
+    numbered = dict(num_classes=91, numbered_from=0, class_numbers=COCO_NUMBERS)
+    for options, said in (
+        (numbered, "by the numbers of the data's, 1 person, 2 c2, 3 c3, ..."),
+        ({}, "in the order of the data's, person, c2, c3, ..."),
     ):
-        subject.say_order(source, COCO, model)
+        model = nnx.eval_shape(lambda options=options: build("retinanet", **options))
+        subject.say_order(sources.resolve(path), COCO, model)
         assert said in capsys.readouterr().out
 
 
