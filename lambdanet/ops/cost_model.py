@@ -148,7 +148,7 @@ DEVICES = {
         chunk_logits=2**18,
         all_logits=2**25,
         block_logits=2**22,
-        turn_logits=2**23,
+        turn_logits=6 * 2**20,
     ),
     "gpu": Device(
         rates=_data_sheet(

@@ -274,7 +274,7 @@ def test_the_choice_is_by_bytes_and_logged_once(caplog, monkeypatch):
 
 def test_problems_take_turns_beyond_what_the_cache_holds():
     side = math.isqrt(cost_model.DEVICES["cpu"].block_logits // 16)  # four of them fill a block
-    few = Pairs(problems=8, queries=side, keys=side, depth=32, value_depth=32, turns=True)
+    few = Pairs(problems=6, queries=side, keys=side, depth=32, value_depth=32, turns=True)
     assert choose_chunk(few, "cpu") is None
     many = Pairs(**{**vars(few), "problems": 30})
     assert choose_chunk(many, "cpu") == Turns(3, side)  # 30 has no divisor 4
