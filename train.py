@@ -163,10 +163,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     shown = dict(batch_size=train.batch_size, headline=headline, tensorboard=train.tensorboard)
     shown |= dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch, start_step=start)
     log = metrics.MetricLog(workdir, **shown, write=main_process, stream=stream)
-    own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, **held)
-    train_step = programs.training_program(
-        config, build_model, tx, shardings, say=log.message, **own
-    )
+    own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, say=log.message)
+    train_step = programs.training_program(config, build_model, tx, shardings, **own, **held)
     eval_step = programs.evaluation_program(eval_step, device_mesh, log.message)
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
