@@ -81,13 +81,14 @@ def relative_attention(
         query_chunk = chosen_chunk(flat, k, v, heads=False, plain=False)
     above = axis_embeddings(height, rows, grid[0]).astype(q.dtype)
     beside = axis_embeddings(width, columns, grid[1]).astype(q.dtype)
-    logits_of = partial(_logits, scale=scale, relative_scale=relative_scale)
+    scales = dict(scale=scale, relative_scale=relative_scale)
+    logits_of, keys_first = partial(_logits, **scales), partial(_logits_keys_first, **scales)
     if query_chunk is None or query_chunk >= rows * columns:
         y, weights = mix_values(logits_of((q, above), (k, beside), None), v)
     else:
         size = equal_parts(rows, max(1, query_chunk // columns))
         own = cut(q, -3, size), cut(above, -3, size)
-        y = attend_in_blocks(logits_of, None, own, (k, beside), None, None, v)
+        y = attend_in_blocks(logits_of, keys_first, own, (k, beside), None, None, v)
         y = join(y, -2, rows * columns)
     y = jnp.moveaxis(y.reshape(*batch, heads, rows, columns, -1), -4, -2)
     if not return_weights:
@@ -104,6 +105,17 @@ def _logits(own, shared, masks, *, scale: float, relative_scale: float) -> jax.A
     relative = (rows[..., None] + columns[..., None, :]) * relative_scale
     logits = content * scale + relative.reshape(content.shape)
     return logits.reshape(*logits.shape[:-3], -1, logits.shape[-1])
+
+
+def _logits_keys_first(own, shared, masks, *, scale: float, relative_scale: float) -> jax.Array:
+    """`_logits` with the last two axes exchanged."""
+    (q, above), (k, beside) = own, shared
+    flat = q.reshape(*q.shape[:-3], -1, q.shape[-1])
+    content = wide_einsum("...md,...qd->...mq", k, flat)
+    rows = wide_einsum("...yxd,yYd->...Yyx", q, above)
+    columns = wide_einsum("...yxd,xXd->...Xyx", q, beside)
+    relative = (rows[..., None, :, :] + columns[..., None, :, :, :]) * relative_scale
+    return content * scale + relative.reshape(content.shape)
 
 
 def relative_attention_macs(
