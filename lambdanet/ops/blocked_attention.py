@@ -10,8 +10,8 @@ Sources: Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory"; Dao
 "FlashAttention". Blocks of keys with running maximum and sum, as there, gained nothing on CPU
 (docs/performance.md).
 
-The gradient has its arrays of pairs with keys first where `logits_of` can make them so: of its five
-products only one is then of a transposed array, in place of two.
+The gradient has its arrays of pairs with keys first: of its five products only one is then of a
+transposed array, in place of two.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def join(x: Shaped[Array, "..."], axis: int, length: int) -> Shaped[Array, "..."
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def attend_in_blocks(
     logits_of: BlockLogits,
-    keys_first: BlockLogits | None,
+    keys_first: BlockLogits,
     own: Tree,
     shared: Tree,
     own_mask: Tree,
@@ -92,8 +92,7 @@ def attend_in_blocks(
     Args:
         logits_of: (own arrays of a block, shared arrays, (own mask, shared mask)) -> its logits
             [*l q m] in float32 or wider, differentiable by the first two.
-        keys_first: the same with the last two axes exchanged, for the gradient; None = that is
-            made of `logits_of`, too.
+        keys_first: the same with the last two axes exchanged, for the gradient.
         own: arrays with an axis of blocks in front.
         shared: arrays of which every block gets the whole.
         own_mask: arrays without a gradient, likewise; or None.
@@ -122,18 +121,19 @@ def _forward(logits_of, keys_first, own, shared, own_mask, shared_mask, value):
 
 def _backward(logits_of, keys_first, saved, of_y):
     own, shared, own_mask, shared_mask, value, *kept = saved
-    of_block = _of_block if keys_first is None else _of_block_keys_first
 
     def attend(sums, block):
         own, mask, of_y, (y, largest, total) = block
-        # The weights are the exponentials by `total`, by which the gradient, of fewer numbers, is
-        # divided.
-        scaled = of_y.astype(largest.dtype) / total
-        along = jnp.sum(scaled * y.astype(largest.dtype), axis=-1, keepdims=True)
-        masks = mask, shared_mask
-        given = own, shared, masks, value, largest, along, scaled.astype(value.dtype)
-        of_own, *of_others = of_block(keys_first or logits_of, *given)
-        return jax.tree.map(jnp.add, sums, tuple(of_others)), of_own
+        logits, pull = jax.vjp(lambda *a: keys_first(*a, (mask, shared_mask)), own, shared)
+        weights = jnp.exp(logits - jnp.swapaxes(largest, -2, -1))
+        # The weights are these by `total`, by which the gradient, of fewer numbers, is divided.
+        scaled = of_y.astype(logits.dtype) / total
+        along = jnp.sum(scaled * y.astype(logits.dtype), axis=-1, keepdims=True)
+        scaled = scaled.astype(value.dtype)
+        of_value = wide_einsum("...mq,...qv->...mv", weights.astype(value.dtype), scaled)
+        of_weights = wide_einsum("...mv,...qv->...mq", value, scaled)
+        of_own, of_shared = pull(weights * (of_weights - jnp.swapaxes(along, -2, -1)))
+        return jax.tree.map(jnp.add, sums, (of_shared, of_value)), of_own
 
     def zeros(x):
         return jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32))
@@ -142,24 +142,6 @@ def _backward(logits_of, keys_first, saved, of_y):
     sums, of_own = lax.scan(attend, start, (own, own_mask, of_y, tuple(kept)))
     of_shared, of_value = jax.tree.map(lambda s, x: s.astype(x.dtype), sums, (shared, value))
     return of_own, of_shared, None, None, of_value
-
-
-def _of_block(logits_of, own, shared, masks, value, largest, along, scaled):
-    """Gradients of a block, by own arrays, shared arrays and values."""
-    logits, pull = jax.vjp(lambda *a: logits_of(*a, masks), own, shared)
-    weights = jnp.exp(logits - largest)
-    of_value = wide_einsum("...qm,...qv->...mv", weights.astype(value.dtype), scaled)
-    of_weights = wide_einsum("...qv,...mv->...qm", scaled, value)
-    return *pull(weights * (of_weights - along)), of_value
-
-
-def _of_block_keys_first(keys_first, own, shared, masks, value, largest, along, scaled):
-    """`_of_block` with arrays of pairs [*l m q]."""
-    logits, pull = jax.vjp(lambda *a: keys_first(*a, masks), own, shared)
-    weights = jnp.exp(logits - jnp.swapaxes(largest, -2, -1))
-    of_value = wide_einsum("...mq,...qv->...mv", weights.astype(value.dtype), scaled)
-    of_weights = wide_einsum("...mv,...qv->...mq", value, scaled)
-    return *pull(weights * (of_weights - jnp.swapaxes(along, -2, -1))), of_value
 
 
 attend_in_blocks.defvjp(_forward, _backward)

@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float
 from lambdanet import batch_split
 from lambdanet.ops.attention_lowering import Pairs, Turns, choose_chunk, kernels
 from lambdanet.ops.blocked_attention import (
+    BlockLogits,
     attend_in_blocks,
     cut,
     equal_parts,
@@ -206,20 +207,13 @@ def _in_turns(
 
     def attend(_, part):
         query, key, value = part
-        logits_of = partial(_block_logits, scale=scale)
-        keys_first = partial(_logits_keys_first, scale=scale)
         blocks = (cut(query, -2, size), None), (key, None), None, None, value
-        return None, attend_in_blocks(logits_of, keys_first, *blocks)
+        return None, attend_in_blocks(*_logits_of_blocks(scale), *blocks)
 
     y = jax.lax.scan(attend, None, tuple(parts))[1]
     y = jax.vmap(lambda blocks: join(blocks, -2, query.shape[-2]))(y)
     y = y.reshape(*query.shape[:-1], -1)
     return jnp.swapaxes(y, -3, -2) if heads else y
-
-
-def _logits_keys_first(own, shared, masks, *, scale: float) -> jax.Array:
-    (query, _), (key, _) = own, shared
-    return attention_logits(key, query, scale=scale)
 
 
 def _in_blocks(
@@ -247,20 +241,29 @@ def _in_blocks(
 
     (own_bias, shared_bias), masks = own_and_shared(bias), own_and_shared(mask)
     own, shared = (cut(query, -2, size), own_bias), (key, shared_bias)
-    y = attend_in_blocks(partial(_block_logits, scale=scale), None, own, shared, *masks, value)
+    y = attend_in_blocks(*_logits_of_blocks(scale), own, shared, *masks, value)
     y = join(y, -2, positions)
     return jnp.swapaxes(y, -3, -2) if heads else y
 
 
-def _block_logits(own, shared, masks, *, scale: float) -> jax.Array:
+def _logits_of_blocks(scale: float) -> tuple[BlockLogits, BlockLogits]:
+    """What gives the logits of a block, and what gives them with keys first."""
+    return tuple(partial(_block_logits, scale=scale, keys_first=first) for first in (False, True))
+
+
+def _block_logits(own, shared, masks, *, scale: float, keys_first: bool) -> jax.Array:
     (query, own_bias), (key, shared_bias) = own, shared
-    logits = attention_logits(query, key, scale=scale)
+
+    def turned(pairs):
+        return jnp.swapaxes(jnp.atleast_2d(pairs), -2, -1) if keys_first else pairs
+
+    logits = attention_logits(*((key, query) if keys_first else (query, key)), scale=scale)
     for bias in (own_bias, shared_bias):
         if bias is not None:
-            logits = logits + bias.astype(logits.dtype)
+            logits = logits + turned(bias.astype(logits.dtype))
     for mask in masks:
         if mask is not None:
-            logits = jnp.where(mask, logits, jnp.finfo(logits.dtype).min)
+            logits = jnp.where(turned(mask), logits, jnp.finfo(logits.dtype).min)
     return logits
 
 
