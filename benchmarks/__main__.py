@@ -1,13 +1,14 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks micro|blocks|ops|model|input|memory|scale [--cases GLOB] [--rounds N]
-    [--json FILE]
+    python -m benchmarks micro|blocks|ops|model|dispatch|input|memory|scale [--cases GLOB]
+    [--rounds N] [--json FILE]
     python -m benchmarks gpu [--minutes M] [--out DIR]
 
 micro: attention cores, each lowering and, where installed, PyTorch's forms; blocks: every block,
 whole, beside PyTorch's form of it; ops: operations that XLA's CPU backend runs badly; model: whole
-networks; input: the data pipeline; memory: temporary memory of every block; scale: layers on large
-maps, and seconds to compile a network; gpu: all that is to be known of a GPU, see `gpu_suite`.
+networks; dispatch: Python's share of a training step; input: the data pipeline; memory: temporary
+memory of every block; scale: layers on large maps, and seconds to compile a network; gpu: all that
+is to be known of a GPU, see `gpu_suite`.
 
 Prints a table; --json appends one JSON object per measurement. The exit status is 1 if a result was
 wrong.
@@ -36,6 +37,7 @@ SUITES = {
     "input": "input_suite",
     "ops": "ops_suite",
     "model": "model_suite",
+    "dispatch": "dispatch_suite",
     "memory": "memory_suite",
     "scale": "scale_suite",
 }
@@ -62,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
     start_up.use_eigen_convolutions()
     start_up.keep_freed_memory()  # as train.py does; PyTorch beside us profits likewise
+    if args.suite != "dispatch":  # as train.py does for large steps
+        start_up.compute_in_calling_thread()
     cases = importlib.import_module(f"benchmarks.{SUITES[args.suite]}").cases()
     chosen = [case for case in cases if fnmatch.fnmatchcase(case.name, args.cases)]
     if not chosen:

@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import harness, model_suite
+from benchmarks import harness, step_times
 from benchmarks.training_runs import ROOT, RUN_OPTIONS, Run, train_all
 from configs import moving_digits
 from lambdanet.analysis.text import markdown_table
@@ -90,7 +90,7 @@ def measure_steps(configs: Mapping[str, Any], *, rounds: int) -> dict[str, dict[
     """
     states, steps, facts = {}, {}, {}
     for name, config in configs.items():
-        make, step, batch = model_suite.training_step(
+        make, step, batch = step_times.training_step(
             config, num_classes=CLASSES, batch_size=config.train.batch_size
         )
         states[name] = make()

@@ -16,7 +16,7 @@ import jax
 from flax import nnx
 
 import models
-from benchmarks import model_suite
+from benchmarks import step_times
 from benchmarks.gpu_sizes import Sizes
 from benchmarks.harness import Case, Prepared
 from configs import base
@@ -73,7 +73,7 @@ def batches(first: int, fits: Mapping[int, bool]) -> list[int]:
 
 
 def prepare(name: str, options: Mapping[str, Any], batch: int, sizes: Sizes) -> Prepared:
-    """Compiles a step and, if it fits, checks and runs it; the gate is `model_suite.check_step`,
+    """Compiles a step and, if it fits, checks and runs it; the gate is `step_times.check_step`,
     but for repeatability, which XLA does not promise on GPUs.
     """
     config = base.get_config()
@@ -84,7 +84,7 @@ def prepare(name: str, options: Mapping[str, Any], batch: int, sizes: Sizes) -> 
     limit = memory(sizes.memory)
     facts = dict(network=name, batch=batch, dtype="bfloat16", limit_mib=limit / 2**20)
     try:
-        make, train_step, images = model_suite.training_step(
+        make, train_step, images = step_times.training_step(
             config, num_classes=sizes.classes, batch_size=batch
         )
         compiled = train_step.lower(make(), images).compile()
@@ -93,7 +93,7 @@ def prepare(name: str, options: Mapping[str, Any], batch: int, sizes: Sizes) -> 
         if needs > limit:
             return Prepared(None, lambda: None, facts=facts)
         repeatable = jax.default_backend() == "cpu"
-        model_suite.check_step(make, compiled, images, repeatable=repeatable)
+        step_times.check_step(make, compiled, images, repeatable=repeatable)
     except jax.errors.JaxRuntimeError as error:
         if OUT_OF_MEMORY not in str(error):
             raise

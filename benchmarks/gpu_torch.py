@@ -22,7 +22,8 @@ from benchmarks.harness import Case, Prepared
 
 Records = Sequence[Mapping[str, Any]]
 DTYPES = {"float32": "float32_default", "bfloat16": "bfloat16"}
-TWINS = torch_models.TWINS | {"pvt_v2_b1": "pvt_v2_b1", "resnet18": "resnet18"}
+TWINS = {ours: name for ours, (package, name) in torch_models.TWINS.items() if package == "timm"}
+TWINS["resnet18"] = "resnet18"
 """Ours to timm's name."""
 SDPA = ("mhsa", "spatial_reduction")  # the cores without a bias
 

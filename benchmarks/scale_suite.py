@@ -24,7 +24,7 @@ import numpy as np
 from flax import nnx
 
 import models
-from benchmarks import memory_suite, model_suite
+from benchmarks import memory_suite, step_times
 from benchmarks.harness import Case, Prepared
 from configs import base
 from lambdanet.attention import create_attention
@@ -125,7 +125,7 @@ def prepare_compile(name: str, direction: str) -> Prepared:
     )
     config.model = dict(name=name)
     if direction == "train":
-        make, function, batch = model_suite.training_step(
+        make, function, batch = step_times.training_step(
             config, num_classes=CLASSES, batch_size=BATCH_SIZE
         )
         operands = (jax.eval_shape(make), batch)

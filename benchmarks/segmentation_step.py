@@ -22,7 +22,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import harness, model_suite, torch_segmentation
+from benchmarks import harness, step_times, torch_segmentation
 from benchmarks.segmentation_worker import compiled_mib, training_config
 from benchmarks.turns import Record, in_turns
 from lambdanet.analysis.text import markdown_table
@@ -145,7 +145,7 @@ def openmm_mib(options: Mapping[str, Any]) -> float:
     config = training_config("fcn_resnet50", side=OPENMM_SIZE[0])
     config.data.image_size = OPENMM_SIZE
     config.model = dict(name="segmenter", auxiliary=_AUXILIARY, **options)
-    make, train_step, batch = model_suite.training_step(
+    make, train_step, batch = step_times.training_step(
         config, num_classes=OPENMM_CLASSES, batch_size=2
     )
     return compiled_mib(train_step.lower(jax.eval_shape(make), batch).compile())

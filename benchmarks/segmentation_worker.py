@@ -25,7 +25,7 @@ import numpy as np
 from flax import nnx
 
 import models
-from benchmarks import model_suite, torch_segmentation
+from benchmarks import step_times, torch_segmentation
 from benchmarks.turns import serve
 from configs import base
 from lambdanet.ops.images import normalise
@@ -85,9 +85,7 @@ def prepare_ours(config: Any, classes: int, batch: int, path: Path) -> tuple[Ste
     """Compiles the step that train.py runs, and returns (step, facts: parameters, multiply-adds
     of one image, MiB of the compiled program, seconds to compile).
     """
-    make, train_step, rows = model_suite.training_step(
-        config, num_classes=classes, batch_size=batch
-    )
+    make, train_step, rows = step_times.training_step(config, num_classes=classes, batch_size=batch)
     current = [make()]
 
     def build() -> nnx.Module:
@@ -126,7 +124,7 @@ def prepare_torch(config: Any, classes: int, batch: int, path: Path) -> tuple[St
     model = torch_segmentation.build(config.model.name, num_classes=classes)
     kept = {k: v.numpy() for k, v in model.state_dict().items() if "num_batches" not in k}
     np.savez(path, **kept)
-    rows = model_suite.random_batch(config, num_classes=classes, batch_size=batch)
+    rows = step_times.random_batch(config, num_classes=classes, batch_size=batch)
     images = np.asarray(normalise(rows["image"], config.data.mean, config.data.std))
     step = torch_segmentation.train_step(
         model,

@@ -78,7 +78,8 @@ def finish(work: Callable[[], tuple[Files, Mapping[str, str]]]) -> int:
         work: returns where everything lies, and the names of the runs that failed -> why.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    start_up.prepare_cpu()  # as train.py does
+    start_up.prepare_cpu()  # as train.py does, and as it does for large steps
+    start_up.compute_in_calling_thread()
     try:
         files, failures = work()
     except ValueError as error:

@@ -23,7 +23,7 @@ import numpy as np
 from flax import nnx
 
 import models
-from benchmarks import harness, model_suite
+from benchmarks import harness, step_times
 from configs import base
 from lambdanet.analysis.text import markdown_table
 from lambdanet.ops.frame_mean import unit
@@ -299,7 +299,7 @@ def clip_step(name: str, remat: str, *, frames: int, side: int) -> tuple[Any, Ca
     config.task, config.clips.frames, config.train.cache_dir = "clips", frames, ""
     config.data.image_size, config.data.channels = (side, side), 3
     config.model = dict(name=name, remat=remat)
-    make, step, batch = model_suite.training_step(config, num_classes=400, batch_size=1)
+    make, step, batch = step_times.training_step(config, num_classes=400, batch_size=1)
     current = [make()]
     compiled = step.lower(current[0], batch).compile()
 

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from benchmarks import model_networks, model_suite, ops_suite, torch_models
+from benchmarks import dispatch_suite, model_suite, ops_suite, torch_models
 from benchmarks.ops_suite import Operation
 
 TINY = (
@@ -62,28 +62,28 @@ SMALL = dict(blocks=(1, 1), widths=(4, 8), attention_blocks=((), "all"), num_cla
 @pytest.mark.exhaustive
 def test_networks_pass_their_gate_and_a_rising_loss_does_not(monkeypatch):
     monkeypatch.setattr(torch_models, "installed", lambda name: False)
-    network = model_networks.Network("lambda_resnet26t", 2, 32, tuple(SMALL.items()))
-    forward = model_networks.prepare_forward(network)
+    network = model_suite.Network("lambda_resnet26t", 2, 32, tuple(SMALL.items()))
+    forward = model_suite.prepare_forward(network)
     forward.check()
     assert forward.facts["compile_s"] > 0 and forward.flops > 0
     monkeypatch.setattr(
-        model_networks,
+        model_suite,
         "_data",
         lambda network: (np.ones((2, 32, 32, 3), np.float32), np.array([1, 2], np.int32)),
     )
     with pytest.raises(AssertionError, match="or all the same"):
-        model_networks.prepare_forward(network).check()
+        model_suite.prepare_forward(network).check()
     monkeypatch.undo()
     monkeypatch.setattr(torch_models, "installed", lambda name: False)
     monkeypatch.setattr(
-        model_networks, "_data", lambda network: (images(), np.array([1, 2], np.int32))
+        model_suite, "_data", lambda network: (images(), np.array([1, 2], np.int32))
     )
-    train = model_networks.prepare_train(network)
+    train = model_suite.prepare_train(network)
     train.check()
     train.run()
-    monkeypatch.setattr(model_networks, "RATE", -model_networks.RATE)
+    monkeypatch.setattr(model_suite, "RATE", -model_suite.RATE)
     with pytest.raises(AssertionError, match="three steps on one batch took the loss"):
-        model_networks.prepare_train(network).check()
+        model_suite.prepare_train(network).check()
 
 
 def images():
@@ -93,18 +93,18 @@ def images():
 def test_timms_twin_has_our_logits_and_gradients(monkeypatch):
     pytest.importorskip("timm")
     monkeypatch.setitem(torch_models.TWINS, "resnet18", ("timm", "resnet18"))
-    network = model_networks.Network("resnet18", 2, 64)
-    model_networks.prepare_forward(network).check()
-    model_networks.prepare_train(network).check()
-    eager = model_networks._torch_train(network, compile_it=False)
+    network = model_suite.Network("resnet18", 2, 64)
+    model_suite.prepare_forward(network).check()
+    model_suite.prepare_train(network).check()
+    eager = model_suite._torch_train(network, compile_it=False)
     eager.check()
     eager.run()
     assert eager.facts == {}
-    model_networks._eager_gradients.cache_clear()
+    model_suite._eager_gradients.cache_clear()
     wrong = dataclasses.replace(network, batch=3)
-    monkeypatch.setattr(model_networks, "_eager_gradients", lambda _: (0.0, {}))
+    monkeypatch.setattr(model_suite, "_eager_gradients", lambda _: (0.0, {}))
     with pytest.raises(AssertionError, match="the loss is"):
-        model_networks.prepare_train(wrong).check()
+        model_suite.prepare_train(wrong).check()
 
 
 def test_compiled_twins_have_names_of_their_own_and_both_directions(monkeypatch):
@@ -126,9 +126,9 @@ def test_compiled_twins_have_names_of_their_own_and_both_directions(monkeypatch)
 @pytest.mark.parametrize(
     "network",
     [
-        model_networks.Network("pvt_v2_b1", 2, 64, (("drop_path_rate", 0.0),)),
-        model_networks.Network("lambda_resnet50ts", 2, 64),
-        model_networks.Network("c2d_resnet50_8x8", 2, 64, (("dropout_rate", 0.0),), frames=8),
+        model_suite.Network("pvt_v2_b1", 2, 64, (("drop_path_rate", 0.0),)),
+        model_suite.Network("lambda_resnet50ts", 2, 64),
+        model_suite.Network("c2d_resnet50_8x8", 2, 64, (("dropout_rate", 0.0),), frames=8),
     ],
     ids=lambda network: network.name,
 )
@@ -136,5 +136,18 @@ def test_twins_of_other_families_have_our_logits_and_gradients(network):
     pytest.importorskip("torch", reason="PyTorch is not installed")
     package, _ = torch_models.TWINS[network.name]
     pytest.importorskip(package, reason=f"{package} is not installed")
-    model_networks.prepare_forward(network).check()
-    model_networks.prepare_train(network).check()
+    model_suite.prepare_forward(network).check()
+    model_suite.prepare_train(network).check()
+
+
+@pytest.mark.exhaustive
+def test_pythons_share_of_a_step(monkeypatch):
+    assert [case.name for case in dispatch_suite.cases()] == [
+        "dispatch_lambda_resnet50",
+        "dispatch_resnet50",
+    ]
+    monkeypatch.setattr(dispatch_suite, "STEPS", 3)
+    prepared = dispatch_suite.prepare("resnet18")
+    prepared.check()
+    wall, cpu = prepared.run()
+    assert 0 < cpu and 0 < wall < 10

@@ -52,10 +52,10 @@ def test_out_of_memory_says_no_and_other_errors_do_not(monkeypatch):
 
     name, options = TINY.networks[0]
     given = name, dict(options), 2, TINY
-    monkeypatch.setattr(gpu_networks.model_suite, "training_step", raising("RESOURCE_EXHAUSTED: 1"))
+    monkeypatch.setattr(gpu_networks.step_times, "training_step", raising("RESOURCE_EXHAUSTED: 1"))
     prepared = gpu_networks.prepare(*given)
     assert prepared.run is None and prepared.facts["fits"] is False
-    monkeypatch.setattr(gpu_networks.model_suite, "training_step", raising("INTERNAL: 1"))
+    monkeypatch.setattr(gpu_networks.step_times, "training_step", raising("INTERNAL: 1"))
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         gpu_networks.prepare(*given)
 
@@ -104,6 +104,14 @@ def test_the_page_of_a_gpu_says_which_and_keeps_what_was_written_by_hand(tmp_pat
     page.write_text("# Performance on a GPU\n")
     with pytest.raises(ValueError, match="the hand-written part must stand once"):
         gpu_report.write(known, page)
+
+
+def test_pytorchs_networks_are_those_that_timm_makes():
+    from benchmarks import gpu_sizes, gpu_torch
+
+    measured = {name for name, _ in gpu_sizes.FULL.networks}
+    assert {"resnet50", "swin_tiny", "pvt_v2_b1"} <= measured & set(gpu_torch.TWINS)
+    assert all(isinstance(name, str) for name in gpu_torch.TWINS.values())
 
 
 @pytest.mark.parametrize("kind", part(["lambda", "attention", "network"], ["lambda"]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import models
-from benchmarks import model_suite, segmentation_step, segmentation_worker, torch_segmentation
+from benchmarks import segmentation_step, segmentation_worker, step_times, torch_segmentation
 
 
 def test_networks_are_trained_without_dropout():
@@ -22,11 +22,11 @@ def test_networks_are_trained_without_dropout():
 
 def test_a_batch_has_labels_of_the_task():
     config = segmentation_worker.training_config("fcn_resnet50", side=8)
-    batch = model_suite.random_batch(config, num_classes=5, batch_size=2)
+    batch = step_times.random_batch(config, num_classes=5, batch_size=2)
     assert batch["image"].shape == (2, 8, 8, 3) and batch["label_map"].shape == (2, 8, 8)
     assert batch["label_map"].max() == 4
     config.task = "classification"
-    batch = model_suite.random_batch(config, num_classes=5, batch_size=2)
+    batch = step_times.random_batch(config, num_classes=5, batch_size=2)
     assert batch["label"].shape == (2,)
 
 

@@ -114,7 +114,14 @@ def prepare_cpu(config: Any = None) -> None:
     except (KeyError, TypeError):
         sizes = ()
     if all(isinstance(size, int) for size in sizes) and math.prod(sizes) >= _LARGE:
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+        compute_in_calling_thread()
+
+
+def compute_in_calling_thread() -> None:
+    """Has JAX's CPU backend run programs for one device in the thread that calls them, in place of
+    one behind it; to be called before JAX looks for devices.
+    """
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def use_compilation_cache(directory: str) -> None:

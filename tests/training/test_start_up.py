@@ -164,3 +164,12 @@ def test_help_names_the_recipe_its_keys_and_where_they_stand_and_starts_no_jax()
     for part in ("--config:", "--config.SECTION.KEY=VALUE", "configs/base.py", "--workdir:"):
         assert part in done.stdout
     assert "absl.app" in done.stderr and "jax" not in done.stderr
+
+
+def test_models_are_imported_without_data_pictures_or_other_frameworks():
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-X", "importtime", "-c", "import models"]
+    done = subprocess.run(command, cwd=root, text=True, capture_output=True, check=True)
+    modules = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    slow = {"tensorflow", "tensorflow_datasets", "sklearn", "matplotlib", "torch", "orbax", "grain"}
+    assert "models" in modules and not modules & slow

@@ -1,0 +1,57 @@
+"""Suite `dispatch`: what Python costs per training step.
+
+`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. These models have
+all their layers, so the state has as many arrays as at full width, but few channels and one tiny
+image. The device's work is waited for between calls, outside the time that counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import jax
+
+from benchmarks.harness import Case, Prepared
+from benchmarks.step_times import check_step, training_step
+from configs import base
+from lambdanet.training import programs
+
+MODELS = ("lambda_resnet50", "resnet50")
+WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
+
+
+def cases() -> list[Case]:
+    """Returns the cases of the suite."""
+    return [
+        Case("dispatch", f"dispatch_{name}", "train", "jit", lambda name=name: prepare(name))
+        for name in MODELS
+    ]
+
+
+def prepare(name: str) -> Prepared:
+    """Times the Python side of the calls of the training step (AdamW, moving averages, donated
+    state).
+    """
+    config = base.get_config()
+    config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
+    config.model = dict(name=name, widths=WIDTHS)
+    make, train_step, batch = training_step(config, num_classes=10, batch_size=1)
+    current, structure = jax.tree.flatten(make())
+    called = jax.jit(programs.over_leaves(train_step, structure), donate_argnums=0)
+
+    def check():
+        check_step(make, train_step, batch)
+
+    def run():
+        nonlocal current
+        samples = []
+        for _ in range(STEPS):
+            wall, cpu = time.perf_counter(), time.thread_time()
+            current, terms = called(current, batch)
+            samples.append((time.perf_counter() - wall, time.thread_time() - cpu))
+            jax.block_until_ready((current, terms))
+        wall, cpu = zip(*samples, strict=True)
+        return statistics.median(wall), statistics.median(cpu)
+
+    return Prepared(run, check)
