@@ -196,9 +196,7 @@ def dispatch(records: Sequence[Record]) -> str:
     """Returns one row per case of the suite `dispatch`."""
     rows = [["case", "ms", "median", "CPU ms"]]
     for r in records:
-        rows.append(
-            [f"`{r['case']}`", *(f"{r[key]:.2f}" for key in ("ms", "median_ms", "cpu_ms"))]
-        )
+        rows.append([f"`{r['case']}`", *(f"{r[key]:.2f}" for key in ("ms", "median_ms", "cpu_ms"))])
     return markdown(rows)
 
 

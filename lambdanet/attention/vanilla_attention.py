@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.layers import Captures, trunc_normal
-from lambdanet.ops.softmax_attention import attention_logits, mix_values
+from lambdanet.ops.softmax_attention import attention_logits, dot_attention, mix_values
 
 
 class VanillaAttention(Captures, nnx.Module):
@@ -26,8 +26,9 @@ class VanillaAttention(Captures, nnx.Module):
 
     Parameters are those of the spatial-reduction mixer, which this is for sr_ratio > 1: keys and
     values from norm(conv_{r x r, stride r}(x)), of the map without the rows and columns that fill
-    no window. Logits are float32 and held in memory, [b, heads, tokens, keys]; that rules out fused
-    lowerings and blocks of queries, which would make them twice. No residual and no norm.
+    no window. Logits that are handed on are float32 and held in memory, [b, heads, tokens, keys];
+    that rules out fused lowerings and blocks of queries, which would make them twice. Where nobody
+    reads them (`hands_on`), `dot_attention` is free to choose. No residual and no norm.
 
     Source: Zhang et al. 2024 (see `LessAttention`), equations 1 to 4 and, for the addition, 7; the
     paper adds in the first layer of a stage only. Dropout on the softmax only is ours.
@@ -39,6 +40,7 @@ class VanillaAttention(Captures, nnx.Module):
         class_token: x is a list of tokens, one class token before the map's positions; with
             sr_ratio 1 only.
         dropout_rate: dropout on the softmax; the logits handed on have none.
+        hands_on: whether the logits are returned.
         dtype: activation dtype; None follows the input and the parameters.
         param_dtype: dtype of stored parameters.
         rngs: initialisation source.
@@ -55,6 +57,7 @@ class VanillaAttention(Captures, nnx.Module):
         sr_ratio: int = 1,
         class_token: bool = False,
         dropout_rate: float = 0.0,
+        hands_on: bool = True,
         dtype: Any = None,
         param_dtype: Any = jnp.float32,
         rngs: nnx.Rngs,
@@ -71,7 +74,7 @@ class VanillaAttention(Captures, nnx.Module):
             dim // num_heads,
             dtype,
         )
-        self.sr_ratio, self.class_token = sr_ratio, class_token
+        self.sr_ratio, self.class_token, self.hands_on = sr_ratio, class_token, hands_on
         linear = linears(dtype, param_dtype, rngs)
         self.query, self.key_value = linear(dim, dim), linear(dim, 2 * dim)
         self.output = linear(dim, dim)
@@ -91,7 +94,7 @@ class VanillaAttention(Captures, nnx.Module):
         *,
         grid: tuple[int, int] | None = None,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b *n c"], Float[Array, "b heads n m"]]:
+    ) -> tuple[Float[Array, "b *n c"], Float[Array, "b heads n m"] | None]:
         """Applies the layer.
 
         Args:
@@ -102,7 +105,8 @@ class VanillaAttention(Captures, nnx.Module):
             rngs: `dropout` stream; read in the training view when the rate is above 0.
 
         Returns:
-            The mixed values in the shape of `x`, and the logits, float32 or wider.
+            The mixed values in the shape of `x`, and the logits, float32 or wider; None for them
+            without `hands_on`.
 
         Raises:
             ValueError: shapes that do not fit, a map smaller than one cell.
@@ -120,7 +124,10 @@ class VanillaAttention(Captures, nnx.Module):
             rearrange(part, "b m (h d) -> b m h d", h=self.num_heads)
             for part in jnp.split(self.key_value(context), 2, axis=-1)
         )
-        logits = attention_logits(q, k, scale=self.head_dim**-0.5, heads=True)
+        scale = self.head_dim**-0.5
+        if not self.hands_on and addition is None and not self.dropout.rate and not self.capture:
+            return self.output(dot_attention(q, k, v, scale=scale)[0].reshape(x.shape)), None
+        logits = attention_logits(q, k, scale=scale, heads=True)
         if addition is not None:
             if addition.shape != logits.shape:
                 raise ValueError(
@@ -133,7 +140,7 @@ class VanillaAttention(Captures, nnx.Module):
             self.sow(
                 nnx.Intermediate, "attention_map", as_map(weights, grid, keys, self.class_token)
             )
-        return self.output(y.reshape(x.shape)), logits
+        return self.output(y.reshape(x.shape)), logits if self.hands_on else None
 
     def key_grid(self, h: int, w: int) -> tuple[int, int]:
         """Returns the size of the map of keys for an [h, w] map."""

@@ -220,7 +220,14 @@ class LaViT(nnx.Module):
                         mixers[index % len(mixers)], width, size=size, num_heads=heads, **options
                     )
                 elif index < less_from:
-                    mixer = VanillaAttention(width, sr_ratio=sr_ratios[number], **carrying)
+                    # The last one's logits are less-attention's, or the next stage's.
+                    read = less_from < count or any(attention_residual[number + 1 : number + 2])
+                    mixer = VanillaAttention(
+                        width,
+                        sr_ratio=sr_ratios[number],
+                        hands_on=read and index == min(less_from, count) - 1,
+                        **carrying,
+                    )
                 else:
                     mixer = LessAttention(width, **less)
                 made.append(

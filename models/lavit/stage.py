@@ -57,7 +57,7 @@ class LavitStage(Stage):
         logits: Float[Array, "b heads n m"] | None,
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b _ _ _"]]]]:
+    ) -> tuple[Float[Array, "b *s d"], list[tuple[bool, Float[Array, "b _ _ _"] | None]]]:
         """Applies the stage.
 
         Args:
@@ -67,8 +67,8 @@ class LavitStage(Stage):
 
         Returns:
             The stage's map [b, h, w, d], or with a class token the list [b, 1 + positions, d], and
-            for every block whether it is one of less-attention, and its logits; [] for blocks
-            without.
+            for every block whether it is one of less-attention, and its logits, None where nobody
+            reads them; [] for blocks without.
         """
         before = x.shape[1:3]
         grid = self.embed.out_size(*before)
@@ -106,6 +106,6 @@ def _run_carrying(
     x: jax.Array,
     carried: jax.Array | None,
     rngs: nnx.Rngs | None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
     mixed, logits = block.attention(block.norm1(x), carried, grid=grid, rngs=rngs)
     return block.finish(x, mixed, rngs=rngs), logits

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from jaxpr_macs import jaxpr_macs
+from jaxpr_sizes import largest_array
 
 from lambdanet.attention import create_attention
 from lambdanet.attention.attention_residual import AttentionResidual
@@ -268,6 +269,25 @@ def test_vanilla_attention_is_multi_head_attention_with_logits():
     close(module(x, addition)[1], logits + addition)
     as_list, _ = module(x.reshape(2, N, DIM), grid=GRID)
     close(as_list, y.reshape(2, N, DIM))
+
+
+def test_logits_that_nobody_reads_are_not_held():
+    x, logits = inputs()
+    handing, alone = (
+        nnx.eval_shape(
+            lambda on=on: VanillaAttention(DIM, num_heads=HEADS, hands_on=on, rngs=nnx.Rngs(0))
+        )
+        for on in (True, False)
+    )
+    handing, alone = (randomise(made) for made in (handing, alone))
+    for given in ((x,), (x, normal(*logits.shape))):
+        y, nothing = once(alone)(*given)
+        assert nothing is None
+        close(y, once(handing)(*given)[0])
+    side = 40
+    large = jax.ShapeDtypeStruct((1, side, side, DIM), jnp.float32)
+    sizes = [largest_array(made, large) for made in (handing, alone)]
+    assert sizes[1] < sizes[0] == HEADS * side**4
 
 
 def test_logits_stay_float32_and_without_dropout():

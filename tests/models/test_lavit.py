@@ -379,6 +379,9 @@ def test_vanilla_stages_have_the_parameters_of_the_mixer_without_logits():
             for model in (plain, handing)
         ]
         assert kinds == [{"SpatialReductionAttention"}, {"VanillaAttention"}]
+        blocks = [list(stage.blocks) for stage in handing.stages[:2]]
+        handed = [[block.attention.hands_on for block in stage] for stage in blocks]
+        assert handed == [[False] * (len(blocks[0]) - 1) + [True], [False] * len(blocks[1])]
         own, other = (model.stages[1].blocks[1].attention for model in (plain, handing))
         nnx.update(other, nnx.state(own))
         x = jax.random.normal(jax.random.key(1), (2, 5, 6, 8))
