@@ -13,10 +13,12 @@ from lambdanet.data import decode
 
 SPLIT_FOLDERS = {
     "train": "train",
+    "training": "train",
     "validation": "validation",
     "val": "validation",
     "valid": "validation",
     "test": "test",
+    "testing": "test",
 }
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
 """What may be in a folder; MPO is a phone's .jpg with a second picture, of which the first counts.

@@ -139,9 +139,9 @@ def list_folder(
     """Lists the records of `source`; images are not opened.
 
     Two layouts are read: `source/<split>/<class>/<file>` with a folder `train` and optionally
-    `validation` (or `val`, `valid`) and `test`, in any case; or `source/<class>/<file>`, which is
-    to be divided. The first is meant if `train` holds a folder: a folder `train` of nothing but
-    files is a class of that name.
+    `validation` and `test`, each by any name of `SPLIT_FOLDERS`, in any case; or
+    `source/<class>/<file>`, which is to be divided. The first is meant if `train` holds a folder: a
+    folder `train` of nothing but files is a class of that name.
 
     Class folders may be nested: the class is the path from the split (or `source`) down to the
     images, 'animals/cat', or the first `depth` names of it.
@@ -177,9 +177,9 @@ def list_folder(
 
 
 def _train_folder(root: Path) -> Path | None:
-    """Returns the folder `train` if it holds a folder, the sign of the layout with splits."""
+    """Returns the folder of training if it holds a folder, the sign of the layout with splits."""
     for entry in sorted(root.iterdir()):
-        if entry.name.lower() == "train" and os.path.isdir(entry):
+        if SPLIT_FOLDERS.get(entry.name.lower()) == "train" and os.path.isdir(entry):
             if any(
                 os.path.isdir(e) and not class_folders.is_litter(e.name) for e in entry.iterdir()
             ):

@@ -12,6 +12,8 @@ from lambdanet.data import splitting
 from lambdanet.data.class_folders import UNPRINTED, printable
 from lambdanet.data.findings import Findings
 
+MOST_NAMED = 5  # folders that a text gives
+
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
@@ -22,12 +24,14 @@ class Folder:
         class_names: in the order of their numbers, sorted.
         splits: split name -> (name relative to `root`, class index) pairs.
         notes: what the user should know: what was passed over, names that are easily confused.
+        warnings: what may spoil a training, or what is measured of it.
     """
 
     root: Path
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, int]]]
     notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass
@@ -59,8 +63,9 @@ def settle(listing: Listing, division: splitting.Division | None) -> Folder:
         division: how; None = 90 % for training, where nothing else says it.
     """
     findings, holds, splits = listing.findings, listing.holds, listing.splits
-    notes = listing.notes
+    notes, warnings = listing.notes, ()
     if "" in splits:
+        warnings = _like_splits({label for _, label in splits[""]})
         whole, division = splits[""], division or splitting.Division()
         splits, more = _divided(whole, division, findings, holds)
         notes = (*notes, *more)
@@ -69,24 +74,29 @@ def settle(listing: Listing, division: splitting.Division | None) -> Folder:
             findings.stop(
                 f"--split, --seed and --group divide what is not divided; here {listing.layout}"
             )
-        for name, rows in splits.items():
-            if not rows:
-                findings.stop(f"split {name!r} has no {holds}")
         missing = [name for name in splitting.SPLITS if name not in splits]
         notes = (*notes, *(f"no split {name!r} in {listing.root}" for name in missing))
     names = sorted({label for _, label in splits.get("train", ())})
     _check_names(names, findings, holds)
     numbers = {name: number for number, name in enumerate(names)}
+    alike = {_alike(name): name for name in names}
     for split, rows in splits.items():
         foreign = collections.Counter(label for _, label in rows if label not in numbers)
         for label, count in sorted(foreign.items()):
             text = f"{split}: class {label!r} ({count} {holds}) does not occur in train"
-            findings.mend("classes left out", text)
+            if twin := alike.get(_alike(label)):
+                findings.stop(f"{text}, and there is {twin!r}: rename one of them")
+            else:
+                findings.mend("classes left out", text)
     numbered = {
         split: [(file, numbers[label]) for file, label in rows if label in numbers]
         for split, rows in splits.items()
     }
-    return Folder(listing.root, tuple(names), numbered, (*_confusable(names), *notes))
+    for split, rows in numbered.items():
+        if not rows and "" not in listing.splits:
+            of_train = " of classes that train has" if splits[split] else ""
+            findings.stop(f"split {split!r} has no {holds}{of_train}")
+    return Folder(listing.root, tuple(names), numbered, (*_confusable(names), *notes), warnings)
 
 
 def _divided(
@@ -128,11 +138,33 @@ def _check_names(names: Sequence[str], findings: Findings, holds: str) -> None:
         findings.stop(f"no {holds} of classes to train on")
 
 
+def _alike(name: str) -> str:
+    """Returns what names have in common that differ in case, or in their Unicode form."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def _like_splits(class_names: Iterable[str]) -> tuple[str, ...]:
+    """Warns of folders above classes that hold the same ones, as splits of an unknown name do."""
+    below = collections.defaultdict(set)
+    for name in class_names:
+        top, _, rest = name.partition("/")
+        below[top].add(rest)
+    most = max(below.values(), key=len, default=set())
+    same = sorted(top for top, names in below.items() if names <= most and names != {""})
+    if len(same) < 2:
+        return ()
+    named = [f"{printable(top)}/" for top in same[:MOST_NAMED]]
+    folders = ", ".join([*named, "..."] if len(same) > MOST_NAMED else named)
+    return (
+        f"{folders} hold the same classes; if these are splits, rename them train/ and validation/",
+    )
+
+
 def _confusable(class_names: Iterable[str]) -> tuple[str, ...]:
     """Notes the classes whose names differ only in upper and lower case."""
     alike = collections.defaultdict(list)
     for name in class_names:
-        alike[name.casefold()].append(name)
+        alike[_alike(name)].append(name)
     return tuple(
         f"classes whose names differ only in case: {', '.join(map(printable, names))}; if they are "
         "one, give them one name"

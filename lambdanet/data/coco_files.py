@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lambdanet.data import box_sets, holding_out, mask_pairs
+from lambdanet.data import box_sets, class_folders, holding_out, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import UNPRINTED, printable
 from lambdanet.data.coco_entries import has_mask, is_whole, read_annotation
@@ -53,7 +53,7 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
     for text in further:
         name, _, files = text.partition("=")
         file, folder = (files, "") if files.endswith(".json") else files.rpartition(",")[::2]
-        name = mask_pairs.SPLIT_FOLDERS.get(name.lower(), name)
+        name = class_folders.SPLIT_FOLDERS.get(name.lower(), name)
         if not mask_pairs.SPLIT_NAME.fullmatch(name) or not file:
             raise ValueError(
                 f"--split {text}: it must read NAME=ANNOTATIONS.json[,IMAGES], or be given once, "

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from lambdanet.data import class_folders, label_maps
 
-SPLIT_FOLDERS = {**class_folders.SPLIT_FOLDERS, "training": "train", "testing": "test"}
 SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -60,7 +59,7 @@ class Search:
     def _split_folders(self, root: Path) -> dict[str, Path]:
         found: dict[str, Path] = {}
         for entry in sorted(root.iterdir()):
-            name = SPLIT_FOLDERS.get(entry.name.lower())
+            name = class_folders.SPLIT_FOLDERS.get(entry.name.lower())
             if name and entry.is_dir():
                 if name in found:
                     self.report(root, entry.name, f"a second folder of split {name!r}")

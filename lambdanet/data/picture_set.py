@@ -40,7 +40,8 @@ class PictureSet:
 
     def warnings(self) -> tuple[str, ...]:
         """Returns what may spoil a training, or what is measured of it."""
-        return duplicates.warnings(self.copies, self.folder.splits)
+        copies = duplicates.warnings(self.copies, self.folder.splits)
+        return (*self.folder.warnings, *copies)
 
 
 def find(

@@ -89,8 +89,7 @@ def prepare(args: argparse.Namespace) -> None:
             division=preparing.division(args),
         )
     preview.show(found)
-    for text in found.warnings():
-        print(f"warning: {text}")
+    preparing.warn(found.warnings())
     if args.preview:
         overview.write_preview(preview.overview_of(found), args.destination)
     folder = class_sets.resolved(found.listing, found.folder, args.on_error)

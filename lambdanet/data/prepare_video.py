@@ -41,6 +41,7 @@ def prepare_clips(args: argparse.Namespace) -> None:
         division=preparing.division(args),
         on_error=args.on_error,
     )
+    preparing.warn(folder.warnings)
     classes = len(folder.class_names)
     preparing.say(args.destination, classes, folder.splits, folder.notes, "configs/own_clips.py")
 

@@ -147,6 +147,12 @@ def preview(
         print(f"note: {note}")
 
 
+def warn(texts: Sequence[str]) -> None:
+    """Prints what may spoil a training, or what is measured of it."""
+    for text in texts:
+        print(f"warning: {text}")
+
+
 def say(
     destination: str,
     classes: int,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import box_sets, holding_out, lined_xml, mask_pairs
+from lambdanet.data import box_sets, class_folders, holding_out, lined_xml, mask_pairs
 from lambdanet.data.box_sets import BoxedPicture, BoxSet
 from lambdanet.data.class_folders import FORMATS, UNPRINTED, printable
 from lambdanet.data.findings import (
@@ -153,7 +153,7 @@ class _Search:
             if (stems := self._names(file)) is None:
                 continue
             name = file.stem.lower()
-            split = mask_pairs.SPLIT_FOLDERS.get(name, name)
+            split = class_folders.SPLIT_FOLDERS.get(name, name)
             twin = of_split.setdefault(split, file.name)
             if twin != file.name:
                 self.findings.stop(f"{LISTS}/{file.name}: the split {split!r}, as {twin} is")
@@ -182,7 +182,7 @@ class _Search:
         unlisted = len(set(annotated) - set().union(*found.values()))
         if unlisted:
             notes = (*notes, f"annotations that no list of {LISTS} names: {unlisted} (passed over)")
-        named = {mask_pairs.SPLIT_FOLDERS.get(name, name): name for name in found}
+        named = {class_folders.SPLIT_FOLDERS.get(name, name): name for name in found}
         order = [*(n for n in ("train", "validation", "test") if n in named), *named]
         return {name: found[named[name]] for name in dict.fromkeys(order)}, notes
 

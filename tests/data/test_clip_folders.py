@@ -156,6 +156,15 @@ def test_everything_wrong_with_frames_is_said_at_once(root, tmp_path):
     assert "files and folders left out: " in found.notes[-1]
 
 
+def test_a_split_of_foreign_classes_alone_stops_it_though_they_are_left_out(root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "splits" / "Training")
+    clip(tmp_path / "splits" / "Testing" / "walk" / "v0")
+    command = ["clips", str(tmp_path / "splits"), str(tmp_path / "set"), "--on-error=skip"]
+    assert prepare.main(command) == 1
+    assert "split 'test' has no clips of classes that train has" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
+
+
 def test_clips_of_one_group_stay_together(root, tmp_path, capsys):
     command = ["clips", str(root), str(tmp_path / "set"), "--split=0.5,0.5", "--group=v[01]"]
     assert prepare.main([*command, "--seed=3"]) == 0

@@ -105,9 +105,10 @@ def test_scan_refuses_foreign_classes_and_very_long_lists_are_cut(folder, monkey
     shutil.copytree(folder / "train" / "cat", folder / "validation" / "lion")
     with pytest.raises(ValueError, match=r"class 'lion' \(10 images\) does not occur in train"):
         scan(folder)
-    assert (
-        set(scan(folder, "skip").splits["train"]) and not scan(folder, "skip").splits["validation"]
-    )
+    with pytest.raises(ValueError, match="'validation' has no images of classes that train has"):
+        scan(folder, "skip")
+    shutil.copytree(folder / "train" / "dog", folder / "validation" / "dog")
+    assert len(scan(folder, "skip").splits["validation"]) == 10
     for i in range(25):
         (folder / "train" / "cat" / f"{i}.txt").write_text("")
     with pytest.raises(ValueError) as error:
@@ -204,8 +205,37 @@ def test_a_class_called_train_is_told_from_the_split(tmp_path):
     with pytest.raises(ValueError, match="read as SRC/<split>.*train/ holds folders") as error:
         scan(vehicles)
     assert "bus: beside train/ only folders" in str(error.value)
-    shutil.move(tmp_path / "b" / "Train", tmp_path / "b" / "training")
-    assert scan(tmp_path / "b").class_names == ("Val/train", "training/bus", "training/train")
+    shutil.move(tmp_path / "b" / "Train", tmp_path / "b" / "Training")
+    make_folder(tmp_path / "b" / "Testing", bus=1)
+    folder = scan(tmp_path / "b")
+    assert classes_of(folder) == {"train": {0, 1}, "validation": {1}, "test": {0}}
+    make_folder(tmp_path / "b" / "train", bus=1)
+    with pytest.raises(ValueError, match="train/: a second folder for split 'train'"):
+        scan(tmp_path / "b")
+
+
+def test_folders_like_splits_are_warned_of(tmp_path):
+    make_folder(tmp_path / "training_set", cat=2, dog=2)
+    make_folder(tmp_path / "Val_2", cat=2)
+    folder = scan(tmp_path)
+    assert folder.class_names == ("Val_2/cat", "training_set/cat", "training_set/dog")
+    said = "Val_2/, training_set/ hold the same classes; if these are splits, rename them train/"
+    assert folder.warnings == (f"{said} and validation/",)
+    shutil.move(tmp_path / "Val_2" / "cat", tmp_path / "Val_2" / "lion")
+    assert not scan(tmp_path).warnings
+    make_folder(tmp_path / "flat", cat=2, dog=2, emu=1)
+    assert not scan(tmp_path / "flat").warnings
+
+
+@pytest.mark.parametrize("names", [("Cat", "cat"), ("Ä", "A\u0308"), ("Ä", "a\u0308")])
+def test_a_class_of_two_spellings_is_never_left_out(tmp_path, names):
+    make_folder(tmp_path / "train", emu=2, **{names[0]: 2})
+    make_folder(tmp_path / "test", emu=2, **{names[1]: 2})
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError) as error:
+            scan(tmp_path, on_error)
+        said = f"test: class {names[1]!r} (2 images) does not occur in train, and there is "
+        assert f"{said}{names[0]!r}: rename one of them" in str(error.value)
 
 
 def test_litter_is_passed_over_and_counted(folder, tmp_path, capsys):

@@ -135,7 +135,22 @@ def test_rows_that_contradict_each_other_stop_it(photos):
     content = "file,label,split\nphotos/1.jpg,cat,train\nphotos/1.jpg,cat,test\nphotos/2.jpg,dog,x"
     text = error_of(photos, content)
     assert "is 'cat' test here and 'cat' train on line 2" in text
-    assert "line 4: split 'x'; allowed: train, validation, val, valid, test" in text
+    assert (
+        "line 4: split 'x'; allowed: train, training, validation, val, valid, test, testing" in text
+    )
+
+
+def test_a_split_of_foreign_classes_alone_stops_it_though_they_are_left_out(photos, capsys):
+    head, *lines = rows(head="file,label,split").splitlines()
+    lines = [f"{line},train" for line in lines] + ["photos/new.jpg,lion,test"]
+    (photos / "photos" / "new.jpg").write_bytes(jpeg((1, 2, 3)))
+    (photos / "labels.csv").write_text("\n".join([head, *lines]))
+    arguments = [str(photos / "labels.csv"), str(photos / "set"), "--on-error=skip"]
+    assert prepare.main(arguments) == 1
+    said = capsys.readouterr().err
+    assert "  split 'test' has no images of classes that train has\nafter --on-error=skip, " in said
+    assert "1 class left out: test: class 'lion' (1 images) does not" in said
+    assert not (photos / "set").exists()
 
 
 def test_names_that_are_absolute_or_lead_back_do_if_they_stay_inside(photos):
