@@ -1,6 +1,8 @@
 """Functions shared by the data tests."""
 
 import io
+import struct
+import zlib
 from fractions import Fraction
 
 import numpy as np
@@ -18,6 +20,18 @@ def jpeg(colour, size=(12, 10), quality=95):
     buffer = io.BytesIO()
     Image.new("RGB", size, colour).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
+
+
+def png(depth, colour_type, row, *, transparent):
+    """A PNG of one row of 4 pixels, with a transparent colour, in any bit depth."""
+
+    def chunk(name, content):
+        crc = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", 4, 1, depth, colour_type, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
 
 
 def prepare_unchecked(source, directory):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import os
 import re
 
 import numpy as np
@@ -27,6 +26,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are read; others (EPS runs a program) are never handed to their decoders."""
 MAX_PIXELS = 300_000_000
 """Largest picture, width times height: 1.2 GB when decoded. Cameras reach 200 million."""
+HEIF = re.compile(rb"....ftyp(heic|heix|heif|hevc|mif1|msf1|avif|avis)", re.DOTALL)
+"""How HEIC and AVIF files begin, as phones write them: videos begin so with other names."""
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 WHITE = {"L": 255, "RGB": (255, 255, 255)}
 Box = tuple[
@@ -85,20 +86,21 @@ def why_too_large(pixels: int) -> str:
     )
 
 
-def read_header(
-    file: str | os.PathLike | io.BytesIO, formats: tuple[str, ...] | None = None
-) -> Image.Image:
+def read_header(file: io.BufferedIOBase, formats: tuple[str, ...] | None = None) -> Image.Image:
     """Opens an image file with Pillow; no pixel is decoded.
 
     Args:
-        file: name of the file, or its bytes.
+        file: at its begin.
         formats: Pillow's names of those to try; all, if None.
 
     Raises:
-        ValueError: the picture is too large, or has 16-bit or float pixels, which a plain
-            conversion to 8 bits would clip.
+        ValueError: HEIC or AVIF; the picture is too large, or has grey pixels of 16 bits or float
+            pixels, which a plain conversion to 8 bits would clip.
         OSError: not an image of these formats, or unreadable.
     """
+    if HEIF.match(file.read(12)):
+        raise ValueError("HEIC or AVIF, which is not read: convert it, to JPEG for example")
+    file.seek(0)
     try:
         image = Image.open(file, formats=formats)
     except Image.DecompressionBombError as error:  # beyond twice the limit; it says how large

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from PIL import Image, ImageChops
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from lambdanet.data import class_folders, decode, duplicates, orientation
 
@@ -30,6 +31,7 @@ class Facts:
         grey: all its pixels are.
         frames: more than 1 if it is animated or has several pages.
         mode: Pillow's, of its pixels.
+        deep: they have 16 bits a channel, of which Pillow keeps the upper 8.
         transparent: parts of it are.
         turned: its camera says that it lies on a side, or is mirrored.
         digest: of its bytes.
@@ -39,6 +41,7 @@ class Facts:
     grey: bool
     frames: int
     mode: str
+    deep: bool
     transparent: bool
     turned: bool
     digest: bytes
@@ -48,7 +51,7 @@ def look(file: Path) -> Facts:
     """Reads and decodes a picture; a JPEG at an eighth of its size, which reads all of the file.
 
     Raises:
-        ValueError: no picture of one of `FORMATS`, more than 8 bits per channel, too large.
+        ValueError: no picture of one of `FORMATS`, grey of more than 8 bits, too large.
         OSError: damaged, cut off, or not readable.
     """
     if reason := class_folders.why_no_image(file, FORMATS):
@@ -67,10 +70,17 @@ def look(file: Path) -> Facts:
         grey=mode in GREY_MODES or _is_grey(image),
         frames=frames,
         mode=mode,
+        deep=_is_deep(image, data),
         transparent=transparent,
         turned=picture.turn != orientation.TURNS[1],
         digest=duplicates.digest(data),
     )
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    if image.format == "PNG":
+        return data[24] > 8  # the header comes first, and has the bits of a channel there
+    return image.format == "TIFF" and max(image.tag_v2.get(BITSPERSAMPLE, (1,))) > 8
 
 
 def _is_grey(image: Image.Image) -> bool:
@@ -121,6 +131,7 @@ def notes(found: Iterable[Facts]) -> tuple[str, ...]:
         counts["pictures turned upright, as their camera says"] += facts.turned
         counts["pictures with transparency, laid on white"] += facts.transparent
         counts["pictures of CMYK or YCbCr, converted to RGB"] += facts.mode in ("CMYK", "YCbCr")
+        counts["pictures of 16 bits a channel, of which the upper 8 are read"] += facts.deep
         counts["pictures with a palette, converted to RGB"] += facts.mode in ("P", "PA")
         counts["grey pictures"] += facts.grey
     return tuple(f"{what}: {count} of {len(found)}" for what, count in counts.items() if count)

@@ -9,7 +9,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
-from data_helpers import jpeg
+from data_helpers import jpeg, png
 from PIL import ExifTags, Image, ImageDraw, ImageOps
 
 from configs import base
@@ -186,18 +186,6 @@ def pixels(data, channels=3, **options):
         interpolation="bilinear",
     )
     return decode.to_array(image)
-
-
-def png(depth, colour_type, row, *, transparent):
-    """A PNG of one row of 4 pixels, with a transparent colour, in any bit depth."""
-
-    def chunk(name, content):
-        crc = zlib.crc32(name + content)
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", crc)
-
-    header = struct.pack(">IIBBBBB", 4, 1, depth, colour_type, 0, 0, 0)
-    parts = [(b"IHDR", header), (b"tRNS", transparent), (b"IDAT", zlib.compress(b"\0" + row))]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in [*parts, (b"IEND", b"")])
 
 
 def drawing(mode):

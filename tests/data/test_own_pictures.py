@@ -4,11 +4,12 @@ is written.
 
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_helpers import describe, jpeg, open_source
+from data_helpers import describe, jpeg, open_source, png
 from PIL import Image
 from rich import progress
 
@@ -128,6 +129,46 @@ def test_facts_of_a_picture(tmp_path):
     assert facts["p.gif"].size == (300, 200) and facts["p.gif"].frames == 1
     whole = (tmp_path / "photo.jpg").read_bytes()
     assert facts["photo.jpg"].digest == duplicates.digest(whole)
+
+
+def deep_tiff(values):
+    """A TIFF of one row of pixels, red, green and blue with 16 bits each."""
+    data, tags = struct.pack(f"<{len(values)}H", *values), 9
+    end = 8 + 2 + 12 * tags + 4  # behind the tags are the bits of a pixel, then the pixels
+    short = {256: len(values) // 3, 257: 1, 259: 1, 262: 2, 277: 3, 278: 1, 279: len(data)}
+    entries = {tag: (3, 1, value) for tag, value in short.items()}
+    entries |= {258: (3, 3, end), 273: (4, 1, end + 6)}
+    listed = b"".join(struct.pack("<HHII", tag, *entries[tag]) for tag in sorted(entries))
+    head = b"II*\0" + struct.pack("<IH", 8, tags) + listed + struct.pack("<I", 0)
+    return head + struct.pack("<3H", 16, 16, 16) + data
+
+
+def test_colours_of_16_bits_a_channel_are_read_by_their_upper_8_and_counted(root, tmp_path, capsys):
+    values = [4096 * i + 255 for i in range(12)]
+    deep = png(16, 2, struct.pack(">12H", *values), transparent=struct.pack(">3H", 1, 1, 1))
+    (root / "cat" / "deep.png").write_bytes(deep)
+    (root / "dog" / "deep.tif").write_bytes(deep_tiff(values))
+    Image.new("RGB", (4, 1)).save(root / "cat" / "flat.png")
+    Image.new("RGB", (4, 1)).save(root / "cat" / "flat.tif")
+    Image.new("1", (4, 1)).save(root / "cat" / "line.tif")
+    for file in (root / "cat" / "deep.png", root / "dog" / "deep.tif"):
+        pixels = np.asarray(decode.open_image(file.read_bytes()).load().convert("RGB"))
+        assert pixels.ravel().tolist() == [16 * i for i in range(12)]
+    assert prepare.main([str(root), str(tmp_path / "set")]) == 0
+    said = capsys.readouterr().out
+    assert "note: pictures of 16 bits a channel, of which the upper 8 are read: 2 of 25\n" in said
+
+
+def test_pictures_of_phones_that_are_not_read_say_what_to_do(root):
+    for brand in ("heic", "mif1", "avif"):
+        (root / "cat" / f"{brand}.jpg").write_bytes(b"\0\0\0\x18ftyp" + brand.encode() + b"0" * 99)
+    Image.new("RGB", (9, 9)).save(root / "cat" / "real.avif")
+    text = error_of(root)
+    for name in ("heic.jpg", "mif1.jpg", "avif.jpg", "real.avif"):
+        said = f"cat/{name}: HEIC or AVIF, which is not read: convert it, to JPEG for example"
+        assert said in text
+    (root / "cat" / "film.jpg").write_bytes(b"\0\0\0\x18ftypisom" + b"0" * 99)
+    assert "cat/film.jpg: not an image" in error_of(root)
 
 
 def test_pictures_that_cannot_be_used_are_all_named(root):
