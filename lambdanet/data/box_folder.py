@@ -81,6 +81,7 @@ def overview_of(found: BoxSet) -> overview.Overview:
     return overview.make(
         box_sheet.draw(found),
         box_sets.table(found.splits, found.classes),
+        warnings=found.warnings,
         notes=found.notes,
         findings=found.findings.lines(),
     )

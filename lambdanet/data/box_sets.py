@@ -7,6 +7,7 @@ common: splits, the histogram of the classes, and what is wrong with all of it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -57,6 +58,16 @@ class BoxSet:
     notes: tuple[str, ...] = ()
     findings: Findings = dataclasses.field(default_factory=Findings)
     where: str = ""
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What may spoil a training, or what is measured of it."""
+        return duplicates.warnings_of_files(
+            {
+                name: [(duplicates.Copy(name, p.name), [p.file]) for p in pictures]
+                for name, pictures in self.splits.items()
+            }
+        )
 
     @property
     def masks(self) -> bool:
@@ -137,8 +148,8 @@ def check_splits(splits: Mapping[str, list[BoxedPicture]], findings: Findings) -
 
 
 def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...]) -> tuple[str, ...]:
-    """Returns notes on pictures without objects or with crowds alone, on classes that never occur,
-    and on pictures that occur more than once.
+    """Returns notes on pictures without objects or with crowds alone, and on classes that never
+    occur.
     """
     notes, counts = [], {}
     for name, pictures in splits.items():
@@ -150,8 +161,7 @@ def notes_on(splits: Mapping[str, list[BoxedPicture]], classes: tuple[str, ...])
             notes.append(f"pictures of crowds alone in {name}: {crowds} (kept)")
         counts[name] = objects_of_classes(pictures, len(classes))[0]
     pixels = {n: class_histogram.Count(np.append(c, 0), c) for n, c in counts.items()}
-    files = {name: [(p.name, p.file) for p in pictures] for name, pictures in splits.items()}
-    return (*notes, *class_histogram.absent(pixels, classes), *duplicates.warnings_of_files(files))
+    return (*notes, *class_histogram.absent(pixels, classes))
 
 
 def objects_of_classes(

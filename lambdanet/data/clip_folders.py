@@ -4,6 +4,7 @@ into a prepared data set.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from lambdanet.data import (
     class_folders,
     class_search,
     class_sets,
+    duplicates,
     frame_folders,
     image_folder,
     splitting,
@@ -63,7 +65,15 @@ def frames_of(clip: Path, fps: float) -> list[bytes]:
     """Returns the frames of a folder as they are, or those of a video as JPEG files."""
     if not clip.is_dir():
         return list(video_files.jpegs(clip, fps))
-    return [(clip / name).read_bytes() for name in frame_folders.clip_of(clip)[0]]
+    return [file.read_bytes() for file in files_of(clip)]
+
+
+def files_of(clip: Path) -> list[Path]:
+    """Returns the frames of a folder in order, or the one file of a video."""
+    if not clip.is_dir():
+        return [clip]
+    names = [file.name for file in clip.iterdir() if not class_folders.is_litter(file.name)]
+    return [clip / name for name in frame_folders.in_order(names)[0]]
 
 
 class ClipSearch(class_search.Search):
@@ -146,7 +156,19 @@ def prepare(
         listing = class_search.list_folder(
             source, on_file=on_file, search=functools.partial(ClipSearch, fps=fps)
         )
-        return class_sets.resolved(listing, class_sets.settle(listing, division), on_error)
+        folder = class_sets.resolved(listing, class_sets.settle(listing, division), on_error)
+        clips = {
+            split: [
+                (
+                    duplicates.Copy(split, name, folder.class_names[label]),
+                    files_of(folder.root / name),
+                )
+                for name, label in rows
+            ]
+            for split, rows in folder.splits.items()
+        }
+        warnings = (*folder.warnings, *duplicates.warnings_of_files(clips, "clips"))
+        return dataclasses.replace(folder, warnings=warnings)
 
     return image_folder.scan_and_write(
         [source],

@@ -1,11 +1,11 @@
-"""Pictures that occur more than once, byte for byte."""
+"""Pictures and clips that occur more than once, byte for byte."""
 
 from __future__ import annotations
 
 import collections
 import hashlib
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ NAMED = 5  # examples that a text gives
 
 
 class Copy(NamedTuple):
-    """A picture of a split: its name, and its class ('' = it has none)."""
+    """A picture, or a clip, of a split: its name, and its class ('' = it has none)."""
 
     split: str
     name: str
@@ -68,24 +68,30 @@ def repeated(found: list[list[Copy]]) -> dict[str, int]:
     return {split: number for split, number in counts.items() if number}
 
 
-def warnings(found: list[list[Copy]], splits: Iterable[str]) -> tuple[str, ...]:
+def warnings(
+    found: list[list[Copy]], splits: Iterable[str], what: str = "pictures"
+) -> tuple[str, ...]:
     """Returns a text for every two splits with a content in common, for contents with two classes,
     and for every split that repeats itself.
+
+    Args:
+        found: from `groups`.
+        splits: their names.
+        what: the copies are.
     """
     texts = []
     for one, other in itertools.combinations(splits, 2):
         if pairs := across(found, one, other):
-            useless = "; a score on pictures of the training is none" * (one == "train")
+            useless = f"; a score on {what} of the training is none" * (one == "train")
             texts.append(
-                f"pictures of {other} that are in {one}, too: {len(pairs)}{useless}: "
-                f"{_listed(pairs)}"
+                f"{what} of {other} that are in {one}, too: {len(pairs)}{useless}: {_listed(pairs)}"
             )
     if pairs := conflicts(found):
         texts.append(
-            f"pictures under two classes, of which one is wrong: {len(pairs)}: {_listed(pairs)}"
+            f"{what} under two classes, of which one is wrong: {len(pairs)}: {_listed(pairs)}"
         )
     texts += [
-        f"pictures of {split} that occur there more than once: {number} (kept)"
+        f"{what} of {split} that occur there more than once: {number} (kept)"
         for split, number in repeated(found).items()
     ]
     return tuple(texts)
@@ -96,20 +102,23 @@ def _listed(pairs: list[tuple[Copy, Copy]]) -> str:
     return "; ".join(named) + ("; ..." if len(pairs) > NAMED else "")
 
 
-def warnings_of_files(splits: Mapping[str, Iterable[tuple[str, Path]]]) -> tuple[str, ...]:
+def warnings_of_files(
+    splits: Mapping[str, Iterable[tuple[Copy, Sequence[Path]]]], what: str = "pictures"
+) -> tuple[str, ...]:
     """Returns `warnings` about files; those of one size are read for it.
 
     Args:
-        splits: split name -> (name, file) pairs.
+        splits: split name -> (picture, its file) pairs, or (clip, its files in order).
+        what: they are.
     """
-    of_size: dict[int, list[tuple[Path, Copy]]] = collections.defaultdict(list)
-    for split, pictures in splits.items():
-        for name, file in pictures:
-            of_size[file.stat().st_size].append((file, Copy(split, name)))
+    of_size: dict[tuple[int, ...], list[tuple[Copy, Sequence[Path]]]]
+    of_size = collections.defaultdict(list)
+    for copy, files in itertools.chain(*splits.values()):
+        of_size[tuple(file.stat().st_size for file in files)].append((copy, files))
     contents = (
-        (digest(file.read_bytes()), copy)
-        for pictures in of_size.values()
-        if len(pictures) > 1
-        for file, copy in pictures
+        (digest(b"".join(digest(file.read_bytes()) for file in files)), copy)
+        for copies in of_size.values()
+        if len(copies) > 1
+        for copy, files in copies
     )
-    return warnings(groups(contents), splits)
+    return warnings(groups(contents), splits, what)

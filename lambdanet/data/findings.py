@@ -20,7 +20,9 @@ _ONE = {  # the kinds begin with one of these
     "classes": "class",
     "boxes": "box",
     "images": "image",
+    "mistakes": "mistake",
     "objects": "object",
+    "pairs": "pair",
     "pictures": "picture",
     "rows": "row",
 }

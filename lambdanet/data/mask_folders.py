@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
-from lambdanet.data import (
-    class_folders,
-    class_histogram,
-    decode,
-    duplicates,
-    holding_out,
-    label_maps,
-    mask_pairs,
-)
+from lambdanet.data import class_histogram, duplicates, holding_out, label_maps, mask_pairs
 from lambdanet.data.class_histogram import Count
+from lambdanet.data.findings import Findings, picture_size
 from lambdanet.data.mask_coding import Coding, read_names, read_palette
 from lambdanet.data.mask_pairs import Pair
+
+PAIRS = "pairs of picture and mask left out"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +30,7 @@ class MaskFolders:
         pixels: split name -> pixels of each class in each of its pictures, int32 [n, k + 1]; see
             `class_histogram.by_picture`.
         notes: what the user should know.
-        problems: what is wrong.
+        findings: what is wrong.
     """
 
     images: Path
@@ -43,12 +39,22 @@ class MaskFolders:
     splits: dict[str, list[Pair]]
     pixels: dict[str, np.ndarray]
     notes: tuple[str, ...] = ()
-    problems: tuple[str, ...] = ()
+    findings: Findings = dataclasses.field(default_factory=Findings)
 
     @property
     def counts(self) -> dict[str, Count]:
         """Split name -> histogram."""
         return {name: class_histogram.total(pixels) for name, pixels in self.pixels.items()}
+
+    @functools.cached_property
+    def warnings(self) -> tuple[str, ...]:
+        """What may spoil a training, or what is measured of it."""
+        return duplicates.warnings_of_files(
+            {
+                name: [(duplicates.Copy(name, p.image), [self.images / p.image]) for p in pairs]
+                for name, pairs in self.splits.items()
+            }
+        )
 
 
 def find(
@@ -62,19 +68,19 @@ def find(
     val_fraction: float | None = None,
     test_fraction: float | None = None,
     divide_folders: bool = True,
-    also: Iterable[str] = (),
+    also: Iterable[tuple[str, str]] = (),
     on_file: Callable[[], object] = lambda: None,
 ) -> MaskFolders:
-    """Pairs pictures with masks and reads every one; whatever does not fit is among the problems of
-    what was found, and left out.
+    """Pairs pictures with masks and reads every one; whatever does not fit is among the findings,
+    and left out.
 
     A picture and a mask belong together if their paths within the two folders are equal up to the
     ending: IMAGES/a/1.jpg and MASKS/a/1.png. If IMAGES has a folder `train` (or `training`), its
     folders are the splits, and those of MASKS too; otherwise validation and test splits are taken,
     see `holding_out.hold_out`.
 
-    Problems are those of `also`, names, partners that are missing, files that cannot be read,
-    sizes, labels, fewer than two classes.
+    Findings are those of `also`, names, partners that are missing, files that cannot be read,
+    sizes, labels, fewer than two classes, a split of which nothing is left.
 
     Args:
         images, masks: the folders.
@@ -84,8 +90,9 @@ def find(
         ignore, reduce_zero_label: see `Coding`; not with a palette.
         val_fraction, test_fraction: share of the pictures for these splits, where there are none;
             see `holding_out.check_shares`. Given where there are some they are a problem.
-        divide_folders: see `holding_out.hold_out`.
-        also: problems that the caller has found.
+        divide_folders: see `holding_out.hold_out`; where they are not, a folder with a mistake is
+            left out as a whole.
+        also: (path, problem) pairs of the caller, see `mask_pairs.Search.report`.
         on_file: called after each pair.
 
     Raises:
@@ -106,20 +113,30 @@ def find(
     else:
         names, problems = read_names(classes) if classes else ((), [])
         coding = Coding(names, ignore, reduce_zero_label)
-    search = mask_pairs.Search(Path(images), Path(masks))
+    findings = Findings()
+    findings.fatal += problems
+    search = mask_pairs.Search(Path(images), Path(masks), findings, sequences=not divide_folders)
     paired = search.pairs()
+    for path, problem in also:
+        search.report(search.images, path, f"{search.shown(search.images, path)}: {problem}")
     check = _Check(search, coding, labels=not problems)
-    right = {split: check.histograms(pairs, on_file) for split, pairs in paired.items()}
+    read = {split: check.histograms(pairs, on_file) for split, pairs in paired.items()}
+    right = {
+        split: {pair: counted for pair, counted in of.items() if not search.is_left_out(pair)}
+        for split, of in read.items()
+    }
+    for split, pairs in paired.items():
+        if pairs and not right[split] and not problems:
+            findings.stop(f"none of the pairs{f' of split {split!r}' * bool(split)} can be used")
     splits = {split: list(of) for split, of in right.items()}
     counts = {split: list(of.values()) for split, of in right.items()}
     if set(splits) != {""}:
         folders = f"{images} has folders of splits"
-        problems += holding_out.why_useless(val_fraction, test_fraction, folders)
-    problems = [*problems, *also, *search.problems]
+        findings.fatal += holding_out.why_useless(val_fraction, test_fraction, folders)
     number = len(coding.names) or class_histogram.occurring(counts)
-    if not problems:
+    if not findings.fatal:
         whole = class_histogram.by_picture(sum(counts.values(), []), number)
-        problems = _too_few(class_histogram.total(whole), colours)
+        findings.fatal += _too_few(class_histogram.total(whole), colours)
     if not coding.names:
         coding = dataclasses.replace(coding, names=tuple(map(str, range(number))))
     notes = search.notes()
@@ -134,28 +151,23 @@ def find(
         counts = {name: [counts[""][i] for i in rows] for name, rows in parts.items()}
         splits = {name: [splits[""][i] for i in rows] for name, rows in parts.items()}
     pixels = {name: class_histogram.by_picture(of, number) for name, of in counts.items()}
-    found = MaskFolders(Path(images), Path(masks), coding, splits, pixels)
-    files = {name: [(p.image, Path(images) / p.image) for p in of] for name, of in splits.items()}
-    notes = (
-        *notes,
-        *class_histogram.absent(found.counts, coding.names),
-        *duplicates.warnings_of_files(files),
-    )
-    return dataclasses.replace(found, notes=notes, problems=tuple(problems))
+    found = MaskFolders(Path(images), Path(masks), coding, splits, pixels, findings=findings)
+    absent = class_histogram.absent(found.counts, coding.names)
+    return dataclasses.replace(found, notes=(*notes, *absent))
 
 
-def checked(found: MaskFolders) -> MaskFolders:
-    """Returns what was found if nothing is wrong with it.
+def resolved(found: MaskFolders, on_error: str) -> MaskFolders:
+    """Returns what is to be written, with all notes.
+
+    Args:
+        found: with its findings.
+        on_error: 'raise', or 'skip': pairs with mistakes are left out, and counted in the notes.
 
     Raises:
-        ValueError: lists all problems.
+        ValueError: lists the mistakes.
     """
-    if found.problems:
-        raise ValueError(
-            f"{found.images} and {found.masks} cannot be prepared; move these away or repair them:"
-            f"{class_folders.listing(list(found.problems))}"
-        )
-    return found
+    left_out = found.findings.resolve(f"{found.images} and {found.masks}", on_error)
+    return dataclasses.replace(found, notes=(*found.notes, *left_out))
 
 
 def _too_few(whole: Count, colours: str) -> list[str]:
@@ -182,32 +194,19 @@ class _Check:
     ) -> dict[Pair, np.ndarray]:
         """Returns the histogram, int [256], of every pair that is right."""
         found = {}
+        search = self.search
         for pair in pairs:
-            size = self._picture_size(pair)
-            labels = self._label_map(pair, size)
-            if size is not None and labels is not None:
+            size, reason = picture_size(search.images / pair.image)
+            wrong = [f"{search.shown(search.images, pair.image)}: {reason}"] if reason else []
+            if self.labels:
+                try:
+                    content = (search.masks / pair.mask).read_bytes()
+                    labels = self.coding.read(content, None if reason else size)
+                except Exception as error:  # damaged files raise many types
+                    wrong.append(f"{search.shown(search.masks, pair.mask)}: {error}")
+            if wrong:
+                search.report(search.images, pair.image, "; ".join(wrong), PAIRS)
+            elif self.labels:
                 found[pair] = class_histogram.of_labels(labels)
             on_file()
         return found
-
-    def _picture_size(self, pair: Pair) -> tuple[int, int] | None:
-        file = self.search.images / pair.image
-        reason = class_folders.why_no_image(file)
-        if not reason:
-            try:
-                picture = decode.open_image(file.read_bytes())
-                picture.load()  # a picture that is cut off has a whole header
-                return picture.size
-            except Exception as error:  # damaged files raise many types
-                reason = str(error)
-        self.search.report(self.search.images, pair.image, reason)
-        return None
-
-    def _label_map(self, pair: Pair, size: tuple[int, int] | None) -> np.ndarray | None:
-        if not self.labels:
-            return None
-        try:
-            return self.coding.read((self.search.masks / pair.mask).read_bytes(), size)
-        except Exception as error:  # damaged files raise many types
-            self.search.report(self.search.masks, pair.mask, str(error))
-        return None

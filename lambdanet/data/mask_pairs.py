@@ -7,7 +7,10 @@ import re
 from pathlib import Path
 
 from lambdanet.data import class_folders, label_maps
+from lambdanet.data.class_search import LEFT_OUT
+from lambdanet.data.findings import Findings
 
+IN_SEQUENCES = "mistakes in sequences that are left out"
 SPLIT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
@@ -20,21 +23,41 @@ class Pair:
 
 
 class Search:
-    """The walk over both folders."""
+    """The walk over both folders.
 
-    def __init__(self, images: Path, masks: Path):
+    Args:
+        images, masks: the folders.
+        findings: gets what is wrong.
+        sequences: pictures of a folder are one record, which is left out as a whole.
+    """
+
+    def __init__(self, images: Path, masks: Path, findings: Findings, *, sequences: bool = False):
         self.images, self.masks = images, masks
+        self.findings, self.sequences = findings, sequences
         self.walks = {root: class_folders.Walk(root, lambda: None) for root in (images, masks)}
-        self.own: list[str] = []
+        self.damaged: set[tuple[Path, str]] = set()
 
-    @property
-    def problems(self) -> list[str]:
-        """All problems so far, by folder."""
-        return [*self.own, *(p for walk in self.walks.values() for p in walk.problems)]
+    def shown(self, root: Path, path: str) -> str:
+        """Returns the name of a file or folder for messages."""
+        return class_folders.printable(f"{root.name}/{path}")
 
-    def report(self, root: Path, file: str, reason: str) -> None:
-        """Adds a problem with a file of one of the folders."""
-        self.own.append(f"{class_folders.printable(f'{root.name}/{file}')}: {reason}")
+    def report(self, root: Path, path: str, text: str, what: str = LEFT_OUT) -> None:
+        """Adds a mistake with what can be left out, and remembers the sequence.
+
+        Args:
+            root: one of the folders.
+            path: of a file in it, or of a folder, with '/' as its end.
+            text: names the file and what is wrong.
+            what: is done, for `Findings.mend`; of sequences it is `IN_SEQUENCES`.
+        """
+        self.findings.mend(IN_SEQUENCES if self.sequences else what, text)
+        self.damaged.add((root, path.rpartition("/")[0]))
+
+    def is_left_out(self, pair: Pair) -> bool:
+        """Whether the pair is of a sequence with a mistake."""
+        names = ((self.images, pair.image), (self.masks, pair.mask))
+        folders = {(root, name.rpartition("/")[0]) for root, name in names}
+        return self.sequences and bool(folders & self.damaged)
 
     def notes(self) -> tuple[str, ...]:
         """Returns what was passed over."""
@@ -42,6 +65,13 @@ class Search:
 
     def pairs(self) -> dict[str, list[Pair]]:
         """Returns split -> pairs; '' is the split of a folder without splits."""
+        found = self._pairs()
+        for walk in self.walks.values():
+            for problem in walk.problems:
+                self.findings.mend(LEFT_OUT, problem)
+        return found
+
+    def _pairs(self) -> dict[str, list[Pair]]:
         splits = self._split_folders(self.images)
         if "train" not in splits:
             return {"": self._pairs_of(self.images, self.masks)}
@@ -49,9 +79,14 @@ class Search:
         for root, own, other in ((self.images, splits, theirs), (self.masks, theirs, splits)):
             for entry in self.walks[root].entries(root):
                 if entry not in own.values():
-                    self.report(root, entry.name, "beside train only folders of splits may stand")
+                    text = "beside train only folders of splits may stand"
+                    self.findings.mend(LEFT_OUT, f"{self.shown(root, entry.name)}: {text}")
             for name in sorted(set(own) - set(other)):
-                self.report(root, own[name].name, f"the other folder has no split {name!r}")
+                text = f"{self.shown(root, own[name].name)}: the other folder has no split {name!r}"
+                if name == "train":
+                    self.findings.stop(text)
+                else:
+                    self.findings.mend(LEFT_OUT, text)
         return {
             name: self._pairs_of(splits[name], theirs[name]) for name in splits if name in theirs
         }
@@ -62,7 +97,8 @@ class Search:
             name = class_folders.SPLIT_FOLDERS.get(entry.name.lower())
             if name and entry.is_dir():
                 if name in found:
-                    self.report(root, entry.name, f"a second folder of split {name!r}")
+                    text = f"{self.shown(root, entry.name)}: a second folder of split {name!r}"
+                    self.findings.stop(text)
                 found.setdefault(name, entry)
         return found
 
@@ -73,21 +109,26 @@ class Search:
                 (images, ours, "pictures", class_folders.FORMATS),
                 (masks, theirs, "masks", label_maps.FORMATS),
             )
-            self.own += [
+            self.findings.fatal += [
                 f"{class_folders.printable(str(folder))}: no {kind} in it; looked for files of the "
                 f"formats {', '.join(formats)}, with any ending"
                 for folder, files, kind, formats in looked_for
                 if not files
             ]
             return []
+        shared = sorted(set(ours) & set(theirs))
+        if not shared:
+            self.findings.stop(f"no picture of {images} has a mask of its name in {masks}")
         for root, other, files, partners in (
             (self.images, self.masks, ours, theirs),
             (self.masks, self.images, theirs, ours),
         ):
             for stem in sorted(set(files) - set(partners)):
                 wanted = "mask" if root is self.images else "picture"
-                self.report(root, files[stem], f"no {wanted} of the name {stem}.* in {other.name}")
-        return [Pair(ours[stem], theirs[stem]) for stem in sorted(set(ours) & set(theirs))]
+                file = files[stem]
+                text = f"{self.shown(root, file)}: no {wanted} of the name {stem}.* in {other.name}"
+                self.report(root, file, text)
+        return [Pair(ours[stem], theirs[stem]) for stem in shared]
 
     def _files(self, root: Path, folder: Path) -> dict[str, str]:
         """Returns path without ending, within `folder` -> file, within `root`."""
@@ -101,5 +142,6 @@ class Search:
                 file = entry.relative_to(root).as_posix()
                 stem = entry.relative_to(folder).with_suffix("").as_posix()
                 if found.setdefault(stem, file) != file:
-                    self.report(root, file, f"the same name as {found[stem]} up to the ending")
+                    twin = f"the same name as {found[stem]} up to the ending"
+                    self.findings.stop(f"{self.shown(root, file)}: {twin}")
         return found

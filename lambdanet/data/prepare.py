@@ -3,13 +3,14 @@
     python -m lambdanet.data.prepare SRC DST [--split 0.8,0.1,0.1] [--seed 0] [--group REGEX]
         [--depth 0] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare segmentation IMAGES MASKS DST [--classes names.txt]
-        [--ignore 255] [--reduce-zero-label] [--colours palette.csv] [--preview]
+        [--ignore 255] [--reduce-zero-label] [--colours palette.csv] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare coco IMAGES ANNOTATIONS.json DST
         [--split NAME=ANNOTATIONS.json[,IMAGES]] [--on-error skip] [--preview]
     python -m lambdanet.data.prepare voc ROOT DST [--classes names.txt] [--on-error skip]
         [--preview]
-    python -m lambdanet.data.prepare clips ROOT DST [--fps 12]
+    python -m lambdanet.data.prepare clips ROOT DST [--fps 12] [--on-error skip]
     python -m lambdanet.data.prepare frames ROOT DST --masks MASKS [--colours palette.csv]
+        [--on-error skip]
 
 SRC holds one folder of images per class, or train/ (and validation/, test/) with such folders
 inside, or is a table (.csv) of files and labels; see `prepare_classes`. (A folder of a name such as
@@ -103,6 +104,7 @@ def _parse_segmentation(argv: list[str]) -> argparse.Namespace:
         action="store_true",
         help="0 counts nowhere, and class c is stored as c + 1, as in ADE20K",
     )
+    preparing.add_on_error(parser, "pictures and masks")
     preparing.add_split(parser, "there are no split folders; of several folders whole ones")
     preparing.add_preview(parser)
     return parser.parse_args(argv)
@@ -123,18 +125,18 @@ def _prepare_segmentation(args: argparse.Namespace) -> None:
             on_file=on_file,
         ),
     )
-    lines = class_histogram.table(found.counts, found.coding.names)
+    print("\n".join(class_histogram.table(found.counts, found.coding.names)))
+    preparing.warn(found.warnings)
     if args.preview:
         preparing.preview(
             args.destination,
-            lines,
             segmentation_folder.overview_of(found),
-            lambda: mask_folders.checked(found).notes,
+            lambda: mask_folders.resolved(found, args.on_error).notes,
         )
         return
-    segmentation_folder.write(mask_folders.checked(found), args.destination)
-    print("\n".join(lines))
-    notes = (*found.notes, overview.note(args.destination))
+    notes = mask_folders.resolved(found, args.on_error).notes
+    segmentation_folder.write(found, args.destination)
+    notes = (*notes, overview.note(args.destination))
     classes = len(found.coding.names)
     preparing.say(args.destination, classes, found.splits, notes, "configs/own_masks.py")
 
@@ -205,18 +207,17 @@ def _prepare_boxes(
     find: Callable[[Callable[[], object]], box_sets.BoxSet],
 ) -> None:
     found = image_folder.scanned(folders, args.destination, find)
-    lines = box_sets.table(found.splits, found.classes)
+    print("\n".join(box_sets.table(found.splits, found.classes)))
+    preparing.warn(found.warnings)
     if args.preview:
         preparing.preview(
             args.destination,
-            lines,
             box_folder.overview_of(found),
             lambda: _box_notes(box_sets.resolved(found, args.on_error)),
         )
         return
     notes = _box_notes(box_sets.resolved(found, args.on_error))
     box_folder.write(found, args.destination)
-    print("\n".join(lines))
     recipe = "configs/own_objects.py" + ":small_mask_rcnn" * found.masks
     options = []
     if found.most_objects > MOST_OBJECTS:

@@ -63,6 +63,7 @@ def parse_frames(argv: list[str]) -> argparse.Namespace:
         help="folder of masks: the same names up to the ending",
     )
     preparing.add_coding(parser)
+    preparing.add_on_error(parser, "sequences")
     preparing.add_split(parser, "there are no split folders, in whole sequences")
     return parser.parse_args(argv)
 
@@ -76,8 +77,10 @@ def prepare_frames(args: argparse.Namespace) -> None:
         classes=args.classes,
         colours=args.colours,
         ignore=args.ignore,
+        on_error=args.on_error,
         **preparing.fractions(args.split),
     )
+    preparing.warn(found.folders.warnings)
     coding = found.folders.coding
     print("\n".join(class_histogram.table(found.folders.counts, coding.names)))
     frames = {name: sum(map(len, of.values())) for name, of in found.splits.items()}

@@ -123,17 +123,13 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
 
 
 def preview(
-    destination: str,
-    table: Sequence[str],
-    seen: overview.Overview,
-    resolve: Callable[[], Sequence[str]],
+    destination: str, seen: overview.Overview, resolve: Callable[[], Sequence[str]]
 ) -> None:
-    """Shows a set of which nothing is prepared: prints its table, writes its contact sheet and the
-    tables beside its place, and prints its notes.
+    """Shows a set of which nothing is prepared: writes its contact sheet and the tables beside its
+    place, and prints its notes.
 
     Args:
         destination: where the set would go.
-        table: lines.
         seen: what is written.
         resolve: returns the notes; called last, raises ValueError with what is wrong with the set.
 
@@ -141,7 +137,6 @@ def preview(
         ValueError: see `resolve`.
         OSError: a file cannot be written.
     """
-    print("\n".join(table))
     overview.write_preview(seen, destination)
     for note in resolve():
         print(f"note: {note}")

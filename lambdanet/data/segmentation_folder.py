@@ -59,8 +59,9 @@ def overview_of(folders: MaskFolders) -> overview.Overview:
     return overview.make(
         mask_sheet.draw(folders),
         class_histogram.table(folders.counts, folders.coding.names),
+        warnings=folders.warnings,
         notes=folders.notes,
-        findings=[f"wrong: {text}" for text in folders.problems],
+        findings=folders.findings.lines(),
     )
 
 
@@ -68,7 +69,7 @@ def write(folders: MaskFolders, directory: str) -> None:
     """Writes the prepared set to `directory`, with a contact sheet and the table as text.
 
     Args:
-        folders: without problems.
+        folders: without mistakes, or without what they are about.
         directory: new or empty.
 
     Raises:

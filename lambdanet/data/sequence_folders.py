@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from rich import progress
 
 from lambdanet.data import class_folders, digits, frame_folders, image_folder, label_maps
-from lambdanet.data.mask_folders import MaskFolders, checked, find
+from lambdanet.data.mask_folders import MaskFolders, find, resolved
 from lambdanet.data.mask_pairs import Pair
 
 
@@ -93,14 +93,15 @@ def sequences_in(root: Path) -> list[Path]:
     return sorted(found)
 
 
-def problems_of(root: Path) -> list[str]:
-    """Returns what is wrong with the numbers and sizes of frames, sequence by sequence."""
+def problems_of(root: Path) -> list[tuple[str, str]]:
+    """Returns what is wrong with the numbers and sizes of frames, sequence by sequence: (path
+    within the root, problem) pairs.
+    """
     problems = []
     for folder in sequences_in(root):
-        where = "/".join((root.name, *folder.relative_to(root).parts))
-        where = class_folders.printable(where)
+        path = "".join(f"{part}/" for part in folder.relative_to(root).parts)
         found = frame_folders.clip_of(folder)[1]
-        problems += [f"{where}/: {class_folders.printable(problem)}" for problem in found]
+        problems += [(path, class_folders.printable(problem)) for problem in found]
     return problems
 
 
@@ -133,6 +134,7 @@ def prepare(
     ignore: int = label_maps.IGNORE,
     val_fraction: float | None = None,
     test_fraction: float | None = None,
+    on_error: str = "raise",
 ) -> Sequences:
     """Scans the folders and writes the prepared set to `directory` (new or empty); returns what was
     written.
@@ -143,6 +145,7 @@ def prepare(
         directory: for the prepared set.
         masks: the same tree of masks: DAVIS's Annotations/480p.
         classes, colours, ignore, val_fraction, test_fraction: as in `mask_folders.find`.
+        on_error: 'skip': sequences with mistakes are left out, and counted in the notes.
 
     Raises:
         ValueError: the scan found problems (all of them listed), `directory` is in use, or lies in
@@ -164,7 +167,7 @@ def prepare(
             also=problems_of(at) if at.is_dir() else (),
             on_file=on_file,
         )
-        folders = checked(folders)
+        folders = resolved(folders, on_error)
         return Sequences(folders, grouped(folders.splits), folders.notes)
 
     return image_folder.scan_and_write(

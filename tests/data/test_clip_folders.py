@@ -165,6 +165,21 @@ def test_a_split_of_foreign_classes_alone_stops_it_though_they_are_left_out(root
     assert not (tmp_path / "set").exists()
 
 
+def test_copies_of_clips_are_warned_of(root, tmp_path, capsys):
+    shutil.copytree(root, tmp_path / "splits" / "train")
+    test = tmp_path / "splits" / "test"
+    clip(test / "run" / "copy", 4, name="{}_again.jpg", first=8)  # 11 lies before 8 by letters
+    clip(test / "jump" / "other", 6, step=2, size=(13, 10))
+    for folder, video in ((root.parent / "splits" / "train", "a.mp4"), (test, "b.mp4")):
+        write_video(folder / "jump" / video, range(0, 400, 40))
+    assert prepare.main(["clips", str(tmp_path / "splits"), str(tmp_path / "set")]) == 0
+    said = capsys.readouterr().out
+    assert "warning: clips of test that are in train, too: 2; a score on clips of the " in said
+    assert "train: train/jump/v1 = test: test/run/copy" in said
+    assert "train: train/jump/a.mp4 = test: test/jump/b.mp4" in said
+    assert "warning: clips under two classes, of which one is wrong: 4" in said
+
+
 def test_clips_of_one_group_stay_together(root, tmp_path, capsys):
     command = ["clips", str(root), str(tmp_path / "set"), "--split=0.5,0.5", "--group=v[01]"]
     assert prepare.main([*command, "--seed=3"]) == 0
@@ -281,6 +296,25 @@ def test_everything_wrong_with_sequences_is_said_at_once(davis, capsys):
     ):
         assert problem in said, problem
     assert not (davis / "set").exists()
+    assert "with --on-error=skip: 6 mistakes in sequences that are left out" in said
+    assert prepare.main(arguments(davis, "--on-error=skip")) == 1
+    assert "none of the pairs can be used" in capsys.readouterr().err
+
+
+def test_sequences_with_mistakes_are_left_out_as_a_whole(davis, capsys):
+    (davis / "Annotations" / "bear" / "00002.png").unlink()
+    (davis / "Annotations" / "cow" / "00003.png").write_bytes(b"cut")
+    for kind in ("JPEGImages", "Annotations"):
+        shutil.copytree(davis / kind / "dog", davis / kind / "emu")
+    assert prepare.main(arguments(davis, "--on-error=skip", "--split=0.5,0.5")) == 0
+    said = capsys.readouterr().out
+    assert "2 classes, train 1, validation 1" in said
+    assert "note: 2 mistakes in sequences that are left out: JPEGImages/bear/00002.jpg: no" in said
+    assert "warning: pictures of validation that are in train, too: 5; a score" in said
+    builder = prepared.open_prepared(davis / "set")
+    assert {k: v.num_examples for k, v in builder.info.splits.items()} == {
+        "train": 1, "validation": 1
+    }  # fmt: skip
 
 
 def test_one_sequence_is_not_shared_out(davis):

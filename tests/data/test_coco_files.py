@@ -185,7 +185,7 @@ def test_what_exporters_write_differently_is_the_same(tmp_path, content, capsys)
     other = {**content, "categories": [{"id": 3, "name": "cat", "color": "red"}, CATEGORIES[0]]}
     (tmp_path / "val.json").write_text(json.dumps(other))
     assert run(tmp_path, content, "--split", f"val={tmp_path / 'val.json'}") == 0
-    said = "note: pictures of validation that are in train, too: 4; a score on pictures of the"
+    said = "warning: pictures of validation that are in train, too: 4; a score on pictures of the"
     assert said in capsys.readouterr().out
     assert read(tmp_path)[0][10][1].crowd.tolist() == [True, False]
 

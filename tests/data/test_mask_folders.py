@@ -63,7 +63,7 @@ def test_copies_of_pictures_are_noted(folders, capsys):
         first = sorted((folders / kind).iterdir())[0]
         shutil.copy(first, folders / kind / f"copy{first.suffix}")
     assert run(folders, "--split=1") == 0
-    assert "note: pictures of train that occur there more than once: 1 (kept)" in (
+    assert "warning: pictures of train that occur there more than once: 1 (kept)" in (
         capsys.readouterr().out
     )
 
@@ -107,7 +107,7 @@ def test_empty_folders_are_named_with_what_was_looked_for(folders, capsys, below
     for file in masks.glob("*.png"):
         file.unlink()
     assert run(folders) == 1
-    said = capsys.readouterr().err.split("repair them:\n")[1].splitlines()
+    said = capsys.readouterr().err.split("1 mistake:\n")[1].splitlines()
     wanted = "looked for files of the formats PNG, BMP, GIF, TIFF, WEBP, with any ending"
     assert said == [f"  {masks}: no masks in it; {wanted}"]
     for file in (folders / "images" / below).glob("*.jpg"):
@@ -192,6 +192,46 @@ def test_everything_that_is_wrong_is_said_at_once(folders, capsys):
     ):
         assert problem in err
     assert not (folders / "out").exists()
+    assert "; with --on-error=skip: 2 files and folders left out, 6 pairs of picture and m" in err
+    assert "wrong:" not in err
+    (masks / "8.tif").unlink()  # of two masks nobody can say which one is meant
+    options = ["--classes", str(folders / "names.txt"), "--split=0.5,0.5", "--on-error=skip"]
+    assert run(folders, *options) == 0
+    out = capsys.readouterr().out
+    assert "note: 2 files and folders left out: images/1.jpg: no mask of the name 1.*" in out
+    assert "note: 6 pairs of picture and mask left out: masks/2.png: the label map has" in out
+    kept = {**read(folders, "train")[0], **read(folders, "validation")[0]}
+    assert sorted(kept) == ["8.jpg", "9.jpg"]
+
+
+def test_what_nothing_is_left_of_stops_it_though_mistakes_are_skipped(folders, capsys):
+    for kind, ending in (("images", "jpg"), ("masks", "png")):
+        for split, numbers in (("train", range(8)), ("test", range(8, 10))):
+            (folders / kind / split).mkdir()
+            for n in numbers:
+                name = f"{n}.{ending}"
+                (folders / kind / name).rename(folders / kind / split / name)
+    for n in (8, 9):
+        (folders / "masks" / "test" / f"{n}.png").write_text("no mask")
+    assert run(folders, "--on-error=skip") == 1
+    said = capsys.readouterr().err
+    assert "  none of the pairs of split 'test' can be used\n" in said
+    assert "after --on-error=skip, with 2 pairs of picture and mask left out: masks/test/8" in said
+    shutil.rmtree(folders / "masks" / "test")
+    assert run(folders, "--on-error=skip") == 0
+    said = capsys.readouterr().out
+    assert "images/test: the other folder has no split 'test'" in said
+    shutil.rmtree(folders / "out")
+    (folders / "masks" / "train").rename(folders / "masks" / "test")
+    assert run(folders, "--on-error=skip") == 1
+    assert "images/train: the other folder has no split 'train'" in capsys.readouterr().err
+    for file in (folders / "images").glob("*/*"):
+        file.rename(folders / "images" / f"x{file.name}")
+    for split in ("train", "test"):
+        (folders / "images" / split).rmdir()
+    assert run(folders, "--on-error=skip") == 1
+    assert "has a mask of its name in" in capsys.readouterr().err
+    assert not (folders / "out").exists()
 
 
 def test_pictures_that_are_cut_off_are_all_named_before_anything_is_written(folders, capsys):
@@ -273,7 +313,7 @@ def test_split_folders_are_the_splits(folders, capsys):
     (folders / "images" / "more").mkdir()
     (folders / "masks" / "training" / "deep" / "0.png").rename(folders / "masks" / "0.png")
     with pytest.raises(ValueError) as error:
-        mask_folders.checked(mask_folders.find(folders / "images", folders / "masks"))
+        mask_folders.resolved(mask_folders.find(folders / "images", folders / "masks"), "raise")
     for problem in (
         "images/test: the other folder has no split 'test'",
         "images/more: beside train only folders of splits may stand",
@@ -408,7 +448,8 @@ def test_a_preview_writes_two_files_whatever_is_wrong(folders, capsys):
     assert run(folders, "--preview", "--classes", str(folders / "names.txt")) == 1
     assert "images/3.jpg: no mask of the name 3.*" in capsys.readouterr().err
     text = (folders / "out.preview.txt").read_text()
-    assert "wrong: images/3.jpg: no mask" in text and "wrong: masks/0.png: label 2 at row" in text
+    assert "files and folders left out: images/3.jpg: no mask" in text
+    assert "pairs of picture and mask left out: masks/0.png: label 2 at row" in text
     assert set(folders.rglob("*")) - before == written
 
 
