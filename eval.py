@@ -55,7 +55,7 @@ from lambdanet.analysis.modes import (
 )
 from lambdanet.analysis.predict import counted
 from lambdanet.analysis.predict_mode import run_predict
-from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, find_info, say_order
+from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, check_classes, find_info
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
@@ -126,8 +126,8 @@ def load_subject(
         return build(rngs=nnx.Rngs(config.seed))
 
     graphdef = state_lib.views(build_model)[1]
-    if found and info is not tasks.UNKNOWN:
-        say_order(found, info, nnx.eval_shape(build_model))
+    if info is not tasks.UNKNOWN:
+        check_classes(workdir, found, info, build_model)
     source = (workdir, found, step, average, models.closest_model)
     return Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
 

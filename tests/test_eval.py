@@ -24,7 +24,7 @@ from lambdanet import config as configs
 from lambdanet import data
 from lambdanet.analysis import export, modes
 from lambdanet.config_flag import load_recipe
-from lambdanet.data import pseudo_labels
+from lambdanet.data import info_file, pseudo_labels
 from lambdanet.interop import files
 from lambdanet.training.checkpoint import Checkpoints
 from lambdanet.training.state import make_init
@@ -296,6 +296,28 @@ def test_too_few_classes(workdir, tmp_path):
     overrides = {"model.num_classes": "2"}
     text = error_of("accuracy", tmp_path, workdir=workdir, overrides=overrides)
     assert "model.num_classes=2, but the data has 3" in text
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),  # the data has '0', '1', '2'
+    [
+        (("1", "0", "2"), "(0 was '1', is '0', 1 was '0', is '1')"),
+        (("2", "other", "0"), "(0 was '2', is '0', 1 was 'other', is '1', 2 was '0', is '2')"),
+        (("0", "other", "2"), ""),  # one was called something else
+    ],
+)
+def test_data_with_the_classes_under_other_numbers_are_not_scored(names, said, tmp_path, capsys):
+    workdir = make_run(tmp_path / "run", "resnet_digits", blocks=(1,), widths=(8,))
+    info_file.keep(data.DataInfo({}, names), workdir, begins=True)
+    if not said:
+        run("accuracy", tmp_path / "out", workdir=str(workdir))
+        assert "The data has other classes than the weights were trained with: 1 was" in (
+            capsys.readouterr().out
+        )
+        return
+    text = error_of("accuracy", tmp_path / "out", workdir=str(workdir))
+    assert f"the classes of {workdir} under other numbers {said}" in text
+    assert f"in the order of the weights: {', '.join(names)}" in text
 
 
 def test_nothing_is_prepared_where_only_a_config_of_a_run_points(workdir, tmp_path):

@@ -23,6 +23,7 @@ from lambdanet.training import weights as weights_lib
 
 Weights = tuple[dict, dict]
 AVERAGES = ("live", "ema")
+MOST_NAMED = 20  # classes that a message names
 DATA_ENTRY = "data"  # of the metadata of exported weights: what `info_file.to_plain` gives
 
 
@@ -192,9 +193,43 @@ def find_info(
             "for its published number of classes, or --config.model.num_classes=N."
         )
         return tasks.UNKNOWN, {}
-    if info is not None and (text := info_file.difference(info, found)):
-        say(f"The data has other classes than the weights were trained with: {text}.")
     return found, options
+
+
+def check_classes(
+    workdir: str | os.PathLike | None,
+    source: sources.Source | None,
+    info: data.DataInfo,
+    build: Callable[[], nnx.Module],
+) -> None:
+    """Says how the classes of the data differ from those that the weights were trained with; see
+    also `say_order`.
+
+    Args:
+        workdir: see `kept_info`.
+        source: see `kept_info`.
+        info: of the data.
+        build: makes the model.
+
+    Raises:
+        ValueError: a class has another number in the data than in the weights, and the model's
+            outputs do not go by the numbers of the origin: they would be taken for other classes.
+    """
+    kept = kept_info(workdir, source)
+    if kept is not None and (text := info_file.difference(kept, info)):
+        own = {name: number for number, name in enumerate(kept.classes)}
+        moved = any(own.get(name, number) != number for number, name in enumerate(info.classes))
+        if moved and getattr(nnx.eval_shape(build), "class_outputs", None) is None:
+            raise ValueError(
+                f"the data has the classes of {source or workdir} under other numbers ({text}), so "
+                "that outputs would be taken for other classes: evaluate on the data of the "
+                "training, or prepare these anew with their classes in the order of the weights: "
+                f"{', '.join(kept.classes[:MOST_NAMED])}"
+                f"{', ...' if len(kept.classes) > MOST_NAMED else ''}"
+            )
+        say(f"The data has other classes than the weights were trained with: {text}.")
+    if source:
+        say_order(source, info, nnx.eval_shape(build))
 
 
 def say_order(source: sources.Source, info: data.DataInfo, model: nnx.Module) -> None:

@@ -16,7 +16,7 @@ from small_backbones import FAMILIES
 
 import models
 import train
-from configs import base, digits, finetune
+from configs import base, digits, finetune, photos
 from lambdanet.config import validate
 from lambdanet.interop import files
 from lambdanet.tasks import classification
@@ -308,6 +308,18 @@ def test_slow_running_statistics_are_warned_of(momentum, steps, texts):
     for text in texts:
         assert f"momentum {momentum}" in found[0] and text in found[0]
     assert not advice.norm_advice(model, steps, frozen=(".*",))
+
+
+@pytest.mark.parametrize("hardware", photos.HARDWARE)
+def test_the_recipe_of_photos_is_not_warned_of(hardware):
+    """With the momentum of ImageNet's recipes its networks were evaluated as good as untrained."""
+    config = photos.get_config(hardware)
+    model = nnx.eval_shape(
+        lambda: models.create_from_config(config, num_classes=3, rngs=nnx.Rngs(0))
+    )
+    steps, _ = schedule.plan(config.train, steps_per_epoch=1)
+    assert steps == config.train.min_steps
+    assert not advice.norm_advice(model, steps)
 
 
 def test_only_what_compiles_for_long_is_announced(monkeypatch):

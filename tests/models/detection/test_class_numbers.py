@@ -10,6 +10,7 @@ from flax import nnx
 import models
 from configs import base
 from lambdanet.analysis import subject
+from lambdanet.data import info_file
 from lambdanet.data.objects import COCO_ABSENT
 from lambdanet.data.record import DataInfo
 from lambdanet.interop import files, sources
@@ -141,6 +142,18 @@ def test_it_is_said_by_what_outputs_are_taken(tmp_path, capsys):
         model = nnx.eval_shape(lambda options=options: build("retinanet", **options))
         subject.say_order(sources.resolve(path), COCO, model)
         assert said in capsys.readouterr().out
+
+
+def test_outputs_by_numbers_do_not_mind_the_order_of_the_data(tmp_path, capsys):
+    turned = DataInfo({}, COCO.classes[::-1], COCO.class_ids[::-1])
+    info_file.keep(turned, tmp_path, begins=True)
+    numbered = dict(num_classes=91, numbered_from=0, class_numbers=COCO_NUMBERS)
+    subject.check_classes(tmp_path, None, COCO, lambda: build("retinanet", **numbered))
+    assert (
+        "The data has other classes than the weights were trained with" in capsys.readouterr().out
+    )
+    with pytest.raises(ValueError, match="under other numbers"):
+        subject.check_classes(tmp_path, None, COCO, lambda: build("retinanet", num_classes=80))
 
 
 def test_a_file_of_torchvision_says_which_number_of_classes_it_has(tmp_path):
