@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +65,7 @@ def parts(images: str, annotations: str, further: Sequence[str]) -> dict[str, Pa
                 f"--split {text}: the split {name!r} is there already; ANNOTATIONS.json without "
                 "--split is that of 'train'"
             )
-        found[name] = Part(Path(file), Path(folder or images))
+        found[name] = Part(*(Path(os.path.expanduser(path)) for path in (file, folder or images)))
     return found
 
 

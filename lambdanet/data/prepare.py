@@ -31,6 +31,7 @@ them.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -54,6 +55,8 @@ from lambdanet.data.findings import counted
 
 SHARES = re.compile(r"[-+\d.,eE\s]+")
 """Forms of --split that are numbers, and no NAME=ANNOTATIONS.json."""
+PATHS = ("source", "root", "images", "masks", "annotations", "destination", "classes", "colours")
+"""Arguments that are files and folders."""
 MOST_OBJECTS, MOST_MASK_BYTES = 100, 65536  # defaults of the config's section detection
 
 
@@ -76,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _guarded(prepare: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:
+    for name in PATHS:  # shells leave the ~ of --masks=~/x alone
+        if hasattr(args, name):
+            setattr(args, name, os.path.expanduser(getattr(args, name)))
     try:
         prepare(args)
     except MemoryError:

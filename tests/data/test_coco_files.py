@@ -93,6 +93,13 @@ def test_sets_without_masks_have_boxes_alone(tmp_path, content, capsys):
     assert found[10][1].area.tolist() == [28 * 18, 77.5]
 
 
+def test_the_home_is_known_within_a_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    found = coco_files.parts("images", "a.json", ["val=~/v.json,~/more", "hard=~/h.json"])
+    assert found["validation"] == coco_files.Part(tmp_path / "v.json", tmp_path / "more")
+    assert found["hard"].annotations == tmp_path / "h.json"
+
+
 def test_splits_from_several_files_and_folders(tmp_path, content, capsys):
     other = {**content, "images": content["images"][:1], "annotations": content["annotations"][:1]}
     (tmp_path / "more").mkdir()

@@ -137,6 +137,13 @@ def test_palette_pictures_and_reduced_zero_labels(folders, capsys):
         assert np.array_equal(labels, np.where(stored == 0, 255, stored.astype(int) - 1))
 
 
+def test_the_home_is_known_behind_an_equals_sign(folders, monkeypatch):
+    monkeypatch.setenv("HOME", str(folders))
+    paths = ["~/images", "~/masks", "~/out", "--classes=~/names.txt"]
+    assert prepare.main(["segmentation", *paths, "--split=1"]) == 0
+    assert read(folders, "train")[2] == ("sky", "sea", "sand")
+
+
 def test_another_value_may_be_the_ignored_one(folders):
     assert run(folders, "--ignore", "2") == 1  # 255 is then no class
     for n in range(10):
