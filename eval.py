@@ -55,14 +55,21 @@ from lambdanet.analysis.modes import (
 )
 from lambdanet.analysis.predict import counted
 from lambdanet.analysis.predict_mode import run_predict
-from lambdanet.analysis.subject import AVERAGES, Subject, check_choice, check_classes, find_info
+from lambdanet.analysis.subject import (
+    AVERAGES,
+    Subject,
+    check_choice,
+    check_classes,
+    find_info,
+    say_what_fits,
+)
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides
 from lambdanet.data.class_folders import listing
 from lambdanet.interop import sources
 from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
-from models import segmentation
+from models import pretrained, segmentation
 
 
 def load_subject(
@@ -128,6 +135,8 @@ def load_subject(
     graphdef = state_lib.views(build_model)[1]
     if info is not tasks.UNKNOWN:
         check_classes(workdir, found, info, build_model)
+    if found:
+        say_what_fits(found, info, build_model, config.data, pretrained.normalisation)
     source = (workdir, found, step, average, models.closest_model)
     return Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
 

@@ -20,6 +20,7 @@ from lambdanet.ops.images import normalise
 from lambdanet.training import checkpoint
 from lambdanet.training import state as state_lib
 from lambdanet.training import weights as weights_lib
+from lambdanet.training.advice import Published, normalisation_advice
 
 Weights = tuple[dict, dict]
 AVERAGES = ("live", "ema")
@@ -202,8 +203,7 @@ def check_classes(
     info: data.DataInfo,
     build: Callable[[], nnx.Module],
 ) -> None:
-    """Says how the classes of the data differ from those that the weights were trained with; see
-    also `say_order`.
+    """Says how the classes of the data differ from those that the weights were trained with.
 
     Args:
         workdir: see `kept_info`.
@@ -228,8 +228,29 @@ def check_classes(
                 f"{', ...' if len(kept.classes) > MOST_NAMED else ''}"
             )
         say(f"The data has other classes than the weights were trained with: {text}.")
-    if source:
+
+
+def say_what_fits(
+    source: sources.Source,
+    info: data.DataInfo,
+    build: Callable[[], nnx.Module],
+    section: ConfigDict,
+    published: Published,
+) -> None:
+    """Says what nothing checks: the order of the outputs, see `say_order`, and a normalisation that
+    the weights did not learn with.
+
+    Args:
+        source: of the weights.
+        info: of `find_info`.
+        build: makes the model.
+        section: the config's section data.
+        published: see `normalisation_advice`.
+    """
+    if info is not tasks.UNKNOWN:
         say_order(source, info, nnx.eval_shape(build))
+    for text in normalisation_advice(source, section, published):
+        say(text)
 
 
 def say_order(source: sources.Source, info: data.DataInfo, model: nnx.Module) -> None:

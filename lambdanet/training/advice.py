@@ -5,6 +5,7 @@ be meant.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from lambdanet.interop import sources
 from lambdanet.training import layer_groups, optimizer, weights
 from lambdanet.training.state import split_model
 
@@ -53,22 +55,24 @@ def tell_advice(
         say(layer_groups.table(optim, params, factors, held=held, thaw=thaw))
     for text in norm_advice(model, total_steps, optim.frozen):
         say(text)
-    for text in normalisation_advice(config, published) if begins else ():
+    source = config.train.init_weights if begins else ""
+    for text in normalisation_advice(source, config.data, published) if source else ():
         say(text)
 
 
-def normalisation_advice(config: Any, published: Published = lambda source: {}) -> list[str]:
-    """Returns a text if train.init_weights have learnt from pictures of another normalisation than
-    this run's, of which nothing else would tell: the run starts, and ends lower.
+def normalisation_advice(
+    source: str | os.PathLike | sources.Source, data: Any, published: Published = lambda source: {}
+) -> list[str]:
+    """Returns a text if weights have learnt from pictures of another normalisation than those that
+    they are to see, of which nothing else would tell: a run starts and ends lower, and an
+    evaluation gives lower numbers.
 
     Args:
-        config: the whole config; reads train.init_weights, data.mean, data.std and data.channels.
+        source: of the weights, see `weights.normalisation_of`.
+        data: the config's section; reads mean and std.
         published: for sources that do not say it themselves.
     """
-    source, data = config.train.init_weights, config.data
-    if not source:
-        return []
-    theirs = weights.normalisation_of(source) or published(source)
+    theirs = weights.normalisation_of(source) or published(str(source))
     own = {name: tuple(data[name]) for name in theirs}
     # one value serves all channels
     if all(np.allclose(*np.broadcast_arrays(own[name], theirs[name]), atol=1e-3) for name in own):
@@ -76,8 +80,8 @@ def normalisation_advice(config: Any, published: Published = lambda source: {}) 
     listed = " and ".join(f"data.{name}={own[name]}" for name in own)
     fix = " ".join(f"--config.data.{name}='{tuple(theirs[name])}'" for name in own)
     return [
-        f"warning: the pictures of this run have {listed}, and those that {source} learnt from had "
-        f"others; unless that is meant, start with {fix}"
+        f"warning: the pictures have {listed}, and those that {source} learnt from had others; "
+        f"unless that is meant, give {fix}"
     ]
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from run_helpers import quick_compilation
 
+import eval as program
 import train
 from configs import base, finetune
-from lambdanet.interop import files
+from lambdanet.interop import files, sources
 from lambdanet.training import advice, weights
 from models import pretrained
 
@@ -21,6 +22,10 @@ def config_of(source, mean=(0.5,), std=(0.5,)):
     config.train.keep_best = config.train.cache_dir = ""
     config.data.mean, config.data.std = mean, std
     return config
+
+
+def data_of(mean=(0.5,), std=(0.5,)):
+    return {"mean": mean, "std": std}
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +43,11 @@ def test_a_run_and_its_export_know_how_their_pictures_were_normalised(run_of, tm
     told = files.export_metadata({"name": "m"}, normalisation={"mean": [0.4], "std": [0.3]})
     files.save_safetensors(tmp_path / "w.safetensors", {"w": np.ones(3)}, told)
     assert weights.normalisation_of(source) == {"mean": (0.4,), "std": (0.3,)}
-    (text,) = advice.normalisation_advice(config_of(source))
+    (text,) = advice.normalisation_advice(source, data_of())
     assert "data.mean=(0.5,) and data.std=(0.5,)" in text and source in text
     assert "--config.data.mean='(0.4,)' --config.data.std='(0.3,)'" in text
     for same in (((0.4,), (0.3,)), ((0.4,) * 3, (0.3,) * 3)):
-        assert not advice.normalisation_advice(config_of(source, *same))
+        assert not advice.normalisation_advice(source, data_of(*same))
 
 
 def test_a_run_says_it_once_at_its_start(run_of, tmp_path):
@@ -54,16 +59,36 @@ def test_a_run_says_it_once_at_its_start(run_of, tmp_path):
     assert counts == [1, 0]
 
 
+def test_an_evaluation_of_such_weights_says_it(run_of, capsys):
+    for mean, says in ((0.5, 1), (0.4, 0)):
+        config = config_of("", (mean,), (0.3,))
+        program.load_subject(config, weights=run_of)
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count("give --config.data.mean='(0.4,)' --config.data.std='(0.3,)'") == says
+
+
+def test_an_evaluation_asks_the_table_of_public_weights(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "w.safetensors"
+    files.save_safetensors(path, {"fc.weight": np.ones(3)})
+
+    def found(source):  # what is fetched of the hub
+        return source if isinstance(source, sources.Source) else sources.Source(path, False, source)
+
+    monkeypatch.setattr(sources, "resolve", found)
+    program.load_subject(config_of(""), weights=pretrained.TABLE["resnet50"].source)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"--config.data.mean='{pretrained.MEAN}'" in said
+
+
 def test_public_weights_know_it_by_the_table(monkeypatch):
     monkeypatch.setattr(weights, "normalisation_of", lambda source: {})
     source = pretrained.TABLE["resnet50"].source
     for named in (source, f"{source}@main", f"{source}/model.safetensors"):
-        assert advice.normalisation_advice(config_of(named), pretrained.normalisation)
-        assert not advice.normalisation_advice(
-            config_of(named, *IMAGENET), pretrained.normalisation
-        )
-    for other in ("hf:somebody/else", f"{source}x", "weights.pth", ""):
-        assert not advice.normalisation_advice(config_of(other), pretrained.normalisation)
+        assert advice.normalisation_advice(named, data_of(), pretrained.normalisation)
+        own = data_of(*IMAGENET)
+        assert not advice.normalisation_advice(named, own, pretrained.normalisation)
+    for other in ("hf:somebody/else", f"{source}x", "weights.pth"):
+        assert not advice.normalisation_advice(other, data_of(), pretrained.normalisation)
 
 
 @pytest.mark.parametrize(
