@@ -64,7 +64,7 @@ from lambdanet.analysis.subject import (
     say_what_fits,
 )
 from lambdanet.analysis.video_mode import run_video
-from lambdanet.config_flag import ConfigFlag, apply_overrides
+from lambdanet.config_flag import ConfigFlag, apply_overrides, define_path
 from lambdanet.data.class_folders import listing
 from lambdanet.interop import sources
 from lambdanet.training import start_up
@@ -263,7 +263,7 @@ if __name__ == "__main__":
     CONFIG = ConfigFlag(None)
     flags.declare_key_flag("config")
     flags.DEFINE_enum("mode", "accuracy", MODES, "what to do")
-    flags.DEFINE_string("workdir", None, "a training run; gives config and weights")
+    define_path("workdir", "a training run; gives config and weights")
     flags.DEFINE_string(
         "weights",
         None,
@@ -277,20 +277,18 @@ if __name__ == "__main__":
         AVERAGES,
         "of a run, in all modes but accuracy (default live); of a file that has both (ema)",
     )
-    flags.DEFINE_string(
-        "output", None, "directory for results; default <workdir>/eval or runs/eval"
-    )
+    define_path("output", "directory for results; default <workdir>/eval or runs/eval")
     flags.DEFINE_string(
         "split", None, "split; default the test split, for pseudo_label pseudo_split"
     )
     flags.DEFINE_integer("batch_size", 0, "0 = that of the config", lower_bound=0)
     flags.DEFINE_multi_integer("batch_sizes", [1, 8, 64], "speed (repeat the flag)", lower_bound=1)
     flags.DEFINE_integer("repeats", 20, "speed: timed calls per batch size", lower_bound=1)
-    flags.DEFINE_multi_string(
+    define_path(
         "input",
-        [],
         "predict: a picture (of clips a video or a folder of frames), a folder or a quoted pattern "
         "of them, repeated for more; video: one clip, a folder of numbered frames or a video file",
+        many=True,
     )
     flags.DEFINE_integer("top", None, "predict: classes that are named; default 5", lower_bound=1)
     flags.DEFINE_float("fps", None, "predict, clips: frames a second of videos; default all", 0.0)

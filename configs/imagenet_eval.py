@@ -7,12 +7,13 @@ default); ',smoke' as last part evaluates or trains on synthetic images. DIR is 
 set imagenet2012 (the directory with dataset_info.json); its split 'validation' has the 50,000
 pictures that numbers are published for.
 
-The weights are those of the table, from the hub (`pip install 'lambdanet[hub]'`); others by
---weights=SOURCE. Pictures are prepared as in the table, which is as timm does: decoded whole, the
-short side resized to floor(size / crop) pixels, the middle cut out at whole pixels; their EXIF
-orientation is not applied. tests/models/test_preprocessing.py compares the
-pixels with timm's. The classes of TFDS are in the order of the weights' outputs, that of the
-WordNet numbers.
+The weights are those of the table, from the hub (`pip install '.[hub]'`); others by
+--weights=SOURCE. Those of pvt_tiny, pvt_small, pvt_medium and pvt_large are not on the hub: without
+--weights=FILE the message has the address to download the file from. Pictures are prepared as in
+the table, which is as timm does: decoded whole, the short side resized to floor(size / crop)
+pixels, the middle cut out at whole pixels; their EXIF orientation is not applied.
+tests/models/test_preprocessing.py compares the pixels with timm's. The classes of TFDS are in the
+order of the weights' outputs, that of the WordNet numbers.
 
 Whether the published number comes out has not been tried here: neither ImageNet nor the published
 weights could be had. What was tried is everything on the way: logits with random weights of timm's

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import runpy
 import sys
@@ -22,6 +23,27 @@ HELP = (
     "--config.data.data_dir=DIR; all keys stand in configs/base.py with default and meaning, those "
     "of a model in `python eval.py --mode=describe --name=MODEL`"
 )
+
+
+class _PathParser(flags.ArgumentParser):
+    """Knows the home directory by `~`, which shells leave alone behind a `=`."""
+
+    def parse(self, argument: str) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(name: str, text: str, *, many: bool = False, required: bool = False) -> None:
+    """Defines a flag that is the path of a file or directory; left out it is None.
+
+    Args:
+        name: of the flag.
+        text: for --help.
+        many: it may be given several times; left out it is [].
+        required: it may not be left out.
+    """
+    define, default = (flags.DEFINE_multi, []) if many else (flags.DEFINE, None)
+    options = dict(serializer=flags.ArgumentSerializer(), module_name=sys.argv[0])
+    define(_PathParser(), name=name, default=default, help=text, required=required, **options)
 
 
 class ConfigFlag:
@@ -72,7 +94,7 @@ def load_recipe(path: str) -> ConfigDict:
     from lambdanet.config import ConfigError  # here, so that the flag alone starts no JAX
 
     name, colon, argument = path.partition(":")
-    file, shown = Path(name), f"config = {show(path)}"
+    file, shown = Path(os.path.expanduser(name)), f"config = {show(path)}"
     try:
         found = file.is_file()
     except (OSError, ValueError) as error:  # too long, say
@@ -118,8 +140,8 @@ def apply_overrides(config: ConfigDict, overrides: Mapping[str, str]) -> ConfigD
 
 
 def _parse_value(text: str, current: Any) -> Any:
-    if isinstance(current, str):
-        return text
+    if isinstance(current, str):  # shells leave the ~ of --config.data.data_dir=~/x alone
+        return os.path.expanduser(text) if text.startswith("~/") else text
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # no literal

@@ -8,7 +8,7 @@ import sys
 
 from absl import app, flags
 
-from lambdanet.config_flag import ConfigFlag
+from lambdanet.config_flag import ConfigFlag, define_path
 
 HELP = ("-h", "-help", "--help", "-helpshort", "--helpshort")
 
@@ -20,7 +20,7 @@ def define() -> ConfigFlag:
     main = dict(module_name=sys.argv[0])  # whose flags --help shows
     config = ConfigFlag("configs/digits.py", **main)
     workdir = "the run's directory; a run there goes on"
-    flags.DEFINE_string("workdir", None, workdir, required=True, **main)
+    define_path("workdir", workdir, required=True)
     joins = "join the other processes before anything else"
     flags.DEFINE_bool("distributed", False, joins, **main)
     coordinator = "process 0, host:port; none = by the cluster"

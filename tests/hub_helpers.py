@@ -17,12 +17,15 @@ class Hub:
 
     Attributes:
         files: repository -> revision -> name -> the file.
+        refused: repository -> status and headers that its files are answered with; where it has
+            none in `files`, its listing, too.
         asked: methods and paths of the requests.
         address: for HF_ENDPOINT.
     """
 
     def __init__(self):
         self.files: dict[str, dict[str, dict[str, Path]]] = {}
+        self.refused: dict[str, tuple[int, dict[str, str]]] = {}
         self.asked: list[str] = []
         self.address = ""
 
@@ -49,8 +52,10 @@ def serve() -> Iterator[Hub]:
             is_listing = parts[:2] == ["api", "models"]
             parts = parts[2:] if is_listing else parts
             repository, rest = "/".join(parts[:2]), parts[2:]
+            if repository in hub.refused and not (is_listing and repository in hub.files):
+                return self.fail(*hub.refused[repository])
             if repository not in hub.files:
-                return self.fail("RepoNotFound")
+                return self.fail(404, {"X-Error-Code": "RepoNotFound"})
             revisions = hub.files[repository]
             if rest == ["refs"]:
                 names = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": COMMIT}
@@ -60,14 +65,14 @@ def serve() -> Iterator[Hub]:
             if revision == COMMIT:
                 revision = "main"
             if revision not in revisions:
-                return self.fail("RevisionNotFound")
+                return self.fail(404, {"X-Error-Code": "RevisionNotFound"})
             found = revisions[revision]
             if is_listing:
                 siblings = [{"rfilename": name} for name in found]
                 return self.json({"id": repository, "sha": COMMIT, "siblings": siblings}, body)
             name = "/".join(rest[2:])
             if name not in found:
-                return self.fail("EntryNotFound")
+                return self.fail(404, {"X-Error-Code": "EntryNotFound"})
             return self.send(found[name].read_bytes(), body)
 
         def send(self, data: bytes, body: bool, kind: str = "application/octet-stream") -> None:
@@ -83,9 +88,10 @@ def serve() -> Iterator[Hub]:
         def json(self, value: object, body: bool) -> None:
             self.send(json.dumps(value).encode(), body, "application/json")
 
-        def fail(self, code: str) -> None:
-            self.send_response(404)
-            self.send_header("X-Error-Code", code)
+        def fail(self, status: int, headers: dict[str, str]) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
             self.send_header("Content-Length", "0")
             self.end_headers()
 

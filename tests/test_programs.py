@@ -17,6 +17,7 @@ import eval as program
 import train
 from configs import base
 from lambdanet import config as configs
+from lambdanet import config_flag
 from lambdanet.analysis import modes
 from lambdanet.data import info_file
 
@@ -166,3 +167,50 @@ def test_a_recipe_that_lacks_sections_is_refused_by_their_names(tmp_path):
     command = [sys.executable, "train.py", f"--config={recipe}", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "train" in done.stderr
+
+
+# ---- Flags ---------------------------------------------------------------------------------------
+
+SHOW_FLAGS = """
+import runpy, sys
+from absl import app, flags
+
+def show(main):
+    flags.FLAGS(sys.argv)
+    print(*[flags.FLAGS[arg[2:].split("=")[0]].value for arg in sys.argv[1:]], sep=", ")
+
+app.run, sys.argv = show, sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "read"),
+    [
+        ("train.py --workdir=~/w", "{0}/w"),
+        ("eval.py --workdir=~/w --output=~ --input=~/a", "{0}/w, {0}, ['{0}/a']"),
+    ],
+)
+def test_the_home_is_known_behind_an_equals_sign(command, read, tmp_path):
+    """Shells leave it alone there."""
+    done = subprocess.run(
+        [sys.executable, "-c", SHOW_FLAGS, *command.split()],
+        env=os.environ | {"HOME": str(tmp_path)},
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.strip() == read.format(tmp_path)
+
+
+def test_the_home_is_known_in_recipes_and_their_texts(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "recipe.py").write_text("from configs.base import get_config\n")
+    config = config_flag.load_recipe("~/recipe.py:smoke")
+    changes = {"train.init_weights": "~/w.npz", "data.pseudo_labels": "~/p.json", "task": "~"}
+    found = config_flag.apply_overrides(config, changes)
+    assert found.train.init_weights == f"{tmp_path}/w.npz"
+    assert found.data.pseudo_labels == f"{tmp_path}/p.json"
+    assert found.task == "~"  # no path

@@ -8,11 +8,13 @@
 
 Repositories are read through the package huggingface_hub, an optional one, and cached where and as
 it caches: what was fetched once is there without a network. Its environment variables hold:
-HF_HUB_OFFLINE, HF_ENDPOINT (a mirror), HF_HOME, HF_TOKEN.
+HF_HUB_OFFLINE, HF_ENDPOINT (a mirror), HF_HOME, HF_TOKEN. Nothing else is fetched: what stands
+under another address is downloaded by hand.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Collection
@@ -33,6 +35,8 @@ _FORM = "'hf:OWNER/NAME[@REVISION][/FILE]'"
 _REPOSITORY = re.compile(
     r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>refs/[\w.-]+/[\w.-]+|[^/@\s]+))?(?:/(?P<file>\S+))?"
 )
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # a drive has one letter
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 _LISTED = 20  # files named in an error before the rest is only counted
 
 
@@ -66,14 +70,20 @@ def resolve(source: str | os.PathLike | Source) -> Source:
     Raises:
         FileNotFoundError: no such file or folder; says what stands beside it.
         WeightsFileError: nothing, or more than one thing, to choose from in a folder or repository;
-            a repository, revision or file that does not exist; a hub that cannot be reached;
-            huggingface_hub is not installed.
+            a repository, revision or file that does not exist; a hub that cannot be reached or
+            refuses; another address; huggingface_hub is not installed.
     """
     if isinstance(source, Source):
         return source
     given = os.fspath(source)
     if given.startswith(HUB):
         return Source(_from_hub(given), False, given)
+    if _ADDRESS.match(given):
+        raise WeightsFileError(
+            f"{brief(given, 400)} is an address, and only repositories of the hub, {_FORM}, are "
+            "fetched. Download it and name the file"
+        )
+    given = os.path.expanduser(given)  # shells leave the ~ of --weights=~/x alone
     path = Path(given)
     try:
         is_folder = path.is_dir()
@@ -134,8 +144,8 @@ def _from_hub(given: str) -> Path:
     except ImportError as error:
         raise WeightsFileError(
             f"{given}: reading from the hub needs the package huggingface_hub, which cannot be "
-            f"imported ({error}); run `pip install 'lambdanet[hub]'` or `pip install "
-            "huggingface_hub`, or fetch the file by other means and name it"
+            f"imported ({error}); run `pip install 'lambdanet[hub]'`, in a clone "
+            "`pip install '.[hub]'`, or fetch the file by other means and name it"
         ) from error
     where = f"the repository {name}" + (f" at revision {revision}" if revision else "")
     try:
@@ -154,9 +164,13 @@ def _from_hub(given: str) -> Path:
         except (errors.HFValidationError, WeightsFileError):
             raise
         except Exception as error:  # offline, or the hub cannot be reached, in many forms
-            if isinstance(error, errors.HfHubHTTPError) and error.response.status_code < 500:
-                raise
-            return _cached(hub, name, revision, file, given, error)
+            # of a file, what the hub answers is the cause of an error of the cache
+            kinds = errors.HfHubHTTPError
+            answer = next((e for e in (error, error.__cause__) if isinstance(e, kinds)), None)
+            status = answer.response.status_code if answer else 0
+            if status and status != 429 and status < 500:
+                raise answer from None
+            return _cached(hub, name, revision, file, given, error, status)
     except errors.GatedRepoError as error:
         raise WeightsFileError(
             f"{given}: {where} asks its readers to agree to its terms: do so on its page, and log "
@@ -176,16 +190,23 @@ def _from_hub(given: str) -> Path:
     except errors.HFValidationError as error:
         raise WeightsFileError(f"{given}: {brief(str(error))}; allowed: {_FORM}") from error
     except errors.HfHubHTTPError as error:
+        needs = "; set HF_TOKEN to a token that may read it, or unset one that is not valid"
         raise WeightsFileError(
-            f"{given}: the hub {constants.ENDPOINT} refuses: {brief(str(error))}"
+            f"{given}: the hub {constants.ENDPOINT} refuses: {brief(str(error).splitlines()[0])}"
+            f"{needs if error.response.status_code in (401, 403) else ''}"
         ) from error
 
 
 def _cached(
-    hub: Any, name: str, revision: str | None, file: str | None, given: str, cause: Exception
+    hub: Any,
+    name: str,
+    revision: str | None,
+    file: str | None,
+    given: str,
+    cause: Exception,
+    status: int,
 ) -> Path:
     """Returns the file as it was fetched before; without a network this is all there is."""
-    offline = hub.constants.HF_HUB_OFFLINE
     try:
         # the folder of the snapshot, however much of it is there
         folder = Path(hub.snapshot_download(name, revision=revision, local_files_only=True))
@@ -197,21 +218,36 @@ def _cached(
         if isinstance(error, WeightsFileError):
             raise
     what = f"{name}{f'@{revision}' if revision else ''}{f'/{file}' if file else ''}"
-    why = (
-        "HF_HUB_OFFLINE is set, so nothing is fetched"
-        if offline
-        else f"the hub {hub.constants.ENDPOINT} cannot be reached ({type(cause).__name__}: "
-        f"{brief(str(cause).strip())})"
-    )
-    fix = (
-        "unset HF_HUB_OFFLINE for the first time"
-        if offline
-        else "check the network, name a mirror by HF_ENDPOINT"
-    )
+    why, fix = _why_not(hub, cause, status)
     raise WeightsFileError(
         f"{given}: {why}, and {what} is not in the cache {hub.constants.HF_HUB_CACHE}; {fix}, or "
         "fetch the file by other means and name it"
     ) from cause
+
+
+def _why_not(hub: Any, error: Exception, status: int) -> tuple[str, str]:
+    """Returns why nothing was fetched, and what helps; `status`: of the hub's answer, 0 = none."""
+    constants = hub.constants
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing is fetched", (
+            "unset HF_HUB_OFFLINE for the first time"
+        )
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"the cache {constants.HF_HUB_CACHE} cannot be written ({brief(str(error))})", (
+            "make room or name another folder by HF_HOME"
+        )
+    if status == 429:
+        return f"the hub {constants.ENDPOINT} takes no more requests for now (status 429)", (
+            "try later, or set HF_TOKEN, with which it takes more"
+        )
+    if status:
+        return f"the hub {constants.ENDPOINT} answers with an error (status {status})", (
+            "try later, name a mirror by HF_ENDPOINT"
+        )
+    said = f"{type(error).__name__}: {brief(str(error).strip())}"
+    return f"the hub {constants.ENDPOINT} cannot be reached ({said})", (
+        "check the network, name a mirror by HF_ENDPOINT"
+    )
 
 
 def _branches(hub: Any, name: str) -> str:

@@ -1,8 +1,10 @@
 """Sources of weights: files, folders, workdirs, and repositories of a hub on this machine."""
 
+import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +72,19 @@ def test_files_and_folders(weights, tmp_path):
     refused("x" * 5000, "no such file")
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_addresses_are_not_paths(kind):
+    for given in ("https://a.org/net.pth", "HTTP://a.org/net.pth", "s3://bucket/net.pth"):
+        refused(kind(given), "is an address", "hf:OWNER/NAME", "Download it and name the file")
+
+
+def test_the_home_is_known_behind_an_equals_sign(weights, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = weights()
+    assert sources.resolve("~/made/model.safetensors") == sources.Source(path, False, str(path))
+    assert sources.resolve("~/made").path == path
+
+
 def test_a_workdir_is_a_run(tmp_path):
     (tmp_path / checkpoint.FOLDER).mkdir()
     assert sources.resolve(tmp_path) == sources.Source(tmp_path, True, str(tmp_path))
@@ -133,9 +148,59 @@ def test_a_hub_that_cannot_be_reached(weights, tmp_path, monkeypatch):
     refused("hf:me/other", "HF_HUB_OFFLINE is set", "not in the cache", "unset HF_HUB_OFFLINE")
 
 
+GATED = {"X-Error-Code": "GatedRepo"}
+INVALID = {"X-Error-Message": "Invalid credentials in Authorization header"}
+REFUSALS = [
+    (401, GATED, "agree to its terms", "HF_TOKEN"),
+    (403, GATED, "agree to its terms", "HF_TOKEN"),
+    (401, {"X-Error-Code": "RepoNotFound"}, "or it is private", "HF_TOKEN"),
+    (401, INVALID, "refuses", "unset one that is not valid"),
+    (403, {}, "refuses", "a token that may read it"),
+    (400, {}, "refuses"),
+    (429, {}, "no more requests for now", "try later", "HF_TOKEN"),
+    (500, {}, "answers with an error (status 500)", "try later"),
+    (503, {}, "answers with an error (status 503)", "try later"),
+]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize(("status", "headers", "texts"), [(s, h, t) for s, h, *t in REFUSALS])
+def test_a_hub_that_refuses(weights, hub, status, headers, texts, listed, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between tries
+    if listed:  # as gated repositories are
+        hub.add("me/net", weights())
+    hub.refused["me/net"] = status, headers
+    said = refused("hf:me/net", *texts)
+    assert "cannot be reached" not in said and "check the network" not in said
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_what_is_cached_is_read_while_the_hub_refuses(weights, hub, status, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    hub.add("me/net", weights())
+    found = sources.resolve("hf:me/net")
+    hub.refused["me/net"] = status, {}
+    assert sources.resolve("hf:me/net") == found
+    hub.files.clear()
+    assert sources.resolve("hf:me/net") == found
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_cache_that_cannot_be_written(weights, hub, tmp_path, monkeypatch, number):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number), str(tmp_path / "cache"))
+
+    hub.add("me/net", weights())
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
+    said = refused("hf:me/net", "cannot be written", os.strerror(number), "HF_HOME", "make room")
+    assert "cannot be reached" not in said
+
+
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    refused("hf:me/net", "pip install 'lambdanet[hub]'")
+    refused("hf:me/net", "pip install 'lambdanet[hub]'", "pip install '.[hub]'")
 
 
 def test_the_hubs_variables_hold(weights, tmp_path):

@@ -12,11 +12,13 @@ import safetensors.numpy
 from flax import nnx
 from hub_helpers import serve, use
 
+import eval as program_of_eval
 import models
 from configs import base, imagenet_eval
 from lambdanet import tasks
 from lambdanet.config import validate
 from lambdanet.interop.names import NameMappingError
+from lambdanet.interop.reading import WeightsFileError
 from lambdanet.training.state import flatten_names, split_model
 from models import __main__ as program
 from models import pretrained
@@ -91,6 +93,11 @@ def test_the_recipe_of_evaluation_has_the_tables_values(name):
     assert config.train.init_weights == pretrained.TABLE[name].source
     with pytest.raises(ValueError, match="'resnet_rs5'; allowed: .*Did you mean 'resnet_rs5"):
         imagenet_eval.get_config("resnet_rs5")
+
+
+def test_the_recipe_says_where_weights_are_that_are_not_on_the_hub():
+    with pytest.raises(WeightsFileError, match="https://.*/pvt_tiny.pth is an address.*Download"):
+        program_of_eval.load_subject(imagenet_eval.get_config("pvt_tiny"), needs_data=False)
 
 
 def test_models_without_public_weights_and_weights_without_a_hub():
