@@ -26,6 +26,7 @@ from lambdanet.analysis import export, modes
 from lambdanet.config_flag import load_recipe
 from lambdanet.data import info_file, pseudo_labels
 from lambdanet.interop import files
+from lambdanet.training import compiling
 from lambdanet.training.checkpoint import Checkpoints
 from lambdanet.training.state import make_init
 
@@ -189,12 +190,14 @@ def test_attention_of_a_model_without_any(plain_workdir, tmp_path):
     )
 
 
-def test_exported_weights_are_a_weights_file(workdir, tmp_path, capsys):
+def test_exported_weights_are_a_weights_file(workdir, tmp_path, capsys, monkeypatch):
     """live -> export -> --weights gives the same accuracy as the checkpoint, and the exported
     program its logits. Weights that name no classes are taken in the order of the data's, and that
-    is said.
+    is said, as is that the program is compiled.
     """
+    monkeypatch.setattr(compiling, "SILENT", 0.001)
     result = run("export", tmp_path, workdir=workdir)
+    assert "compiling the program for every platform" in capsys.readouterr().out
     assert result["reload_difference"] < 1e-5
     images = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), dtype=np.uint8)
     assert export.load_exported(tmp_path / "model.stablehlo")(images).shape == (5, 3)

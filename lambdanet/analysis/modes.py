@@ -27,6 +27,7 @@ from lambdanet.interop import files
 from lambdanet.interop.grids import grids_of
 from lambdanet.ops.images import normalise
 from lambdanet.training import state as state_lib
+from lambdanet.training.compiling import compiling
 from lambdanet.training.metrics import json_value
 
 
@@ -94,7 +95,8 @@ def draw_attention(
     weights, source = subject.load_weights()
     pictures, shapes = first_images(subject.batches(subject.split(split)), images)
     normal = normalise(pictures, subject.config.data.mean, subject.config.data.std)
-    maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
+    with compiling("the maps of attention", say):
+        maps = attention_maps.capture_maps(nnx.merge(subject.graphdef, *weights), normal)
     paths = attention_maps.draw_maps(maps, pictures, folder, shapes)
     rows = [(k, v.shape, path) for (k, v), path in zip(maps.items(), paths, strict=True)]
     title = f"{subject.name}: attention of {source}"
@@ -154,11 +156,13 @@ def export_model(subject: Subject, folder: str | os.PathLike) -> dict[str, Any]:
         found = kind.answer(model, dict(zip(inputs, arrays, strict=True)), config)
         return found if len(found) > 1 else next(iter(found.values()))
 
-    program = export.export_model(forward, folder / "model.stablehlo", inputs=list(inputs.values()))
     given = {name: np.repeat(array[None], 3, 0) for name, array in inputs.items()}
     shape = given["image"].shape
     given["image"] = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    difference = export.check_exported(program, forward, *given.values())
+    with compiling("the program for every platform, and here twice to compare them", say):
+        file = folder / "model.stablehlo"
+        program = export.export_model(forward, file, inputs=list(inputs.values()))
+        difference = export.check_exported(program, forward, *given.values())
     flat = state_lib.flatten_names(weights[0]) | state_lib.flatten_names(weights[1])
     known = subject.info is not tasks.UNKNOWN
     options = subject.task.model_options(subject.info, subject.config) if known else {}
