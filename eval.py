@@ -166,6 +166,7 @@ MODES = (
 NEED_DATA = ("accuracy", "attention", "pseudo_label")
 ONLY_FOR = {
     "input": ("predict", "video"),
+    "classes": ("predict", "export"),
     **dict.fromkeys(("top", "fps"), ("predict",)),
     **dict.fromkeys(("every", "reach", "label_maps"), ("video",)),
 }
@@ -215,7 +216,7 @@ def run(mode: str, given: Any, recipe: Any) -> None:
         average=given.average,
         needs_data=mode in NEED_DATA,
         needs_weights=mode not in ("summary", "speed"),
-    )
+    ).with_names(given.classes)
     config_lib.check_workdir(folder, "output" if given.output else "workdir")
     modes = {
         "accuracy": lambda: accuracy(
@@ -290,6 +291,7 @@ if __name__ == "__main__":
         "of them, repeated for more; video: one clip, a folder of numbered frames or a video file",
         many=True,
     )
+    define_path("classes", "predict, export: a text file with the name of one class on each line")
     flags.DEFINE_integer("top", None, "predict: classes that are named; default 5", lower_bound=1)
     flags.DEFINE_float("fps", None, "predict, clips: frames a second of videos; default all", 0.0)
     flags.DEFINE_integer(

@@ -57,7 +57,7 @@ def run_of(task, workdir, *, classes=CLASSES):
 
 FLAGS = dict(
     config=None, weights=None, step="latest", average=None, split=None, batch_size=0, input=[],
-    top=None, fps=None, every=None, reach=None, label_maps=None,
+    top=None, fps=None, classes=None, every=None, reach=None, label_maps=None,
 )  # fmt: skip
 
 

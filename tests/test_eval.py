@@ -75,7 +75,7 @@ def plain_workdir(tmp_path_factory):
 
 FLAGS = dict(
     workdir=None, weights=None, step="latest", average="live", split=None, batch_size=0,
-    batch_sizes=[1, 8, 64], repeats=20, images=3, threshold=0.9, name="*",
+    batch_sizes=[1, 8, 64], repeats=20, images=3, threshold=0.9, name="*", classes=None,
 )  # fmt: skip
 
 

@@ -116,6 +116,8 @@ class Predictor:
         weights, self.source = subject.load_weights()
         self._weights = jax.device_put(weights)
         self.names, self.notes = subject.class_names()
+        if not subject.config.data.exif_orientation:
+            self.notes = [*self.notes, _AS_STORED]
         graphdef, config, kind = subject.graphdef, self._config, self.kind
         self._answer = jax.jit(
             lambda weights, batch: kind.answer(nnx.merge(graphdef, *weights), batch, config)
@@ -230,6 +232,10 @@ class Predictor:
             yield Outcome(row.source, values, row.problem, row.note)
 
 
+_AS_STORED = (
+    "Photos are taken as they are stored, those of a phone held upright on their side "
+    "(data.exif_orientation=False); --config.data.exif_orientation=True turns them."
+)
 _ALLOWED = "a path, an image of Pillow, a uint8 array"
 
 

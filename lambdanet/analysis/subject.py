@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ class Subject:
         average: which weights all modes but `accuracy` use, 'live' or 'ema'; of `weights` that have
             both, all modes. None = 'live' of a workdir, 'ema' of `weights`, as timm does.
         closest: see `lambdanet.training.weights.read_weights`.
+        named: names of the classes in place of those of `info`, see `with_names`.
     """
 
     config: ConfigDict
@@ -58,6 +60,7 @@ class Subject:
     step: str
     average: str | None
     closest: weights_lib.Closest | None = None
+    named: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -81,6 +84,8 @@ class Subject:
 
     def class_names(self) -> tuple[list[str], list[str]]:
         """Returns a name for every class of the model, and what there is to say about them."""
+        if self.named:
+            return list(self.named), []
         info, count = self.known_info, nnx.eval_shape(self.build).num_classes
         names = self.task.predictions().class_names(info, self.config, count)
         if len(info.classes) >= count:
@@ -88,7 +93,31 @@ class Subject:
         where = f"{self.workdir}/{info_file.FILE_NAME}" if self.workdir else self.weights
         named = f"names only {len(info.classes)} of {count}" if info.classes else "is missing"
         named = named if self.workdir else "keeps no names of classes"
-        return names, [f"{where} {named}, so classes are numbered, such as {names[-1]!r}."]
+        return names, [
+            f"{where} {named}, so classes are numbered, such as {names[-1]!r}; --mode=predict and "
+            "export name them by --classes=FILE."
+        ]
+
+    def with_names(self, file: str | os.PathLike | None) -> Subject:
+        """Returns the same with names of classes of a text file, one a line in the order of the
+        model's outputs; None: as it is.
+
+        Raises:
+            ValueError, OSError: no text, or not as many lines as the model has classes.
+        """
+        if file is None:
+            return self
+        try:
+            lines = Path(file).read_text(encoding="utf-8-sig").rstrip().splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--classes={file}: is no UTF-8 text ({error})") from error
+        count = nnx.eval_shape(self.build).num_classes
+        if len(lines) != count:
+            raise ValueError(
+                f"--classes={file}: {len(lines)} lines; needed: {count}, the name of one class of "
+                "the model on each"
+            )
+        return dataclasses.replace(self, named=tuple(line.strip() for line in lines))
 
     def forward(self, weights: Weights, images: jax.Array) -> jax.Array | dict[str, jax.Array]:
         """The model's output for uint8 images [b, h, w, c], of a detector several arrays; `weights`

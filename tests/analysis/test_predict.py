@@ -198,7 +198,7 @@ def test_the_files_of_a_folder_of_pictures(workdir, predictor, pictures, tmp_pat
     assert "probabilities" not in line
     said = capsys.readouterr().out
     assert "pages.tif: has 2 frames or pages, of which the first is used." in said
-    assert "names only 3 of 4, so classes are numbered, such as 'class 3'." in said
+    assert "names only 3 of 4, so classes are numbered, such as 'class 3'; --mode=predict" in said
     assert f"{len(names)} pictures in batches of 16;" in said and "ankle boot" in said
     assert [note for note in found["notes"] if "pages.tif" in note]
 
@@ -293,7 +293,7 @@ def test_classes_are_numbered_where_nobody_kept_their_names(tmp_path, capsys):
     predictor = Predictor(old)
     assert predictor.names == [f"class {i}" for i in range(4)]
     (note,) = predictor.notes
-    assert note.endswith("old/classes.json is missing, so classes are numbered, such as 'class 3'.")
+    assert "old/classes.json is missing, so classes are numbered, such as 'class 3'; " in note
     assert "no classes.json in the run and no data (data.data_dir=" in capsys.readouterr().out
     (old / "classes.json").write_text("{")
     with pytest.raises(ValueError, match="classes.json is damaged"):
@@ -315,10 +315,36 @@ def test_exported_weights_keep_the_names(workdir, tmp_path):
     evaluate("export", run_of("classification", tmp_path / "old", classes=None), tmp_path / "o")
     weights = tmp_path / "o" / "model.safetensors"
     subject = program.load_subject(config, weights=weights, needs_data=False)
-    assert Predictor(subject).notes == [
-        f"{weights} keeps no names of classes, so classes are numbered, such as 'class 3'."
-    ]
+    (note,) = Predictor(subject).notes
+    assert note.startswith(f"{weights} keeps no names of classes, so classes are numbered, such as")
     assert not plain.exists()
+
+
+def test_names_are_taken_from_a_file_where_one_is_given(workdir, pictures, tmp_path, capsys):
+    names = tmp_path / "names.txt"
+    names.write_text("crane\nFüße \ncrane\n狗\n", encoding="utf-8")  # ImageNet has two cranes
+    given = dict(input=[str(pictures / "plain.png")], classes=str(names), top=4)
+    evaluate("predict", workdir, tmp_path, **given)
+    (line,) = lines_of(tmp_path / "predictions").values()
+    assert [found["class"] for found in sorted(line["classes"], key=lambda c: c["number"])] == [
+        "crane", "Füße", "crane", "狗",
+    ]  # fmt: skip
+    assert "numbered" not in capsys.readouterr().out
+    found = evaluate("export", workdir, tmp_path, classes=str(names))
+    assert found["classes"] == ["crane", "Füße", "crane", "狗"]
+    for content, said in ((b"a\nb\n", "2 lines; needed: 4"), (b"\xff", "is no UTF-8 text")):
+        names.write_bytes(content)
+        with pytest.raises(ValueError, match=f"--classes={names}: {said}"):
+            evaluate("predict", workdir, tmp_path, **given)
+    with pytest.raises(ValueError, match="--classes=x: only for --mode=predict and export"):
+        evaluate("accuracy", workdir, tmp_path, classes="x")
+
+
+def test_photos_that_are_not_turned_upright_are_mentioned(workdir):
+    overrides = {"data.exif_orientation": "False"}
+    subject = program.load_subject(workdir=workdir, overrides=overrides, needs_data=False)
+    assert "--config.data.exif_orientation=True turns them" in Predictor(subject).notes[-1]
+    assert not any("exif" in note for note in Predictor(workdir).notes)
 
 
 def test_a_name_that_no_font_has_is_drawn_as_its_number():

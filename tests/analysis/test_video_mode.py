@@ -19,7 +19,7 @@ from lambdanet.data import video_files
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
     repeats=1, images=1, threshold=0.9, name="*", input=[], every=None, reach=None, label_maps=None,
-    top=None, fps=None,
+    top=None, fps=None, classes=None,
 )  # fmt: skip
 SIZE = (21, 26)  # height, width
 

@@ -233,7 +233,7 @@ def test_two_processes_train_and_evaluate_like_one(parallel_runs, tmp_path):
 
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
-    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None,
+    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None, classes=None,
 )  # fmt: skip
 
 

@@ -162,7 +162,7 @@ def test_eight_devices_train_like_one(parallel_runs):
 
 FLAGS = dict(
     weights=None, step="latest", average=None, split=None, batch_size=0, batch_sizes=[1],
-    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None,
+    repeats=1, images=1, threshold=0.9, name="*", input=[], top=None, fps=None, classes=None,
 )  # fmt: skip
 
 
