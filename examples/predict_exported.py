@@ -5,14 +5,16 @@
 The folder is what `python eval.py --mode=export` wrote. Of it, model.stablehlo is the network, and
 export.json says how pictures are prepared and what the classes are called. Printed is one JSON
 object for each picture (of clips: for each folder of numbered frames), with the numbers that
-`eval.py --mode=predict` writes to predictions.jsonl. With --output=FOLDER the label maps of a
-segmenter are written as PNG files, whose values are the classes.
+`eval.py --mode=predict` writes to predictions.jsonl. A folder stands for the pictures below it.
+With --output=FOLDER the label maps of a segmenter are written as PNG files, whose values are the
+classes. What cannot be read is named on standard error, and the exit code is 1 then.
 """
 
 import argparse
 import json
 import math
 import re
+import sys
 from pathlib import Path
 
 import jax
@@ -32,6 +34,7 @@ TURNS = {  # by EXIF orientation: how to turn, sides change places, x from the r
     8: (Turn.ROTATE_90, True, True, False),
 }
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel
 
 
@@ -243,35 +246,80 @@ def answer(found, part, size, about, top=5):
     return about_size | {"classes": shares}, labels
 
 
-def predict(folder, paths, top=5):
-    """Yields path, what is written of it, and its label map; in batches of one size, as predict."""
+def search(paths, task):
+    """Yields the paths, in place of a folder that is no clip the pictures below it."""
+    for path in paths:
+        if task == "clips" or not Path(path).is_dir():
+            yield path
+            continue
+        below = [p for p in Path(path).rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
+        shown = sorted(p for p in below if not p.name.startswith("."))
+        if not shown:
+            raise ValueError(f"{path}: no picture in this folder; looked for {', '.join(PICTURES)}")
+        yield from shown
+
+
+def predict(folder, paths, top=5, failed=None):
+    """Yields path, what is written of it, and its label map; in batches of one size, as predict.
+    What cannot be read is handed to `failed` with the error, without which it is raised.
+    """
     about = json.loads(Path(folder, "export.json").read_text(encoding="utf-8"))
     program = bytearray(Path(folder, "model.stablehlo").read_bytes())
     network = jax.jit(jax.export.deserialize(program).call)
+    paths = list(search(paths, about["task"]))
     count = min(about["batch_size"], 1 << (len(paths) - 1).bit_length())
     for start in range(0, len(paths), count):
-        given = [prepare(path, about) for path in paths[start : start + count]]
+        given = []
+        for path in paths[start : start + count]:
+            try:
+                given.append((path, *prepare(path, about)))
+            except Exception as error:  # damaged files raise many types
+                if failed is None:
+                    raise
+                failed(path, error)
+        if not given:
+            continue
         filled = given + given[-1:] * (count - len(given))
-        batch = [np.stack(arrays) for arrays in zip(*(one[0] for one in filled), strict=True)]
+        batch = [np.stack(arrays) for arrays in zip(*(one[1] for one in filled), strict=True)]
         found = jax.device_get(network(*batch))
-        for row, (path, (_, part, size)) in enumerate(zip(paths[start:], given, strict=False)):
+        for row, (path, _, part, size) in enumerate(given):
             own = jax.tree.map(lambda array, row=row: array[row], found)
             yield path, *answer(own, part, size, about, top)
 
 
 def main():
-    """Reads the arguments and prints the answers."""
+    """Reads the arguments and prints the answers; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="what eval.py --mode=export wrote")
-    parser.add_argument("input", nargs="+", help="pictures, or of clips folders of frames")
+    parser.add_argument("input", nargs="+", help="pictures or folders, or of clips one folder each")
     parser.add_argument("--top", type=int, default=5, help="classes to print")
-    parser.add_argument("--output", help="folder for label maps")
+    parser.add_argument("--output", help="folder for label maps, made if needed")
     given = parser.parse_args()
-    for path, found, labels in predict(given.folder, given.input, given.top):
-        print(json.dumps({"file": path, **found}, ensure_ascii=False))
-        if labels is not None and given.output:
-            Image.fromarray(labels).save(Path(given.output) / f"{Path(path).stem}_labels.png")
+    if not Path(given.folder, "export.json").is_file():
+        parser.error(f"{given.folder}: no export.json there; eval.py --mode=export writes one")
+    names, failures = set(), []
+
+    def failed(path, error):
+        failures.append(path)
+        print(f"{path}: cannot be read ({error})", file=sys.stderr)
+
+    try:
+        for path, found, labels in predict(given.folder, given.input, given.top, failed):
+            line = {"file": str(path), **found}
+            if labels is not None and given.output:
+                output = Path(given.output).expanduser()  # which shells leave behind a `=`
+                output.mkdir(parents=True, exist_ok=True)
+                stem = Path(path).stem  # which pictures of several folders may share
+                tried = (f"{stem}{f'_{n}' * (n > 1)}_labels.png" for n in range(1, len(names) + 2))
+                name = next(name for name in tried if name not in names)
+                names.add(name)
+                Image.fromarray(labels).save(output / name)
+                line["drawn"] = {"labels": name}
+            print(json.dumps(line, ensure_ascii=False))
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,6 +15,7 @@ from prediction_helpers import evaluate, lines_of, run_of, write_clip, write_pic
 
 from configs import base
 from lambdanet import data, tasks
+from lambdanet.analysis import export
 
 SCRIPT = Path(__file__).resolve().parent.parent / "examples" / "predict_exported.py"
 TASKS = ["classification", "segmentation", "detection", "clips"]
@@ -58,6 +59,60 @@ def test_an_exported_network_gives_the_numbers_of_predict(task, tmp_path):
             with Image.open(tmp_path / "predictions" / drawn["labels"]) as theirs:
                 np.testing.assert_array_equal(labels, np.asarray(theirs))
     assert not expected
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A segmenter that calls bright pixels 'light', exported with batches of two."""
+    config, folder = base.get_config(), tmp_path / "export"
+    config.task, config.data.image_size, config.data.channels = "segmentation", (8, 12), 3
+    how = tasks.get("segmentation").predictions().describe_preprocessing(data.attributes(config))
+    blank = np.zeros((8, 12, 3), np.uint8)
+    export.export_model(
+        lambda images: (images[..., 0] > 100).astype(np.uint8),
+        folder / "model.stablehlo", inputs=[blank], platforms=("cpu",),
+    )  # fmt: skip
+    about = {"task": "segmentation", "inputs": {"image": {}}, "classes": ["dark", "light"]}
+    text = json.dumps(about | {"batch_size": 2, "preprocessing": how})
+    (folder / "export.json").write_text(text)
+    return folder
+
+
+def test_the_command_names_what_it_cannot_read_and_goes_on(exported, tmp_path, monkeypatch, capsys):
+    """Pictures of one name in several folders keep a label map each, in a folder that is made."""
+    for folder, value in (("a", 0), ("b", 255)):
+        (tmp_path / folder / "deeper").mkdir(parents=True)
+        pixels = np.full((6, 9, 3), value, np.uint8)
+        Image.fromarray(pixels).save(tmp_path / folder / "deeper" / "x.png")
+    (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "a" / "notes.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["predict_exported.py", *arguments])
+        code, said = script.main(), capsys.readouterr()
+        return code, list(map(json.loads, said.out.splitlines())), said.err
+
+    code, lines, said = command("export", "a", "no.png", "b", "--output=made/here")
+    assert code == 1
+    assert [line["file"] for line in lines] == ["a/deeper/x.png", "b/deeper/x.png"]
+    assert [line["drawn"]["labels"] for line in lines] == ["x_labels.png", "x_2_labels.png"]
+    assert [line["classes"][0]["class"] for line in lines] == ["dark", "light"]
+    for number, line in enumerate(lines):
+        with Image.open(tmp_path / "made" / "here" / line["drawn"]["labels"]) as picture:
+            np.testing.assert_array_equal(np.asarray(picture), np.full((6, 9), number))
+    assert [text.split(": ")[0] for text in said.splitlines()] == ["a/broken.jpg", "no.png"]
+    assert "cannot be read" in said and "Traceback" not in said
+    code, lines, said = command("export", "b/deeper/x.png")
+    assert code == 0 and len(lines) == 1 and "drawn" not in lines[0] and not said
+    for arguments, message in (
+        (("export", "empty"), "empty: no picture in this folder"),
+        (("nowhere", "b"), "nowhere: no export.json there"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            command(*arguments)
+        assert end.value.code == 2 and message in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive
