@@ -57,7 +57,7 @@ SLOW_FILES = {
     *("test_data_pipeline.py", "test_transformations.py", "test_export.py", "test_run_lock.py"),
     *("test_segmentation_runs.py", "test_detection_runs.py", "test_propagation_runs.py"),
     *("test_less_attention.py", "test_neighborhood.py", "test_hierarchical.py", "test_lavit.py"),
-    "test_hierarchical_options.py",
+    *("test_hierarchical_options.py", "test_closest.py"),
     *("test_presets.py", "test_side_by_side.py"),
     *("test_dense_backbones.py", "test_detectors.py", "test_heads.py", "test_resnet.py"),
     *("test_segmenter.py", "test_import_weights.py", "test_weights.py", "test_convolution.py"),

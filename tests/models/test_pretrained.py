@@ -160,23 +160,7 @@ def test_other_classes_name_what_takes_them(small_file):
         small(pretrained=small_file, pretrained_head="none")
 
 
-@pytest.mark.parametrize(
-    ("blocks", "classes", "says"),
-    [((2, 2, 2, 2), 1000, "'resnet18': all 102"), ((2, 2, 2, 2), 7, "'resnet18': 100 of the 102")],
-)
-def test_the_closest_model_is_found_by_names(blocks, classes, says, monkeypatch):
-    known = ("resnet18", "resnet34", "resnet50", "pvt_v2_b0")
-    monkeypatch.setattr(models.closest, "TABLE", {name: pretrained.TABLE[name] for name in known})
-    monkeypatch.setattr(models.closest, "_MOST", 2)
-    arrays = torch_resnet(blocks, (64, 128, 256, 512), classes, dtype=np.float16)
-    assert f"closest model is {says}" in models.closest_model(arrays)
-    assert models.closest_model({"encoder.weight": np.ones(3)}) == ""
-
-
-def test_a_file_of_another_model_names_the_closest(tmp_path, monkeypatch):
-    known = {name: pretrained.TABLE[name] for name in ("resnet18", "resnet50")}
-    monkeypatch.setattr(models.closest, "TABLE", known)
-    monkeypatch.setattr(models.closest, "_MOST", 1)
+def test_a_file_of_another_model_names_the_closest(tmp_path):
     path = tmp_path / "resnet18.safetensors"
     safetensors.numpy.save_file(
         torch_resnet((2, 2, 2, 2), (64, 128, 256, 512), 1000, dtype=np.float16), path
