@@ -28,9 +28,11 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of ImageNet, per channel, of images scaled to [0, 1]."""
 
 TIMM = "timm, results/results-imagenet.csv"
+NAT = "SHI-Labs/Neighborhood-Attention-Transformer, NAT.md"
 _TORCHVISION = "https://download.pytorch.org/models"
 _MMSEG = "https://download.openmmlab.com/mmsegmentation/v0.5"
 _MMDET = "https://download.openmmlab.com/mmdetection/v2.0"
+_NAT = "https://shi-labs.com/projects/nat/checkpoints"
 
 
 @dataclass(frozen=True)
@@ -90,26 +92,43 @@ def _pvt(name: str, top1: float) -> Pretrained:
     )
 
 
-def _ade20k(source: str, folder: str, mean_iou: float) -> Pretrained:
-    """Weights of mmsegmentation, those on the hub converted for transformers."""
+def _page(folder: str) -> str:
+    """Where mmsegmentation publishes the numbers of a folder of configurations."""
+    return f"mmsegmentation, configs/{folder}/README.md"
+
+
+def _ade20k(source: str, cited: str, mean_iou: float) -> Pretrained:
+    """Weights of mmsegmentation, those on the hub converted for transformers, and of authors."""
     return Pretrained(
         source,
         (512, 512),
         data="ADE20K",
         metric="mean_iou",
         value=round(mean_iou / 100, 5),
-        cited=f"mmsegmentation, configs/{folder}/README.md",
+        cited=cited,
     )
 
 
-def _coco(source: str, box_ap: float | None = None, cited: str = "") -> Pretrained:
-    """Weights of detectors of torchvision and mmdetection."""
+def _cityscapes(config: str, made: str, mean_iou: float) -> Pretrained:
+    """Weights of mmsegmentation's non-local networks, evaluated in sliding windows."""
+    return Pretrained(
+        f"{_MMSEG}/nonlocal_net/{config}/{config}_{made}.pth",
+        (769, 769),
+        data="Cityscapes",
+        metric="mean_iou",
+        value=round(mean_iou / 100, 5),
+        cited=_page("nonlocal_net"),
+    )
+
+
+def _coco(source: str, box_ap: float, cited: str) -> Pretrained:
+    """Weights of detectors of torchvision, mmdetection and authors."""
     return Pretrained(
         source,
         (800, 1344),
         data="COCO 2017",
         metric="box_ap",
-        value=None if box_ap is None else round(box_ap / 100, 5),
+        value=round(box_ap / 100, 5),
         cited=cited,
     )
 
@@ -158,38 +177,57 @@ TABLE: dict[str, Pretrained] = {
     "pvt_small": _pvt("pvt_small", 79.8),
     "pvt_medium": _pvt("pvt_medium", 81.2),
     "pvt_large": _pvt("pvt_large", 81.7),
-    "upernet_swin_tiny": _ade20k("hf:openmmlab/upernet-swin-tiny", "swin", 44.41),
-    "upernet_swin_small": _ade20k("hf:openmmlab/upernet-swin-small", "swin", 47.72),
+    "upernet_swin_tiny": _ade20k("hf:openmmlab/upernet-swin-tiny", _page("swin"), 44.41),
+    "upernet_swin_small": _ade20k("hf:openmmlab/upernet-swin-small", _page("swin"), 47.72),
     "upernet_swin_base": _ade20k(
         f"{_MMSEG}/swin/upernet_swin_base_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K/"
         "upernet_swin_base_patch4_window7_512x512_160k_ade20k_pretrain_224x224_1K_20210526_192340"
         "-b786336e.pth",
-        "swin",
+        _page("swin"),
         47.99,
     ),
     "upernet_resnet50": _ade20k(
         f"{_MMSEG}/upernet/upernet_r50_512x512_160k_ade20k/"
         "upernet_r50_512x512_160k_ade20k_20200615_184328-8534de8d.pth",
-        "upernet",
+        _page("upernet"),
         42.05,
     ),
     "upernet_resnet101": _ade20k(
         f"{_MMSEG}/upernet/upernet_r101_512x512_160k_ade20k/"
         "upernet_r101_512x512_160k_ade20k_20200615_161951-91b32684.pth",
-        "upernet",
+        _page("upernet"),
         43.82,
     ),
     "semantic_fpn_resnet50": _ade20k(
         f"{_MMSEG}/sem_fpn/fpn_r50_512x512_160k_ade20k/"
         "fpn_r50_512x512_160k_ade20k_20200718_131734-5b5a6ab9.pth",
-        "sem_fpn",
+        _page("sem_fpn"),
         37.49,
     ),
     "semantic_fpn_resnet101": _ade20k(
         f"{_MMSEG}/sem_fpn/fpn_r101_512x512_160k_ade20k/"
         "fpn_r101_512x512_160k_ade20k_20200718_131734-306b5004.pth",
-        "sem_fpn",
+        _page("sem_fpn"),
         39.35,
+    ),
+    **{
+        f"upernet_cswin_{size}": _ade20k(
+            "https://github.com/microsoft/CSWin-Transformer/releases/download/v0.2.0/"
+            f"upernet_cswin_{size}.pth",
+            "microsoft/CSWin-Transformer, segmentation/README.md",
+            mean_iou,
+        )
+        for size, mean_iou in (("tiny", 49.3), ("small", 50.4), ("base", 51.1))
+    },
+    **{
+        f"upernet_nat_{size}": _ade20k(f"{_NAT}/SEG/nat_{size}_upernet.pth", NAT, mean_iou)
+        for size, mean_iou in (("mini", 45.1), ("tiny", 47.1), ("small", 48.0), ("base", 48.5))
+    },
+    "nonlocal_resnet50": _cityscapes(
+        "nonlocal_r50-d8_769x769_80k_cityscapes", "20200607_193506-1f9792f6", 79.05
+    ),
+    "nonlocal_resnet101": _cityscapes(
+        "nonlocal_r101-d8_769x769_80k_cityscapes", "20200607_183428-0e1fa4f9", 79.40
     ),
     "fcn_resnet50": Pretrained(
         f"{_TORCHVISION}/fcn_resnet50_coco-1167a1af.pth",
@@ -236,7 +274,9 @@ TABLE: dict[str, Pretrained] = {
     ),
     "faster_rcnn_resnet50_mmdet": _coco(
         f"{_MMDET}/faster_rcnn/faster_rcnn_r50_fpn_1x_coco/"
-        "faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth"
+        "faster_rcnn_r50_fpn_1x_coco_20200130-047c8118.pth",
+        37.4,
+        "mmdetection, configs/faster_rcnn/README.md",
     ),
     "mask_rcnn_resnet50_mmdet": _coco(
         f"{_MMDET}/mask_rcnn/mask_rcnn_r50_fpn_1x_coco/"
@@ -262,6 +302,10 @@ TABLE: dict[str, Pretrained] = {
         48.2,
         "mmdetection, configs/swin/README.md",
     ),
+    **{
+        f"mask_rcnn_nat_{size}": _coco(f"{_NAT}/DET/nat_{size}_maskrcnn.pth", box_ap, NAT)
+        for size, box_ap in (("mini", 46.5), ("tiny", 47.7), ("small", 48.4))
+    },
     "c2d_resnet50_8x8": _kinetics("C2D_8x8_R50", 71.46),
     "i3d_resnet50_8x8": _kinetics("I3D_8x8_R50", 73.27),
     "slow_resnet50": _kinetics("SLOW_8x8_R50", 74.58),

@@ -83,6 +83,11 @@ def test_the_table_holds_together():
     )  # fmt: skip
 
 
+@pytest.mark.exhaustive
+def test_every_model_of_the_table_reads_the_names_of_pytorch():
+    assert [name for name in pretrained.TABLE if not models.closest._sizes(name, True)[1]] == []
+
+
 @pytest.mark.parametrize("name", ["resnet_rs50", "pvt_v2_b2_li", "lambda_resnet26rpt_256"])
 def test_the_recipe_of_evaluation_has_the_tables_values(name):
     config = imagenet_eval.get_config(name)
