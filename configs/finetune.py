@@ -9,7 +9,7 @@ Argument: a model, then the task: 'NAME', 'NAME,segmentation' or 'NAME,detection
 --mode=describe`); ',smoke' as last part runs ten steps on synthetic images, from random weights.
 
 Where public weights of NAME are on the hub (`python -m models --pretrained`; `pip install
-'lambdanet[hub]'`), classification starts from them, and pictures are prepared as they were for
+'.[hub]'`), classification starts from them, and pictures are prepared as they were for
 them. Every other start names a SOURCE: the workdir of a run, a file (what `python eval.py
 --mode=export` writes, or a PyTorch checkpoint), a folder, or another repository. Set data.mean and
 data.std to those of its pre-training: ImageNet's by default, in every task (a run, or what it
