@@ -43,6 +43,7 @@ import models
 from configs import base
 from lambdanet import attention, tasks
 from lambdanet import config as config_lib
+from lambdanet.analysis import subject as subject_lib
 from lambdanet.analysis.accuracy import accuracy
 from lambdanet.analysis.console import say
 from lambdanet.analysis.modes import (
@@ -55,14 +56,6 @@ from lambdanet.analysis.modes import (
 )
 from lambdanet.analysis.predict import counted
 from lambdanet.analysis.predict_mode import run_predict
-from lambdanet.analysis.subject import (
-    AVERAGES,
-    Subject,
-    check_choice,
-    check_classes,
-    find_info,
-    say_what_fits,
-)
 from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides, define_path
 from lambdanet.data.class_folders import listing
@@ -82,7 +75,7 @@ def load_subject(
     average: str | None = None,
     needs_data: bool = True,
     needs_weights: bool = True,
-) -> Subject:
+) -> subject_lib.Subject:
     """Reads and checks the config, and asks the run or the data for the classes.
 
     Args:
@@ -100,7 +93,7 @@ def load_subject(
         FileNotFoundError: no such weights.
     """
     overrides, step, trusted = overrides or {}, str(step), config is not None
-    check_choice(step, average, weights)
+    subject_lib.check_choice(step, average, weights)
     if config is None:
         if not workdir:
             raise ValueError("give --workdir=DIR (a training run) or --config=configs/FILE.py")
@@ -126,7 +119,7 @@ def load_subject(
     # Where only the config.json of somebody's run points, nothing is written.
     prepares = trusted or "data.data_dir" in overrides
     where = dict(workdir=workdir, weights=found, needs_data=needs_data, prepares=prepares)
-    info, options = find_info(config, **where)
+    info, options = subject_lib.find_info(config, **where)
     build = models.builder_from_config(config, options)
 
     def build_model() -> nnx.Module:
@@ -134,11 +127,11 @@ def load_subject(
 
     graphdef = state_lib.views(build_model)[1]
     if info is not tasks.UNKNOWN:
-        check_classes(workdir, found, info, build_model)
+        subject_lib.check_classes(workdir, found, info, build_model)
     if found:
-        say_what_fits(found, info, build_model, config.data, pretrained.normalisation)
+        subject_lib.say_what_fits(found, info, build_model, config.data, pretrained.normalisation)
     source = (workdir, found, step, average, models.closest_model)
-    return Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
+    return subject_lib.Subject(config, tasks.get(config.task), info, build_model, graphdef, *source)
 
 
 def describe(name: str = "*") -> None:
@@ -275,7 +268,7 @@ if __name__ == "__main__":
     flags.DEFINE_enum(
         "average",
         None,
-        AVERAGES,
+        subject_lib.AVERAGES,
         "of a run, in all modes but accuracy (default live); of a file that has both (ema)",
     )
     define_path("output", "directory for results; default <workdir>/eval or runs/eval")
