@@ -26,6 +26,8 @@ from lambdanet.data import (
 )
 
 RECIPE = "configs/photos.py:cpu"
+TUNING = "configs/finetune.py:resnet18"
+FEW = 10_000  # images in train up to which fine-tuning is suggested
 SMALL = 48  # pixels: images whose short sides are mostly below are not enlarged to the recipe's 64
 SMALL_SIZE = (32, 32)
 BATCH = 32  # of the recipe
@@ -137,4 +139,11 @@ def differences(found: picture_set.PictureSet) -> tuple[list[str], Sequence[str]
             "classification.class_weights=balanced makes the small ones count more"
         )
     notes.append("configs/photos.py:small_gpu and :big are for GPUs")
+    if trained <= FEW:
+        own = [o.partition("=")[0] for o in options if o.startswith("--config.data.")]
+        notes.append(
+            f"few images learn better from public weights: the command with --config={TUNING}"
+            + (f" and without {', '.join(own)}" if own else "")
+            + ", docs/fine-tuning.md"
+        )
     return options, notes

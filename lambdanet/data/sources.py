@@ -29,8 +29,13 @@ WITH_CANVAS = {
 EMBEDDED = ("digits", *WITH_CANVAS)
 """Sources that are prepared from installed packages."""
 SOURCES = (*EMBEDDED, "tfds", "image_folder", "synthetic")
-SPLIT_KEYS = ("train_split", "eval_split", "test_split", "pseudo_split")
-"""Keys of the config that name splits."""
+SPLIT_KEYS = {
+    "train_split": "",
+    "eval_split": "; '' = none (--config.data.eval_split= --config.train.keep_best=)",
+    "test_split": "; '' = none (--config.data.test_split=)",
+    "pseudo_split": "",
+}
+"""Key of the config that names a split -> what an error says of doing without it."""
 FILE_FEATURES = ("file", "file_name", "filename", "image/filename")
 """Names that TFDS sets give to the original file."""
 ID_FEATURES = ("id", "image/id")
@@ -130,8 +135,10 @@ def open_source(data: Any, split: str, features: Mapping[str, str]) -> Source:
             return SyntheticSource(split, *sizes, tuple(features))
         return PreparedSource(builder, split, features)
     except ValueError as error:
-        keys = [f"data.{key}" for key in SPLIT_KEYS if getattr(data, key, None) == split]
-        raise ValueError(f"{', '.join(keys) or 'split'} = {split!r}: {error}") from error
+        keys = [key for key in SPLIT_KEYS if getattr(data, key, None) == split]
+        named = ", ".join(f"data.{key}" for key in keys) or "split"
+        fixes = "".join(SPLIT_KEYS[key] for key in keys)
+        raise ValueError(f"{named} = {split!r}: {error}{fixes}") from error
 
 
 def directory(data: Any) -> Path:

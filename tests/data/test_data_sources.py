@@ -138,6 +138,21 @@ def test_what_cannot_be_opened_is_named(tfds_config, change, message):
         open_source(tfds_config, tfds_config.train_split)
 
 
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("eval_split", "--config.data.eval_split= --config.train.keep_best="),
+        ("test_split", "--config.data.test_split="),
+        ("train_split", ""),
+    ],
+)
+def test_a_split_that_a_run_can_do_without_is_told_how(tfds_config, key, options):
+    tfds_config[key] = "elsewhere"
+    with pytest.raises(ValueError, match=f"^data.{key} = 'elsewhere': ") as caught:
+        open_source(tfds_config, "elsewhere")
+    assert str(caught.value).endswith(f"; '' = none ({options})") == bool(options)
+
+
 class Pairs(tfds.core.GeneratorBasedBuilder):
     """A set whose features have other names, and one without classes."""
 

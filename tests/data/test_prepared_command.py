@@ -1,5 +1,6 @@
 """The last line of `prepare`: a whole command, that fits the images it was printed for."""
 
+import re
 import shlex
 import shutil
 
@@ -11,21 +12,22 @@ from ml_collections import config_flags
 from PIL import Image
 
 import models
-from configs import base, photos
+from configs import base, finetune, photos
 from lambdanet import config as config_lib
 from lambdanet.data import prepare
+from lambdanet.interop import files
 
 
-def config_of(line):
+def config_of(line, recipe=photos):
     """The config that a printed command trains with."""
     python, script, *options = shlex.split(line.removeprefix("train with: "))
     assert (python, script) == ("python", "train.py")
     file, _, argument = options[0].removeprefix("--config=").partition(":")
-    assert file == "configs/photos.py"
+    assert file == f"configs/{recipe.__name__.rpartition('.')[2]}.py"
     command = [script, *(o for o in options if o.startswith("--config."))]
     values = flags.FlagValues()
     holder = config_flags.DEFINE_config_dict(
-        "config", photos.get_config(argument), flag_values=values, sys_argv=command
+        "config", recipe.get_config(argument), flag_values=values, sys_argv=command
     )
     values(command)
     config_lib.validate(holder.value, base.get_config(), models.registry)
@@ -88,3 +90,22 @@ def test_uneven_classes_are_told_and_the_option_is_there(tmp_path, capsys):
     assert option in said
     config, _ = config_of(f"{said.splitlines()[-1]} {option}")
     assert config.classification.class_weights == "balanced"
+
+
+@pytest.mark.parametrize(("size", "mode"), [((60, 60), "RGB"), ((28, 28), "L")])
+def test_few_images_are_told_of_fine_tuning(tmp_path, capsys, size, mode):
+    root = photographs(tmp_path / "photos", size=size, mode=mode)
+    assert prepare.main([str(root), str(tmp_path / "set")]) == 0
+    *notes, line = capsys.readouterr().out.splitlines()
+    (note,) = [text for text in notes if "public weights" in text]
+    recipe = re.search(r"--config=(\S+?),? ", note)[1]
+    without = re.findall(r"--config\.data\.\w+", note)
+    assert bool(without) == (mode == "L")
+    options = [o for o in shlex.split(line) if o.partition("=")[0] not in without]
+    tuning = shlex.join(options).replace("configs/photos.py:cpu", recipe)
+    path = tmp_path / "weights.safetensors"  # in place of the hub's
+    files.save_safetensors(path, {"kernel": np.zeros(1, np.float32)}, {})
+    config, _ = config_of(f"{tuning} --config.train.init_weights={path}", finetune)
+    public = finetune.get_config(recipe.partition(":")[2])
+    for key in ("image_size", "channels", "mean", "std"):
+        assert config.data[key] == public.data[key]
