@@ -234,8 +234,8 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
             outcome |= result | ({"test_skipped_records": found.skipped} if found.skipped else {})
             if config.data.test_split:
                 log.evaluation(step, "test", result)
-            shown = dict(rows=found.rows[""], examples=found.examples, info=info, config=config)
-            panels = functools.partial(task.panels, **shown)
+            shown = dict(sums=found.sums[""], rows=found.rows[""], examples=found.examples)
+            panels = functools.partial(task.panels, **shown, info=info, config=config)
             if main_process:
                 tasks.write_results(config, info, found.rows[""], workdir)
         if train.report and main_process:

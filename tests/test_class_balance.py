@@ -145,3 +145,6 @@ def test_the_table_of_classes():
         ("class 2", "1", "50.0", "100.0", "66.7"),
     ]
     assert "recall (balanced accuracy) 83.3 %" in remark
+    columns, lines = classification.confusions({}, rows, info, base.get_config())
+    assert columns == ("true", "predicted", "images", "of the true class")
+    assert lines == [("cat", "class 2", "1", "33.3 %")]

@@ -264,7 +264,7 @@ def test_panels(classes, masks):
         "image": rng.integers(0, 256, (5, 48, 40, 1), np.uint8),
         "image_shape": np.tile((30, 40), (5, 1)), "id": rows["id"][:5],
     }  # fmt: skip
-    shown = dict(rows=rows, examples=examples, info=info, config=config)
+    shown = dict(sums={}, rows=rows, examples=examples, info=info, config=config)
     with literal_text():
         figure = Figure(figsize=(17, 10), layout="constrained")
         lines = detection.panels(*figure.subfigures(1, 2), **shown)

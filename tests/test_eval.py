@@ -96,7 +96,7 @@ def error_of(mode: str, output, **given) -> str:
     return str(stop.value)
 
 
-def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
+def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path, capsys):
     result = run("accuracy", tmp_path, workdir=workdir, split="validation")
     assert result["split"] == "validation"
     for which in ("live", "ema"):
@@ -105,6 +105,9 @@ def test_accuracy_of_live_and_averaged_weights(workdir, tmp_path):
             and 0 <= result[which]["accuracy"] <= result[which]["top5"] == 1.0
         )
         assert result[which]["source"].endswith("step 3")
+        wrong = result[which]["confusions"]
+        assert wrong and all(row["true"] != row["predicted"] for row in wrong)
+    assert "Most frequent confusions, live weights" in capsys.readouterr().out
     assert result["live"]["loss"] != result["ema"]["loss"]
 
 

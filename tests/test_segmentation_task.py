@@ -391,12 +391,18 @@ def test_panels(config, classes):
         "id": np.arange(4),
     }  # fmt: skip
     info = DataInfo(INFO.features, tuple(f"$c_{i}$" for i in range(classes)))
+    counts = np.diag(np.full(classes, 90.0))
+    counts[0, 2], counts[2, 0] = 10, 30
+    found = dict(sums={"confusion": counts}, rows=rows, examples=examples)
     with literal_text():
         figure = Figure(figsize=(17, 10), layout="constrained")
-        side, below = figure.subfigures(1, 2)
-        lines = segmentation.panels(
-            side, below, rows=rows, examples=examples, info=info, config=config
-        )
+        parts = figure.subfigures(1, 2)
+        lines = segmentation.panels(*parts, **found, info=info, config=config)
         figure.savefig(io.BytesIO(), format="png")
     assert any("left out of the mean" in line for line in lines)
+    begin = lines.index("Most frequent confusions:")
+    assert lines[begin + 2] == "| true | predicted | pixels | of the true class |"
+    assert lines[begin + 4 :] == [
+        r"| \$c\_2\$ | \$c\_0\$ | 30 | 25.0 % |", r"| \$c\_0\$ | \$c\_2\$ | 10 | 10.0 % |", "",
+    ]  # fmt: skip
     assert json.dumps(lines)

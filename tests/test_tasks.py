@@ -254,7 +254,8 @@ def finish(sums, rows, info, config):
     return {"error": float(sums["squared"] / sums["count"])}
 
 
-def panels(side, below, *, rows, examples, info, config):
+def panels(side, below, *, sums, rows, examples, info, config):
+    assert sums["count"] == len(rows["squared"])
     side.subplots().plot(np.sort(rows["squared"]))
     return [f"{len(examples['image'])} images were looked at."]
 

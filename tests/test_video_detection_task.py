@@ -194,7 +194,8 @@ def test_panels_and_files_show_frames(config, tmp_path):
     side, below = figure.subfigures(1, 2)
     examples = {**batch_of([example]), "id": rows["id"]}
     options = dict(info=INFO, config=config)
-    lines = video_detection.panels(side, below, rows=rows, examples=examples, **options)
+    found = dict(sums={}, rows=rows, examples=examples)
+    lines = video_detection.panels(side, below, **found, **options)
     assert lines
     shown = [image for axes in figure.axes for image in axes.images]
     assert sum(image.get_array().shape == (48, 64, 3) for image in shown) == 5

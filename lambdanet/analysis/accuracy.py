@@ -33,7 +33,8 @@ def accuracy(
             none are written.
 
     Returns:
-        dict(split, live, ema): per kind of weights the metrics, count and source.
+        dict(split, live, ema): per kind of weights the metrics, count and source, and of tasks that
+        have them classes and confusions, a dict for each row of their tables.
     """
     check_least("batch_size", batch_size, 0)
     split, averaged = subject.split(split), subject.config.train.ema_decay and not subject.weights
@@ -61,6 +62,12 @@ def accuracy(
         if remark:
             say(remark)
         results[which]["classes"] = [dict(zip(columns, line, strict=True)) for line in lines]
+    confusions = getattr(subject.task, "confusions", None)
+    for which in loaded if confusions else ():
+        columns, lines = confusions(found.sums[which], found.rows[which], **about)
+        if lines:
+            show_table(f"Most frequent confusions, {which} weights", columns, lines)
+        results[which]["confusions"] = [dict(zip(columns, line, strict=True)) for line in lines]
     for which in loaded if folder else ():
         prefix = "" if which == "live" else f"{which}_"
         rows = found.rows[which]

@@ -14,8 +14,8 @@ On the host:
         thread or process; `rng` draws the augmentation, None gives the evaluation form
     blank(config) -> dict    the example that fills the last evaluation batch, masked out there
     finish(sums, rows, info, config) -> dict[str, float]    the metrics of a split
-    panels(side, below, *, rows, examples, info, config) -> list[str]    draws the task's pictures
-        into two parts of the report's figure and returns lines of Markdown
+    panels(side, below, *, sums, rows, examples, info, config) -> list[str]    draws the task's
+        pictures into two parts of the report's figure and returns lines of Markdown
 
 Traced:
     mix(batch, key, config) -> batch    what mixes examples with each other
@@ -35,6 +35,7 @@ A task may also have, on the host:
     weigh_classes(info, config) -> DataInfo    with what training has to know of the whole split
     check_model(model, config)    raises ValueError if this kind of model cannot do it
     class_table(sums, rows, info, config) -> (columns, rows, remark)    results by class
+    confusions(sums, rows, info, config) -> (columns, rows)    the most frequent ones of two classes
     write_results(rows, folder, *, info, config, prefix) -> paths    writes what a model says of a
         split in a format of other programs; `prefix` begins the files' names
     predictions() -> module    what predicts for single inputs, a module with the names of
@@ -117,6 +118,7 @@ OPTIONAL = (
     "weigh_classes",
     "check_model",
     "class_table",
+    "confusions",
     "write_results",
     "predictions",
 )

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, UInt8
 from lambdanet.data import augment, decode, geometry, sources
 from lambdanet.data.record import DataInfo, Record, UnusableRecordError
 from lambdanet.ops.images import normalise
-from lambdanet.tasks import classification_classes, mixing
+from lambdanet.tasks import class_confusions, classification_classes, mixing
 
 METRICS = {"accuracy": "max", "top5": "max", "loss": "min"}
 Batch = dict[str, jax.Array]
@@ -314,10 +314,24 @@ def class_table(
     return classification_classes.table(found, names)
 
 
+def confusions(
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
+) -> class_confusions.Table:
+    """Returns (columns, rows) of the most frequent confusions; see `class_confusions.table`."""
+    pairs = np.stack([np.asarray(rows[key], np.int64) for key in ("label", "prediction")])
+    (true, predicted), counts = np.unique(pairs, axis=1, return_counts=True)
+    names = all_names(rows, info)
+    return class_confusions.table(true, predicted, counts, names, counted="images")
+
+
 def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,
@@ -326,9 +340,11 @@ def panels(
     """Draws the confusion matrix and sample predictions; see `classification_panels`."""
     from lambdanet.tasks import classification_panels  # imports matplotlib
 
-    names, table = all_names(rows, info), class_table({}, rows, info, config)
+    found = sums, rows, info, config
+    tables = dict(table=class_table(*found), confusions=confusions(*found))
+    names = all_names(rows, info)
     return classification_panels.panels(
-        side, below, rows=rows, examples=examples, names=names, table=table, config=config
+        side, below, rows=rows, examples=examples, names=names, config=config, **tables
     )
 
 

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from lambdanet.analysis.figure_text import figure_text, has_glyphs, text_width
 from lambdanet.analysis.text import markdown_table, markdown_text
+from lambdanet.tasks import class_confusions
 from lambdanet.tasks.shown_examples import examples_of
 
 RIGHT, WRONG = "#1a7f37", "#d1242f"
@@ -24,7 +25,6 @@ GRIDS = ((4, 12, 10), (3, 9, 9), (3, 7, 9), (2, 6, 9))
 """Rows, columns and font size of the samples; the first whose cells have room for every caption is
 taken, or the last, where names are shortened. In the first a caption is one line, else two."""
 GAP = 10  # points between two captions
-CONFUSIONS = 10  # rows of the table
 LISTED_CLASSES = 40  # rows of the table of all classes; of more, only the SHOWN_CLASSES worst
 
 
@@ -36,6 +36,7 @@ def panels(
     examples: Mapping[str, np.ndarray],
     names: Sequence[str],
     table: tuple[tuple[str, ...], list[tuple[str, ...]], str],
+    confusions: class_confusions.Table,
     config: ConfigDict,
 ) -> list[str]:
     """Draws the confusion matrix and sample predictions.
@@ -48,6 +49,7 @@ def panels(
         examples: a part of these records, as evaluated: image uint8 [m, h, w, c], id int64 [m].
         names: of all classes.
         table: of `classification.class_table`.
+        confusions: of `classification.confusions`.
         config: the run's config.
 
     Returns:
@@ -61,7 +63,7 @@ def panels(
     draw_confusion(side.subplots(), labels, predictions, drawn)
     draw_samples(below, rows, examples, drawn)
 
-    lines = _class_lines(*table) + _common_confusions(labels, predictions, names)
+    lines = _class_lines(*table) + class_confusions.markdown(confusions)
     if numbered:
         listed = ", ".join(f"#{i} is {names[i]}" for i in numbered[:SHOWN_CLASSES])
         more = ", ..." if len(numbered) > SHOWN_CLASSES else "."
@@ -222,24 +224,3 @@ def _class_lines(columns: tuple[str, ...], rows: list[tuple[str, ...]], remark: 
         rows = rows[:SHOWN_CLASSES]
     cells = [[markdown_text(cell) for cell in row] for row in rows]
     return [head, "", *markdown_table(columns, cells, left=(0,)), "", markdown_text(remark), ""]
-
-
-def _common_confusions(
-    labels: Int[np.ndarray, " n"], predictions: Int[np.ndarray, " n"], names: Sequence[str]
-) -> list[str]:
-    pairs = np.stack([labels, predictions], axis=1)[labels != predictions]
-    if not len(pairs):
-        return []
-    pairs, counts = np.unique(pairs, axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:CONFUSIONS]
-    of_class = np.bincount(labels)
-    rows = [
-        (
-            *(markdown_text(names[c]) for c in pairs[i]),
-            f"{counts[i]:,}",
-            f"{100 * counts[i] / of_class[pairs[i][0]]:.1f} %",
-        )
-        for i in order
-    ]
-    head = ("true", "predicted", "images", "of the true class")
-    return ["Most frequent confusions:", "", *markdown_table(head, rows), ""]

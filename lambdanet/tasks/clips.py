@@ -22,9 +22,9 @@ from lambdanet.data import augment, cutting, decode, geometry, sources
 from lambdanet.data.record import DataInfo, Record
 from lambdanet.ops.images import normalise
 from lambdanet.tasks import classification
-from lambdanet.tasks.classification import METRICS, Batch, Terms
+from lambdanet.tasks.classification import METRICS, Batch, Terms, confusions
 
-__all__ = ["METRICS"]
+__all__ = ["METRICS", "confusions"]
 
 
 def read(builder: Any) -> DataInfo:
@@ -215,6 +215,7 @@ def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,
@@ -222,7 +223,8 @@ def panels(
 ) -> list[str]:
     """Draws the panels of classification, four frames of the first view for each clip."""
     shown = {**examples, "image": np.stack([four_frames(views[0]) for views in examples["image"]])}
-    return classification.panels(side, below, rows=rows, examples=shown, info=info, config=config)
+    found = dict(sums=sums, rows=rows, examples=shown, info=info, config=config)
+    return classification.panels(side, below, **found)
 
 
 def four_frames(clip: UInt8[np.ndarray, "t h w c"]) -> UInt8[np.ndarray, "h2 w2 c"]:

@@ -288,6 +288,7 @@ def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,

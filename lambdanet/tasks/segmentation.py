@@ -24,7 +24,7 @@ from lambdanet.data import augment, decode, geometry, label_maps, sources
 from lambdanet.data.record import DataInfo, Record
 from lambdanet.ops.images import normalise
 from lambdanet.ops.upsampled_pixels import IGNORED, class_counts, pixel_scores
-from lambdanet.tasks import segmentation_classes, segmentation_losses
+from lambdanet.tasks import class_confusions, segmentation_classes, segmentation_losses
 from lambdanet.tasks.segmentation_classes import all_names, class_iou, class_names
 from lambdanet.tasks.segmentation_losses import Terms
 
@@ -307,10 +307,24 @@ def class_table(
     return segmentation_classes.table(counts, all_names(info, config, len(counts)))
 
 
+def confusions(
+    sums: Mapping[str, np.ndarray | np.generic],
+    rows: Mapping[str, np.ndarray],
+    info: DataInfo,
+    config: Any,
+) -> class_confusions.Table:
+    """Returns (columns, rows) of the most frequent confusions; see `class_confusions.table`."""
+    counts = np.asarray(sums["confusion"])
+    true, predicted = np.indices(counts.shape).reshape(2, -1)
+    names = all_names(info, config, len(counts))
+    return class_confusions.table(true, predicted, counts.ravel(), names, counted="pixels")
+
+
 def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,
@@ -319,9 +333,9 @@ def panels(
     """Draws IoU by class, and pictures with truth and prediction; see `segmentation_panels`."""
     from lambdanet.tasks import segmentation_panels  # imports matplotlib
 
-    counts = rows["union"].shape[1]
-    names = all_names(info, config, counts)
-    return segmentation_panels.panels(side, below, rows=rows, examples=examples, names=names)
+    names = all_names(info, config, rows["union"].shape[1])
+    lines = segmentation_panels.panels(side, below, rows=rows, examples=examples, names=names)
+    return lines + class_confusions.markdown(confusions(sums, rows, info, config))
 
 
 def predictions() -> ModuleType:

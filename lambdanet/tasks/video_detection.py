@@ -290,6 +290,7 @@ def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,
@@ -298,9 +299,8 @@ def panels(
     """Draws the panels of detection, whose pictures are frames."""
     shown = {name: examples[name] for name in ("id", "image_shape", "counted")}
     shown = by_frame(shown | {"image": np.asarray(_clip(examples))})
-    return detection.panels(
-        side, below, rows=by_frame(rows), examples=shown, info=info, config=config
-    )
+    found = dict(sums=sums, rows=by_frame(rows), examples=shown, info=info, config=config)
+    return detection.panels(side, below, **found)
 
 
 def write_results(

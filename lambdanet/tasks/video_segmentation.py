@@ -27,10 +27,10 @@ from lambdanet.data.record import CorruptRecordError, DataInfo, Record
 from lambdanet.ops.images import normalise
 from lambdanet.ops.upsampled_pixels import IGNORED
 from lambdanet.tasks import carried_features, segmentation, segmentation_losses
-from lambdanet.tasks.segmentation import METRICS, Batch, Terms
+from lambdanet.tasks.segmentation import METRICS, Batch, Terms, confusions
 from lambdanet.tasks.segmentation_classes import class_names
 
-__all__ = ["METRICS", "SECTIONS"]
+__all__ = ["METRICS", "SECTIONS", "confusions"]
 
 SECTIONS = ("segmentation", "propagation")
 
@@ -271,6 +271,7 @@ def panels(
     side: Any,
     below: Any,
     *,
+    sums: Mapping[str, np.ndarray | np.generic],
     rows: Mapping[str, np.ndarray],
     examples: Mapping[str, np.ndarray],
     info: DataInfo,
@@ -279,7 +280,8 @@ def panels(
     """Draws the panels of segmentation, of each clip its last frame."""
     truth = examples["label_map"]
     shown = {**examples, "label_map": truth[np.arange(len(truth)), shown_frame(truth)]}
-    return segmentation.panels(side, below, rows=rows, examples=shown, info=info, config=config)
+    found = dict(sums=sums, rows=rows, examples=shown, info=info, config=config)
+    return segmentation.panels(side, below, **found)
 
 
 def predictions() -> ModuleType:

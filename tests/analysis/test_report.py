@@ -47,6 +47,7 @@ def evaluated(classes, channels=1):
     rows["confidence"] = np.linspace(0.5, 0.9, 12)
     images = np.random.default_rng(0).integers(0, 256, (12, 8, 8, channels), dtype=np.uint8)
     return dict(
+        sums={},
         rows=rows,
         examples={"image": images, "id": 100 + np.arange(12)},
         info=DataInfo({}, tuple(classes)),
