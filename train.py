@@ -74,8 +74,8 @@ def run(
         return nnx.eval_shape(lambda: build(rngs=nnx.Rngs(config.seed)))
 
     with signals.Received() as received:
-        resumes = checkpoint_lib.newest_step(workdir) > 0
-        checks = dict(build=shapes, workdir=workdir, resumes=resumes)
+        checks = dict(workdir=workdir, resumes=checkpoint_lib.newest_step(workdir) > 0)
+        checks |= dict(build=shapes, public=pretrained.for_backbone)
         config_lib.validate(config, base.get_config(), models.registry, **checks)
         use_compilation_cache(config.train.cache_dir)
         with hold_workdir(workdir):

@@ -60,6 +60,7 @@ def validate(
     check_paths: bool = True,
     training: bool = True,
     resumes: bool = False,
+    public: Callable[[Any], str] | None = None,
 ) -> None:
     """Checks a config before any device work and reports every problem at once.
 
@@ -77,6 +78,8 @@ def validate(
         training: also check what only training reads and, with `build`, what it asks of the model:
             its auxiliary losses, something left to train, and memory.
         resumes: the run goes on from a checkpoint; what only a start reads is not looked at.
+        public: gives the source of public weights for the backbone of `config.model`, '' for none;
+            errors that ask for weights name it.
 
     Raises:
         ConfigError: with one line per problem: key, value, what is allowed, the nearest valid name.
@@ -116,7 +119,9 @@ def validate(
     cause: Exception | None = None
     conditions = CROSS_CHECKS + (DATA_PATHS if check_paths else ())
     if training and not resumes:
-        conditions += START
+        source = public(config.get(OPEN_SECTION)) if public else ""
+        known = f", such as {source} for its backbone" if source else ""
+        conditions += tuple((*told, text.format(public=known)) for *told, text in START)
     for keys, holds, text in conditions:
         if not failed.intersection(keys) and not holds(config):
             problems.append(f"{', '.join(f'{k} = {show(values[k])}' for k in keys)}: {text}")

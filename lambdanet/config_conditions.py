@@ -17,7 +17,7 @@ Condition = tuple[tuple[str, ...], Callable[[ConfigDict], bool], str]
 BOXES = ("detection", "video_detection")
 """Tasks of objects."""
 _BOTH = " and ".join(map(repr, BOXES))
-_SOURCE = "--config.train.init_weights=SOURCE (a file, the workdir of a run, hf:OWNER/NAME)"
+_SOURCE = "--config.train.init_weights=SOURCE (a file, the workdir of a run, hf:OWNER/NAME{public})"
 
 
 def best_metrics(task: str) -> tuple[str, ...]:
@@ -231,7 +231,8 @@ DATA_PATHS: tuple[Condition, ...] = (
     ),
 )
 
-# Conditions on what only the start of a training run reads, and not its continuation.
+# Conditions on what only the start of a training run reads, and not its continuation; {public} in
+# their texts stands for public weights that fit.
 START: tuple[Condition, ...] = (
     (
         ("train.init_head", "train.init_weights"),

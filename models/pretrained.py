@@ -344,6 +344,27 @@ def source_of(name: str) -> str:
     return found.source
 
 
+SAME_ARRAYS = {"name", "output_stride", "first_dilation", "multi_grid", "drop_path_rate"}
+"""Options of a backbone with which public weights of its name fit as they are."""
+
+
+def for_backbone(model: Any) -> str:
+    """Returns the repository whose weights fit the backbone of a network, 'hf:OWNER/NAME'; '' where
+    none is known, or the network has no backbone.
+
+    Args:
+        model: the section of a config, right or wrong: `name`, perhaps `backbone`.
+    """
+    try:
+        preset = registry.lookup(model["name"])[1]
+        spec = model.get("backbone", preset.get("backbone", ""))
+        spec = {"name": spec} if isinstance(spec, str) else dict(spec)
+        found = TABLE.get(spec.get("name"))
+    except (ValueError, KeyError, TypeError, AttributeError):  # which other checks say
+        return ""
+    return found.source if found and found.on_hub and SAME_ARRAYS >= set(spec) else ""
+
+
 def normalisation(source: str) -> dict[str, tuple[float, ...]]:
     """Returns `mean` and `std` of the pictures of a source of public weights, 'hf:OWNER/NAME'; {}
     for one that is not in the table.

@@ -50,8 +50,17 @@ def dense(name):
     )
 
 
+def finding(name):
+    spec = dict(name=name, **FAMILIES[name])
+    levels = dict(channels=4, first_stage=1, num_levels=4, num_convs=1)
+    pictures = dict(in_channels=1, image_size=(22, 35))
+    return lambda: create_model(
+        "retinanet", backbone=spec, **levels, **pictures, num_classes=3, rngs=nnx.Rngs(0)
+    )
+
+
 @pytest.mark.parametrize("name", part(FAMILIES, ["resnet_digits", "pvt_digits", "lavit_digits"]))
-@pytest.mark.parametrize("make", [small, dense])
+@pytest.mark.parametrize("make", [small, dense, finding])
 def test_every_family_has_a_stem_its_blocks_in_order_and_a_head(name, make):
     params = state_lib.flatten_names(params_of(make(name)))
     where = layer_groups.places(params)
@@ -369,6 +378,45 @@ def test_the_recipe_of_each_task(arg, task, head):
     config.train.init_weights = "weights.safetensors"
     for whole in (config, smoke):
         validate(whole, base.get_config(), models.registry, check_paths=False)
+
+
+@pytest.mark.parametrize(
+    ("arg", "source"),
+    [
+        ("retinanet_resnet50_mmdet,detection", "hf:timm/resnet50.a1_in1k"),
+        ("semantic_fpn_pvt_v2_b0,segmentation", "hf:timm/pvt_v2_b0.in1k"),
+        ("small_retinanet,detection", ""),  # named as a public one, of another form
+        ("upernet_swin_tiny,segmentation", ""),  # has norms that the public ones lack
+    ],
+)
+def test_who_asks_for_weights_names_public_ones_that_fit(arg, source):
+    config = finetune.get_config(arg)
+    given = config, base.get_config(), models.registry
+    with pytest.raises(ValueError, match="2 problems") as caught:
+        validate(*given, check_paths=False, public=pretrained.for_backbone)
+    named = f"hf:OWNER/NAME, such as {source} for its backbone)" if source else "hf:OWNER/NAME)"
+    assert str(caught.value).count(named) == 2
+    config.model.name = "no such"
+    assert pretrained.for_backbone(config.model) == pretrained.for_backbone(None) == ""
+
+
+NAMED = [name for name in models.list_models() if pretrained.for_backbone({"name": name})]
+
+
+@pytest.mark.parametrize("name", part(NAMED, ["retinanet_resnet50_mmdet", "retinanet_pvt_v2_b0"]))
+def test_public_weights_that_are_named_fit(name):
+    own, public = (
+        {
+            path.removeprefix("backbone/"): leaf.shape
+            for tree in state_lib.abstract_weights(
+                lambda made=made: create_model(made, rngs=nnx.Rngs(0))
+            )
+            for path, leaf in state_lib.flatten_names(tree).items()
+        }
+        for made in (name, base.backbone_of(name))
+    )
+    backbone = {path: shape for path, shape in public.items() if not path.startswith("head/")}
+    assert backbone and backbone.items() <= own.items()
 
 
 @pytest.mark.parametrize(
