@@ -2,7 +2,10 @@
 
     python -m lambdanet.data.prepare PHOTOS SET
     python train.py --config=configs/finetune.py:resnet50 --config.data.data_dir=SET
-    --workdir=runs/tuned [--config.train.init_weights=SOURCE]
+    --workdir=runs/tuned [--config.train.init_weights=SOURCE] [--config.data.test_split=]
+
+`prepare` holds out no test pictures of a folder without splits: then the last option is needed, or
+`--split=0.8,0.1,0.1` there; its last line has the options of splits that SET lacks.
 
 Argument: a model, then the task: 'NAME', 'NAME,segmentation' or 'NAME,detection'; without a task
 'classification'. NAME is one of models.list_models() that is made for the task (`python eval.py
@@ -11,13 +14,16 @@ Argument: a model, then the task: 'NAME', 'NAME,segmentation' or 'NAME,detection
 Where public weights of NAME are on the hub (`python -m models --pretrained`; `pip install
 '.[hub]'`), classification starts from them, and pictures are prepared as they were for
 them. Every other start names a SOURCE: the workdir of a run, a file (what `python eval.py
---mode=export` writes, or a PyTorch checkpoint), a folder, or another repository. Set data.mean and
-data.std to those of its pre-training: ImageNet's by default, in every task (a run, or what it
-exports, knows its own, and training warns where they differ). Pictures have 224 x 224 by default,
-windows of segmentation 128 x 128, and for detection pictures are fitted into 192 x 192:
-data.image_size. In classification all but the classifier is taken (train.init_head='new'), in the
-other tasks the backbone ('backbone'); to go on with a segmenter or detector of other classes set
---config.train.init_head=new.
+--mode=export` writes, or a PyTorch checkpoint), a folder, or another repository; where public
+weights fit the backbone of a segmenter or detector, the error that asks for a SOURCE names them.
+Set data.mean and data.std to those of its pre-training: ImageNet's by default, in every task (a
+run, or what it exports, knows its own, and training warns where they differ). Pictures of
+classification have the size and the filter of the public weights of NAME (288 x 288, bicubic, for
+resnet50), with a SOURCE of your own, too, and 224 x 224, bilinear, where there are none: set
+data.image_size and data.interpolation to those of the SOURCE. Windows of segmentation have 128 x
+128, and for detection pictures are fitted into 192 x 192: data.image_size. In classification all
+but the classifier is taken (train.init_head='new'), in the other tasks the backbone ('backbone');
+to go on with a segmenter or detector of other classes set --config.train.init_head=new.
 
 Numbers: our own, for some hundred to some ten thousand pictures; docs/fine-tuning.md says what of
 them was measured.
