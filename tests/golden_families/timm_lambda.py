@@ -1,5 +1,5 @@
-"""timm's three lambda networks: whole-network logits, stage means and the complete list of
-state-dict keys.
+"""timm's networks: whole-network logits and the complete list of state-dict keys, of the three
+lambda networks also stage means.
 """
 
 import json
@@ -55,6 +55,8 @@ def build(fixture: Fixture) -> Ours:
 
     def call(model, inputs):
         x = channels_last(jnp.asarray(images))
+        if not any(key.startswith("feat_") for key in fixture.arrays):
+            return {"out/logits": model(x)}
         maps = {"stem": model.stem(x)}
         maps |= {f"stage{number}": value for number, value in enumerate(model.features(x))}
         maps = {name: channels_first(value) for name, value in maps.items()}
@@ -74,7 +76,8 @@ def build(fixture: Fixture) -> Ours:
     return module_case(
         fixture,
         make,
-        model.torch_names["timm"],
+        # timm's plain ResNets have torchvision's names
+        model.torch_names.get("timm") or model.torch_names["torchvision"],
         call,
         weights=weights,
         checked=checked,
@@ -86,4 +89,5 @@ FAMILIES = {
     "timm_lambda_resnet26t_logits": build,
     "timm_lambda_resnet26rpt_logits": build,
     "timm_lambda_resnet50ts_logits": build,
+    "timm_logits": build,
 }
