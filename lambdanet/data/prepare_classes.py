@@ -142,7 +142,7 @@ def differences(found: picture_set.PictureSet) -> tuple[list[str], Sequence[str]
     if trained <= FEW:
         own = [o.partition("=")[0] for o in options if o.startswith("--config.data.")]
         notes.append(
-            f"few images learn better from public weights: the command with --config={TUNING}"
+            f"with few images public weights are worth a try: the command with --config={TUNING}"
             + (f" and without {', '.join(own)}" if own else "")
             + ", docs/fine-tuning.md"
         )
