@@ -344,8 +344,10 @@ def source_of(name: str) -> str:
     return found.source
 
 
-SAME_ARRAYS = {"name", "output_stride", "first_dilation", "multi_grid", "drop_path_rate"}
-"""Options of a backbone with which public weights of its name fit as they are."""
+SAME_ARRAYS = {
+    *("name", "output_stride", "first_dilation", "multi_grid", "drop_path_rate", "output_norm")
+}
+"""Options of a backbone with which public weights of its name fit, but for norms on its outputs."""
 
 
 def for_backbone(model: Any) -> str:

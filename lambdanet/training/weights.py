@@ -117,7 +117,8 @@ def read_weights(
             file has for it, and of what the model has `inserted` into a plain network that which
             the file lacks (our file may be of a model whose backbone it is); 'propagation', what
             carries features from frame to frame, whatever the file has for it; 'backbone', all but
-            the backbone, of which the file is, with a classifier of its own or without.
+            the backbone, of which the file is, with a classifier of its own or without, and the
+            norms on the backbone's outputs if the file has none, as classifiers have none.
         prefer_ema: with live and averaged weights, take the averaged ones.
         closest: finds the model that a file of another one is nearest to.
 
@@ -193,6 +194,8 @@ def _fit(
     part = getattr(model, "backbone_path", "backbone") if head == "backbone" else ""
     new = model.classifier if head == "new" else (head,) if head == "propagation" else ()
     inserted = getattr(model, "inserted", ()) if head == "new" else ()
+    if part:
+        inserted = (f"{part}/output_norms",)
     found = files.fit_state(
         stored,
         label,

@@ -145,8 +145,8 @@ def test_a_segmenter_starts_from_a_classifier_and_keeps_its_own_heads(tmp_path):
     metadata = files.export_metadata({"name": "pvt_tiny"}, grids_of(nnx.eval_shape(classifier)))
     files.save_safetensors(path, flat, metadata)
 
-    def segmenter(size=(16, 64)):
-        options = {k: v for k, v in PVT.items() if k != "num_classes"}
+    def segmenter(size=(16, 64), **norms):
+        options = {k: v for k, v in PVT.items() if k != "num_classes"} | norms
         return models.create_model(
             "segmenter", backbone=dict(name="pvt_tiny", **options), num_classes=5, image_size=size,
             head=dict(name="fcn", channels=8), rngs=nnx.Rngs(1),
@@ -159,6 +159,13 @@ def test_a_segmenter_starts_from_a_classifier_and_keeps_its_own_heads(tmp_path):
     for name, leaf in state.flatten_names(params).items():
         of_file = flat[name.removeprefix("backbone/")] if name.startswith("backbone/") else leaf
         np.testing.assert_array_equal(found[name], of_file, err_msg=name)
+    normed = segmenter(output_norm=True)  # of which classifiers have none
+    own = state.split_model(normed)[1:]
+    read = state.flatten_names(weights.read_weights(path, normed, *own, head="backbone")[0])
+    for name, leaf in state.flatten_names(own[0]).items():
+        kept = not name.startswith("backbone/") or "/output_norms/" in name
+        of_file = leaf if kept else flat[name.removeprefix("backbone/")]
+        np.testing.assert_array_equal(read[name], of_file, err_msg=name)
     with pytest.raises(NameMappingError, match="head/"):  # or everything has to be there
         weights.read_weights(path, model, params, stats)
     wide = nnx.eval_shape(lambda: segmenter((32, 32)))
