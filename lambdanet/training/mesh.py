@@ -109,9 +109,12 @@ def put_batch(batch: Mapping[str, np.ndarray], sharding: NamedSharding) -> dict[
     Returns:
         Arrays [rows of all processes, ...].
     """
-    return {
+    placed = {
         k: jax.make_array_from_process_local_data(sharding, np.asarray(v)) for k, v in batch.items()
     }
+    # XLA's CPU backend computes in the calling thread only what finds its operands ready; see
+    # `start_up.prepare_cpu`.
+    return jax.block_until_ready(placed) if jax.default_backend() == "cpu" else placed
 
 
 def bytes_per_device(tree: Any) -> dict[str, int]:

@@ -77,6 +77,31 @@ def test_large_steps_run_in_the_calling_thread_and_keep_buffers_of_any_size():
     assert few < many / 10, (few, many)
 
 
+BATCHES = """
+import resource
+from lambdanet.training import mesh, start_up
+start_up.prepare_cpu(dict(train=dict(batch_size=4), data=dict(image_size=(256, 256))))
+import jax, numpy as np
+rows = mesh.batch_sharding(mesh.make_mesh(1, 1, devices=jax.devices()[:1]))
+step = jax.jit(lambda image: image.astype("float32") * 2)
+images = np.ones((5600, 5600), np.uint8)
+def steps(count):
+    for _ in range(count):
+        image = mesh.put_batch({"image": images}, rows)["image"] if PLACED else images
+        step(image).block_until_ready()
+steps(8)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+steps(3)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
+def test_batches_are_ready_when_a_large_step_is_called():
+    many, few = (int(run(f"PLACED = {placed}\n{BATCHES}")) for placed in (False, True))
+    assert few < many / 10, (few, many)
+
+
 def test_sizes_that_are_none_change_nothing(monkeypatch):
     changes = []
     monkeypatch.setattr(start_up, "use_eigen_convolutions", lambda: False)
