@@ -179,6 +179,9 @@ def start(run: Run) -> subprocess.Popen:
     # glibc keeps freed memory instead of returning it: XLA asks for the same buffers in every step,
     # and fresh pages cost a fault each.
     environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+    # One arena for all threads, since one of another thread than the first has no room for buffers
+    # of 64 MiB and more, which would be mapped afresh in every step.
+    environment["MALLOC_ARENA_MAX"] = "1"
     with open(run.workdir / "train.log", "w") as log:
         # A session of its own, so that Ctrl-C reaches it once, from `train_all`: a second signal
         # would not let it save.
