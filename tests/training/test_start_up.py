@@ -87,8 +87,7 @@ step = jax.jit(lambda image: image.astype("float32") * 2)
 images = np.ones((5600, 5600), np.uint8)
 def steps(count):
     for _ in range(count):
-        image = mesh.put_batch({"image": images}, rows)["image"] if PLACED else images
-        step(image).block_until_ready()
+        step(mesh.put_batch({"image": images}, rows)["image"]).block_until_ready()
 steps(8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 steps(3)
@@ -98,8 +97,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_batches_are_ready_when_a_large_step_is_called():
-    many, few = (int(run(f"PLACED = {placed}\n{BATCHES}")) for placed in (False, True))
-    assert few < many / 10, (few, many)
+    results = 3 * 4 * 5600**2 // 4096  # pages; all of them fault where the batch is not ready
+    assert int(run(BATCHES)) < results / 10
 
 
 def test_sizes_that_are_none_change_nothing(monkeypatch):
