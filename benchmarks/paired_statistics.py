@@ -56,27 +56,39 @@ def _draws(images: int) -> np.ndarray:
 def paired_p(
     correct: Bool[np.ndarray, "seeds images"], base: Bool[np.ndarray, "seeds images"]
 ) -> float:
-    """Returns the exact two-sided p-value of McNemar's test and, for several seeds, of what it is
-    then: the sign-flip test on every image's number of seeds won minus seeds lost.
+    """Returns the two-sided p-value of 'both networks are equally good'.
 
-    If both networks were equally good, an image's difference d could as well be -d. The p-value is
-    the probability that the sum of all is as far from zero as the one that was seen. It is about
-    these trained networks: that training again would give others is not in it.
+    With one seed it is that of McNemar's exact test: how often a fair coin decides as one-sidedly
+    between the images that only one of the two gets right. It is about these two trained networks.
+
+    With several seeds it is about training again, too, as of readers and cases in studies of many
+    readers: t = D / sqrt(V_1 + V_2 + V_i), where D is the difference of the accuracies, V_1 and V_2
+    are the variances of the two networks' accuracies over their seeds, divided by the number of
+    seeds, and V_i is that over images of the difference of their means over seeds, divided by the
+    number of images; degrees of freedom by Welch and Satterthwaite. That one seed's answers to an
+    image differ from another's is in all three, so that the test errs on the side of 'equal'.
 
     Args:
         correct: whether the network of a seed is right about an image.
         base: the same for another network with as many seeds.
     """
-    differences = correct.sum(axis=0, dtype=int) - base.sum(axis=0, dtype=int)
-    chances = np.ones(1)  # of the sums -total, ..., total
-    for size in range(1, len(correct) + 1):
-        count = int((abs(differences) == size).sum())
-        signs = np.zeros(2 * size * count + 1)  # size * (2 wins - count), by steps of 2 size
-        signs[:: 2 * size] = stats.binom.pmf(np.arange(count + 1), count, 0.5)
-        chances = np.convolve(chances, signs)
-    total = len(chances) // 2
-    sums = np.arange(-total, total + 1)
-    return float(min(chances[abs(sums) >= abs(differences.sum())].sum(), 1.0))
+    seeds, images = correct.shape
+    if seeds == 1:
+        won, lost = int((correct & ~base).sum()), int((base & ~correct).sum())
+        return float(stats.binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    of_images = correct.mean(axis=0) - base.mean(axis=0)
+    variances = np.array(
+        [
+            correct.mean(axis=1).var(ddof=1) / seeds,
+            base.mean(axis=1).var(ddof=1) / seeds,
+            of_images.var(ddof=1) / images,
+        ]
+    )
+    difference, total = abs(of_images.mean()), variances.sum()
+    if total == 0.0:  # every seed and image says the same
+        return 0.0 if difference else 1.0
+    freedom = total**2 / (variances**2 / [seeds - 1, seeds - 1, images - 1]).sum()
+    return float(2 * stats.t.sf(difference / np.sqrt(total), freedom))
 
 
 def holm(values: Sequence[float]) -> list[float]:

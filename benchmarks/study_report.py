@@ -209,9 +209,11 @@ def _method(records: list[Record]) -> list[str]:
         + (f", {sorted({r['cores'] for r in steps})[-1]} cores." if steps else "."),
         "- **Intervals**: percentile bootstrap of 10,000 resamples over test images and, where "
         "there are several, seeds. Three seeds show too little of how much trainings vary.",
-        f"- **Tests** against `{BASE}`, paired by picture: McNemar's exact test; with several seeds"
-        " the exact sign-flip test on every picture's number of seeds won minus lost. They are "
-        "about the networks as trained. Corrected: by Holm's procedure over all networks of a "
-        "task, so that the chance of any false one is at most 5 %.",
+        f"- **Tests** against `{BASE}`, paired by picture. With one seed McNemar's exact test, "
+        "which is about the networks as trained; with several a t-test whose variance is that of "
+        "both networks over their seeds and that of their difference over pictures "
+        "([paired_statistics.py](../benchmarks/paired_statistics.py)), which is about training "
+        "again, too. Corrected: by Holm's procedure over all networks of a task, so that the "
+        "chance of any false one is at most 5 %.",
     ]
     return lines
