@@ -18,8 +18,7 @@ from lambdanet.attention.registration import registry
 from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, Rule, prefixed
 from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
-from lambdanet.ops.relative_table import dense_embeddings
-from lambdanet.ops.softmax_attention import softmax_attention
+from lambdanet.ops.window_attention import window_attention
 
 PADDINGS = ("pad_roll", "roll_pad")
 
@@ -159,16 +158,19 @@ class WindowAttention(Captures, nnx.Module):
             rearrange(part, "b (r h) (s w) (n d) -> b (r s) n (h w) d", **cut)
             for part in jnp.split(self.qkv(self._arrange(x, shift)), 3, axis=-1)
         )
-        seen = None
+        regions = None
         padded = any(n % w for n, w in zip(size, self.window_size, strict=True))
         if any(shift) or (padded and self.mask_padding):
-            # Made from small constants and not kept as one: it has as many entries as the logits of
-            # one head.
             regions = _regions(size, self.window_size, shift, self.padding, self.mask_padding)
-            seen = (jnp.asarray(regions)[:, :, None] == regions[:, None, :])[:, None]
-        bias = dense_bias(self.relative_bias[...], self.window_size)
-        y, weights = softmax_attention(
-            q, k, v, scale=self.scale, bias=bias, mask=seen, return_weights=self.capture
+        y, weights = window_attention(
+            q,
+            k,
+            v,
+            self.relative_bias[...],
+            regions,
+            window=self.window_size,
+            scale=self.scale,
+            return_weights=self.capture,
         )
         if self.capture:
             self.sow(nnx.Intermediate, "attention_map", self._full_map(weights, size, shift))
@@ -239,22 +241,6 @@ class WindowAttention(Captures, nnx.Module):
 
 
 registry.register("shifted_window", WindowAttention, shift_size="half")
-
-
-def dense_bias(table: Float[Array, "t n"], window: tuple[int, int]) -> Float[Array, "n i j"]:
-    """Writes the table of relative biases out for all pairs of a window: out[:, i, j] =
-    table[offset i - j].
-
-    Args:
-        table: (2 h - 1)(2 w - 1) rows, one per offset (query - key), row by row from (1 - h, 1 -
-            w).
-        window: (h, w).
-    """
-    taps = [2 * side - 1 for side in window]
-    reversed_table = table.reshape(*taps, -1, 1)[
-        ::-1, ::-1
-    ]  # offsets are counted from the key there
-    return dense_embeddings(reversed_table, window)[:, :, 0].transpose(2, 0, 1)
 
 
 def region_mask(

@@ -26,6 +26,7 @@ BLOCKS = {
     "spatial_reduction": HEADS,
     "window": dict(HEADS, window_size=(4, 4)),
     "shifted_window": dict(HEADS, window_size=(4, 4)),
+    "rows left over": dict(HEADS, name="shifted_window", window_size=(5, 2), mask_padding=True),
     "cross_shaped_window": dict(HEADS, stripe_width=2),
     "interlaced": dict(group_size=(3, 3), mask_padding=True),
     "linformer": dict(HEADS, one_kv_head=True),
@@ -34,7 +35,7 @@ BLOCKS = {
 }
 
 
-@pytest.mark.parametrize("name", part(BLOCKS, ["bottleneck_attention", "shifted_window"]))
+@pytest.mark.parametrize("name", part(BLOCKS, ["bottleneck_attention", "rows left over"]))
 def test_the_same_in_blocks(name, monkeypatch):
     def choose(chunk):
         asked = []

@@ -19,6 +19,7 @@ from lambdanet.ops.blocked_attention import ALIASING, unaliased_parts
 from lambdanet.ops.relative_logits import relative_attention
 from lambdanet.ops.softmax_attention import dot_attention
 from lambdanet.ops.softmax_attention import softmax_attention as attend
+from lambdanet.ops.window_attention import window_attention
 
 BATCH, HEADS, QUERIES, KEYS, DEPTH, VALUE = (2, 3), 2, 37, 23, 4, 5
 SIZE = 8  # five blocks, three queries of the last one missing
@@ -199,12 +200,25 @@ def test_nothing_of_forward_and_backward_pass_has_all_pairs():
         options = dict(scale=1.0, relative_scale=1.0, query_chunk=chunk)
         return lambda *a: relative_attention(*a, **options)[0].sum()
 
-    for make, arrays in ((listed, (q, k, v)), (relative, (*grid, table, table))):
+    def windowed(chunk):
+        options = dict(window=(16, 16), scale=1.0, query_chunk=chunk)
+        regions = np.arange(256)[None] // 100
+        return lambda *a: window_attention(*a, regions, **options)[0].sum()
+
+    biases = np.ones((31 * 31, 2), np.float32)
+    window = [a.reshape(1, 1, 2, 256, 4) for a in (q, k, v)]
+    # On the way to pairs: of columns by every offset of rows, or of rows by all pairs of columns.
+    columns, both = 2 * 31 * 16 * 31, 2 * 16**3 * 31
+    for make, arrays, held in (
+        (listed, (q, k, v), (0, 0)),
+        (relative, (*grid, table, table), (0, 0)),
+        (windowed, (*window, biases), (both, columns)),
+    ):
         largest = [
             largest_array(jax.grad(make(chunk), tuple(range(len(arrays)))), *arrays)
             for chunk in (None, 32)
         ]
-        assert largest == [2 * 256**2, 2 * 32 * 256]
+        assert largest == [max(2 * 256**2, held[0]), max(2 * 32 * 256, held[1])]
     loss = listed(Turns(1, 32))
     assert largest_array(jax.grad(loss, (0, 1, 2)), q, k, v) == 32 * 256
 
