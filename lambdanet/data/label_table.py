@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import collections
 import csv
 import difflib
 import io
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
@@ -16,6 +18,8 @@ from lambdanet.data.findings import Findings, Folder
 from lambdanet.data.splitting import SPLITS
 
 ROWS = "rows left out"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".JPG")
+"""What a name without one may lack."""
 ENDINGS = (".csv", ".tsv")
 DELIMITERS = ",;\t"
 COLUMNS = {
@@ -61,7 +65,7 @@ def list_table(
     try:
         head = [name.strip() for name in next(reader, [])]
         places = _places(table, head, columns)
-        rows = _Rows(table, root, places, len(head), findings)
+        rows = _Rows(table, root, bool(images), places, len(head), findings)
         for row in reader:
             if any(cell.strip() for cell in row):
                 rows.add(reader.line_num, row)
@@ -69,9 +73,10 @@ def list_table(
     except csv.Error as error:
         raise ValueError(f"{table}: line {reader.line_num}: {error}") from error
     if rows.missing and not rows.seen:
-        findings.stop(
-            f"none of the files is there, looked for in {root}: name their folder with --images"
-        )
+        others = [text for text in findings.mendable.pop(ROWS) if text not in rows.missing]
+        for text in others:
+            findings.mend(ROWS, text)
+        findings.stop(rows.none_there())
     unread = [printable(n) for i, n in enumerate(head) if i not in places.values()]
     read = ", ".join(f"{what}={head[at]!r}" for what, at in places.items())
     notes = (f"columns {read}" + (f"; passed over: {', '.join(unread)}" if unread else ""),)
@@ -125,16 +130,33 @@ def _places(table: Path, head: list[str], columns: Sequence[str]) -> dict[str, i
 
 
 class _Rows:
-    """The rows so far, by split, and what is wrong with them."""
+    """The rows so far, by split, and what is wrong with them.
+
+    Args:
+        table: the file.
+        root: what the names are relative to.
+        named: whether --images said so.
+        places: of the columns.
+        width: how many columns there are.
+        findings: gets what is wrong.
+    """
 
     def __init__(
-        self, table: Path, root: Path, places: dict[str, int], width: int, findings: Findings
+        self,
+        table: Path,
+        root: Path,
+        named: bool,
+        places: dict[str, int],
+        width: int,
+        findings: Findings,
     ):
+        self.named, self.given = named, root
         self.table, self.places, self.width, self.findings = table, places, width, findings
         self.folder, self.root = Folder(root), os.path.abspath(root)
         self.seen: dict[str, tuple[int, str, str]] = {}
         self.splits: dict[str, list[tuple[str, str]]] = {}
-        self.missing = 0
+        self.missing: dict[str, str] = {}  # problem -> name, of files that are not there
+        self.fixes: collections.Counter[tuple[str, ...]] = collections.Counter()
 
     def add(self, line: int, row: list[str]) -> None:
         """Adds a row, or reports what is wrong with it."""
@@ -154,13 +176,20 @@ class _Rows:
                 return self.findings.mend(ROWS, f"{where}: {text}")
         name = os.path.relpath(os.path.join(self.root, file), self.root)
         if name.split(os.sep)[0] == os.pardir:
-            text = f"{printable(file)} lies outside of {self.root}; name the folder of all images "
-            return self.findings.mend(ROWS, f"{where}: {text}with --images")
+            fix = "--images must name a folder that holds all images, and names be relative to it"
+            text = f"{where}: {printable(file)} lies outside of {self.root}; {fix}"
+            self.missing[text] = file
+            return self.findings.mend(ROWS, text)
         found = self.folder.file(PurePath(name).as_posix())
         if not os.path.isfile(found):
-            self.missing += 1
             kind = "a folder" if os.path.isdir(found) else "no such file"
-            return self.findings.mend(ROWS, f"{where}: {printable(file)}: {kind}")
+            there, fixes = self._near(name)
+            if fixes:
+                self.fixes[fixes] += 1
+                kind = f"no such file, but {printable(there)} is"
+            text = f"{where}: {printable(file)}: {kind}"
+            self.missing[text] = file
+            return self.findings.mend(ROWS, text)
         name = found.relative_to(self.folder.path).as_posix()
         first, *said = self.seen.setdefault(name, (line, label, split))
         if first != line and said == [label, split]:
@@ -173,3 +202,38 @@ class _Rows:
                 f"{where}: {printable(name)} is {text} here and {other} on line {first}"
             )
         self.splits.setdefault(split, []).append((name, label))
+
+    def _near(self, name: str) -> tuple[str, tuple[str, ...]]:
+        """Returns a file that is there in place of a name, and what makes the one of the other; ''
+        and () where none is found.
+        """
+        around = os.path.normpath(self.given / os.pardir)
+        folders = [(self.root, ()), (os.path.dirname(self.root), (f"give --images {around}",))]
+        slashed, suffixes = [(name, ())], [("", ())]
+        if "\\" in name:
+            slashed.append((name.replace("\\", "/"), ("write / in place of \\",)))
+        if os.path.splitext(name)[1].lower() not in SUFFIXES:
+            suffixes += [(suffix, (f"add {suffix} to the names",)) for suffix in SUFFIXES]
+        ways = itertools.product(folders, slashed, suffixes)
+        for (top, move), (start, slash), (end, add) in ways:
+            there = os.path.join(top, start + end)
+            if os.path.isfile(there):
+                return there if move else start + end, slash + add + move
+        return "", ()
+
+    def none_there(self) -> str:
+        """Returns what is wrong if no file of the table is there: one mistake, with the way out."""
+        text, name = next(iter(self.missing.items()))
+        where = f"the folder of --images, {self.given}" if self.named else str(self.given)
+        said = f"none of the files is there, such as {printable(name)}, looked for in {where}"
+        if self.fixes:
+            (fixes, found), *_ = self.fixes.most_common(1)
+            return f"{said}; {found} are there if you {' and '.join(fixes)}"
+        if "lies outside of" in text:
+            return f"{said}{text[text.index('; ') :]}"
+        below = sorted(p for p in Path(self.root).iterdir() if (p / name).is_file())
+        if below:
+            return f"{said}; they are in {below[0]}: give --images {below[0]}"
+        if self.named:
+            return f"{said}; its names must be relative to that folder"
+        return f"{said}: name their folder with --images"

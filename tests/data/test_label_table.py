@@ -173,3 +173,30 @@ def test_options_of_the_other_kind_are_refused(photos, capsys):
     (photos / "labels.xls").write_text("")
     assert prepare.main([str(photos / "labels.xls"), str(photos / "set")]) == 1
     assert "or a table (.csv) of files and labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "old, new, images, said",
+    [
+        ("photos/", "photos\\", "", "10 are there if you write / in place of \\"),
+        (".jpg", "", "", "10 are there if you add .jpg to the names"),
+        ("photos/", "photos/", "photos", "10 are there if you give --images {0}"),
+        ("photos/", "photos\\", "photos", "write / in place of \\ and give --images {0}"),
+        ("photos/", "", "", "they are in {0}/photos: give --images {0}/photos"),
+        ("photos/", "none/", "photos", "its names must be relative to that folder"),
+        ("photos/", "none/", "", "name their folder with --images"),
+        ("photos/", "../", "photos", "--images must name a folder that holds all images"),
+    ],
+)
+def test_files_that_are_not_there_are_one_mistake_with_the_way_out(photos, old, new, images, said):
+    images = str(photos / images) if images else ""
+    text = error_of(photos, rows().replace(old, new), images=images)
+    assert said.format(photos) in text and "none of the files is there, such as" in text
+    assert ("name their folder" in text) == ("name their" in said) and "line 2" not in text
+    assert len(text.splitlines()) <= 3
+
+
+def test_a_single_name_that_is_near_a_file_says_which(photos):
+    text = error_of(photos, rows() + "photos\\1.jpg,cat\nphotos/2,cat\n")
+    assert r"line 12: photos\1.jpg: no such file, but photos/1.jpg is" in text
+    assert "line 13: photos/2: no such file, but photos/2.jpg is" in text
