@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -29,12 +30,34 @@ UNPRINTED = ("Cc", "Cs", "Zl", "Zp")
 """Unicode categories: control characters, bytes that are not UTF-8, line and paragraph ends."""
 MAX_BYTES = 2**30
 MAX_LISTED = 1000  # problems named in one error
+SCREEN = 30  # lines of a list that stay in view; what a longer one comes to stands at its end
+MOST_CAUSES = 8
+PLACE = re.compile(r"^(?:[^:]+: line \d+: )?(?:[^:]+: )?")
+"""Where a problem is: a file, perhaps the row of a table that names it."""
 
 
 def listing(problems: list[str]) -> str:
-    """Returns one indented line per problem, at most MAX_LISTED, and how many more there are."""
+    """Returns one indented line per problem, at most MAX_LISTED, and how many more there are; of
+    more than SCREEN also how many have one cause, at the end.
+    """
     more = [f"... and {len(problems) - MAX_LISTED} more"] if len(problems) > MAX_LISTED else []
-    return "".join(f"\n  {line}" for line in problems[:MAX_LISTED] + more)
+    lines = problems[:MAX_LISTED] + more
+    if len(problems) > SCREEN:
+        lines += ["by cause:", *(f"  {line}" for line in by_cause(problems))]
+    return "".join(f"\n  {line}" for line in lines)
+
+
+def by_cause(problems: list[str]) -> list[str]:
+    """Returns how many problems are alike but for their places and numbers, with the first of each,
+    the commonest kind first.
+    """
+    alike: dict[str, list[str]] = collections.defaultdict(list)
+    for text in problems:
+        alike[re.sub(r"\d+", "0", PLACE.sub("", text))].append(text)
+    groups = sorted(alike.values(), key=len, reverse=True)
+    lines = [f"{len(of)} like this: {of[0]}" if len(of) > 1 else of[0] for of in groups]
+    left = sum(map(len, groups[MOST_CAUSES:]))
+    return [*lines[:MOST_CAUSES], *([f"{left} others"] if left else [])]
 
 
 def is_litter(name: str) -> bool:

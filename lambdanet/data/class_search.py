@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -13,6 +14,7 @@ from lambdanet.data.class_sets import Listing
 from lambdanet.data.findings import Findings
 
 LEFT_OUT = "files and folders left out"
+MOST_AROUND = 3  # folders in one another that may stand around the folders of splits
 DOCUMENT = re.compile(
     r"(readme|licen[cs]e|copying|notice|citation|changelog|makefile)\b.*|.*\.(md|rst|txt|pdf|html?|"
     r"csv|tsv|json|ya?ml|xml|py|sh|zip|tar|gz)",
@@ -32,6 +34,8 @@ class Search(class_folders.Walk):
 
     Attributes:
         holds: what is in them, for messages.
+        unread: classes whose folder cannot be used as it is.
+        shallow: images that stand at less than `depth`, with the number of folders above them.
     """
 
     holds = "images"
@@ -41,6 +45,8 @@ class Search(class_folders.Walk):
     ):
         super().__init__(root, on_file)
         self.findings, self.depth, self.documents = findings, depth, []
+        self.unread: list[str] = []
+        self.shallow: list[tuple[Path, int]] = []
 
     def report(self, path: Path, reason: str) -> None:
         """Adds a file or folder that can be left out."""
@@ -89,9 +95,14 @@ class Search(class_folders.Walk):
         """
         place, before = folder.relative_to(top).parts, len(self.findings)
         entries = self.entries(folder)
-        folders = [entry for entry in entries if os.path.isdir(entry)]
-        files = sorted(set(entries) - set(folders))
-        if place and not entries and len(self.findings) == before:
+        if place and len(self.findings) > before:  # it is closed
+            self.unread.append("/".join(place))
+        directories = [entry for entry in entries if os.path.isdir(entry)]
+        files = sorted(set(entries) - set(directories))
+        folders = [entry for entry in directories if os.path.realpath(entry) not in above]
+        for entry in sorted(set(directories) - set(folders)):
+            self.report(entry, "/: a link to a folder that it lies in")
+        if place and not files and not folders and len(self.findings) == before:
             self.report(folder, f"/: class without {self.holds}")
         found = []
         if len(place) >= self.depth > 0 or (place and not folders and not self.depth):
@@ -100,6 +111,7 @@ class Search(class_folders.Walk):
             for _ in files:
                 self.on_file()
         elif place and folders and not self.depth and self._images(files):
+            self.unread.append("/".join(place))
             self.findings.stop(
                 f"{self.shown(folder)}/: images and folders stand in it. With --depth={len(place)} "
                 "all of it is one class; else move the images into a folder of their own"
@@ -111,14 +123,34 @@ class Search(class_folders.Walk):
             )
         else:
             for file in files:
-                self.pass_over(file)
+                if place and self.depth and self._images([file]):
+                    self.shallow.append((file, len(place)))
+                else:
+                    self.pass_over(file)
         for entry in folders:
-            real = os.path.realpath(entry)
-            if real in above:
-                self.report(entry, "/: a link to a folder that it lies in")
-            else:
-                found += self._rows(entry, top, (*above, real))
+            found += self._rows(entry, top, (*above, os.path.realpath(entry)))
         return found
+
+    def settle_depth(self, found: bool) -> None:
+        """Reports the images that stand above `depth`, each if others stand where they should.
+
+        Args:
+            found: some do.
+
+        Raises:
+            ValueError: none do: the one mistake is the number.
+        """
+        if self.shallow and not found:
+            counts = sorted(collections.Counter(depth for _, depth in self.shallow).items())
+            stand = " and ".join(f"{depth} ({count})" for depth, count in counts)
+            raise ValueError(
+                f"--depth={self.depth}, but the {self.holds} of {self.root} stand at depth {stand},"
+                f" such as {self.shown(self.shallow[0][0])}; allowed: 1 to {counts[-1][0]}, or "
+                "leave --depth out, and all folders down to them make the class"
+            )
+        for file, depth in self.shallow:
+            reason = f": a file where class folders are expected, at depth {depth} of --depth"
+            self.report(file, f"{reason}={self.depth}")
 
     def _images(self, files: Iterable[Path]) -> bool:
         return any(not class_folders.why_no_image(file) for file in files)
@@ -155,7 +187,8 @@ def list_folder(
         search: makes the walk over a root.
 
     Raises:
-        ValueError: `source` is no folder.
+        ValueError: `source` is no folder, or one around the folders of splits; no record stands as
+            deep as `depth` says.
     """
     root = Path(source)
     if not root.is_dir():
@@ -167,21 +200,72 @@ def list_folder(
     walk = search(root, on_file, findings)
     train = _train_folder(root)
     if train is None:
+        if not walk.depth:
+            _check_not_around(root)
         layout = "SRC/<class>/<file>, because it has no folder train/ with folders in it"
         splits = {"": walk.rows(root)}
     else:
         layout = f"SRC/<split>/<class>/<file>, because {train.name}/ holds folders"
         folders = walk.split_folders(train)
         splits = {name: walk.rows(folders[name]) for name in splitting.SPLITS if name in folders}
-    return Listing(root, layout, splits, findings, walk.notes(), walk.holds)
+    walk.settle_depth(any(splits.values()))
+    return Listing(root, layout, splits, findings, walk.notes(), walk.holds, walk.unread)
 
 
 def _train_folder(root: Path) -> Path | None:
     """Returns the folder of training if it holds a folder, the sign of the layout with splits."""
-    for entry in sorted(root.iterdir()):
-        if SPLIT_FOLDERS.get(entry.name.lower()) == "train" and os.path.isdir(entry):
-            if any(
-                os.path.isdir(e) and not class_folders.is_litter(e.name) for e in entry.iterdir()
-            ):
-                return entry
+    for entry in _folders(root):
+        if SPLIT_FOLDERS.get(entry.name.lower()) == "train" and _folders(entry):
+            return entry
     return None
+
+
+def _check_not_around(root: Path) -> None:
+    """Checks that the folders of splits do not lie deeper, as in many an archive that was unpacked:
+    their names would become parts of class names.
+
+    Meant is a folder with train/ (of folders) beside another split, or all alone on the way down.
+
+    Raises:
+        ValueError: names the folders to prepare.
+    """
+    around = []
+    places = [(entry, len(_folders(root)) == 1) for entry in _folders(root)]
+    for _ in range(MOST_AROUND):
+        deeper = []
+        for place, alone in places:
+            folders = _folders(place)
+            splits = {SPLIT_FOLDERS.get(entry.name.lower()) for entry in folders} - {None}
+            meant = len(splits) > 1 or (alone and len(folders) == 1)
+            if "train" in splits and meant and _train_folder(place):
+                around.append((place, folders))
+            else:
+                deeper += [(entry, alone and len(folders) == 1) for entry in folders]
+        places = deeper
+    if not around:
+        return
+    place, folders = around[0]
+    held = ", ".join(f"{e.name}/" for e in folders if SPLIT_FOLDERS.get(e.name.lower()))
+    more = f" and in {len(around) - 1} other folders" if len(around) > 1 else ""
+    raise ValueError(
+        f"{printable(str(root))}: the splits lie deeper, in {printable(str(place))} ({held}){more}:"
+        " prepare that folder; if train/ is a class, rename it"
+    )
+
+
+def _folders(place: Path) -> list[Path]:
+    """Returns the folders in a folder, sorted, without what systems leave and links to folders that
+    they lie in; none of one that is closed, which the walk reports.
+    """
+    try:
+        with os.scandir(place) as entries:  # which says what is a folder without a look at each
+            found = sorted(Path(entry) for entry in entries if entry.is_dir())
+    except OSError:
+        return []
+    real = Path(os.path.realpath(place))
+    return [
+        entry
+        for entry in found
+        if not class_folders.is_litter(entry.name)
+        and not real.is_relative_to(os.path.realpath(entry))
+    ]

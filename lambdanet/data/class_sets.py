@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ class Listing:
         findings: what is wrong.
         notes: what the user should know.
         holds: what the records are.
+        unread: classes of which no record can be used, or whose folder cannot be read as it is.
     """
 
     root: Path
@@ -53,6 +55,7 @@ class Listing:
     findings: Findings
     notes: tuple[str, ...] = ()
     holds: str = "images"
+    unread: Sequence[str] = ()
 
 
 def settle(listing: Listing, division: splitting.Division | None) -> Folder:
@@ -110,9 +113,17 @@ def _divided(
         findings.stop(str(error))
         return {"train": rows}, ()
     notes = splitting.notes(names, division)
+    count, spare = splitting.spare(names, labels, division)
+    units = "groups" if division.group else holds
+    wanted = sum(share > 0 for share in division.shares[1:])
     for split, share in zip(splitting.SPLITS, division.shares, strict=True):
         if share and split not in parts and rows:
-            text = f"{share:g} of {len(rows)} {holds} is none; another --seed may give some"
+            text = f"{share:g} of {count} {units} is none; another --seed may give some"
+            if spare < wanted:
+                text = (
+                    f"each class keeps one of its {units} in training, which leaves "
+                    f"{spare or 'none'}; more {units} are needed"
+                )
             notes = (*notes, f"no split {split!r}: {text}")
     return {split: [rows[i] for i in positions] for split, positions in parts.items()}, notes
 
@@ -144,20 +155,24 @@ def _alike(name: str) -> str:
 
 
 def _like_splits(class_names: Iterable[str]) -> tuple[str, ...]:
-    """Warns of folders above classes that hold the same ones, as splits of an unknown name do."""
+    """Warns of folders above classes that hold the same ones, as splits of an unknown name do, be
+    it in folders that stand around all of them.
+    """
+    parts = [name.split("/") for name in class_names]
+    around = os.path.commonprefix(parts) if len(parts) > 1 else []
     below = collections.defaultdict(set)
-    for name in class_names:
-        top, _, rest = name.partition("/")
-        below[top].add(rest)
+    for name in parts:
+        top, *rest = name[len(around) :] or [""]
+        below[top].add("/".join(rest))
     most = max(below.values(), key=len, default=set())
     same = sorted(top for top, names in below.items() if names <= most and names != {""})
     if len(same) < 2:
         return ()
-    named = [f"{printable(top)}/" for top in same[:MOST_NAMED]]
+    named = [f"{printable('/'.join([*around, top]))}/" for top in same[:MOST_NAMED]]
     folders = ", ".join([*named, "..."] if len(same) > MOST_NAMED else named)
-    return (
-        f"{folders} hold the same classes; if these are splits, rename them train/ and validation/",
-    )
+    text = f"{folders} hold the same classes; if these are splits, rename them train/ and "
+    more = f", and prepare {printable('/'.join(around))}/ in place of the folder around it"
+    return (f"{text}validation/{more * bool(around)}",)
 
 
 def _confusable(class_names: Iterable[str]) -> tuple[str, ...]:

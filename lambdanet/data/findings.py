@@ -76,9 +76,11 @@ class Findings:
             counts = ", ".join(counted(len(t), what) for what, t in self.mendable.items())
             hint = f"; with --on-error=skip: {counts}" if on_error == "raise" and counts else ""
             left_out = f"\nafter --on-error=skip, with {'; '.join(notes)}" if notes else ""
+            mistakes = f"{len(wrong)} mistake{'s' * (len(wrong) != 1)}{hint}"
+            again = f"\n{mistakes}" if len(wrong) > class_folders.SCREEN else ""
             raise ValueError(
-                f"{where} cannot be prepared; {len(wrong)} mistake{'s' * (len(wrong) != 1)}{hint}:"
-                f"{class_folders.listing(wrong)}{left_out if on_error == 'skip' else ''}"
+                f"{where} cannot be prepared; {mistakes}:{class_folders.listing(wrong)}{again}"
+                f"{left_out if on_error == 'skip' else ''}"
             )
         return notes
 

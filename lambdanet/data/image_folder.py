@@ -142,8 +142,8 @@ def scan_and_write(
 
 
 def check_destination(sources: Collection[str], directory: str) -> None:
-    """Raises ValueError for a directory that is a prepared set, is not empty, or lies in one of the
-    sources, where a second preparation would take it for data.
+    """Raises ValueError for a directory that is a prepared set, is not empty, cannot be made, or
+    lies in one of the sources, where a second preparation would take it for data.
     """
     if storage.is_prepared(directory):
         raise ValueError(
@@ -153,6 +153,7 @@ def check_destination(sources: Collection[str], directory: str) -> None:
         if Path(directory).resolve().is_relative_to(Path(source).resolve()):
             raise ValueError(f"{directory} lies in {source}; name a directory outside of it")
     storage.check_free(Path(directory))
+    storage.check_writable(Path(directory))
 
 
 def write(found: picture_set.PictureSet, directory: str) -> None:

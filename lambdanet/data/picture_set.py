@@ -90,9 +90,12 @@ def find(
         if isinstance(facts, str):
             listing.findings.mend(IMAGES, f"{printable(file)}: {facts}")
     facts = {file: fact for file, fact in found.items() if not isinstance(fact, str)}
+    listed_classes = {label for rows in listing.splits.values() for _, label in rows}
     listing.splits = {
         split: [row for row in rows if row[0] in facts] for split, rows in listing.splits.items()
     }
+    left = {label for rows in listing.splits.values() for _, label in rows}
+    listing.unread = sorted({*listing.unread, *listed_classes} - left)
     folder = class_sets.settle(listing, division)
     copies = duplicates.groups(
         (facts[file].digest, duplicates.Copy(split, file, folder.class_names[label]))

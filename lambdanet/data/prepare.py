@@ -31,6 +31,7 @@ them.
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
@@ -75,7 +76,27 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] and argv[0] in kinds:
         parse, prepare = kinds[argv[0]]
         return _guarded(prepare, parse(argv[1:]))
+    if problem := _unknown_kind(argv, tuple(kinds)):
+        print(f"error: {problem}", file=sys.stderr)
+        return 2  # as argparse does
     return _guarded(prepare_classes.prepare, prepare_classes.parse(argv))
+
+
+def _unknown_kind(argv: Sequence[str], kinds: tuple[str, ...]) -> str:
+    """Returns what is wrong where the first argument is meant as the kind of a set and is none: it
+    is not there, and is like a kind or has two more paths behind it; else ''.
+    """
+    first = argv[0] if argv else "-"
+    if first.startswith("-") or os.path.exists(os.path.expanduser(first)):
+        return ""
+    close, paths = difflib.get_close_matches(first.lower(), kinds, n=1), argv[1:3]
+    if not close and (len(paths) < 2 or any(path.startswith("-") for path in paths)):
+        return ""
+    nearest = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"{first!r} is no folder, no table and no kind of set.{nearest} Allowed: "
+        f"{', '.join(kinds)}, each with its own paths; without one, SRC DST"
+    )
 
 
 def _guarded(prepare: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> int:

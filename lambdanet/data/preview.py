@@ -77,11 +77,15 @@ def _classes(found: PictureSet, most: int) -> Table:
         (printable(names[i]), *counts[:, i], totals[i], f"{100 * totals[i] / totals.sum():.1f} %")
         for i in order
     ]
+    rows += [
+        (printable(name), *["-"] * (len(splits) + 1), "not read") for name in found.listing.unread
+    ]
     if len(rows) > most:
         left = (f"... {len(rows) - most} more ...", *[""] * (len(splits) + 2))
         rows = [*rows[: most // 2], left, *rows[len(rows) - (most - most // 2) :]]
     whole = max(int(totals.sum()), 1)
-    footer = [f"{len(names)} classes", *counts.sum(axis=1), totals.sum(), "100.0 %"]
+    all_of_it = "100.0 %" if totals.sum() else "-"
+    footer = [f"{len(names)} classes", *counts.sum(axis=1), totals.sum(), all_of_it]
     share = ["", *(f"{100 * count / whole:.1f} %" for count in counts.sum(axis=1)), "", ""]
     footer = [f"{a}\n{b}" for a, b in zip(footer, share, strict=True)]
     return _table(("class", *splits, "all", "share"), rows, footer=footer)

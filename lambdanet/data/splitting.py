@@ -150,6 +150,20 @@ def _put_right(
                     break
 
 
+def spare(names: Sequence[str], labels: Sequence[str], division: Division) -> tuple[int, int]:
+    """Returns how many groups there are (records, where nothing groups them), and how many of them
+    the classes can spare for other splits whatever the seed, as each keeps one in training.
+    """
+    classes: dict[str, set[str]] = collections.defaultdict(set)
+    for name, label in zip(names, labels, strict=True):
+        classes[group_of(name, division.group)].add(label)
+    kept, trained = 0, set()
+    for of_group in sorted(classes.values(), key=len, reverse=True):
+        kept += not of_group <= trained
+        trained |= of_group
+    return len(classes), len(classes) - kept
+
+
 def notes(names: Sequence[str], division: Division) -> tuple[str, ...]:
     """Returns a note on the groups, if names are grouped."""
     if not division.group:

@@ -32,6 +32,23 @@ def check_free(target: Path) -> None:
         )
 
 
+def check_writable(target: Path) -> None:
+    """Checks that `target` can be made, by making a folder where it would be, which is removed.
+
+    Raises:
+        ValueError: the system refuses; names the nearest folder that is there.
+    """
+    parent = next(p for p in Path(os.path.abspath(target)).parents if os.path.lexists(p))
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".lambdanet-", dir=parent))
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(
+            f"{target} cannot be made: nothing can be written in {parent} ({reason}); name another "
+            "destination"
+        ) from error
+
+
 def prepare_atomically(
     make_builder: Callable[[str], tfds.core.DatasetBuilder],
     directory: str | os.PathLike,

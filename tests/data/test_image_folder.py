@@ -119,6 +119,20 @@ def test_scan_refuses_foreign_classes_and_very_long_lists_are_cut(folder, monkey
         scan(folder)
 
 
+def test_a_long_list_ends_with_what_it_comes_to(folder):
+    for i in range(40):
+        (folder / "cat" / f"{i}.txt").write_text("")
+    (folder / "dog" / "cut.jpg").write_bytes(jpeg((1, 2, 3), (400, 300))[:-40])
+    with pytest.raises(ValueError) as error:
+        scan(folder)
+    lines = str(error.value).splitlines()
+    assert sum(line.endswith(".txt: not an image") for line in lines[1:41]) == 40
+    assert lines[-4] == "  by cause:"
+    assert lines[-3] == "    40 like this: cat/0.txt: not an image"
+    assert lines[-2].startswith("    dog/cut.jpg: image file is truncated")
+    assert lines[-1] == "41 mistakes; with --on-error=skip: 41 images left out"
+
+
 def test_a_split_folder_without_images_is_named(folder, tmp_path, capsys):
     source = tmp_path / "splits"
     shutil.copytree(folder, source / "train")
@@ -138,6 +152,21 @@ def test_a_split_that_is_asked_for_and_left_out_is_noted(folder, tmp_path):
     assert scan(tmp_path / "splits").notes == tuple(notes)
     with pytest.raises(ValueError, match="--split, --seed and --group divide what is not divided"):
         scan(tmp_path / "splits", division=shares)
+
+
+def test_a_seed_is_only_promised_where_it_can_help(tmp_path):
+    few = make_folder(tmp_path / "few", cat=1, dog=1, emu=1)
+    none = "each class keeps one of its images in training, which leaves none; more images"
+    assert f"no split 'validation': {none} are needed" in scan(few).notes
+    grouped = make_folder(tmp_path / "grouped", cat=30, dog=30, emu=30)
+    division = splitting.Division((0.8, 0.2, 0.0), 0, r"(\w+)/")
+    none = none.replace("images", "groups")
+    assert f"no split 'validation': {none} are needed" in scan(grouped, division=division).notes
+    division = splitting.Division((0.9998, 0.0002, 0.0), 0, r"/(.)")
+    assert (
+        "no split 'validation': 0.0002 of 9 groups is none; another --seed may give some"
+        in scan(make_folder(tmp_path / "some", cat=9, dog=9), division=division).notes
+    )
 
 
 def test_corrupt_image_names_record_and_file(folder, tmp_path, config):
@@ -227,6 +256,40 @@ def test_folders_like_splits_are_warned_of(tmp_path):
     assert not scan(tmp_path / "flat").warnings
 
 
+@pytest.mark.parametrize("around", ["dataset", "my/data"])
+def test_splits_in_a_folder_around_them_are_no_classes(tmp_path, around, capsys):
+    place = tmp_path / "w" / around
+    make_folder(place / "train", cat=2, dog=2)
+    for held in ("train/", "test/, train/"):
+        assert prepare.main([str(tmp_path / "w"), str(tmp_path / "set")]) == 1
+        said = f"the splits lie deeper, in {place} ({held}): prepare that folder"
+        assert said in capsys.readouterr().err
+        if held == "train/":  # with a test beside it, whatever else stands on the way
+            make_folder(place / "test", cat=1)
+            make_folder(tmp_path / "w" / "extra", emu=2)
+            (tmp_path / "w" / "extra" / "loop").symlink_to(tmp_path / "w")
+    assert sorted(scan(place).splits) == ["test", "train"]
+    # A class of that name, among others
+    make_folder(tmp_path / "v" / "vehicles" / "train", steam=2, electric=2)
+    make_folder(tmp_path / "v" / "vehicles", bus=2)
+    assert "vehicles/train/steam" in scan(tmp_path / "v").class_names
+    make_folder(tmp_path / "u" / "dataset" / "train_set", cat=2)
+    make_folder(tmp_path / "u" / "dataset" / "test_set", cat=2)
+    (said,) = scan(tmp_path / "u").warnings
+    assert said.startswith("dataset/test_set/, dataset/train_set/ hold the same classes")
+    assert said.endswith(", and prepare dataset/ in place of the folder around it")
+
+
+def test_a_depth_beyond_all_images_is_one_mistake(folder):
+    said = r"--depth=3, but the images of .* stand at depth 1 \(20\), such as cat/0.jpg; allowed: 1"
+    for on_error in ("raise", "skip"):
+        with pytest.raises(ValueError, match=said):
+            scan(folder, on_error, depth=3)
+    make_folder(folder, **{"wild/lion": 2, "wild/emu": 2})
+    with pytest.raises(ValueError, match="cat/0.jpg: a file .* at depth 1 of --depth=2\n"):
+        scan(folder, depth=2)
+
+
 @pytest.mark.parametrize("names", [("Cat", "cat"), ("Ä", "A\u0308"), ("Ä", "a\u0308")])
 def test_a_class_of_two_spellings_is_never_left_out(tmp_path, names):
     make_folder(tmp_path / "train", emu=2, **{names[0]: 2})
@@ -291,6 +354,19 @@ def test_bombs_and_odd_files_are_all_named(folder, monkeypatch):
     assert len(str(error.value).splitlines()) == 7
 
 
+def test_a_kind_of_set_that_is_misspelt_is_named(folder, tmp_path, capsys):
+    for arguments, near in (
+        (["segmentaion", str(folder), "masks", "set"], " Did you mean 'segmentation'?"),
+        (["COCO", str(folder)], " Did you mean 'coco'?"),
+        (["polygons", str(folder), "masks", "set"], ""),
+    ):
+        assert prepare.main(arguments) == 2
+        said = f"error: {arguments[0]!r} is no folder, no table and no kind of set.{near} Allowed: "
+        assert f"{said}segmentation, coco, voc, clips, frames" in capsys.readouterr().err
+    assert prepare.main([str(tmp_path / "none"), "set"]) == 1
+    assert "is not a directory" in capsys.readouterr().err
+
+
 def test_names_of_all_kinds(tmp_path, capsys):
     root = make_folder(tmp_path / "names", **{"猫": 2, "Äpfel $x_1^2|<b>": 2, "a": 2, "A": 2})
     (root / "猫" / "0.jpg").rename(root / "猫" / "写真\u3000at 3\u202fPM.jpg")
@@ -321,6 +397,8 @@ def test_failures_of_the_disk_are_one_line(folder, tmp_path, capsys, monkeypatch
 
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file" / "x")[0] == 1
+    status, line = run("/proc/x/y")  # before any picture is looked at
+    assert status == 1 and "/proc/x/y cannot be made: nothing can be written in /proc (" in line
     assert run(folder / "prepared") == (
         1, f"error: {folder}/prepared lies in {folder}; name a directory outside of it"
     )  # fmt: skip

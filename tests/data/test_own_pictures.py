@@ -247,6 +247,33 @@ def test_links_that_lead_back_and_folders_that_are_closed(root, monkeypatch):
     assert "emu/: class without" not in text
 
 
+def test_links_that_lead_back_are_no_folders_and_unread_classes_stay_in_the_table(
+    root, tmp_path, capsys
+):
+    (root / "dog" / "again").symlink_to(root / "dog", target_is_directory=True)
+    arguments = [str(root), str(tmp_path / "set"), "--preview"]
+    assert prepare.main([*arguments, "--on-error=skip"]) == 0
+    said = capsys.readouterr().out
+    assert "dog/again/: a link to a folder that it lies in" in said and "2 classes" in said
+    (root / "dog" / "puppies").mkdir()
+    shutil.copy(root / "dog" / "0.jpg", root / "dog" / "puppies" / "0.jpg")
+    (root / "emu").mkdir()
+    (root / "emu" / "0.jpg").write_text("no picture")
+    assert prepare.main([*arguments, "--on-error=skip"]) == 1
+    said = capsys.readouterr()
+    rows = [line.split() for line in said.out.splitlines()]
+    assert ["dog", "-", "-", "-", "not", "read"] in rows
+    assert ["emu", "-", "-", "-", "not", "read"] in rows
+    assert "dog/: images and folders stand in it" in said.err
+
+
+def test_the_table_of_nothing_has_no_share_of_it(root, tmp_path, capsys):
+    for file in root.rglob("*.jpg"):
+        file.write_text("no picture")
+    assert prepare.main([str(root), str(tmp_path / "set")]) == 1
+    assert "100.0 %" not in capsys.readouterr().out
+
+
 def test_classes_that_are_none_one_or_alike(root, tmp_path, capsys):
     shutil.copytree(root / "cat", root / "Cat")
     assert prepare.main([str(root), str(tmp_path / "set")]) == 0

@@ -126,3 +126,11 @@ def test_shares_that_are_none(text):
 def test_groups_that_are_none(group, message):
     with pytest.raises(ValueError, match=message):
         splits_of(NAMES, Division(group=group))
+
+
+def test_what_the_classes_can_spare_for_other_splits():
+    groups = splitting.Division(group=r"(\w)\d")
+    names = ["a0", "a1", "b0", "b1", "c0"]
+    assert splitting.spare(names, list("xxyyz"), splitting.Division()) == (5, 2)
+    assert splitting.spare(names, list("xxyyz"), groups) == (3, 0)
+    assert splitting.spare(names, list("xyxyx"), groups) == (3, 2), "a group of both classes stays"
