@@ -35,6 +35,13 @@ TURNS = {  # by EXIF orientation: how to turn, sides change places, x from the r
 }
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+OTHERS = (  # read if their content is of a format that is, and named if not
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jpe", ".jif"),
+    *(".jfif", ".mpo", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".svg"),
+    *(".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+HEIF = re.compile(rb"....ftyp(heic|heix|heif|hevc|mif1|msf1|avif|avis)", re.DOTALL)
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits per channel
 
 
@@ -43,7 +50,7 @@ MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # 8 bits pe
 
 def open_picture(path, how):
     """Returns the image, how to turn it upright, and its (width, height) when it is."""
-    image = Image.open(path)
+    image = Image.open(path, formats=FORMATS)
     if image.mode not in MODES:
         raise ValueError(f"{path}: pixel mode {image.mode!r} is not 8 bits per channel")
     if image.format == "PNG":
@@ -246,14 +253,28 @@ def answer(found, part, size, about, top=5):
     return about_size | {"classes": shares}, labels
 
 
+def is_picture(path):
+    """Whether a file in a folder is a picture, by its ending, or without one by its content."""
+    if not path.is_file() or path.suffix:
+        return path.is_file() and path.suffix.lower() in PICTURES + OTHERS
+    try:
+        with open(path, "rb") as file:
+            if HEIF.match(file.read(12)):
+                return True
+            file.seek(0)
+            return bool(Image.open(file, formats=FORMATS))
+    except Exception:  # what is no picture raises many types
+        return False
+
+
 def search(paths, task):
     """Yields the paths, in place of a folder that is no clip the pictures below it."""
     for path in paths:
         if task == "clips" or not Path(path).is_dir():
             yield path
             continue
-        below = [p for p in Path(path).rglob("*") if p.suffix.lower() in PICTURES and p.is_file()]
-        shown = sorted(p for p in below if not p.name.startswith("."))
+        below = (p for p in Path(path).rglob("*") if not p.name.startswith("."))
+        shown = sorted(filter(is_picture, below))
         if not shown:
             raise ValueError(f"{path}: no picture in this folder; looked for {', '.join(PICTURES)}")
         yield from shown

@@ -4,6 +4,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +87,10 @@ def test_the_command_names_what_it_cannot_read_and_goes_on(exported, tmp_path, m
         Image.fromarray(pixels).save(tmp_path / folder / "deeper" / "x.png")
     (tmp_path / "a" / "broken.jpg").write_bytes(b"no picture")
     (tmp_path / "a" / "notes.txt").write_text("")
+    (tmp_path / "a" / "LICENSE").write_text("free")
+    (tmp_path / "a" / "c.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    Image.new("RGB", (9, 6)).save(tmp_path / "a" / "d.jp2")
+    shutil.copy(tmp_path / "a" / "deeper" / "x.png", tmp_path / "a" / "e")
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path)
 
@@ -96,13 +101,16 @@ def test_the_command_names_what_it_cannot_read_and_goes_on(exported, tmp_path, m
 
     code, lines, said = command("export", "a", "no.png", "b", "--output=made/here")
     assert code == 1
+    assert lines.pop(1)["file"] == "a/e", "a picture without an ending"
     assert [line["file"] for line in lines] == ["a/deeper/x.png", "b/deeper/x.png"]
     assert [line["drawn"]["labels"] for line in lines] == ["x_labels.png", "x_2_labels.png"]
     assert [line["classes"][0]["class"] for line in lines] == ["dark", "light"]
     for number, line in enumerate(lines):
         with Image.open(tmp_path / "made" / "here" / line["drawn"]["labels"]) as picture:
             np.testing.assert_array_equal(np.asarray(picture), np.full((6, 9), number))
-    assert [text.split(": ")[0] for text in said.splitlines()] == ["a/broken.jpg", "no.png"]
+    assert [text.split(": ")[0] for text in said.splitlines()] == [
+        *("a/broken.jpg", "a/c.HEIC", "a/d.jp2", "no.png")
+    ]
     assert "cannot be read" in said and "Traceback" not in said
     code, lines, said = command("export", "b/deeper/x.png")
     assert code == 0 and len(lines) == 1 and "drawn" not in lines[0] and not said

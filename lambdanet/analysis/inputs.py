@@ -15,13 +15,20 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from lambdanet.data import clip_folders, decode, frame_folders, video_files
-from lambdanet.data.class_folders import MAX_BYTES, is_litter, listing, printable
+from lambdanet.data import clip_folders, decode, frame_folders, picture_facts, video_files
+from lambdanet.data.class_folders import MAX_BYTES, is_litter, listing, printable, why_no_image
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+OTHER_PICTURES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".j2k", ".jpf", ".jpx", ".jpe", ".jif"),
+    *(".jfif", ".mpo", ".apng", ".dib", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".psd", ".svg"),
+    *(".exr", ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+"""Endings of pictures that are read if their content is of a format that is, and else named."""
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 LOOKED_FOR = {
-    "picture": f"pictures, names that end with {', '.join(PICTURES)}",
+    "picture": f"pictures, names that end with {', '.join(PICTURES)}, or without an ending whose "
+    "content is one",
     "clip": f"folders of pictures, and videos, names that end with {', '.join(VIDEOS)}",
 }
 
@@ -47,9 +54,10 @@ class Inputs:
 def find_inputs(given: Sequence[str], kind: str = "picture") -> Inputs:
     """Looks for the pictures or clips of the values of --input.
 
-    A folder is searched with all below it, for names that end as pictures do; of clips, every
-    folder with pictures in it is one, and every video. What systems leave in folders is passed
-    over. What a pattern finds is taken whatever its name ends with.
+    A folder is searched with all below it, for names that end as pictures do, be they of a format
+    that is read or of one that is to be named, and for files without an ending whose content is a
+    picture; of clips, every folder with pictures in it is one, and every video. What systems leave
+    in folders is passed over. What a pattern finds is taken whatever its name ends with.
 
     Args:
         given: files, folders and patterns (`*`, `?`, `[...]`, `**`).
@@ -91,7 +99,7 @@ def find_inputs(given: Sequence[str], kind: str = "picture") -> Inputs:
             problems.append(f"--input={value}: there is no such file or folder.{_nearest(path)}")
         found |= dict.fromkeys(map(_absolute, paths))
     if problems:
-        raise ValueError("; ".join(problems))
+        raise ValueError("; ".join(text.removesuffix(".") for text in problems))
     root = Path(os.path.commonpath([p.parent for p in found]))
     if len(given) == 1 and Path(given[0]).is_dir() and _absolute(Path(given[0])) not in found:
         root = _absolute(Path(given[0]))
@@ -113,9 +121,10 @@ def _search(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
         files = [Path(place, name) for name in sorted(names) if not is_litter(name)]
         pictures = [p for p in files if p.suffix.lower() in PICTURES and p.is_file()]
         if kind == "picture":
-            found += pictures
-            others += [p for p in files if p not in set(pictures)]
-        elif pictures:
+            taken = {p for p in files if p in set(pictures) or _is_other_picture(p)}
+            found += taken
+            others += [p for p in files if p not in taken]
+        elif pictures or (not folders and any(map(_is_other_picture, files))):
             found.append(Path(place))
             folders.clear()  # what is below belongs to the clip, which says what is wrong with it
         else:
@@ -123,6 +132,15 @@ def _search(folder: Path, kind: str) -> tuple[list[Path], list[Path]]:
             found += videos
             others += [p for p in files if p not in set(videos)]
     return sorted(found), others
+
+
+def _is_other_picture(path: Path) -> bool:
+    """Whether a file is a picture whose name ends otherwise: by a rarer ending, or, without one, by
+    its content, as `prepare` sees it.
+    """
+    if path.suffix:
+        return path.suffix.lower() in OTHER_PICTURES and path.is_file()
+    return why_no_image(path, picture_facts.FORMATS) in ("", decode.HEIF_REASON)
 
 
 def _nearest(path: Path) -> str:
@@ -231,8 +249,15 @@ def read_clip(source: Any, fps: float) -> tuple[Any, str]:
     return [read_picture(frame)[0] for frame in source], ""
 
 
-def why_unreadable(error: Exception) -> str:
-    """Returns what to say of a file that could not be read or decoded."""
+def why_unreadable(error: Exception, source: Any = None) -> str:
+    """Returns what to say of a file that could not be read or decoded.
+
+    Args:
+        error: of the attempt.
+        source: the input; of a file the format is named, if it is a picture of another one.
+    """
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"
+        is_file = isinstance(source, (str, os.PathLike)) and Path(source).is_file()
+        reason = why_no_image(Path(source), picture_facts.FORMATS) if is_file else ""
+        return reason if reason.startswith("format ") else "not an image"
     return f"cannot be read ({error or type(error).__name__})"

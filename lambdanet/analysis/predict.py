@@ -208,7 +208,7 @@ class Predictor:
             contents, note = self.contents(source)
             return _Read(source, self.kind.example(contents, self._config), "", note)
         except Exception as error:  # damaged files raise many types
-            return _Read(source, None, inputs.why_unreadable(error), note)
+            return _Read(source, None, inputs.why_unreadable(error, source), note)
 
     def _start(self, rows: Sequence[_Read], size: int) -> Any:
         """Starts the network on the rows that could be read; the batch is filled up with the

@@ -28,6 +28,7 @@ MAX_PIXELS = 300_000_000
 """Largest picture, width times height: 1.2 GB when decoded. Cameras reach 200 million."""
 HEIF = re.compile(rb"....ftyp(heic|heix|heif|hevc|mif1|msf1|avif|avis)", re.DOTALL)
 """How HEIC and AVIF files begin, as phones write them: videos begin so with other names."""
+HEIF_REASON = "HEIC or AVIF, which is not read: convert it, to JPEG for example"
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 WHITE = {"L": 255, "RGB": (255, 255, 255)}
 Box = tuple[
@@ -99,7 +100,7 @@ def read_header(file: io.BufferedIOBase, formats: tuple[str, ...] | None = None)
         OSError: not an image of these formats, or unreadable.
     """
     if HEIF.match(file.read(12)):
-        raise ValueError("HEIC or AVIF, which is not read: convert it, to JPEG for example")
+        raise ValueError(HEIF_REASON)
     file.seek(0)
     try:
         image = Image.open(file, formats=formats)

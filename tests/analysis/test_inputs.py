@@ -74,6 +74,24 @@ def test_nothing_to_predict_is_said_for_each_value_at_once(tmp_path):
             inputs.find_inputs(given)
 
 
+def test_pictures_of_other_endings_and_of_none_are_found_by_what_they_are(tmp_path):
+    touch(tmp_path, "a.HEIC", "b.avif", "c.jp2", "LICENSE", "empty", "notes.txt", "x.json")
+    (tmp_path / "scan").write_bytes(jpeg((1, 2, 3)))
+    (tmp_path / "phone").write_bytes(b"\0\0\0\x18ftypheic" + b"0" * 99)
+    Image.new("RGB", (4, 4)).save(tmp_path / "camera.jfif", "JPEG")
+    found = inputs.find_inputs([str(tmp_path)])
+    assert set(found.named) == {"a", "b", "c", "camera", "scan", "phone"}
+    assert {p.name for p in found.passed_over} == {"LICENSE", "empty", "notes.txt", "x.json"}
+    touch(tmp_path, "clips/run/1.heic")  # what is wrong with it is said where it is read
+    assert names(tmp_path / "clips", kind="clip") == {"run"}
+
+
+def test_sentences_are_joined_without_a_second_stop(tmp_path):
+    with pytest.raises(ValueError) as error:
+        names(tmp_path / "missing.jpg", tmp_path / "x[y*", tmp_path)
+    assert ".;" not in str(error.value) and not str(error.value).endswith(".")
+
+
 def test_clips_are_folders_of_pictures_and_videos(tmp_path):
     touch(tmp_path, "run/f_1.png", "run/f_2.png", "jump.mp4", "more/walk/1.jpg", "more/x.avi")
     assert names(tmp_path, kind="clip") == {"run", "jump", "more/walk", "more/x"}

@@ -246,6 +246,20 @@ def test_pictures_that_cannot_be_read_keep_no_others_waiting(workdir, tmp_path):
         evaluate("predict", workdir, tmp_path / "out", input=[str(photos / "page.jpg")])
 
 
+def test_pictures_of_formats_that_are_not_read_are_named(workdir, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture(40, 30).save(photos / "good", "PNG")
+    picture(40, 30).save(photos / "scan.jp2")
+    (photos / "a.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + b"0" * 99)
+    (photos / "notes.txt").write_text("no picture")
+    with pytest.raises(ValueError, match="^2 pictures are left out:") as error:
+        evaluate("predict", workdir, tmp_path / "out", input=[str(photos)])
+    assert "a.HEIC: cannot be read (HEIC or AVIF, which is not read: convert it" in str(error.value)
+    assert "scan.jp2: format JPEG2000; allowed: JPEG, MPO, PNG, " in str(error.value)
+    assert list(lines_of(tmp_path / "out" / "predictions")) == ["good"]
+
+
 def test_results_are_replaced_completely_and_nothing_else_is(workdir, tmp_path):
     for name in ("a", "b"):
         picture(20, 20).save(tmp_path / f"{name}.png")
