@@ -60,6 +60,7 @@ from lambdanet.analysis.video_mode import run_video
 from lambdanet.config_flag import ConfigFlag, apply_overrides, define_path
 from lambdanet.data.class_folders import listing
 from lambdanet.interop import sources
+from lambdanet.registry import suggest
 from lambdanet.training import start_up
 from lambdanet.training import state as state_lib
 from models import pretrained, segmentation
@@ -141,9 +142,10 @@ def describe(name: str = "*") -> None:
     heads = segmentation.registry
     found += [("head", n, heads.describe) for n in heads.names(name)]
     if not found:
+        known = [*models.list_models(), *attention.list_attention(), *heads.names()]
         raise ValueError(
-            f"--name={name}: no such model, attention block or segmentation head; leave it out to "
-            "see all"
+            f"--name={name}: no such model, attention block or segmentation head."
+            f"{suggest(name, known)} Leave it out to see all"
         )
     listed = "\n".join(f"{kind:<10} {n}" for kind, n, _ in found)
     one = len({n for _, n, _ in found}) == 1  # a block and a head may share a name

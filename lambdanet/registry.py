@@ -113,6 +113,7 @@ class Registry:
         bounds: option -> least and greatest value of the numbers in it, for `option_problems`.
         largest: of integers of other options.
         handed_in: parameters of the factories that the host gives, which are no options.
+        listed_by: a command that lists the names, of a table too long for an error message.
     """
 
     def __init__(
@@ -122,7 +123,9 @@ class Registry:
         bounds: Mapping[str, tuple[float, float]] | None = None,
         largest: int = LARGEST,
         handed_in: tuple[str, ...] = HANDED_IN,
+        listed_by: str = "",
     ):
+        self.listed_by = listed_by
         self.kind, self.bounds, self.largest = kind, dict(bounds or {}), largest
         self.handed_in = handed_in
         self._entries: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {}
@@ -148,12 +151,15 @@ class Registry:
         return sorted(n for n in self._entries if fnmatch.fnmatchcase(n, pattern))
 
     def lookup(self, name: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-        """Returns (factory, preset options); raises ValueError with the nearest name if unknown."""
+        """Returns (factory, preset options); raises ValueError if unknown, with the nearest name,
+        and the others or the command that lists them.
+        """
         if not isinstance(name, str) or name not in self._entries:
-            raise ValueError(
-                f"unknown {self.kind} {show(name)}.{suggest(name, list(self._entries))} Known: "
-                f"{', '.join(self.names())}"
-            )
+            names = self.names()
+            known = f"Known: {', '.join(names)}"
+            if self.listed_by:
+                known = f"`{self.listed_by}` lists all {len(names)}"
+            raise ValueError(f"unknown {self.kind} {show(name)}.{suggest(name, names)} {known}")
         factory, preset = self._entries[name]
         return factory, dict(preset)
 

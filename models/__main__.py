@@ -13,6 +13,8 @@ from flax import nnx
 from rich.console import Console
 from rich.table import Table
 
+from lambdanet.registry import suggest
+
 from . import create_model, list_models, registry
 from .pretrained import TABLE
 
@@ -36,7 +38,9 @@ def main(arguments: Sequence[str]) -> str | None:
     given = parser.parse_args(arguments)
     names = list_models(given.pattern)
     if not names:
-        return f"no model matches {given.pattern!r}; known: {', '.join(list_models())}"
+        nearest = suggest(given.pattern, list_models())
+        known = f"known: those that `python -m models` lists.{nearest}"
+        return f"no model matches {given.pattern!r}; {known}"
     if given.pretrained:
         if given.side:
             return f"image side {given.side!r}: not with --pretrained, whose sizes are published"

@@ -231,7 +231,8 @@ def test_describe(tmp_path, capsys):
     assert "blocks" in capsys.readouterr().out
     run("describe", tmp_path, name="lambda*")
     assert "lambda_resnet50 " in capsys.readouterr().out.replace("\n", " \n")
-    assert "no such model" in error_of("describe", tmp_path, name="lamdba")
+    said = error_of("describe", tmp_path, name="lamdba")
+    assert "no such model" in said and "Did you mean 'lambda'?" in said
 
 
 def test_describe_knows_heads_and_the_options_of_the_parts_of_a_segmenter(tmp_path, capsys):

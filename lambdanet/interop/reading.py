@@ -6,6 +6,11 @@ import stat
 import zipfile
 from collections.abc import Iterator
 
+RUN_FOLDER = "checkpoints"
+"""What the workdir of a run has in it."""
+SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".pyth", ".bin", ".ckpt", ".tar")
+"""Names of weights files end with one of these; what a file is, its content tells."""
+_LISTED = 10  # of what stands beside a file that is not there
 _FREE = 64 * 2**20  # bytes that a file may always unpack to
 _RATIO = 20  # and times its size; weights compress by less than two, unless most of them are zero
 # Bytes of a checkpoint per number that the model has: averaged weights, two moments of an optimiser
@@ -45,7 +50,7 @@ def check_is_file(path: str, numbers: int | None = None) -> None:
         numbers: of the model that wants the weights; None = not known.
 
     Raises:
-        FileNotFoundError: no such file; says what stands beside it.
+        FileNotFoundError: no such file; names the weights files and runs beside it.
         WeightsFileError: no ordinary file, or one far larger than the model needs.
     """
     try:
@@ -54,8 +59,7 @@ def check_is_file(path: str, numbers: int | None = None) -> None:
         folder = os.path.dirname(path) or "."
         there = f"the directory {folder} does not exist"
         if os.path.isdir(folder):
-            beside = ", ".join(sorted(os.listdir(folder))[:10])
-            there = f"in {folder} there are: {beside or 'no files'}"
+            there = f"in {folder} there are: {_beside(folder)}"
         raise FileNotFoundError(f"no weights file {path}; {there}") from None
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or a device"
@@ -67,6 +71,21 @@ def check_is_file(path: str, numbers: int | None = None) -> None:
             f"{path} has {status.st_size:,} bytes, the model {numbers:,} numbers; it is refused "
             "unread, as no checkpoint of this model is that large"
         )
+
+
+def _beside(folder: str) -> str:
+    """Returns the names of what in a folder could be meant as weights."""
+    names = [
+        name
+        for name in sorted(os.listdir(folder))
+        if not name.startswith(".")
+        and (
+            os.path.isdir(os.path.join(folder, name, RUN_FOLDER))
+            or (name.lower().endswith(SUFFIXES) and os.path.isfile(os.path.join(folder, name)))
+        )
+    ]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}" if names else "no weights files and no runs"
 
 
 def room(path: str) -> int:

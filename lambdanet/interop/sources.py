@@ -22,13 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lambdanet.interop.reading import WeightsFileError, brief, check_is_file
+from lambdanet.interop.reading import RUN_FOLDER, SUFFIXES, WeightsFileError, brief, check_is_file
 
 HUB = "hf:"
-RUN_FOLDER = "checkpoints"
-"""What the workdir of a run has in it."""
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".pyth", ".bin", ".ckpt", ".tar")
-"""Names of weights files end with one of these; what a file is, its content tells."""
 USUAL = ("model.safetensors", "pytorch_model.bin")
 """Names that are taken where there are several weights files, the first that is there."""
 _FORM = "'hf:OWNER/NAME[@REVISION][/FILE]'"

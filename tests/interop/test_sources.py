@@ -69,6 +69,16 @@ def test_files_and_folders(weights, tmp_path):
     (tmp_path / "empty" / "notes.txt").write_text("")
     refused(tmp_path / "empty", "no weights file", ".safetensors", "there are: notes.txt")
     refused(tmp_path / "made" / "c.pth", "no weights file", "there are: a.pth, b.pth")
+    for name in (".secret.pth", "notes.txt"):
+        (tmp_path / "made" / name).write_text("")
+    for name in ("run/checkpoints", "pictures"):
+        (tmp_path / "made" / name).mkdir(parents=True)
+    said = "there are: a.pth, b.pth, model.safetensors, pytorch_model.bin, run"
+    with pytest.raises(FileNotFoundError) as error:
+        sources.resolve(tmp_path / "made" / "c.pth")
+    assert str(error.value).endswith(said)
+    with pytest.raises(FileNotFoundError, match="there are: no weights files and no runs$"):
+        sources.resolve(tmp_path / "empty" / "c.pth")
     refused("x" * 5000, "no such file")
 
 

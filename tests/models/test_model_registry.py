@@ -14,8 +14,10 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+from lambdanet import attention
 from models.__main__ import main
 from models.segmentation import Segmenter
+from models.segmentation import registry as heads
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -269,6 +271,7 @@ def test_the_classifier_depends_on_the_classes_and_nothing_else_does(name):
     "arguments, message",
     [
         (["none_*"], "no model matches 'none_\\*'; known: "),
+        (["resnet5"], "no model matches 'resnet5'; .{,60}Did you mean 'resnet50'\\?$"),
         (["resnet_digits", "²"], "image side '²'; allowed: a number of pixels, at least 1"),
         (["resnet_digits", "0"], "image side '0'; allowed"),
         (["resnet_digits", "99999999"], "image side 99999999: image_size is .*allowed: 65536"),
@@ -276,6 +279,19 @@ def test_the_classifier_depends_on_the_classes_and_nothing_else_does(name):
 )
 def test_the_table_of_models_says_what_is_wrong(arguments, message):
     assert re.match(message, main(arguments))
+
+
+def test_an_unknown_name_of_a_long_table_has_the_nearest_and_where_all_are():
+    for table, name, near, command in (
+        (models.registry, "resnet5", " Did you mean 'resnet50'?", "python -m models"),
+        (models.registry, "qqq", "", "python -m models"),
+        (attention.registry, "lamda", " Did you mean 'lambda'?", "python eval.py --mode=describe"),
+    ):
+        said = f"unknown {table.kind} {name!r}.{near} `{command}` lists all {len(table.names())}"
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}$"):
+            table.lookup(name)
+    with pytest.raises(ValueError, match="unknown segmentation head 'fnc'. .*Known: .*upernet"):
+        heads.lookup("fnc")
 
 
 def test_the_table_of_models_refuses_more_arguments(capsys):
