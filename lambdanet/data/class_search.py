@@ -145,8 +145,8 @@ class Search(class_folders.Walk):
             stand = " and ".join(f"{depth} ({count})" for depth, count in counts)
             raise ValueError(
                 f"--depth={self.depth}, but the {self.holds} of {self.root} stand at depth {stand},"
-                f" such as {self.shown(self.shallow[0][0])}; allowed: 1 to {counts[-1][0]}, or "
-                "leave --depth out, and all folders down to them make the class"
+                f" such as {self.shown(self.shallow[0][0])}; allowed: up to {counts[-1][0]}, or 0, "
+                "as without --depth: all folders down to them make the class"
             )
         for file, depth in self.shallow:
             reason = f": a file where class folders are expected, at depth {depth} of --depth"

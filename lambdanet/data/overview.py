@@ -70,6 +70,7 @@ def write_preview(overview: Overview, destination: str) -> None:
         OSError: a file cannot be written.
     """
     beside = destination.rstrip("/") + ".preview"
+    Path(beside).parent.mkdir(parents=True, exist_ok=True)  # as a prepared set makes it
     _write(overview, Path(f"{beside}.png"), Path(f"{beside}.txt"))
     print(f"{beside}.png, {beside}.txt: written, and nothing else")
 

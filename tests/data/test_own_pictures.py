@@ -267,6 +267,12 @@ def test_links_that_lead_back_are_no_folders_and_unread_classes_stay_in_the_tabl
     assert "dog/: images and folders stand in it" in said.err
 
 
+def test_a_preview_makes_the_folder_that_a_set_would_make(root, tmp_path):
+    assert prepare.main([str(root), str(tmp_path / "new" / "set"), "--preview"]) == 0
+    names = ["set.preview.png", "set.preview.txt"]
+    assert sorted(os.listdir(tmp_path / "new")) == names
+
+
 def test_the_table_of_nothing_has_no_share_of_it(root, tmp_path, capsys):
     for file in root.rglob("*.jpg"):
         file.write_text("no picture")
