@@ -143,12 +143,14 @@ def _state(
 def _table(of_task: Mapping[str, Result]) -> list[str]:
     head = ["#", "network", "kind", "parameters", "MMACs", f"step x {BASE}", "seeds"]
     head += ["accuracy %", "95 %", f"less {BASE}", "95 %", "p", "corrected p"]
+    several = any(len(r.seeds) > 1 for r in of_task.values())
+    head += ["each seed"] * several
     rows = []
     for r in of_task.values():
         row = [str(r.number), f"`{r.name}`", r.kind]
         if r.accuracy is None:
             if r.failure:
-                rows.append([*row, *[""] * 4, "failed", *[""] * 5])
+                rows.append([*row, *[""] * 4, "failed", *[""] * (5 + several)])
             continue
         row += [f"{r.parameters:,}", f"{r.macs / 1e6:.2f}"]
         row += ["" if r.ratio is None else f"{r.ratio:.2f}", str(len(r.seeds))]
@@ -159,6 +161,7 @@ def _table(of_task: Mapping[str, Result]) -> list[str]:
         else:
             row += [signed(d.mean), f"{signed(d.low)} to {signed(d.high)}"]
             row += [p_value(d.p), p_value(d.corrected)]
+        row += [", ".join(f"{a:.1f}" for a in r.by_seed)] * several
         rows.append(row)
     return _with_missing(head, rows, of_task)
 

@@ -43,6 +43,7 @@ class Result:
         number: in tables and pictures.
         kind: one of `KINDS`.
         seeds: that are finished.
+        by_seed: accuracy of each of them, percent.
         failure: why a seed failed, '' if none did.
         parameters: their number.
         macs: for one image.
@@ -58,6 +59,7 @@ class Result:
     number: int
     kind: str
     seeds: tuple[int, ...] = ()
+    by_seed: tuple[float, ...] = ()
     failure: str = ""
     parameters: int | None = None
     macs: int | None = None
@@ -132,6 +134,7 @@ def _measured(
     return dataclasses.replace(
         result,
         seeds=tuple(own),
+        by_seed=tuple(100 * correct.mean(axis=1)),
         parameters=runs[0]["parameters"],
         macs=runs[0]["macs"],
         accuracy=100 * float(correct.mean()),
