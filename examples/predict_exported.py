@@ -1,4 +1,5 @@
-"""Predicts with an exported network, without the project: needs jax, numpy and pillow alone.
+"""Predicts with an exported network, without the project: needs what
+`pip install jax flatbuffers pillow` brings, and nothing else.
 
     python predict_exported.py runs/clothing/eval photo.jpg other.png
 
