@@ -20,6 +20,4 @@ BOUNDS: dict[str, tuple[float, float]] = {
 """Of the options of all blocks: the first and the last value of each number that makes sense at
 all. What a block's own shapes allow, it says itself."""
 
-registry = Registry(
-    "attention", bounds=BOUNDS, largest=2**20, listed_by="python eval.py --mode=describe"
-)
+registry = Registry("attention", bounds=BOUNDS, largest=2**20)
