@@ -38,6 +38,7 @@ from lambdanet.training import step as step_lib
 from lambdanet.training import weights as weights_lib
 from lambdanet.training.advice import tell_advice
 from lambdanet.training.continuing import check_continues
+from lambdanet.training.packing import Packing
 from lambdanet.training.run_lock import hold as hold_workdir
 from lambdanet.training.start_up import join_cluster, leave, prepare_cpu, use_compilation_cache
 from models import pretrained
@@ -132,6 +133,7 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     known = (workdir, total_steps, plain, config_lib.to_plain(base.get_config()))
     check = functools.partial(check_continues, *known, config_lib.modernise)
     target = state_lib.with_shardings(abstract, shardings)
+    packing = Packing(target)
     saved = checkpoints.resume(target, check, damaged=train.damaged)
     start, position, progress = 0, 0, checkpoint_lib.NO_PROGRESS
     if saved:
@@ -164,12 +166,12 @@ def _run(config, workdir, received, devices, stream) -> dict[str, Any]:
     shown |= dict(total_steps=total_steps, steps_per_epoch=steps_per_epoch, start_step=start)
     log = metrics.MetricLog(workdir, **shown, write=main_process, stream=stream)
     own = dict(loss=task.loss, mix=task.mix, schedule=lr, mesh=device_mesh, say=log.message)
-    train_step = programs.training_program(config, build_model, tx, shardings, **own, **held)
+    train_step = programs.training_program(config, build_model, tx, packing, **own, **held)
     eval_step = programs.evaluation_program(eval_step, device_mesh, log.message)
     run_eval = functools.partial(evaluate.evaluate, eval_step, sharding=rows)
     window = metrics.Window(train.log_every, total_steps, progress["window"])
     step, skipped, counted, began = start, 0, {}, time.perf_counter() - progress["seconds"]
-    state, whole = jax.tree.leaves(state), jax.tree.structure(state).unflatten  # for fast calls
+    state, whole = packing.pack(state), packing.unpack  # for fast calls
     try:
         what = (config.model.name, parameters, memory, device_mesh.size, start, total_steps)
         log.message(metrics.opening(*what))

@@ -15,7 +15,7 @@ import jax
 from benchmarks.harness import Case, Prepared
 from benchmarks.step_times import check_step, training_step
 from configs import base
-from lambdanet.training import programs
+from lambdanet.training.packing import Packing
 
 MODELS = ("lambda_resnet50", "resnet50")
 WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
@@ -37,8 +37,9 @@ def prepare(name: str) -> Prepared:
     config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
     config.model = dict(name=name, widths=WIDTHS)
     make, train_step, batch = training_step(config, num_classes=10, batch_size=1)
-    current, structure = jax.tree.flatten(make())
-    called = jax.jit(programs.over_leaves(train_step, structure), donate_argnums=0)
+    state = make()
+    packing = Packing(state)
+    called, current = jax.jit(packing.step(train_step), donate_argnums=0), packing.pack(state)
 
     def check():
         check_step(make, train_step, batch)
@@ -48,7 +49,7 @@ def prepare(name: str) -> Prepared:
         samples = []
         for _ in range(STEPS):
             wall, cpu = time.perf_counter(), time.thread_time()
-            current, terms = called(current, batch)
+            current, terms = called(current, batch, packing.rows)
             samples.append((time.perf_counter() - wall, time.thread_time() - cpu))
             jax.block_until_ready((current, terms))
         wall, cpu = zip(*samples, strict=True)

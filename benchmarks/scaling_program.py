@@ -35,6 +35,7 @@ from lambdanet import tasks
 from lambdanet.config_flag import load_recipe
 from lambdanet.data.record import DataInfo
 from lambdanet.training import checkpoint, mesh, optimizer, programs, schedule, state
+from lambdanet.training.packing import Packing
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES, CLASSES = 1_281_167, 1000  # of ImageNet, which the recipes are for
@@ -137,8 +138,10 @@ def program(*, recipe: str, data: int, fsdp: int, batch: int) -> dict[str, Any]:
     device_mesh = mesh.make_mesh(data, fsdp)
     shardings = mesh.state_shardings(abstract, device_mesh, config.mesh.fsdp_min_size)
     task = tasks.get(config.task)
+    placed = state.with_shardings(abstract, shardings)
+    packing = Packing(placed)
     step = programs.jitted_step(
-        config, made["build"], made["tx"], shardings, loss=task.loss, mix=task.mix,
+        config, made["build"], made["tx"], packing, loss=task.loss, mix=task.mix,
         schedule=made["schedule"], mesh=device_mesh, frozen=config.optim.frozen,
     )  # fmt: skip
     rows, count = mesh.batch_sharding(device_mesh), batch * device_mesh.size
@@ -149,7 +152,8 @@ def program(*, recipe: str, data: int, fsdp: int, batch: int) -> dict[str, Any]:
     }
     began = time.perf_counter()
     with traced_for(PLATFORM):
-        lowered = step.lower(jax.tree.leaves(state.with_shardings(abstract, shardings)), given)
+        arrays, numbers = packing.abstract(placed)
+        lowered = step.lower(arrays, given, numbers)
     traced = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         options = {"xla_dump_to": folder, "xla_dump_hlo_pass_re": "spmd-partitioning"}

@@ -18,6 +18,7 @@ from lambdanet.ops import (
 )
 from lambdanet.tasks import classification
 from lambdanet.training import mesh, programs, state, step
+from lambdanet.training.packing import Packing
 from models import create_model
 
 DEVICES, EACH = 8, 4
@@ -70,14 +71,16 @@ def test_both_programs_of_a_run_choose_by_it(asked, attention):
     abstract = jax.eval_shape(state.make_init(build, tx, ema=False))
     shardings = mesh.state_shardings(abstract, devices, 0)
     own = dict(loss=classification.loss, mix=classification.mix, mesh=devices)
+    packing = Packing(state.with_shardings(abstract, shardings))
     train = programs.jitted_step(
-        config, build, tx, shardings, schedule=optax.constant_schedule(0.1), frozen=(), **own
+        config, build, tx, packing, schedule=optax.constant_schedule(0.1), frozen=(), **own
     )
     score = step.make_eval_step(state.views(build)[1], config, score=classification.score)
     evaluate = programs.evaluation_program(score, devices, print)
     image = jax.ShapeDtypeStruct((DEVICES * EACH, 8, 8, 1), np.uint8)
     label = jax.ShapeDtypeStruct((DEVICES * EACH,), np.int32)
-    jax.eval_shape(train, jax.tree.leaves(abstract), {"image": image, "label": label})
+    arrays, numbers = packing.abstract(abstract)
+    jax.eval_shape(train, arrays, {"image": image, "label": label}, numbers)
     assert set(asked) == {EACH}
     asked.clear()
     mask = jax.ShapeDtypeStruct((DEVICES * EACH,), np.float32)

@@ -17,31 +17,12 @@ from lambdanet.training import layer_groups
 from lambdanet.training import mesh as mesh_lib
 from lambdanet.training.compiling import announced
 from lambdanet.training.evaluate import eval_shardings
+from lambdanet.training.packing import Packed, Packing
 from lambdanet.training.start_up import recomputing_options
-from lambdanet.training.state import TrainState, views
+from lambdanet.training.state import views
 from lambdanet.training.step import Terms, make_train_step
 
-Leaves = list[jax.Array]
-"""The arrays of a state in the order of `jax.tree.leaves`."""
-Step = Callable[[int, Leaves, dict], tuple[Leaves, Terms]]
-
-
-def over_leaves(
-    step: Callable[[TrainState, dict], tuple[TrainState, Terms]], structure: Any
-) -> Callable[[Leaves, dict], tuple[Leaves, Terms]]:
-    """Returns a step on the arrays of states in place of states: a jitted call takes and returns a
-    list in less of Python's time than hundreds of arrays in nested dicts.
-
-    Args:
-        step: of `make_train_step`.
-        structure: `jax.tree.structure` of the state.
-    """
-
-    def step_of_leaves(leaves: Leaves, batch: dict) -> tuple[Leaves, Terms]:
-        state, terms = step(jax.tree.unflatten(structure, leaves), batch)
-        return jax.tree.leaves(state), terms
-
-    return step_of_leaves
+Step = Callable[[int, Packed, dict], tuple[Packed, Terms]]
 
 
 def held_back(model: Any, thaw: int) -> dict[str, Any]:
@@ -55,7 +36,7 @@ def training_program(
     config: Any,
     build: Callable[[], nnx.Module],
     tx: optax.GradientTransformation,
-    shardings: Any,
+    packing: Packing,
     *,
     loss: Callable[..., Any],
     mix: Callable[..., Any],
@@ -65,8 +46,8 @@ def training_program(
     thaw: int,
     say: Callable[[str], object],
 ) -> Step:
-    """Returns the jitted training step as a function of (number of the step, leaves of the state,
-    batch), the number counted from 0.
+    """Returns the jitted training step as a function of (number of the step, packed state, batch),
+    the number counted from 0.
 
     Steps before `thaw` are a program of their own, without the backward pass of what is held and
     without statistics of its norms; so a second one is compiled at that step. Which of the two runs
@@ -76,7 +57,7 @@ def training_program(
         config: the whole config.
         build: makes the model.
         tx: the optimiser, of `make_optimizer` with the same held and thaw.
-        shardings: of the state, whose buffers are donated, a tree like it.
+        packing: of the state, whose buffers are donated.
         loss: the task's; mix likewise.
         schedule: step -> learning rate, shown.
         mesh: the devices.
@@ -88,21 +69,24 @@ def training_program(
 
     def program(what: str, frozen: Sequence[str]) -> Callable[..., Any]:
         return announced(
-            jitted_step(config, build, tx, shardings, frozen=frozen, **options), what, say
+            jitted_step(config, build, tx, packing, frozen=frozen, **options), what, say
         )
 
     whole = program("the training step", config.optim.frozen)
-    if not thaw:
-        return lambda number, leaves, batch: whole(leaves, batch)
-    head = program("the training step of the head", (*config.optim.frozen, *held))
-    return lambda number, leaves, batch: (head if number < thaw else whole)(leaves, batch)
+    frozen = (*config.optim.frozen, *held)
+    head = program("the training step of the head", frozen) if thaw else whole
+
+    def step(number: int, state: Packed, batch: dict) -> tuple[Packed, Terms]:
+        return (head if number < thaw else whole)(state, batch, packing.rows)
+
+    return step
 
 
 def jitted_step(
     config: Any,
     build: Callable[[], nnx.Module],
     tx: optax.GradientTransformation,
-    shardings: Any,
+    packing: Packing,
     *,
     loss: Callable[..., Any],
     mix: Callable[..., Any],
@@ -110,19 +94,19 @@ def jitted_step(
     mesh: Mesh,
     frozen: Sequence[str],
 ) -> Callable[..., Any]:
-    """Returns one jitted step, (leaves of the state, batch) -> (leaves, terms), which donates them.
+    """Returns one jitted step, (packed state, batch, numbers of rows) -> (packed state, terms),
+    which donates the state.
 
     Args:
-        config, build, tx, shardings, loss, mix, schedule, mesh: see `training_program`.
+        config, build, tx, packing, loss, mix, schedule, mesh: see `training_program`.
         frozen: regexes of parameters and statistics that stay as they are.
     """
     graphdef = views(build, frozen)[0]
     options = dict(loss=loss, mix=mix, seed=config.seed, schedule=schedule, mesh=mesh)
     step = make_train_step(graphdef, tx, config, frozen=frozen, **options)
     compiling = dict(compiler_options=recomputing_options(nnx.eval_shape(build)), donate_argnums=0)
-    placed, structure = jax.tree.flatten(shardings)
-    compiling |= dict(out_shardings=(placed, mesh_lib.replicated(mesh)))
-    return jax.jit(batch_split.split(over_leaves(step, structure), mesh.size), **compiling)
+    compiling |= dict(out_shardings=(packing.shardings, mesh_lib.replicated(mesh)))
+    return jax.jit(batch_split.split(packing.step(step), mesh.size), **compiling)
 
 
 def evaluation_program(

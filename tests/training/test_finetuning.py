@@ -22,6 +22,7 @@ from lambdanet.interop import files
 from lambdanet.tasks import classification
 from lambdanet.training import advice, compiling, layer_groups, mesh, optimizer, programs, schedule
 from lambdanet.training import state as state_lib
+from lambdanet.training.packing import Packing
 from models import create_model, pretrained
 
 OPTIONS = dict(blocks=(1, 2), widths=(4, 4), num_classes=3, image_size=(8, 8), zero_init_last=False)
@@ -150,22 +151,22 @@ def states():
     tx = optimizer.make_optimizer(optim, lr, *state_lib.abstract_weights(build), **held)
     devices = mesh.make_mesh(-1, 1, devices=jax.devices()[:1])
     init = state_lib.make_init(build, tx, ema=False)
-    shardings = mesh.state_shardings(jax.eval_shape(init), devices, 2**30)
+    abstract = jax.eval_shape(init)
+    shardings = mesh.state_shardings(abstract, devices, 2**30)
+    packing = Packing(state_lib.with_shardings(abstract, shardings))
     own = dict(loss=classification.loss, mix=classification.mix, schedule=lr, mesh=devices)
     said = []
     with quick_compilation():
-        step = programs.training_program(
-            config, build, tx, shardings, **own, **held, say=said.append
-        )
+        step = programs.training_program(config, build, tx, packing, **own, **held, say=said.append)
         state = init()
         state = state.replace(stats=jax.tree.map(lambda s: s + 0.5, state.stats))
         found = [jax.device_get(state)]
         image = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
         batch = {"image": jnp.asarray(image), "label": jnp.arange(6) % 3}
-        leaves, structure = jax.tree.flatten(state)
+        packed = packing.pack(state)
         for number in range(STEPS):
-            leaves, _ = step(number, leaves, batch)
-            found.append(structure.unflatten(jax.device_get(leaves)))
+            packed, _ = step(number, packed, batch)
+            found.append(jax.device_get(packing.unpack(packed)))
     return found
 
 
