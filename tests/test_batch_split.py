@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 
 from configs import base
 from lambdanet import batch_split
@@ -67,7 +67,8 @@ def test_both_programs_of_a_run_choose_by_it(asked, attention):
         return create_model("lambda_resnet_digits", rngs=nnx.Rngs(0), **options)
 
     asked.clear()
-    devices, tx = AbstractMesh((DEVICES, 1), mesh.AXES), optax.sgd(0.1)
+    kinds = (AxisType.Auto,) * 2  # as of make_mesh
+    devices, tx = AbstractMesh((DEVICES, 1), mesh.AXES, axis_types=kinds), optax.sgd(0.1)
     abstract = jax.eval_shape(state.make_init(build, tx, ema=False))
     shardings = mesh.state_shardings(abstract, devices, 0)
     own = dict(loss=classification.loss, mix=classification.mix, mesh=devices)

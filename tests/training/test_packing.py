@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 from lambdanet.training import mesh
 from lambdanet.training.packing import Packing
@@ -67,7 +67,7 @@ def test_its_steps_are_those_of_the_state():
 
 
 def test_what_is_spread_over_devices_stays_by_itself():
-    devices = jax.sharding.AbstractMesh((1, 2), mesh.AXES)
+    devices = AbstractMesh((1, 3), mesh.AXES, axis_types=(AxisType.Auto,) * 2)
     shapes = jax.eval_shape(state)
     ways = jax.tree.map(lambda a: PartitionSpec("fsdp" if a.shape == (3,) else None), shapes)
     placed = jax.tree.map(
