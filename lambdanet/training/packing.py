@@ -29,7 +29,7 @@ class Packing:
     length, dtype and sharding in common are the rows of one array. All others stay what they are.
 
     A program gets the numbers of the rows as arguments: XLA compiles alike operations once, and by
-    constants those on different rows would be different, which takes twice the time to compile.
+    constants those on different rows would be different, and the step would compile longer.
 
     Attributes:
         shardings: of the list.
