@@ -47,7 +47,9 @@ class Block:
     spread: float = 1.0
 
 
-_EIGHTHS = ((32, 256), (64, 128))  # timm's HaloAttn takes multiples of its blocks of 8 alone
+# timm's HaloAttn takes multiples of its blocks of 8 alone, public interlaced attention maps that
+# its 8 groups per axis divide.
+_EIGHTHS = ((32, 256), (64, 128))
 _LAVIT = dict(maps=((7, 512), (14, 320)), head_depth=64)  # the stages that have less attention
 BLOCKS: dict[str, Block] = {
     "mhsa": Block(),
@@ -75,7 +77,7 @@ BLOCKS: dict[str, Block] = {
     "double_attention": Block(),
     "criss_cross": Block(),
     "rcca": Block(),
-    "interlaced": Block(),
+    "interlaced": Block(maps=_EIGHTHS),
     "position_attention": Block(),
     "channel_attention": Block(spread=0.2),
     "object_context": Block(),

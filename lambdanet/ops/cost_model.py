@@ -10,11 +10,12 @@ backend and dtype, so it is the same on every host of a job and from run to run.
 Where the rates come from. CPU: fitted to the records of `python -m benchmarks micro` by `python -m
 benchmarks.fit_cost_model`, which also prints what the choice loses to the fastest lowering
 (benchmarks/results/cpu_micro_lambda.jsonl has the records, cpu_micro_lambda_choices.jsonl the
-table); two rates are set by hand, bytes of 'query_first' beyond the cache, after 64 maps of 14x14
-on a quiet machine. `conv` is no candidate there: it has C_in = u input channels, which XLA's CPU
-convolution runs 10 to 100 times slower than a matrix product. GPU and TPU: data-sheet peaks of an
-H100 (bfloat16 and TF32, dense) and a TPU v4 with assumed efficiencies, not measurements; 'spectral'
-has none there and is never chosen.
+table). Some are set by hand: bytes of 'query_first' beyond the cache, after 64 maps of 14x14 on a
+quiet machine, and those of 'halo_tiles', in proportion to 'spectral' in a run of both. `conv` is no
+candidate there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times
+slower than a matrix product. GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense)
+and a TPU v4 with assumed efficiencies, not measurements; 'spectral' and 'halo_tiles' have none
+there and are never chosen.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ from typing import Any
 from lambdanet import batch_split
 from lambdanet.ops import spectral_lambda
 
-GRID_IMPLS = ("dense", "conv", "query_first", "row_chunks", "spectral")
+GRID_IMPLS = ("dense", "conv", "query_first", "row_chunks", "halo_tiles", "spectral")
 FLAT_IMPLS = ("dense", "query_first")
 DIRECTIONS = ("fwd", "train")
 MAX_CHUNK_ROWS = 8
+TILE = 4  # queries per axis of a tile of 'halo_tiles', at most
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +83,7 @@ class Device:
     ]  # seconds per multiply-add relative to float32, by bytes per element
     cache: float  # bytes
     memory: float  # cap on temporaries, bytes
-    chunk_logits: int  # elements of logits per chunk of 'row_chunks' to aim for
+    chunk_logits: int  # elements of logits to aim for, per chunk of 'row_chunks', 'halo_tiles'
     all_logits: int  # bytes up to which softmax attention holds the logits of all pairs
     block_logits: int  # bytes of the logits of a block to aim for, beyond
     turn_logits: int | None  # bytes of logits beyond which problems take turns; None = never
@@ -133,12 +135,14 @@ DEVICES = {
                 "dense": (8e-12, 4.83e-11, 2.15e-10, 3.61e-06),
                 "query_first": (8e-12, 3.48e-11, 3.76e-11, 2.34e-05),
                 "row_chunks": (1.61e-11, 1e-11, 1.04e-10, 8.75e-06),
+                "halo_tiles": (3.4e-11, 1e-11, 5e-11, 0.0),
                 "spectral": (1.03e-11, 2.6e-11, 1.05e-10, 1.82e-06),
             },
             "train": {
                 "dense": (2.4e-11, 1.62e-10, 4.74e-10, 0.000177),
                 "query_first": (2.62e-11, 4.62e-11, 1.03e-10, 0.000112),
                 "row_chunks": (4.15e-11, 3.58e-11, 3.09e-10, 2.92e-05),
+                "halo_tiles": (9.5e-11, 3e-11, 1e-10, 0.0),
                 "spectral": (3.59e-11, 8.98e-11, 3e-10, 0.0),
             },
         },
@@ -225,6 +229,25 @@ def default_chunk_rows(geometry: Geometry, device: Device) -> int:
     return rows
 
 
+def halo_tile(size: int, reach: int) -> tuple[int, int, int]:
+    """Cuts an axis into equal tiles of at most `TILE` queries for 'halo_tiles'.
+
+    Returns:
+        How many there are, queries per tile, and keys that one sees if taps reach so many pixels.
+    """
+    count = -(-size // TILE)
+    queries = -(-size // count)
+    return count, queries, queries + 2 * reach
+
+
+def tiles_per_group(count: int, logits: int, device: Device) -> int:
+    """Of so many tiles with so many logits each, how many 'halo_tiles' works on at once: as many as
+    keep within `chunk_logits`, in equal groups.
+    """
+    groups = -(-count // max(1, device.chunk_logits // logits))
+    return -(-count // groups)
+
+
 def terms(geometry: Geometry, impl: str, device: Device) -> Terms:
     """Counts what one forward pass of a lowering does; see the module's docstring."""
     g = geometry
@@ -253,6 +276,17 @@ def terms(geometry: Geometry, impl: str, device: Device) -> Terms:
         # A chunk's logits are used up image by image right after they are made: only one image's
         # share has to stay in the cache.
         images = b
+    elif impl == "halo_tiles":
+        taps = clipped_taps(g.scope, g.shape, g.dilation)
+        reaches = (c // 2 * d for c, d in zip(taps, g.dilation, strict=True))
+        counts, queries, keys = map(math.prod, zip(*map(halo_tile, g.shape, reaches), strict=True))
+        logits = b * queries * keys * h * u
+        group = tiles_per_group(counts, logits, device)
+        repeats = -(-counts // group)
+        macs = counts * logits * (k + v)
+        # The table for the pairs of a tile is written once, but small.
+        written = queries * keys * k * u + group * (b * keys * u * v + 2 * logits)
+        steps = 8 * repeats
     elif impl == "spectral":
         rows, columns = spectral_lambda.plan(
             g.shape, clipped_taps(g.scope, g.shape, g.dilation), g.dilation

@@ -58,6 +58,8 @@ def position_term(
         'query_first': the table written out for all pairs, attention order.
         'row_chunks': attention order by chunks of query rows and the rows they see, each recomputed
             in the backward pass.
+        'halo_tiles': attention order by small tiles of queries and the keys around that they see;
+            for few taps.
         'spectral': lambda order, by frequencies along the last axis and tiles of the map
             (`spectral_lambda`); one or two axes.
         'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far
@@ -107,7 +109,8 @@ def position_term(
         itemsize=q.dtype.itemsize,
     )
     backend = jax.default_backend()
-    rows = chunk_rows or cost_model.default_chunk_rows(geometry, cost_model.device_of(backend))
+    device = cost_model.device_of(backend)
+    rows = chunk_rows or cost_model.default_chunk_rows(geometry, device)
 
     def lowered(impl, q, v, table):
         table = clip_table(table, shape, dilation)
@@ -122,6 +125,8 @@ def position_term(
             return position_lowerings.by_convolution(q, v, table, dilation)
         if impl == "row_chunks":
             return position_lowerings.by_row_chunks(q, v, table, dilation, rows)
+        if impl == "halo_tiles":
+            return position_lowerings.by_halo_tiles(q, v, table, dilation, device)
         if impl == "spectral":
             return spectral_lambda.by_frequencies(q, v, table, dilation)
         dense = dense_table(table, shape, dilation)

@@ -1,5 +1,5 @@
-"""Lowerings of the position lambdas by direct sums: over all pairs, by chunks of query rows, and as
-a convolution.
+"""Lowerings of the position lambdas by direct sums: over all pairs, by chunks of query rows, by
+tiles of queries, and as a convolution.
 
 Called by `position_lambda`, which has checked the shapes and clipped the table; `spectral_lambda`
 has the other lowering. Layouts and letters as in `position_lambda`.
@@ -7,12 +7,15 @@ has the other lowering. Layouts and letters as in `position_lambda`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lambdanet.ops import cost_model
+from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_table import channels_first, merge_pairs, pairs_of_rest, skew, spread
 
 
@@ -101,6 +104,54 @@ def by_row_chunks(
     y = lax.map(lambda args: chunk(*args), (q, starts))  # chunks, b, rows * rest, h, v
     y = jnp.moveaxis(y.reshape(chunks, batch, rows, *q.shape[3:-1], -1), 0, 1)
     return y.reshape(batch, chunks * rows, *y.shape[3:])[:, :height]
+
+
+def by_halo_tiles(
+    q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int], device: cost_model.Device
+) -> jax.Array:
+    """Attention order, tile by tile of queries and the keys around that they see; all tiles share
+    one table of pairs. So many tiles are worked on at once that their logits stay in the cache;
+    the backward pass makes them again.
+    """
+    batch, shape, axes = v.shape[0], v.shape[1:-2], v.ndim - 3
+    counts, sizes, dense = [], [], channels_first(table)
+    for i, (size, taps, step) in enumerate(zip(shape, table.shape[:axes], dilation, strict=True)):
+        reach = taps // 2 * step
+        count, queries, keys = cost_model.halo_tile(size, reach)
+        at = 2 * i + 2
+        dense = skew(spread(dense, at, queries + reach, step), at, queries, keys)
+        # The axis becomes one of a tile, and one of tiles in front of all others.
+        at = 2 * i + 1
+        q = jnp.moveaxis(halo_windows(q, at, count, queries, queries, 0), at, 0)
+        v = jnp.moveaxis(halo_windows(v, at, count, queries, keys, reach), at, 0)
+        counts.append(count)
+        sizes.append(queries)
+    dense, count = merge_pairs(dense), math.prod(counts)
+    logits = cost_model.static_batch(batch) * q.shape[-2] * dense.size // q.shape[-1]
+    together = cost_model.tiles_per_group(count, logits, device)
+    groups = -(-count // together)
+
+    def grouped(a, positions):
+        a = a.reshape(count, batch, positions, *a.shape[-2:])
+        a = jnp.pad(a, [(0, groups * together - count)] + [(0, 0)] * 4)
+        # Batch first: merged in this order it stays shared among devices.
+        a = a.reshape(groups, together, *a.shape[1:]).swapaxes(1, 2)
+        return a.reshape(groups, batch * together, *a.shape[3:])
+
+    @jax.checkpoint
+    def group(queries, keys):
+        return by_pairs("query_first", queries, keys, dense)
+
+    parts = grouped(q, dense.shape[0]), grouped(v, dense.shape[-1])
+    y = lax.map(lambda part: group(*part), parts)
+    y = y.reshape(groups, batch, together, *y.shape[2:]).swapaxes(1, 2)
+    y = y.reshape(groups * together, *y.shape[2:])[:count]
+    y = y.reshape(*counts[::-1], batch, *sizes, *y.shape[3:])
+    order = [axes, *(axis for i in range(axes) for axis in (axes - 1 - i, axes + 1 + i))]
+    y = y.transpose(*order, 2 * axes + 1, 2 * axes + 2)
+    whole = (n * size for n, size in zip(counts, sizes, strict=True))
+    y = y.reshape(batch, *whole, *y.shape[-2:])
+    return y[:, *(slice(size) for size in shape)]
 
 
 def flat(a: jax.Array) -> jax.Array:

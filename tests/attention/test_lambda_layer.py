@@ -199,14 +199,14 @@ def test_flat_and_shared_embeddings_equal_a_table_of_its_own():
         np.testing.assert_allclose(run(other, x, embeddings=given), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["dense", "conv", "query_first", "row_chunks"])
+@pytest.mark.parametrize("impl", ["dense", "conv", "query_first", "row_chunks", "halo_tiles"])
 def test_lowering_is_handed_on(impl):
     x = inputs(5, 4)
     found, expected = run(layer(scope=3, impl=impl, chunk_rows=2), x), run(layer(scope=3), x)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     traced = str(jax.make_jaxpr(layer(scope=3, impl=impl))(x))
     assert ("conv_general_dilated" in traced) == (impl == "conv")
-    assert ("scan" in traced) == (impl == "row_chunks")
+    assert ("scan" in traced) == (impl in ("row_chunks", "halo_tiles"))
 
 
 @pytest.mark.parametrize("key_norm", ["l2", "none"])

@@ -31,7 +31,7 @@ CLEAR = [
     ((16, 7, 512, 4, 23), "query_first"),
     ((4, 28, 128, 4, 23), "spectral"),
     ((4, 28, 256, 4, 23), "spectral"),
-    ((2, 56, 128, 4, 7), "spectral"),
+    ((2, 56, 128, 4, 7), "halo_tiles"),
     ((2, 28, 128, 4, 23, 4), "spectral"),
 ]
 
@@ -77,11 +77,13 @@ def test_terms_of_a_lowering_by_hand():
     shape = geometry(3, 6, 20, 5, 3)  # n 36, k 16, v 4
     terms = {
         name: cost_model.terms(shape, name, device)
-        for name in ("dense", "conv", "query_first", "spectral")
+        for name in ("dense", "conv", "query_first", "halo_tiles", "spectral")
     }
     assert terms["dense"].macs == 3 * 36 * (36 * 16 * 4 + 5 * 16 * 4)
     assert terms["conv"].macs == 3 * 36 * (9 * 16 * 4 + 5 * 16 * 4)
     assert terms["query_first"].macs == 3 * 36 * 36 * 5 * (16 + 4)
+    # Four tiles of 3 x 3 queries that see 5 x 5 keys.
+    assert terms["halo_tiles"].macs == 3 * 4 * 9 * 25 * 5 * (16 + 4)
     # One tile; 6 + 1 columns take 4 frequencies, 8 numbers; rows in pairs, complex, so that each
     # product counts twice.
     assert terms["spectral"].macs == 3 * (

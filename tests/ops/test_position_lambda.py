@@ -24,7 +24,7 @@ GEOMETRIES = {
     "tiles": ((17, 5), (7, 3), 1, 1, 4),  # three tiles of six rows, one of them ragged
     "3-D": ((3, 2, 4), (3, 5, 3), 1, 1, 2),
 }
-LOWERINGS = ("dense", "conv", "query_first", "row_chunks", "spectral")
+LOWERINGS = ("dense", "conv", "query_first", "row_chunks", "halo_tiles", "spectral")
 position_term = jax.jit(
     position_lambda.position_term, static_argnames=("dilation", "impl", "chunk_rows")
 )
@@ -204,7 +204,8 @@ def test_resized_table_crops_the_centre_or_keeps_ends_and_centre():
         ),
         (
             dict(impl="fft"),
-            "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks, spectral",
+            "impl is 'fft'; allowed here: auto, dense, conv, query_first, row_chunks, halo_tiles, "
+            "spectral",
         ),
         (dict(scope=(4, 3)), "must be odd"),
         (dict(scope=(3,)), "needs 2 tap axes"),
