@@ -77,7 +77,10 @@ def choose_chunk(pairs: Pairs, backend: str) -> int | str | Turns | None:
     if backend == "cuda" and _fits_cudnn(pairs):
         chosen = "cudnn"
     elif device.turn_logits and pairs.turns and row * pairs.queries > device.turn_logits:
-        chosen = _turns(pairs, row // pairs.problems, device.block_logits)
+        sizes = (
+            (device.turn_problems, device.turn_block) if pairs.plain else (device.turn_sums,) * 2
+        )
+        chosen = _turns(pairs, row // pairs.problems, *sizes)
     elif pairs.queries > SMALLEST_BLOCK and row * pairs.queries > device.all_logits:
         chosen = max(SMALLEST_BLOCK, device.block_logits // row)
     how = {None: "all logits at once", "cudnn": "the kernel of cuDNN"}
@@ -90,13 +93,15 @@ def choose_chunk(pairs: Pairs, backend: str) -> int | str | Turns | None:
     return chosen
 
 
-def _turns(pairs: Pairs, row: int, most: int) -> Turns:
-    """Turns whose logits take so many bytes at most; `row` is a query's, of one problem."""
-    fitting = most // (row * pairs.queries)
-    if fitting:
+def _turns(pairs: Pairs, row: int, together: int, block: int) -> Turns:
+    """Turns whose logits take so many bytes at most, those of several problems, or of a block of
+    one; `row` is a query's, of one problem.
+    """
+    fitting = together // (row * pairs.queries)
+    if fitting > 1:
         counts = range(1, min(fitting, pairs.problems) + 1)
         return Turns(max(n for n in counts if pairs.problems % n == 0), pairs.queries)
-    return Turns(1, min(pairs.queries, max(SMALLEST_BLOCK, most // row)))
+    return Turns(1, min(pairs.queries, max(SMALLEST_BLOCK, block // row)))
 
 
 def _fits_cudnn(pairs: Pairs) -> bool:

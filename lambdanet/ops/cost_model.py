@@ -87,6 +87,11 @@ class Device:
     all_logits: int  # bytes up to which softmax attention holds the logits of all pairs
     block_logits: int  # bytes of the logits of a block to aim for, beyond
     turn_logits: int | None  # bytes of logits beyond which problems take turns; None = never
+    # Bytes of logits of one turn to aim for: of several problems, of a block of one, and of either
+    # where each logit is a sum of three, which are passed over more often.
+    turn_problems: int = 0
+    turn_block: int = 0
+    turn_sums: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +158,9 @@ DEVICES = {
         all_logits=2**25,
         block_logits=2**22,
         turn_logits=6 * 2**20,
+        turn_problems=6 * 2**20,
+        turn_block=10 * 2**20,
+        turn_sums=2 * 2**20,
     ),
     "gpu": Device(
         rates=_data_sheet(

@@ -80,7 +80,7 @@ def softmax_attention(
         query_chunk = None
     if query_chunk == "auto":
         plain = bias is None and mask is None
-        query_chunk = chosen_chunk(query, key, value, heads=heads, plain=plain)
+        query_chunk = chosen_chunk(query, key, value, heads=heads, plain=plain, turns=plain)
     if query_chunk == "cudnn":
         return _library(query, key, value, scale=scale, heads=heads), None
     if isinstance(query_chunk, Turns):
@@ -142,12 +142,15 @@ def chosen_chunk(
     *,
     heads: bool,
     plain: bool,
+    turns: bool,
 ) -> int | str | Turns | None:
-    """What `attention_lowering` chooses for these arrays; `plain`: neither bias nor mask."""
+    """What `attention_lowering` chooses for these arrays; `plain`: neither bias nor mask; `turns`:
+    problems may be computed one after the other.
+    """
     positions = -3 if heads else -2
     lead = query.shape[:positions] + (query.shape[-2:-1] if heads else ())
     # One after the other where they lie on one device, and are counted.
-    turns = plain and batch_split.devices() == 1 and all(isinstance(n, int) for n in lead)
+    turns = turns and batch_split.devices() == 1 and all(isinstance(n, int) for n in lead)
     pairs = Pairs(
         problems=static_batch(*query.shape[:positions]) * (query.shape[-2] if heads else 1),
         queries=query.shape[positions],

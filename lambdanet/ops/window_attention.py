@@ -54,7 +54,7 @@ def window_attention(
     if return_weights:
         query_chunk = None
     if query_chunk == "auto":
-        query_chunk = chosen_chunk(query, key, value, heads=False, plain=False)
+        query_chunk = chosen_chunk(query, key, value, heads=False, plain=False, turns=False)
     rows, columns = window
     if query_chunk is None or query_chunk >= rows * columns:
         # The mask is made from small constants and not kept as one: it has as many entries as the

@@ -29,6 +29,9 @@ CASES = [
     ("winograd", (1, 1, 6, 2), (3, 3, 2, 2), dict(padding=((1, 1), (1, 1)))),
     ("winograd", (2, 13, 9, 2), (3, 3, 2, 3), dict(padding=((2, 2), (2, 2)), dilation=(2, 2))),
     ("winograd", (1, 2, 7, 3), (3, 3, 3, 1), dict(padding=((4, 4), (4, 4)), dilation=(4, 4))),
+    ("regions", (2, 5, 7, 3), (3, 3, 3, 4), dict(padding=((2, 2), (3, 3)), dilation=(2, 3))),
+    ("regions", (1, 4, 9, 2), (3, 5, 2, 3), dict(padding=((5, 5), (4, 4)), dilation=(5, 2))),
+    ("regions", (1, 2, 1, 2), (3, 1, 2, 2), dict(padding=((9, 9), (0, 0)), dilation=(9, 2))),
     ("blocks", (2, 5, 4, 12), (3, 3, 3, 8), dict(groups=4, padding=((1, 1), (1, 1)))),
     (
         "blocks",
@@ -130,8 +133,8 @@ def test_auto_takes_the_first_that_the_operation_allows():
         ((1, 32, 32, 128), (128, 128), dict(stride=(2, 2)), False),
         ((1, 32, 32, 128), (128, 128), dict(padding=((0, 0), (0, 0))), False),
         ((1, 32, 32, 128), (128, 128), dict(dilation=(4, 4), padding=((4, 4), (4, 4))), True),
-        # tiles of 8 x 8 on a map of 10 x 10 are mostly beyond it
-        ((4, 10, 10, 128), (128, 128), dict(dilation=(4, 4), padding=((4, 4), (4, 4))), False),
+        # tiles of 10 x 10 on a map of 16 x 16 are mostly beyond it
+        ((4, 16, 16, 128), (128, 128), dict(dilation=(5, 5), padding=((5, 5), (5, 5))), False),
     ],
 )
 def test_auto_takes_winograd_where_it_saves_most(shape, kernel, options, taken):
@@ -139,6 +142,18 @@ def test_auto_takes_winograd_where_it_saves_most(shape, kernel, options, taken):
     x, kernel = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, (3, 3, *kernel)))
     jaxpr = str(jax.make_jaxpr(functools.partial(convolution, **options))(x, kernel))
     assert ("dot_general" in jaxpr) == taken and ("conv_general_dilated" in jaxpr) != taken
+
+
+@pytest.mark.parametrize(
+    ("side", "dilation", "products"),
+    [(10, 4, 9), (10, 12, 1), (10, 2, 0), (64, 12, 0)],  # a product per region, or XLA's
+)
+def test_auto_leaves_out_what_is_beyond_the_map(side, dilation, products):
+    options = dict(dilation=(dilation,) * 2, padding=((dilation,) * 2,) * 2)
+    x, kernel = jnp.zeros((1, side, side, 4)), jnp.zeros((3, 3, 4, 5))
+    jaxpr = str(jax.make_jaxpr(functools.partial(convolution, **options))(x, kernel))
+    assert jaxpr.count("dot_general[") == products
+    assert ("conv_general_dilated" in jaxpr) == (not products)
 
 
 def test_symbolic_batches_are_exported():
@@ -225,7 +240,7 @@ def test_half_precision_products_sum_in_float32():
         (
             (3, 3, 4, 2),
             dict(impl="fast"),
-            "impl is 'fast'; allowed: auto, conv, product, winograd, blocks, shift",
+            "impl is 'fast'; allowed: auto, conv, product, winograd, regions, blocks, shift",
         ),
         (
             (3, 3, 4, 2),
