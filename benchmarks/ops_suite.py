@@ -44,6 +44,7 @@ class Operation:
     window: int = 1
     stride: int = 1
     groups: int = 1
+    dilation: int = 1
 
     @property
     def case(self) -> str:
@@ -55,9 +56,9 @@ class Operation:
             return f"max_pool_{window}_{where}"
         if self.groups == self.channels > 1:
             return f"depthwise_{window}_{where}"
-        return f"conv_{window}_{where}_d{self.channels_out}" + (
-            f"_g{self.groups}" if self.groups > 1 else ""
-        )
+        more = f"_g{self.groups}" if self.groups > 1 else ""
+        more += f"_e{self.dilation}" if self.dilation > 1 else ""
+        return f"conv_{window}_{where}_d{self.channels_out}{more}"
 
     @property
     def side_out(self) -> int:
@@ -72,8 +73,10 @@ def _conv(
     window: int,
     stride: int = 1,
     groups: int = 1,
+    dilation: int = 1,
 ) -> Operation:
-    return Operation("conv", batch, side, channels, channels_out, window, stride, groups)
+    sizes = batch, side, channels, channels_out, window, stride, groups, dilation
+    return Operation("conv", *sizes)
 
 
 OPERATIONS = (
@@ -91,11 +94,18 @@ OPERATIONS = (
     _conv(8, 56, 256, 512, 1, stride=2),
     _conv(8, 128, 32, 64, 3),
     _conv(8, 56, 3, 96, 4, stride=4),
+    # Of atrous pyramids.
+    _conv(2, 28, 256, 128, 3, dilation=12),
+    _conv(2, 56, 128, 64, 3, dilation=24),
+    _conv(2, 56, 128, 64, 3, dilation=36),
+    _conv(1, 64, 2048, 256, 3, dilation=24),
     Operation("batch_norm", 8, 56, 256, 256),
     Operation("gelu", 4, 56, 512, 512),
 )
 INPUT_GRADIENTS = tuple(
-    op for op in OPERATIONS if op.kind == "conv" and op.window == 3 and op.groups == 1
+    op
+    for op in OPERATIONS
+    if op.kind == "conv" and op.window == 3 and op.groups == op.dilation == 1
 )
 
 
@@ -159,15 +169,15 @@ def _function(operation: Operation, impl: str) -> Callable[..., jax.Array]:
             if literal
             else lambda x, scale, bias: batch_statistics.normalise_batch(x, scale, bias, 1e-5)[0]
         )
-    steps = (op.stride, op.stride)
+    steps, apart = (op.stride, op.stride), (op.dilation, op.dilation)
     # Windows without overlap have no padding.
-    padding = ((op.window // 2,) * 2,) * 2 if op.window % 2 else ((0, 0), (0, 0))
+    padding = ((op.window // 2 * op.dilation,) * 2,) * 2 if op.window % 2 else ((0, 0), (0, 0))
     if literal:
         numbers = ("NHWC", "HWIO", "NHWC")
-        return lambda x, kernel: lax.conv_general_dilated(
-            x, kernel, steps, padding, dimension_numbers=numbers, feature_group_count=op.groups
-        )
-    return functools.partial(convolution, stride=steps, padding=padding, groups=op.groups)
+        options = dict(rhs_dilation=apart, dimension_numbers=numbers, feature_group_count=op.groups)
+        return lambda x, kernel: lax.conv_general_dilated(x, kernel, steps, padding, **options)
+    options = dict(stride=steps, padding=padding, dilation=apart, groups=op.groups)
+    return functools.partial(convolution, **options)
 
 
 def _literal_norm(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
@@ -277,9 +287,12 @@ def prepare_torch(operation: Operation, direction: str) -> Prepared:
     )
     x, weight = tensor(operands[0], to_map), tensor(of_y, to_map)
     parameters = [tensor(a, to_kernel) for a in operands[1:]]
-    pad, functional = op.window // 2 if op.window % 2 else 0, torch.nn.functional
+    pad = op.window // 2 * op.dilation if op.window % 2 else 0
+    functional = torch.nn.functional
     forward = {
-        "conv": lambda x, kernel: functional.conv2d(x, kernel, None, op.stride, pad, 1, op.groups),
+        "conv": lambda x, kernel: functional.conv2d(
+            x, kernel, None, op.stride, pad, op.dilation, op.groups
+        ),
         "max_pool": lambda x: functional.max_pool2d(x, op.window, op.stride, pad),
         "batch_norm": lambda x, scale, bias: functional.batch_norm(
             x, None, None, scale, bias, True, 0.1, 1e-5

@@ -12,6 +12,7 @@ from flax import nnx
 
 from lambdanet.attention import create_attention
 from lambdanet.ops import softmax_attention
+from lambdanet.ops.attention_lowering import Turns
 
 DIM, SIZE = 8, (7, 5)
 HEADS = dict(num_heads=2)
@@ -57,12 +58,21 @@ def test_the_same_in_blocks(name, monkeypatch):
             y = nnx.merge(graphdef, params, rest, copy=True)(x)
             return jnp.sum(jnp.sin(y)), y
 
-        found = []
-        for chunk in (None, 4):
+        def run(chunk):
             asked = choose(chunk)
             run = jax.jit(lambda *a: jax.value_and_grad(loss, (0, 1), has_aux=True)(*a))
-            found.append(jax.tree.leaves(run(params, x)))
+            found = jax.tree.leaves(run(params, x))
             assert asked and all(pairs.queries > 4 for pairs in asked)
-    for whole, blocks in zip(*found, strict=True):
-        assert whole.dtype == jnp.float64
-        np.testing.assert_allclose(blocks, whole, rtol=0, atol=1e-10 * max(1, np.abs(whole).max()))
+            return found, asked
+
+        expected, asked = run(None)
+        found = [run(4)[0]]
+        if all(pairs.turns for pairs in asked):
+            found.append(run(Turns(1, 12))[0])
+            if all(pairs.problems % 2 == 0 for pairs in asked):
+                found.append(run(Turns(2, max(pairs.queries for pairs in asked)))[0])
+    for leaves in found:
+        for blocks, whole in zip(leaves, expected, strict=True):
+            assert whole.dtype == jnp.float64
+            off = 1e-10 * max(1, np.abs(whole).max())
+            np.testing.assert_allclose(blocks, whole, rtol=0, atol=off)

@@ -287,13 +287,20 @@ def test_the_choice_is_by_bytes_and_logged_once(caplog, monkeypatch):
 
 
 def test_problems_take_turns_beyond_what_the_cache_holds():
-    side = math.isqrt(cost_model.DEVICES["cpu"].block_logits // 16)  # four of them fill a block
-    few = Pairs(problems=6, queries=side, keys=side, depth=32, value_depth=32, turns=True)
+    device = cost_model.DEVICES["cpu"]
+    side = math.isqrt(device.turn_problems // 16)  # four of them are one turn
+    few = Pairs(problems=4, queries=side, keys=side, depth=32, value_depth=32, turns=True)
     assert choose_chunk(few, "cpu") is None
     many = Pairs(**{**vars(few), "problems": 30})
     assert choose_chunk(many, "cpu") == Turns(3, side)  # 30 has no divisor 4
     large = Pairs(**{**vars(few), "queries": 8 * side, "keys": 8 * side})
-    assert choose_chunk(large, "cpu") == Turns(1, side // 2)
+    assert choose_chunk(large, "cpu") == Turns(1, device.turn_block // (4 * 8 * side))
+    sums = Pairs(**{**vars(large), "plain": False})
+    assert choose_chunk(sums, "cpu") == Turns(1, attention_lowering.SMALLEST_BLOCK)
+    small = Pairs(**{**vars(sums), "problems": 1, "queries": 2 * side, "keys": 2 * side})
+    assert choose_chunk(small, "cpu") is None
+    taking = Pairs(**{**vars(small), "problems": 3})
+    assert choose_chunk(taking, "cpu") == Turns(1, device.turn_sums // (4 * 2 * side))
     for backend in ("gpu", "tpu", "cuda"):
         assert choose_chunk(many, backend) is None
 
