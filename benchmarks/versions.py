@@ -75,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("python", help="interpreter with the other JAX")
     parser.add_argument("--suite", default="blocks", help="of `python -m benchmarks`")
     parser.add_argument("--cases", default="*", metavar="GLOB")
-    parser.add_argument("--rounds", type=int, default=8, help="samples per case")
+    parser.add_argument("--rounds", type=int, default=15, help="samples per case")
     parser.add_argument("--json", metavar="FILE", help="write one JSON object per case")
     args = parser.parse_args(argv)
     pythons = sys.executable, args.python
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     both = [key for key in one if key in other]
     lines = [
         dict(suite=args.suite, case=case, direction=direction)
-        | {name: round(times[case, direction], 4) for name, times in zip(names, (one, other))}
+        | {names[0]: round(one[case, direction], 4), names[1]: round(other[case, direction], 4)}
         for case, direction in both
     ]
     if args.json:
@@ -95,11 +95,11 @@ def main(argv: list[str] | None = None) -> int:
         for key in slower(one, other)
     ]
     heads = ["case", "direction", *(f"{name}, ms" for name in names), "ratio"]
-    console().print(console_table(heads, rows, right=(2, 3, 4)))
+    console(130).print(console_table(heads, rows, right=(2, 3, 4)))
     for direction in dict.fromkeys(direction for _, direction in both):
         ratios = [other[key] / one[key] for key in both if key[1] == direction]
-        mean = f"{statistics.geometric_mean(ratios):.2f}"
-        print(f"{direction}: {len(ratios)} cases, {names[1]} takes {mean} of the time of {names[0]}")
+        part = f"{statistics.geometric_mean(ratios):.2f} of the time of {names[0]}"
+        print(f"{direction}: {len(ratios)} cases, {names[1]} takes {part}")
     return 0
 
 

@@ -50,7 +50,8 @@ def test_times_are_those_of_ours_at_its_defaults(tmp_path):
     ]
     made = tmp_path / "made.jsonl"
     made.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    python = tmp_path / "python"  # as if it were one: copies the lines to the file that is asked for
+    # As if it were an interpreter: copies the lines to the file that is asked for.
+    python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nfor last; do :; done\ncp "{made}" "$last"\n')
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
     assert versions.measure(str(python), "micro", "*", 1) == {("a", "fwd"): 2.0}
