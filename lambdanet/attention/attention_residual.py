@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import LayerScale, batch_norm
+from lambdanet.layers import LayerScale, Linear, batch_norm
 
 KERNELS = ("full", "separable")
 MODES = ("square", "query_only")
@@ -113,7 +113,7 @@ class AttentionResidual(nnx.Module):
             self.norm = nnx.InstanceNorm(heads_in, epsilon=1e-5, use_fast_variance=False, **stored)
         else:
             self.norm = None
-        self.heads = nnx.Linear(
+        self.heads = Linear(
             heads_in, heads_out, kernel_init=nnx.initializers.lecun_normal(), **stored
         )
         self.layer_scale = LayerScale(heads_out, scale_init, param_dtype=param_dtype)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, CONV, LINEAR, prefixed
-from lambdanet.layers import Captures, ConvNormAct, check_map, max_over
+from lambdanet.layers import Captures, ConvNormAct, Linear, check_map, max_over
 
 
 def _root_of_squares(x: jax.Array) -> jax.Array:
@@ -106,8 +106,8 @@ class ConvolutionalBlockAttention(Captures, nnx.Module):
         self.dim, self.hidden, self.pools, self.dtype = dim, dim // reduction, tuple(pools), dtype
         uniform = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         options = dict(param_dtype=param_dtype, rngs=rngs)
-        self.reduce = nnx.Linear(dim, self.hidden, kernel_init=uniform, **options)
-        self.expand = nnx.Linear(self.hidden, dim, kernel_init=uniform, **options)
+        self.reduce = Linear(dim, self.hidden, kernel_init=uniform, **options)
+        self.expand = Linear(self.hidden, dim, kernel_init=uniform, **options)
         gate = dict(activation="none", zero_init=True, norm_momentum=0.99)
         self.spatial = ConvNormAct(2, 1, kernel_size, **gate, **options) if spatial else None
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, batch_norm, check_map
+from lambdanet.layers import Captures, Linear, batch_norm, check_map
 
 _RBF_GAMMA = 1e-4
 _ALLOWED = {"kernel": ("dot", "rbf"), "norm": ("group", "batch")}
@@ -114,7 +114,7 @@ class CompactGeneralizedNonLocal(Captures, nnx.Module):
         options = dict(
             use_bias=False, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
-        self.theta, self.phi, self.g = (nnx.Linear(dim, inner, **options) for _ in range(3))
+        self.theta, self.phi, self.g = (Linear(dim, inner, **options) for _ in range(3))
         # [c / G, dim]: column o holds the weights of output channel o, which sees the channels of
         # its own group.
         self.out_kernel = nnx.Param(init(rngs.params(), (inner // groups, dim), param_dtype))

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, Linear, check_map
 from lambdanet.ops.wide_einsum import wide_einsum
 
 
@@ -123,9 +123,9 @@ class _Pass(nnx.Module):
     """One set of weights: (x + gamma * context, the softmax weights of every axis)."""
 
     def __init__(self, dim: int, depth: int, **options: Any):
-        self.query = nnx.Linear(dim, depth, **options)
-        self.key = nnx.Linear(dim, depth, **options)
-        self.value = nnx.Linear(dim, dim, **options)
+        self.query = Linear(dim, depth, **options)
+        self.key = Linear(dim, depth, **options)
+        self.value = Linear(dim, dim, **options)
         self.gamma = nnx.Param(jnp.zeros((1,), options["param_dtype"]))
 
     def __call__(self, x):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LINEAR, prefixed
-from lambdanet.layers import Captures, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, Linear, check_map, is_count, trunc_normal
 from lambdanet.ops.depthwise import IMPLS, depthwise_conv
 from lambdanet.ops.softmax_attention import dot_attention
 
@@ -108,8 +108,8 @@ class CrossShapedWindowAttention(Captures, nnx.Module):
         )
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
-        self.output = nnx.Linear(dim, dim, **options)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
+        self.output = Linear(dim, dim, **options)
         width = dim // len(self.stripes)
         self.position_convs = nnx.List(
             StripeAttention(width, param_dtype=param_dtype, rngs=rngs) for _ in self.stripes

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, check_map, is_count
+from lambdanet.layers import Captures, Linear, check_map, is_count
 from lambdanet.ops.softmax_attention import softmax_attention
 from lambdanet.ops.wide_einsum import wide_einsum
 
@@ -81,9 +81,9 @@ class PositionAttention(Captures, nnx.Module):
             dtype,
         )
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.query = nnx.Linear(dim, self.depth, **options)
-        self.key = nnx.Linear(dim, self.depth, **options)
-        self.value = nnx.Linear(dim, dim, **options)
+        self.query = Linear(dim, self.depth, **options)
+        self.key = Linear(dim, self.depth, **options)
+        self.value = Linear(dim, dim, **options)
         self.gamma = nnx.Param(jnp.zeros((1,), param_dtype))
 
     def __call__(

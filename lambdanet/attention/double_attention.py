@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
-from lambdanet.layers import Captures, batch_norm, check_map
+from lambdanet.layers import Captures, Linear, batch_norm, check_map
 from lambdanet.ops.wide_einsum import wide_einsum
 
 
@@ -95,11 +95,11 @@ class DoubleAttention(Captures, nnx.Module):
         self.dim, self.feature_dim, self.num_descriptors = dim, features, descriptors
         self.residual, self.dtype = residual, dtype
         options = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.feature = nnx.Linear(dim, features, **options)
-        self.gather = nnx.Linear(dim, descriptors, **options)
-        self.distribute = nnx.Linear(dim, descriptors, **options)
+        self.feature = Linear(dim, features, **options)
+        self.gather = Linear(dim, descriptors, **options)
+        self.distribute = Linear(dim, descriptors, **options)
         self.out = (
-            nnx.Linear(features, dim, use_bias=norm == "none", **options) if project_out else None
+            Linear(features, dim, use_bias=norm == "none", **options) if project_out else None
         )
         self.norm = (
             batch_norm(dim, momentum=norm_momentum, zero_init=True, **options)

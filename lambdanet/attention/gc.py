@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, Linear, check_map, layer_norm
 from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {"fusion": ("add", "mul", "both"), "pooling": ("attention", "average")}
@@ -87,7 +87,7 @@ class GlobalContext(Captures, nnx.Module):
         options = dict(param_dtype=param_dtype, rngs=rngs)
         he = nnx.initializers.he_normal()
         self.mask = (
-            nnx.Linear(dim, 1, kernel_init=he, dtype=dtype, **options)
+            Linear(dim, 1, kernel_init=he, dtype=dtype, **options)
             if pooling == "attention"
             else None
         )
@@ -138,13 +138,9 @@ class _Transform(nnx.Module):
         self.dim, self.hidden = dim, hidden
         zeros, he = nnx.initializers.zeros_init(), nnx.initializers.he_normal()
         options = dict(param_dtype=param_dtype, rngs=rngs)
-        self.reduce = nnx.Linear(dim, hidden, kernel_init=he, **options) if hidden else None
-        self.norm = (
-            nnx.LayerNorm(hidden, epsilon=1e-5, use_fast_variance=False, **options)
-            if hidden
-            else None
-        )
-        self.expand = nnx.Linear(
+        self.reduce = Linear(dim, hidden, kernel_init=he, **options) if hidden else None
+        self.norm = layer_norm(hidden, epsilon=1e-5, **options) if hidden else None
+        self.expand = Linear(
             hidden or dim, dim, use_bias=bool(hidden), kernel_init=zeros, **options
         )
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import Captures, check_map, trunc_normal
+from lambdanet.layers import Captures, Linear, check_map, trunc_normal
 from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_logits import relative_attention, relative_attention_macs
 
@@ -116,7 +116,7 @@ class HaloAttention(Captures, nnx.Module):
             options = dict(
                 use_bias=qkv_bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype
             )
-            return nnx.Linear(dim, features, **options, rngs=rngs)
+            return Linear(dim, features, **options, rngs=rngs)
 
         def table():
             init = trunc_normal(self.key_depth**-0.5)

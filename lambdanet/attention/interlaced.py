@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import Captures, PointwiseNormAct, check_map
+from lambdanet.layers import Captures, Linear, PointwiseNormAct, check_map
 from lambdanet.ops.softmax_attention import softmax_attention
 
 
@@ -249,7 +249,7 @@ class InterlacedUnit(nnx.Module):
         self.key_dim = key_dim
         self.query = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
         self.key = nnx.List(PointwiseNormAct(width, key_dim, **norms) for width in (dim, key_dim))
-        self.value = nnx.Linear(
+        self.value = Linear(
             dim, value_dim, use_bias=value_bias, dtype=dtype, param_dtype=param_dtype, rngs=rngs
         )
         self.out = PointwiseNormAct(value_dim, dim_out, **norms)

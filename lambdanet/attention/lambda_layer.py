@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, batch_norm
+from lambdanet.layers import Captures, Linear, batch_norm
 from lambdanet.ops import content_lambda, lambda_mix, position_lambda, relative_table
 
 _ALLOWED = {
@@ -202,7 +202,7 @@ class LambdaLayer(Captures, nnx.Module):
         query_std = (dim if init == "timm" else dim * key_depth) ** -0.5
 
         def linear(features_in, features, std):
-            return nnx.Linear(
+            return Linear(
                 features_in,
                 features,
                 use_bias=qkv_bias,

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, Linear, check_map
 from lambdanet.layers.token_compression import (
     PROJECTIONS,
     TokenCompression,
@@ -168,7 +168,7 @@ class Linformer(Captures, nnx.Module):
         def linear(features_in, features, bias):
             init = nnx.initializers.xavier_uniform()
             options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
-            return nnx.Linear(features_in, features, **options, rngs=rngs)
+            return Linear(features_in, features, **options, rngs=rngs)
 
         def compression():
             return TokenCompression(

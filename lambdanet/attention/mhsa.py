@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, Linear, check_map
 from lambdanet.ops.softmax_attention import dot_attention
 
 
@@ -76,7 +76,7 @@ class MultiHeadSelfAttention(Captures, nnx.Module):
         def linear(features_in, features, bias):
             init = nnx.initializers.xavier_uniform()
             options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
-            return nnx.Linear(features_in, features, **options, rngs=rngs)
+            return Linear(features_in, features, **options, rngs=rngs)
 
         self.query, self.key, self.value = (linear(dim, inner, qkv_bias) for _ in range(3))
         self.output = linear(inner, dim, output_bias) if output_projection else None

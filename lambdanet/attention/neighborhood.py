@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, Linear, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops import neighborhood as ops
 
 
@@ -118,8 +118,8 @@ class NeighborhoodAttention(Captures, nnx.Module):
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
-        self.output = nnx.Linear(dim, dim, **options)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
+        self.output = Linear(dim, dim, **options)
         shape = (num_heads, *(2 * k - 1 for k in self.kernel_size))
         self.relative_bias = (
             nnx.Param(init(rngs.params(), shape, param_dtype)) if relative_bias else None

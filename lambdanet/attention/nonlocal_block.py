@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, prefixed
-from lambdanet.layers import Captures, batch_norm, check_map, max_pool_cells
+from lambdanet.layers import Captures, Linear, batch_norm, check_map, max_pool_cells
 from lambdanet.ops.cost_model import static_batch
 from lambdanet.ops.softmax_attention import attention_logits, softmax_attention
 from lambdanet.ops.wide_einsum import wide_einsum
@@ -204,13 +204,13 @@ class NonLocal(Captures, nnx.Module):
         )
         self.order, self.query_chunk = order, query_chunk
 
-        def linear(features_in: int, features: int, bias: bool, zero: bool = False) -> nnx.Linear:
+        def linear(features_in: int, features: int, bias: bool, zero: bool = False) -> Linear:
             kernel_init, bias_init = (
                 _initialisers(init, features_in)
                 if not zero
                 else 2 * (nnx.initializers.zeros_init(),)
             )
-            return nnx.Linear(
+            return Linear(
                 features_in,
                 features,
                 use_bias=bias,

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.layers import (
     Captures,
+    Linear,
     PointwiseNormAct,
     max_pool_cells,
     resize_bilinear,
@@ -60,10 +61,8 @@ class ObjectContextUnit(Captures, nnx.Module):
             if share_qk
             else nnx.List(PointwiseNormAct(width, key_dim, **norm) for width in widths)
         )
-        self.value = nnx.Linear(dim, value_dim, **linear)
-        self.out = nnx.Linear(
-            value_dim, dim_out, kernel_init=nnx.initializers.zeros_init(), **linear
-        )
+        self.value = Linear(dim, value_dim, **linear)
+        self.out = Linear(value_dim, dim_out, kernel_init=nnx.initializers.zeros_init(), **linear)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         """Maps [b, h, w, dim] to [b, h, w, dim_out]."""

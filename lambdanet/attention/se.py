@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, prefixed
-from lambdanet.layers import Captures, check_map
+from lambdanet.layers import Captures, Linear, check_map
 
 
 @registry.register("se")
@@ -64,8 +64,8 @@ class SqueezeExcite(Captures, nnx.Module):
         options = dict(
             use_bias=bias, kernel_init=nnx.initializers.he_normal(), param_dtype=param_dtype
         )
-        self.reduce = nnx.Linear(dim, self.hidden, **options, rngs=rngs)
-        self.expand = nnx.Linear(self.hidden, dim, **options, rngs=rngs)
+        self.reduce = Linear(dim, self.hidden, **options, rngs=rngs)
+        self.expand = Linear(self.hidden, dim, **options, rngs=rngs)
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import Rule
-from lambdanet.layers import Captures, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, Linear, check_map, is_count, trunc_normal
 from lambdanet.ops.slide_mix import IMPLS, shift_weight, slide_mix
 
 POSITION_BIASES = ("key", "logit", "none")
@@ -143,7 +143,7 @@ class SlideAttention(Captures, nnx.Module):
         def linear(features_in, features, bias):
             init = trunc_normal(0.02)
             options = dict(use_bias=bias, kernel_init=init, dtype=dtype, param_dtype=param_dtype)
-            return nnx.Linear(features_in, features, **options, rngs=rngs)
+            return Linear(features_in, features, **options, rngs=rngs)
 
         def uniform(*shape):
             bound = 1 / kernel_size

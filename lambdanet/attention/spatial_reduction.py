@@ -16,7 +16,15 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
-from lambdanet.layers import Captures, adaptive_avg_pool, check_map, is_count, trunc_normal
+from lambdanet.layers import (
+    Captures,
+    Linear,
+    adaptive_avg_pool,
+    check_map,
+    is_count,
+    layer_norm,
+    trunc_normal,
+)
 from lambdanet.ops.gelu import gelu
 from lambdanet.ops.softmax_attention import dot_attention
 from lambdanet.ops.wide_einsum import wide_einsum
@@ -110,9 +118,9 @@ class SpatialReductionAttention(Captures, nnx.Module):
         self.linear, self.sr_ratio = linear, 1 if linear else 2 if sr_ratio is None else sr_ratio
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         init = trunc_normal(0.02)
-        self.query = nnx.Linear(dim, dim, use_bias=qkv_bias, kernel_init=init, **stored)
-        self.key_value = nnx.Linear(dim, 2 * dim, use_bias=qkv_bias, kernel_init=init, **stored)
-        self.output = nnx.Linear(dim, dim, kernel_init=init, **stored)
+        self.query = Linear(dim, dim, use_bias=qkv_bias, kernel_init=init, **stored)
+        self.key_value = Linear(dim, 2 * dim, use_bias=qkv_bias, kernel_init=init, **stored)
+        self.output = Linear(dim, dim, kernel_init=init, **stored)
         reduced = linear or self.sr_ratio > 1
         window, inits = (
             (self.sr_ratio, self.sr_ratio),
@@ -121,9 +129,7 @@ class SpatialReductionAttention(Captures, nnx.Module):
         self.reduction = (
             nnx.Conv(dim, dim, window, strides=window, **inits, **stored) if reduced else None
         )
-        self.norm = (
-            nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored) if reduced else None
-        )
+        self.norm = layer_norm(dim, epsilon=1e-5, **stored) if reduced else None
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import Captures, trunc_normal
+from lambdanet.layers import Captures, Linear, layer_norm, trunc_normal
 from lambdanet.ops.softmax_attention import attention_logits, dot_attention, mix_values
 
 
@@ -84,7 +84,7 @@ class VanillaAttention(Captures, nnx.Module):
             self.reduction = nnx.Conv(
                 dim, dim, window, strides=sr_ratio, padding="VALID", kernel_init=init, **stored
             )
-            self.norm = nnx.LayerNorm(dim, epsilon=1e-5, use_fast_variance=False, **stored)
+            self.norm = layer_norm(dim, epsilon=1e-5, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
 
     def __call__(
@@ -202,7 +202,7 @@ def check_tokens(
 def linears(dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> partial:
     """Returns the constructor of projections, (features in, features out) -> layer with bias."""
     options = dict(kernel_init=trunc_normal(0.02), dtype=dtype, param_dtype=param_dtype)
-    return partial(nnx.Linear, **options, rngs=rngs)
+    return partial(Linear, **options, rngs=rngs)
 
 
 def as_map(

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 from lambdanet.attention.registration import registry
 from lambdanet.interop.grids import Grid
 from lambdanet.interop.names import LINEAR, Rule, prefixed
-from lambdanet.layers import Captures, as_pair, check_map, is_count, trunc_normal
+from lambdanet.layers import Captures, Linear, as_pair, check_map, is_count, trunc_normal
 from lambdanet.ops.window_attention import window_attention
 
 PADDINGS = ("pad_roll", "roll_pad")
@@ -132,8 +132,8 @@ class WindowAttention(Captures, nnx.Module):
         self.scale = (dim // num_heads) ** -0.5 if scale is None else scale
         init = trunc_normal(0.02)
         options = dict(kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
-        self.output = nnx.Linear(dim, dim, **options)
+        self.qkv = Linear(dim, 3 * dim, use_bias=qkv_bias, **options)
+        self.output = Linear(dim, dim, **options)
         taps = (2 * window[0] - 1) * (2 * window[1] - 1)
         self.relative_bias = nnx.Param(init(rngs.params(), (taps, num_heads), param_dtype))
 

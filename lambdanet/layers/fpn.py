@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.interop.names import CONV, POINTWISE, prefixed
 from lambdanet.layers.conv import Conv2d
+from lambdanet.layers.linear import Linear
 from lambdanet.layers.resize import resize_nearest
 
 EXTRAS = ("pool", "on_input", "on_output")
@@ -84,7 +85,7 @@ class FeaturePyramid(nnx.Module):
             return Conv2d(dim_in, dim, (3, 3), **options, **shared)
 
         self.laterals = nnx.List(
-            nnx.Linear(width, dim, kernel_init=_XAVIER, **shared) for width in used
+            Linear(width, dim, kernel_init=_XAVIER, **shared) for width in used
         )
         self.smooth = nnx.List(conv(dim) for _ in used)
         first = used[-1] if extra == "on_input" else dim

@@ -1,4 +1,4 @@
-"""Batch normalisation with the conventions of this project."""
+"""Batch and layer normalisation with the conventions of this project."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from lambdanet.ops.batch_statistics import normalise_batch
+from lambdanet.ops.layer_statistics import normalise_features
 
 
 class RunningStatistic(nnx.BatchStat):
@@ -84,3 +85,34 @@ def batch_norm(
     )
     norm.mean, norm.var = RunningStatistic(norm.mean[...]), RunningStatistic(norm.var[...])
     return norm
+
+
+class LayerNorm(nnx.LayerNorm):
+    """`nnx.LayerNorm` over the last axis with scale and bias, on CPU by
+    `lambdanet.ops.layer_statistics`.
+    """
+
+    def __call__(
+        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "..."] | None = None
+    ) -> Float[Array, "*b c"]:
+        """Normalises [..., num_features]; see `nnx.LayerNorm`. A mask is broadcast to `x`."""
+        if mask is not None or jax.default_backend() != "cpu":
+            return super().__call__(x, mask=mask)
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        return normalise_features(x, scale, bias, self.epsilon).astype(x.dtype)
+
+
+def layer_norm(
+    dim: int, *, epsilon: float, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+) -> LayerNorm:
+    """Builds a layer norm over the last axis; statistics in float32, of the centred values.
+
+    Args:
+        dim: channels of the last axis.
+        epsilon: added to the variance.
+        dtype: activation dtype.
+        param_dtype: dtype of scale and bias.
+        rngs: initialisation source.
+    """
+    options = dict(epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype)
+    return LayerNorm(dim, **options, rngs=rngs)

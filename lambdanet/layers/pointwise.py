@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from lambdanet.layers.conv import activation_function
+from lambdanet.layers.linear import Linear
 from lambdanet.layers.norm import batch_norm
 
 
@@ -44,7 +45,7 @@ class PointwiseNormAct(nnx.Module):
     ):
         activation_function(activation)
         self.dim, self.dim_out, self.activation = dim, dim_out, activation
-        self.linear = nnx.Linear(
+        self.linear = Linear(
             dim,
             dim_out,
             use_bias=bias,

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import DropPath, LayerScale
+from lambdanet.layers import DropPath, LayerScale, layer_norm
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.gelu import gelu
 
 from ..backbone import Row
-from .embeddings import conv_inits, layer_norm, linear
+from .embeddings import conv_inits, linear
 
 MLP_KINDS = ("plain", "depthwise", "depthwise_linear")
 

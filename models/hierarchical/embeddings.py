@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import Conv2d, resize_bilinear, trunc_normal
+from lambdanet.layers import Conv2d, Linear, layer_norm, resize_bilinear, trunc_normal
 from lambdanet.registry import signature, suggest
 
 from ..backbone import Row
@@ -26,12 +26,12 @@ group."""
 
 def linear(
     dim: int, dim_out: int, *, bias: bool = True, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-) -> nnx.Linear:
+) -> Linear:
     """Builds a linear layer that starts as all of these networks have it: kernel truncated normal
     0.02, bias zero.
     """
     init = trunc_normal(0.02)
-    return nnx.Linear(
+    return Linear(
         dim,
         dim_out,
         use_bias=bias,
@@ -40,14 +40,6 @@ def linear(
         param_dtype=param_dtype,
         rngs=rngs,
     )
-
-
-def layer_norm(
-    dim: int, *, epsilon: float, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
-    """Builds a layer norm over the last axis; statistics in float32, of the centred values."""
-    options = dict(epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype)
-    return nnx.LayerNorm(dim, **options, rngs=rngs)
 
 
 def output_norms(widths: tuple[int, ...], epsilon: float, **options: Any) -> nnx.List:

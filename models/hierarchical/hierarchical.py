@@ -15,12 +15,12 @@ from jaxtyping import Array, Float
 from lambdanet.attention import create_attention
 from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import InitKeys, trunc_normal
+from lambdanet.layers import InitKeys, layer_norm, trunc_normal
 
 from ..backbone import Classifier, check_images, require_classifier, summary_row, without_classifier
 from ..context import Context, place_context
 from .blocks import TransformerBlock
-from .embeddings import EmbedSpec, create_embed, layer_norm, output_norms
+from .embeddings import EmbedSpec, create_embed, output_norms
 from .names import MERGED_TORCH_NAMES, TORCH_NAMES, without_class_token
 from .options import cycles, option_problems
 from .stage import Stage, stage_tables

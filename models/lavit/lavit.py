@@ -26,12 +26,12 @@ from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.diagonality_loss import diagonality_loss
 from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
-from lambdanet.layers import InitKeys, trunc_normal
+from lambdanet.layers import InitKeys, layer_norm, trunc_normal
 
 from ..backbone import Classifier, check_images, require_classifier, summary_row
 from ..context import Context, place_context
 from ..hierarchical.blocks import TransformerBlock
-from ..hierarchical.embeddings import ConvEmbed, layer_norm, output_norms
+from ..hierarchical.embeddings import ConvEmbed, output_norms
 from ..hierarchical.stage import stage_tables
 from ..registration import DIGITS, registry
 from .options import option_problems, per_stage, stage_specs

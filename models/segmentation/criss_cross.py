@@ -10,6 +10,7 @@ from flax import nnx
 
 from lambdanet.attention import criss_cross
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
+from lambdanet.layers import Linear
 
 from ..backbone import Row
 from .context import ContextHead
@@ -90,7 +91,7 @@ class CrissCrossHead(ContextHead):
             rngs=rngs,
         )
         self.embed = (
-            nnx.Linear(
+            Linear(
                 self.attention.dim,
                 embedding_channels,
                 dtype=dtype,
