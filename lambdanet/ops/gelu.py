@@ -36,8 +36,9 @@ def gelu(x: Float[Array, "*s"], *, impl: str = "auto") -> Float[Array, "*s"]:
     return _by_erf(x.astype(precise)).astype(x.dtype)
 
 
-def _share(x: jax.Array) -> jax.Array:
-    return 0.5 * (1.0 + lax.erf(x * math.sqrt(0.5)))
+def _share(x: jax.Array, sign: float = 1.0) -> jax.Array:
+    """P(z < x), from erf(sign x): the same number for both signs."""
+    return 0.5 * (1.0 + sign * lax.erf(x * (sign * math.sqrt(0.5))))
 
 
 @jax.custom_vjp
@@ -46,7 +47,9 @@ def _by_erf(x: jax.Array) -> jax.Array:
 
 
 def _backward(x, cotangent):
-    return (cotangent * (_share(x) + x * jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)),)
+    # With the other sign XLA does not find the forward pass's erf: it would write that out there as
+    # a map of its own, and reading it again takes longer than the polynomial.
+    return (cotangent * (_share(x, -1.0) + x * jnp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)),)
 
 
 _by_erf.defvjp(lambda x: (_by_erf(x), x), _backward)
