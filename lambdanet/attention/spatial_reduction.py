@@ -179,18 +179,20 @@ class SpatialReductionAttention(Captures, nnx.Module):
         if self.linear:
             x = adaptive_avg_pool(x, (rows, columns))
         # Windows do not overlap, so the convolution is one matrix product of the regrouped map,
-        # forward and backward.
+        # forward and backward; with one axis of windows and one of what is in them, so that XLA
+        # turns neither map nor kernel.
         r = self.sr_ratio
         missing = [max(r - n, 0) for n in x.shape[1:3]]
         x = jnp.pad(x, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))[
             :, : rows * r, : columns * r
         ]
-        windows = rearrange(x, "b (h r) (w s) c -> b h r w s c", r=r, s=r)
+        windows = rearrange(x, "b (h r) (w s) c -> (b h w) (r s c)", r=r, s=r)
         kernel, bias = (
             self.reduction.kernel[...].astype(x.dtype),
             self.reduction.bias[...].astype(x.dtype),
         )
-        y = wide_einsum("bhrwsc,rscd->bhwd", windows, kernel)
+        y = wide_einsum("nk,kd->nd", windows, kernel.reshape(-1, self.dim))
+        y = y.reshape(x.shape[0], rows, columns, self.dim)
         y = self.norm((y + bias).astype(x.dtype))
         return gelu(y) if self.linear else y
 
