@@ -25,6 +25,10 @@ CASES = [
     ("product", (2, 9, 7, 3), (4, 2, 3, 5), dict(stride=(4, 2))),
     ("product", (1, 4, 7, 2), (2, 1, 2, 3), dict(stride=(2, 2))),
     ("product", (2, 6, 5, 2), (3, 2, 2, 3), dict(stride=(2, 1), padding=((1, 1), (0, 2)))),
+    ("product", (2, 9, 8, 2), (3, 7, 2, 3), dict(stride=(2, 4), padding=((1, 0), (3, 2)))),
+    ("product", (1, 5, 9, 1), (1, 3, 1, 2), dict(stride=(3, 5), padding=((1, 1), (0, 1)))),
+    ("mixed", (2, 6, 5, 3), (3, 3, 3, 4), dict(stride=(2, 2), padding=((1, 1), (1, 1)))),
+    ("mixed", (1, 5, 6, 2), (5, 2, 2, 3), dict(padding=((2, 2), (0, 1)))),
     ("winograd", (2, 5, 4, 3), (3, 3, 3, 6), dict(padding=((1, 1), (1, 1)))),
     ("winograd", (1, 1, 6, 2), (3, 3, 2, 2), dict(padding=((1, 1), (1, 1)))),
     ("winograd", (2, 13, 9, 2), (3, 3, 2, 3), dict(padding=((2, 2), (2, 2)), dilation=(2, 2))),
@@ -121,6 +125,41 @@ def test_auto_takes_the_first_that_the_operation_allows():
     for shape, kernel in (((1, 4, 4, 16), (3, 3, 16, 3)), ((1, 4, 4, 40), (1, 1, 40, 3))):
         jaxpr = primitives(shape, kernel, **same)
         assert "conv_general_dilated" in jaxpr and "custom_vjp" not in jaxpr
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride", "taken"),
+    [
+        ((2, 14, 14, 320), (3, 3, 320, 512), 2, True),  # patch embedding of PVTv2's last stage
+        ((2, 224, 224, 3), (7, 7, 3, 64), 4, True),  # and of its first
+        ((4, 224, 224, 3), (7, 7, 3, 64), 4, False),  # many windows
+        ((2, 14, 14, 16), (3, 3, 16, 32), 2, False),  # a small kernel
+        ((2, 7, 7, 256), (3, 3, 256, 256), 1, True),
+        ((2, 7, 7, 128), (3, 3, 128, 256), 1, False),
+    ],
+)
+def test_auto_derives_by_products_where_windows_are_few(shape, kernel, stride, taken):
+    options = dict(stride=(stride,) * 2, padding=((kernel[0] // 2,) * 2,) * 2)
+    given = (jax.ShapeDtypeStruct(s, jnp.float32) for s in (shape, kernel))
+    jaxpr = str(jax.make_jaxpr(functools.partial(convolution, **options))(*given))
+    assert "conv_general_dilated" in jaxpr and ("custom_jvp" in jaxpr) == taken
+
+
+def test_mixed_differentiates_what_moves_alone():
+    """Of a network's first convolution the image does not: no product with zeros then."""
+    x, kernel = jnp.ones((1, 4, 5, 2)), jnp.ones((3, 3, 2, 2))
+    moved = jax.random.normal(jax.random.key(0), kernel.shape)
+
+    def run(impl, kernel):
+        return convolution(x, kernel, stride=(2, 1), padding=((1, 1), (1, 1)), impl=impl)
+
+    ours, theirs = (
+        jax.jvp(functools.partial(run, impl), (kernel,), (moved,)) for impl in ("mixed", "conv")
+    )
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    of_kernel = jax.make_jaxpr(lambda k: jax.jvp(functools.partial(run, "mixed"), (k,), (moved,)))
+    assert str(of_kernel(kernel)).count("dot_general[") == 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +279,7 @@ def test_half_precision_products_sum_in_float32():
         (
             (3, 3, 4, 2),
             dict(impl="fast"),
-            "impl is 'fast'; allowed: auto, conv, product, winograd, regions, blocks, shift",
+            "impl is 'fast'; allowed: auto, conv, product, mixed, winograd, regions, blocks, shift",
         ),
         (
             (3, 3, 4, 2),
@@ -256,7 +295,7 @@ def test_half_precision_products_sum_in_float32():
         (
             (3, 3, 4, 2),
             dict(impl="winograd", stride=(1, 2), padding=((1, 1), (1, 1))),
-            r"'winograd' does not allow .* stride \(1, 2\).*; allowed: product, conv$",
+            r"'winograd' does not allow .* stride \(1, 2\).*; allowed: product, mixed, conv$",
         ),
         (
             (3, 3, 4, 0),
