@@ -158,8 +158,8 @@ DEVICES = {
         all_logits=2**25,
         block_logits=2**22,
         turn_logits=6 * 2**20,
-        turn_problems=6 * 2**20,
-        turn_block=10 * 2**20,
+        turn_problems=3 * 2**20,
+        turn_block=15 * 2**19,
         turn_sums=2 * 2**20,
     ),
     "gpu": Device(

@@ -40,6 +40,7 @@ from lambdanet.ops.cost_model import static_batch
 # By `heads`: logits of all pairs, and values mixed by weights.
 _PAIRS = {False: "...nd,...md->...nm", True: "...nhd,...mhd->...hnm"}
 _MIXES = {False: "...nm,...mv->...nv", True: "...hnm,...mhv->...nhv"}
+_SIDE_BY_SIDE = 8  # turns of several blocks that stand in one turn of the outer loop
 
 
 def softmax_attention(
@@ -213,7 +214,9 @@ def _in_turns(
         blocks = (cut(query, -2, size), None), (key, None), None, None, value
         return None, attend_in_blocks(*_logits_of_blocks(scale), *blocks)
 
-    y = jax.lax.scan(attend, None, tuple(parts))[1]
+    # Turns of several blocks are loops, which XLA runs two at a time if they stand side by side.
+    unroll = _SIDE_BY_SIDE if size < query.shape[-2] else 1
+    y = jax.lax.scan(attend, None, tuple(parts), unroll=unroll)[1]
     y = jax.vmap(lambda blocks: join(blocks, -2, query.shape[-2]))(y)
     y = y.reshape(*query.shape[:-1], -1)
     return jnp.swapaxes(y, -3, -2) if heads else y

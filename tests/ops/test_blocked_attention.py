@@ -295,7 +295,7 @@ def test_problems_take_turns_beyond_what_the_cache_holds():
     assert choose_chunk(many, "cpu") == Turns(3, side)  # 30 has no divisor 4
     large = Pairs(**{**vars(few), "queries": 8 * side, "keys": 8 * side})
     assert choose_chunk(large, "cpu") == Turns(1, device.turn_block // (4 * 8 * side))
-    sums = Pairs(**{**vars(large), "plain": False})
+    sums = Pairs(**{**vars(few), "queries": 16 * side, "keys": 16 * side, "plain": False})
     assert choose_chunk(sums, "cpu") == Turns(1, attention_lowering.SMALLEST_BLOCK)
     small = Pairs(**{**vars(sums), "problems": 1, "queries": 2 * side, "keys": 2 * side})
     assert choose_chunk(small, "cpu") is None
