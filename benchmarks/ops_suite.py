@@ -94,6 +94,12 @@ OPERATIONS = (
     _conv(8, 56, 256, 512, 1, stride=2),
     _conv(8, 128, 32, 64, 3),
     _conv(8, 56, 3, 96, 4, stride=4),
+    # Few windows: patch embeddings of PVTv2, and the last stage of a ResNet; then a first layer.
+    _conv(2, 224, 3, 64, 7, stride=4),
+    _conv(2, 56, 64, 128, 3, stride=2),
+    _conv(2, 14, 320, 512, 3, stride=2),
+    _conv(2, 7, 512, 512, 3),
+    _conv(8, 256, 3, 24, 3, stride=2),
     # Of atrous pyramids.
     _conv(2, 28, 256, 128, 3, dilation=12),
     _conv(2, 56, 128, 64, 3, dilation=24),

@@ -44,7 +44,7 @@ def option_problems(
         _, preset = registry.lookup(name)
     except ValueError as error:
         return [f"model.name = {show(name)}: {error}"]
-    found = registry.option_problems(name, options)
+    found = registry.option_problems(name, options, also=("name",))
     problems = [f"model.{o} = {show(options[o])}: {text}" for o, text in found.items()]
     for option, key in FOLLOWS.items():
         if option not in options or option in found or key in failed:

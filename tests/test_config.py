@@ -51,10 +51,8 @@ def config():
 
 
 def check(config, registry, **kwargs):
-    options = {k: v for k, v in configs.to_plain(config.model).items() if k != "name"}
-    configs.validate(
-        config, base.get_config(), registry, build=lambda: tiny_net(**options), **kwargs
-    )
+    own = {k: v for k, v in configs.to_plain(config.model).items() if k != "name"}
+    configs.validate(config, base.get_config(), registry, build=lambda: tiny_net(**own), **kwargs)
 
 
 def problems_of(config, registry, overrides, **kwargs) -> list[str]:
@@ -356,7 +354,8 @@ def test_names_are_those_that_are_implemented():
 # With a real model: overrides -> parts of the one message.
 WRONG_MODELS = {
     "unknown attention": ({"model.attention": "lamda"}, ["'lamda'", "Did you mean 'lambda'?"]),
-    "unknown option": (
+    "unknown option": ({"model.nam": "'x'"}, ["no option 'nam'. Did you mean 'name'?"]),
+    "unknown option of a block": (
         {"model.attention": "(None, {'name': 'lambda', 'scop': 7})"},
         ["attention 'lambda' has no option 'scop'. Did you mean 'scope'?"],
     ),

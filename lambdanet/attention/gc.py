@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, Linear, check_map, layer_norm
+from lambdanet.layers import Captures, LayerNorm, Linear, check_map
 from lambdanet.ops.wide_einsum import wide_einsum
 
 _ALLOWED = {"fusion": ("add", "mul", "both"), "pooling": ("attention", "average")}
@@ -26,7 +26,7 @@ class GlobalContext(Captures, nnx.Module):
     is inside.
 
         a = softmax over all positions of (x w + b)                     one map, the same for every query
-        t(context) = W2 relu(layer_norm(W1 context)),                   dim -> dim / reduction -> dim
+        t(context) = W2 relu(LayerNorm(W1 context)),                   dim -> dim / reduction -> dim
 
     `fusion='mul'` gates instead: y = x * sigmoid(t'(context)), `'both'` does so first and then adds
     t; t' has weights of its own. W2 and its bias start at zero, so the block starts as the identity
@@ -139,7 +139,7 @@ class _Transform(nnx.Module):
         zeros, he = nnx.initializers.zeros_init(), nnx.initializers.he_normal()
         options = dict(param_dtype=param_dtype, rngs=rngs)
         self.reduce = Linear(dim, hidden, kernel_init=he, **options) if hidden else None
-        self.norm = layer_norm(hidden, epsilon=1e-5, **options) if hidden else None
+        self.norm = LayerNorm(hidden, epsilon=1e-5, **options) if hidden else None
         self.expand = Linear(
             hidden or dim, dim, use_bias=bool(hidden), kernel_init=zeros, **options
         )

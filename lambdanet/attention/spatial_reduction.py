@@ -18,11 +18,11 @@ from lambdanet.attention.registration import registry
 from lambdanet.interop.names import CONV, LAYER_NORM, LINEAR, prefixed
 from lambdanet.layers import (
     Captures,
+    LayerNorm,
     Linear,
     adaptive_avg_pool,
     check_map,
     is_count,
-    layer_norm,
     trunc_normal,
 )
 from lambdanet.ops.gelu import gelu
@@ -129,7 +129,7 @@ class SpatialReductionAttention(Captures, nnx.Module):
         self.reduction = (
             nnx.Conv(dim, dim, window, strides=window, **inits, **stored) if reduced else None
         )
-        self.norm = layer_norm(dim, epsilon=1e-5, **stored) if reduced else None
+        self.norm = LayerNorm(dim, epsilon=1e-5, **stored) if reduced else None
 
     def __call__(
         self, x: Float[Array, "b *s c"], *, rngs: nnx.Rngs | None = None

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import Captures, Linear, layer_norm, trunc_normal
+from lambdanet.layers import Captures, LayerNorm, Linear, trunc_normal
 from lambdanet.ops.softmax_attention import attention_logits, dot_attention, mix_values
 
 
@@ -84,7 +84,7 @@ class VanillaAttention(Captures, nnx.Module):
             self.reduction = nnx.Conv(
                 dim, dim, window, strides=sr_ratio, padding="VALID", kernel_init=init, **stored
             )
-            self.norm = layer_norm(dim, epsilon=1e-5, **stored)
+            self.norm = LayerNorm(dim, epsilon=1e-5, **stored)
         self.dropout = nnx.Dropout(dropout_rate)
 
     def __call__(

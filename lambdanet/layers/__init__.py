@@ -9,7 +9,7 @@ from lambdanet.layers.init_keys import InitKeys
 from lambdanet.layers.initial import trunc_normal
 from lambdanet.layers.layer_scale import LayerScale
 from lambdanet.layers.linear import Linear
-from lambdanet.layers.norm import batch_norm, layer_norm
+from lambdanet.layers.norm import LayerNorm, batch_norm
 from lambdanet.layers.pointwise import PointwiseNormAct
 from lambdanet.layers.pooling import adaptive_avg_pool, avg_pool, max_over, max_pool, max_pool_cells
 from lambdanet.layers.resize import resize_bilinear, resize_macs, resize_nearest
@@ -33,7 +33,7 @@ __all__ = [
     "batch_norm",
     "check_map",
     "is_count",
-    "layer_norm",
+    "LayerNorm",
     "max_over",
     "max_pool",
     "max_pool_cells",

@@ -31,4 +31,5 @@ class Linear(nnx.Linear):
         if len(leading) < 2 or out_sharding is not None or jax.default_backend() != "cpu":
             return super().__call__(inputs, out_sharding)
         rows = inputs.reshape(math.prod(leading), inputs.shape[-1])
-        return super().__call__(rows).reshape(*leading, self.out_features)
+        y = super().__call__(rows)
+        return y.reshape(*leading, y.shape[-1])

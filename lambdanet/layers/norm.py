@@ -89,23 +89,7 @@ def batch_norm(
 
 class LayerNorm(nnx.LayerNorm):
     """`nnx.LayerNorm` over the last axis with scale and bias, on CPU by
-    `lambdanet.ops.layer_statistics`.
-    """
-
-    def __call__(
-        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "..."] | None = None
-    ) -> Float[Array, "*b c"]:
-        """Normalises [..., num_features]; see `nnx.LayerNorm`. A mask is broadcast to `x`."""
-        if mask is not None or jax.default_backend() != "cpu":
-            return super().__call__(x, mask=mask)
-        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
-        return normalise_features(x, scale, bias, self.epsilon).astype(x.dtype)
-
-
-def layer_norm(
-    dim: int, *, epsilon: float, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
-) -> LayerNorm:
-    """Builds a layer norm over the last axis; statistics in float32, of the centred values.
+    `lambdanet.ops.layer_statistics`; statistics in float32, of the centred values.
 
     Args:
         dim: channels of the last axis.
@@ -114,5 +98,24 @@ def layer_norm(
         param_dtype: dtype of scale and bias.
         rngs: initialisation source.
     """
-    options = dict(epsilon=epsilon, use_fast_variance=False, dtype=dtype, param_dtype=param_dtype)
-    return LayerNorm(dim, **options, rngs=rngs)
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        epsilon: float,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        super().__init__(dim, epsilon=epsilon, use_fast_variance=False, **stored)
+
+    def __call__(
+        self, x: Float[Array, "*b c"], *, mask: Bool[Array, "..."] | None = None
+    ) -> Float[Array, "*b c"]:
+        """Normalises [..., dim]; see `nnx.LayerNorm`. A mask is broadcast to `x`."""
+        if mask is not None or jax.default_backend() != "cpu":
+            return super().__call__(x, mask=mask)
+        x, scale, bias = self.promote_dtype((x, self.scale[...], self.bias[...]), dtype=self.dtype)
+        return normalise_features(x, scale, bias, self.epsilon).astype(x.dtype)

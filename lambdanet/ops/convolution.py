@@ -168,11 +168,13 @@ def _allowed(x, kernel, stride, padding, dilation, groups) -> tuple[str, ...]:
         tiled = tiled and padding == ((dilation[0],) * 2,) * 2
         # Exported with symbolic shapes, nobody knows how many tiles or regions there will be.
         known = all(isinstance(n, int) and n > 0 for n in (*x, *kernel, *dilation))
+        beyond = known and min(window_count(x[1:3], sides, stride, padding)) <= 0
+        rows = dilation == (1, 1) and not beyond
         around = tuple((side // 2 * step,) * 2 for side, step in zip(sides, dilation, strict=True))
         spread = stride == (1, 1) != dilation and padding == around and all(s % 2 for s in sides)
         return (
-            *(("product",) if dilation == (1, 1) else ()),
-            *(("mixed",) if dilation == (1, 1) and known else ()),
+            *(("product",) if rows else ()),
+            *(("mixed",) if rows and known else ()),
             *(("winograd",) if tiled and known else ()),
             *(("regions",) if spread and known else ()),
             "conv",
@@ -191,7 +193,7 @@ def _fastest(
     chosen, least = allowed[-1], 1.0
     if "mixed" in allowed and math.prod(kernel) >= (_KERNEL if stride == (1, 1) else _STRIDED):
         windows = x[0] * math.prod(window_count(x[1:3], sides, stride, padding))
-        if 0 < windows * length <= _COPIED:
+        if windows * length <= _COPIED:
             chosen = "mixed"
     if "winograd" in allowed and min(kernel[2:]) >= _WIDE:
         # A tile costs 16 products per pair of channels, a position 9: with a third saved at least.

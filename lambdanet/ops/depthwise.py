@@ -124,6 +124,9 @@ def _kernel_gradient(x, cotangent, sides, stride, precise) -> jax.Array:
     images = jnp.pad(images, [(0, 0), *((side // 2, side // 2) for side in sides), (0, 0)])
     count, rows, columns, channels = cotangents.shape
     last = (columns - 1) * stride[1] + 1
+    zeros = [jnp.zeros((columns, channels), precise)] * (sides[0] * sides[1])
+    if count == 0:  # there is no row to slice
+        return jnp.stack(zeros).sum(1)
 
     def row(a: jax.Array, *start: Any, length: int) -> jax.Array:
         return lax.dynamic_slice(a, (*start, 0), (1, 1, length, channels))[0, 0]
@@ -142,5 +145,4 @@ def _kernel_gradient(x, cotangent, sides, stride, precise) -> jax.Array:
     def add_image(image, sums):
         return lax.fori_loop(0, rows, functools.partial(add_row, image), sums, unroll=4)
 
-    zeros = [jnp.zeros((columns, channels), precise)] * (sides[0] * sides[1])
     return jnp.stack(lax.fori_loop(0, count, add_image, zeros)).sum(1)

@@ -51,7 +51,8 @@ def window_product(
     taken = _apart if apart(sides, stride, padding) else _overlapping
     windows = taken(x, sides, stride, padding, rows, columns)
     length = sides[0] * sides[1] * channels
-    y = wide_einsum("nm,md->nd", windows.reshape(-1, length), kernel.reshape(length, -1))
+    matrix = kernel.reshape(length, -1)
+    y = wide_einsum("nm,md->nd", windows.reshape(-1, length), matrix)
     return y.reshape(-1, rows, columns, kernel.shape[3]).astype(x.dtype)
 
 
@@ -70,8 +71,9 @@ def _overlapping(x, sides, stride, padding, rows, columns) -> jax.Array:
     (down, right), channels = stride, x.shape[3]
     cells = -(-sides[1] // right)  # per window and row of it, the last one cut
     length = (columns - 1 + cells) * right
-    beyond = max(0, length - x.shape[2] - sum(padding[1]))
-    last = padding[1][0], padding[1][1] + beyond
+    last = padding[1][0], padding[1][1] + cells * right - sides[1]
+    # Widened before and not in the product, so that gradients of windows add up like that as well.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     x = jnp.pad(x, ((0, 0), padding[0], last, (0, 0)))[:, :, :length]
     lines = x.reshape(*x.shape[:2], length * channels)
     parts = []

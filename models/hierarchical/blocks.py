@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import DropPath, LayerScale, layer_norm
+from lambdanet.layers import DropPath, LayerNorm, LayerScale
 from lambdanet.ops.depthwise import depthwise_conv
 from lambdanet.ops.gelu import gelu
 
@@ -143,11 +143,11 @@ class TransformerBlock(nnx.Module):
 
         self.dim = dim
         self.norm1, self.attention, self.layer_scale1 = (
-            layer_norm(dim, epsilon=epsilon, **stored),
+            LayerNorm(dim, epsilon=epsilon, **stored),
             attention,
             scale(),
         )
-        self.norm2 = layer_norm(dim, epsilon=epsilon, **stored)
+        self.norm2 = LayerNorm(dim, epsilon=epsilon, **stored)
         self.mlp = Mlp(dim, hidden, kind=mlp, conv_init=conv_init, **stored)
         self.layer_scale2 = scale()
         self.drop_path = DropPath(drop_path_rate)

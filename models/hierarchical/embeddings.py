@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import Conv2d, Linear, layer_norm, resize_bilinear, trunc_normal
+from lambdanet.layers import Conv2d, LayerNorm, Linear, resize_bilinear, trunc_normal
 from lambdanet.registry import signature, suggest
 
 from ..backbone import Row
@@ -48,9 +48,9 @@ def output_norms(widths: tuple[int, ...], epsilon: float, **options: Any) -> nnx
     Args:
         widths: channels of the maps; () for no norms.
         epsilon: of the norms.
-        **options: dtype, param_dtype and rngs, as in `layer_norm`.
+        **options: dtype, param_dtype and rngs, as in `LayerNorm`.
     """
-    return nnx.List([layer_norm(width, epsilon=epsilon, **options) for width in widths])
+    return nnx.List([LayerNorm(width, epsilon=epsilon, **options) for width in widths])
 
 
 def convolution(
@@ -156,7 +156,7 @@ class ConvEmbed(nnx.Module):
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         window = dict(stride=self.stride, padding=padding, bias=bias, conv_init=conv_init)
         self.conv = convolution(dim, dim_out, kernel_size, **window, **stored)
-        self.norm = layer_norm(dim_out, epsilon=epsilon, **stored)
+        self.norm = LayerNorm(dim_out, epsilon=epsilon, **stored)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
         """Maps [b, h, w, dim] to [b, *out_size(h, w), dim_out].
@@ -232,7 +232,7 @@ class DoubleConvEmbed(nnx.Module):
         window = dict(stride=stride, padding=1, conv_init=conv_init)
         self.conv1 = convolution(dim, dim_out // 2, 3, **window, **stored)
         self.conv2 = convolution(dim_out // 2, dim_out, 3, **window, **stored)
-        self.norm = layer_norm(dim_out, epsilon=epsilon, **stored)
+        self.norm = LayerNorm(dim_out, epsilon=epsilon, **stored)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:
         """Maps [b, h, w, dim] to [b, *out_size(h, w), dim_out]."""
@@ -289,7 +289,7 @@ class PatchMerging(nnx.Module):
     ):
         self.dim, self.dim_out, self.stride = dim, dim_out, 2
         stored = dict(dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.norm = layer_norm(4 * dim, epsilon=epsilon, **stored)
+        self.norm = LayerNorm(4 * dim, epsilon=epsilon, **stored)
         self.reduction = linear(4 * dim, dim_out, bias=False, **stored)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow d"]:

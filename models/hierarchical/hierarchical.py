@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from lambdanet.attention import create_attention
 from lambdanet.attention.slide import SlideAttention
 from lambdanet.interop.names import Rule
-from lambdanet.layers import InitKeys, layer_norm, trunc_normal
+from lambdanet.layers import InitKeys, LayerNorm, trunc_normal
 
 from ..backbone import Classifier, check_images, require_classifier, summary_row, without_classifier
 from ..context import Context, place_context
@@ -183,7 +183,7 @@ class HierarchicalTransformer(nnx.Module):
                 Stage(
                     embed,
                     made,
-                    norm=layer_norm(width, epsilon=norm_epsilon, **options) if stage_norm else None,
+                    norm=LayerNorm(width, epsilon=norm_epsilon, **options) if stage_norm else None,
                     tables=stage_tables(
                         size,
                         width,
@@ -202,7 +202,7 @@ class HierarchicalTransformer(nnx.Module):
         norm = head = None
         if num_classes:
             last = {**options, "dtype": jnp.dtype(jnp.float32)}
-            norm = None if stage_norm else layer_norm(dim, epsilon=norm_epsilon, **last)
+            norm = None if stage_norm else LayerNorm(dim, epsilon=norm_epsilon, **last)
             head = Classifier(
                 dim,
                 num_classes,

@@ -26,7 +26,7 @@ from lambdanet.attention.attention_residual import AttentionResidual
 from lambdanet.attention.diagonality_loss import diagonality_loss
 from lambdanet.attention.less_attention import LessAttention
 from lambdanet.attention.vanilla_attention import VanillaAttention
-from lambdanet.layers import InitKeys, layer_norm, trunc_normal
+from lambdanet.layers import InitKeys, LayerNorm, trunc_normal
 
 from ..backbone import Classifier, check_images, require_classifier, summary_row
 from ..context import Context, place_context
@@ -283,7 +283,7 @@ class LaViT(nnx.Module):
         self.auxiliary_losses = ("symmetry", "diagonality") if any_less and num_classes else ()
         norm = head = None
         if num_classes:
-            norm = layer_norm(
+            norm = LayerNorm(
                 dim, epsilon=EPSILON, dtype=jnp.dtype(jnp.float32), param_dtype=stored, rngs=rngs
             )
             head = Classifier(

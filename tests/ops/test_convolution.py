@@ -158,7 +158,7 @@ def test_mixed_differentiates_what_moves_alone():
     )
     for a, b in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-    of_kernel = jax.make_jaxpr(lambda k: jax.jvp(functools.partial(run, "mixed"), (k,), (moved,)))
+    of_kernel = jax.make_jaxpr(jax.grad(lambda k: jnp.sum(jnp.sin(run("mixed", k)))))
     assert str(of_kernel(kernel)).count("dot_general[") == 1
 
 
@@ -202,6 +202,18 @@ def test_symbolic_batches_are_exported():
     kernel = jax.ShapeDtypeStruct((3, 3, 128, 128), jnp.float32)
     exported = jax.export.export(jax.jit(same))(x, kernel)
     assert "convolution" in exported.mlir_module() and exported.out_avals[0].shape == x.shape
+
+
+def test_symbolic_sides_are_exported():
+    """Of a network's first convolution, a product of windows."""
+    batch, side = jax.export.symbolic_shape("batch, 2*side")
+    x = jax.ShapeDtypeStruct((batch, side, side, 3), jnp.float32)
+    kernel = jnp.asarray(np.random.default_rng(0).standard_normal((3, 3, 3, 4)), jnp.float32)
+    run = functools.partial(convolution, kernel=kernel, stride=(2, 2), padding=((1, 1), (1, 1)))
+    exported = jax.export.export(jax.jit(run))(x)
+    assert "dot_general" in exported.mlir_module()
+    image = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    np.testing.assert_allclose(exported.call(image), run(image, impl="conv"), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", part(["float32", "bfloat16"], ["bfloat16"]))
@@ -271,6 +283,23 @@ def test_half_precision_products_sum_in_float32():
     )  # 256 + 1 is 256 in bfloat16, 256 + 8 is not
     y = convolution(x, jnp.ones((1, 1, 9, 1), jnp.bfloat16), impl="product")
     assert y.dtype == jnp.bfloat16 and float(y[0, 0, 0, 0]) == 264.0
+
+
+def test_gradients_of_windows_in_half_precision_add_up_in_float32():
+    """Every window sees the middle: 257 terms, of which bfloat16 would lose those beyond 256."""
+    kernel, x = jnp.ones((1, 257, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 257, 1), jnp.bfloat16)
+    options = dict(padding=((0, 0), (128, 128)), impl="product")
+    y, back = jax.vjp(lambda x: convolution(x, kernel, **options), x)
+    (of_x,) = back(jnp.full_like(y, 1.25))
+    assert float(of_x[0, 0, 128, 0]) == float(jnp.bfloat16(257 * 1.25))
+
+
+def test_a_kernel_beyond_the_map_is_xlas_and_gives_nothing():
+    x, kernel = jnp.ones((1, 1, 1, 512)), jnp.ones((3, 3, 512, 512))
+    y, back = jax.vjp(convolution, x, kernel)
+    assert y.shape == (1, 0, 0, 512) and not any(g.any() for g in back(y))
+    with pytest.raises(ValueError, match="'product' does not allow .*; allowed: conv$"):
+        convolution(x, kernel, impl="product")
 
 
 @pytest.mark.parametrize(

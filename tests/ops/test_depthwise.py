@@ -30,7 +30,13 @@ def by_hand(x, kernel, bias):
 
 
 @pytest.mark.parametrize(
-    ("shape", "sides"), [((2, 3, 4, 5, 3), (3, 3)), ((2, 5, 2, 3), (5, 1)), ((1, 1, 1, 2), (3, 5))]
+    ("shape", "sides"),
+    [
+        ((2, 3, 4, 5, 3), (3, 3)),
+        ((2, 5, 2, 3), (5, 1)),
+        ((1, 1, 1, 2), (3, 5)),
+        ((0, 3, 4, 2), (3, 3)),
+    ],
 )
 def test_lowerings_equal_loops_and_have_equal_gradients(shape, sides):
     x, kernel, bias = arrays(shape, sides)
