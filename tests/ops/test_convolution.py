@@ -286,12 +286,12 @@ def test_half_precision_products_sum_in_float32():
 
 
 def test_gradients_of_windows_in_half_precision_add_up_in_float32():
-    """Every window sees the middle: 257 terms, of which bfloat16 would lose those beyond 256."""
-    kernel, x = jnp.ones((1, 257, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 257, 1), jnp.bfloat16)
-    options = dict(padding=((0, 0), (128, 128)), impl="product")
+    """Nine windows see the middle: bfloat16 has 256 + 1 = 256 from either end, but 519 is 520."""
+    kernel, x = jnp.ones((1, 9, 1, 1), jnp.bfloat16), jnp.ones((1, 1, 9, 1), jnp.bfloat16)
+    options = dict(padding=((0, 0), (4, 4)), impl="product")
     y, back = jax.vjp(lambda x: convolution(x, kernel, **options), x)
-    (of_x,) = back(jnp.full_like(y, 1.25))
-    assert float(of_x[0, 0, 128, 0]) == float(jnp.bfloat16(257 * 1.25))
+    (of_x,) = back(jnp.ones_like(y).at[0, 0, np.array([0, 8])].set(256.0))
+    assert float(of_x[0, 0, 4, 0]) == 520.0
 
 
 def test_a_kernel_beyond_the_map_is_xlas_and_gives_nothing():
