@@ -48,8 +48,7 @@ def convolution(
             the map itself: on CPU the gradient of a 1x1 kernel is several times as fast. Else they
             are copies, which pays for the first convolution of a network, of few numbers.
         'mixed': 'conv' with the derivatives of 'product'; not for groups or dilation. On CPU 1.3
-            to 1.7 times as fast in training where windows are few, with a stride
-            or a large kernel.
+            to 1.7 times as fast in training where windows are few, with a stride or a large kernel.
         'winograd': 3x3, stride 1, as much padding as dilation; less than half of the products of
             matrices, see `lambdanet.ops.winograd`. On CPU up to twice as fast in training where
             there are many channels and positions. Not for forward-mode differentiation (`jax.jvp`),
