@@ -20,7 +20,7 @@ IMPLS = ("auto", "conv", "product", "mixed", "winograd", "regions", "blocks", "s
 Pair = tuple[int, int]
 
 _BLOCK, _MOST_BLOCKS = 32, 8  # channels per block of 'blocks', at least; blocks, at most
-_WIDE, _WORK = 128, 2**15  # channels, tiles times channels from which on 'auto' takes 'winograd'
+_WIDE, _WORK = 64, 2**15  # channels, tiles times channels from which on 'auto' takes 'winograd'
 _SEEN = 0.6  # share of taps on the map up to which 'auto' takes 'regions'
 _FEW = 32  # numbers per window up to which 'auto' takes 'product' where windows overlap
 # For 'mixed': numbers of all windows, at most; of the kernel, at least, with and without a stride.
@@ -62,8 +62,8 @@ def convolution(
             one group at a time makes no use of the machine.
         'shift': depthwise kernels only, see `lambdanet.ops.depthwise`.
         'auto': 'conv', but on CPU 'shift' for depthwise and 'blocks' for other grouped kernels,
-            'product' where windows share nothing or hold few numbers, 'winograd' from 128
-            channels on, with 256 tiles of 128 channels, 128 of 256 and so on, 'regions' where at
+            'product' where windows share nothing or hold few numbers, 'winograd' from 64
+            channels on, with 512 tiles of 64 channels, 256 of 128 and so on, 'regions' where at
             most 0.6 of all taps are on the map, 'mixed' where all windows together hold at most
             2^20 numbers and the kernel at least 2^19, or 2^13 with a stride. For `jax.jvp` of what
             has 'shift', 'winograd' or 'regions' take impl='conv'.

@@ -56,7 +56,7 @@ def mix(
     flat_q, flat_v, keys = _flat(q), _flat(v), _flat(keys)
     if mask is not None:
         mask = _seen(mask, causal, flat_q.shape[1])
-    y = 0.0
+    y, content = 0.0, None
     if keys is not None:
         norms = dict(key_norm=key_norm, causal_key_norm=causal_key_norm)
         if mask is not None:
@@ -67,7 +67,10 @@ def mix(
             lambdas = content_lambda.content_lambda(
                 content_lambda.normalise_keys(keys, key_norm), flat_v
             )
-        y = content_lambda.apply_lambda(flat_q, lambdas).reshape(shape)
+        if table is not None and lambdas.ndim == 3:
+            content = lambdas  # joined with the position lambdas, where that is faster
+        else:
+            y = content_lambda.apply_lambda(flat_q, lambdas).reshape(shape)
     if bias is not None:
         y = y + (q @ bias)[..., None]
     if table is not None and mask is None:
@@ -75,7 +78,7 @@ def mix(
         # every lowering.
         table = relative_table.mask_taps(table, causal)
         lowered = dict(dilation=dilation, impl=impl, chunk_rows=chunk_rows)
-        y = y + position_lambda.position_term(q, v, table, **lowered)
+        y = y + position_lambda.position_term(q, v, table, content=content, **lowered)
     elif table is not None or embeddings is not None:
         if embeddings is None:
             embeddings = relative_table.dense_embeddings(table, spatial, dilation=dilation)

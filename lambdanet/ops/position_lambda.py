@@ -17,17 +17,20 @@ queries, m context elements, r taps per axis.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from lambdanet.ops import cost_model, position_lowerings, spectral_lambda
+from lambdanet.ops import content_lambda, cost_model, position_lowerings, spectral_lambda
 from lambdanet.ops.relative_table import clip_table, dense_table, per_axis
 
 IMPLS = ("auto", *cost_model.GRID_IMPLS, "fused")
 FLAT_IMPLS = ("auto", *cost_model.FLAT_IMPLS)
+
+_FEW = 64  # context elements up to which 'query_first' takes the content lambdas in
 
 
 def position_lambdas(
@@ -44,12 +47,13 @@ def position_term(
     v: Float[Array, "b *s u v"],
     table: Float[Array, "*r u k"],
     *,
+    content: Float[Array, "b k v"] | None = None,
     dilation: int | Sequence[int] = 1,
     impl: str = "auto",
     chunk_rows: int | None = None,
 ) -> Float[Array, "b *s h v"]:
     """Applies the position lambdas of a relative table to the queries, on a grid with one, two or
-    three axes.
+    three axes; with content lambdas, these too: y += content^T q.
 
     Lowerings, equal up to rounding in values and gradients:
         'dense': the table written out for all pairs, lambda order, one matrix product with the
@@ -65,20 +69,24 @@ def position_term(
         'fused': a kernel for NVIDIA GPUs from Hopper on, never run on one so far
             (`lambdanet.experimental.fused_lambda`); two axes, dilation 1. Only on request.
         'auto': chosen from shapes, backend and dtype by `lambdanet.ops.cost_model`, for the forward
-            pass alone where nothing is differentiated and for both passes where something is.
+            pass alone where nothing is differentiated and for both passes where something is. On a
+            CPU, where nothing is differentiated, 'query_first' of few context elements and
+            'spectral' take the content lambdas into their own sums; all else applies them apart.
 
     Args:
         q: queries, h per position.
         v: values, u planes of depth v.
         table: relative embeddings, an odd number of taps per axis; taps that the map cannot reach
             are clipped away.
+        content: content lambdas, one linear function per image, or None.
         dilation: pixels between taps.
         impl: the lowering.
         chunk_rows: query rows per chunk of 'row_chunks'; None takes the cost model's.
 
     Returns:
-        The position part of the layer's output, in the dtype of `q`. Every lowering but 'fused',
-        which has reverse mode alone, allows every transformation of JAX, nested as one likes.
+        The position part of the layer's output, with `content` both parts, in the dtype of `q`.
+        Every lowering but 'fused', which has reverse mode alone, allows every transformation of
+        JAX, nested as one likes.
 
     Raises:
         ValueError: unknown impl, even taps, shapes that do not belong together, 'spectral' for
@@ -96,6 +104,11 @@ def position_term(
             f"table has {table.shape[:-2]} taps per axis; each must be odd, so that one tap is the "
             "centre"
         )
+    if content is not None and content.shape != (q.shape[0], q.shape[-1], v.shape[-1]):
+        raise ValueError(
+            f"content has shape {content.shape}; expected [b, k, v] = "
+            f"{(q.shape[0], q.shape[-1], v.shape[-1])}"
+        )
     dilation = per_axis(dilation, len(shape))
     geometry = cost_model.Geometry(
         batch=cost_model.static_batch(v.shape[0]),
@@ -112,7 +125,7 @@ def position_term(
     device = cost_model.device_of(backend)
     rows = chunk_rows or cost_model.default_chunk_rows(geometry, device)
 
-    def lowered(impl, q, v, table):
+    def lowered(impl, q, v, table, content=None):
         table = clip_table(table, shape, dilation)
         if impl == "fused":
             if any(step != 1 for step in dilation):
@@ -128,16 +141,31 @@ def position_term(
         if impl == "halo_tiles":
             return position_lowerings.by_halo_tiles(q, v, table, dilation, device)
         if impl == "spectral":
-            return spectral_lambda.by_frequencies(q, v, table, dilation)
+            return spectral_lambda.by_frequencies(q, v, table, dilation, content)
         dense = dense_table(table, shape, dilation)
         return position_lowerings.by_pairs(
-            impl, position_lowerings.flat(q), position_lowerings.flat(v), dense
+            impl, position_lowerings.flat(q), position_lowerings.flat(v), dense, content
         ).reshape(*q.shape[:-1], v.shape[-1])
 
+    def apart(impl, q, v, table, content=None):
+        y = lowered(impl, q, v, table)
+        if content is None:
+            return y
+        return y + content_lambda.apply_lambda(position_lowerings.flat(q), content).reshape(y.shape)
+
     cost_model.check_impl(impl, IMPLS)
+    operands = (q, v, table) if content is None else (q, v, table, content)
     if impl != "auto":
-        return lowered(impl, q, v, table)
-    return _by_direction(lowered, geometry, backend, q, v, table)
+        return apart(impl, *operands)
+    forward, training = _choices(geometry, backend)
+    few = geometry.intra_depth * math.prod(shape) <= _FEW
+    narrow = geometry.key_depth <= spectral_lambda.UNROLLED_KEY_DEPTH
+    joined = len(operands) > 3 and backend == "cpu"
+    joined = joined and {"query_first": few, "spectral": narrow}.get(forward, False)
+    if forward == training and not joined:
+        return apart(training, *operands)
+    run = functools.partial(lowered if joined else apart, forward)
+    return _by_direction(run, functools.partial(apart, training), *operands)
 
 
 def flat_position_term(
@@ -186,27 +214,29 @@ def flat_position_term(
     pairs = embeddings.transpose(0, 2, 3, 1)  # n k u m
     if impl != "auto":
         return position_lowerings.by_pairs(impl, q, v, pairs)
-    return _by_direction(position_lowerings.by_pairs, geometry, jax.default_backend(), q, v, pairs)
+    forward, training = _choices(geometry, jax.default_backend())
+    if forward == training:
+        return position_lowerings.by_pairs(training, q, v, pairs)
+    run = functools.partial(position_lowerings.by_pairs, forward)
+    derived = functools.partial(position_lowerings.by_pairs, training)
+    return _by_direction(run, derived, q, v, pairs)
 
 
-def _by_direction(
-    lowered: Callable[..., jax.Array],
-    geometry: cost_model.Geometry,
-    backend: str,
-    *operands: jax.Array,
-) -> jax.Array:
-    """Runs the lowering that is fastest in what is asked for: the forward pass alone, or forward
-    and backward.
-
-    A custom tangent rule tells them apart: the function itself is used where nothing is
-    differentiated, its rule elsewhere.
-    """
+def _choices(geometry: cost_model.Geometry, backend: str) -> tuple[str, str]:
+    """The lowerings that are fastest in the forward pass alone, and in forward and backward."""
     forward, training = (
         cost_model.choose_impl(geometry, backend, direction) for direction in cost_model.DIRECTIONS
     )
-    if forward == training:
-        return lowered(training, *operands)
-    run = jax.custom_jvp(functools.partial(lowered, forward))
+    return forward, training
+
+
+def _by_direction(
+    run: Callable[..., jax.Array], derived: Callable[..., jax.Array], *operands: jax.Array
+) -> jax.Array:
+    """Runs `run`, or `derived` where something is differentiated: a custom tangent rule tells the
+    two apart.
+    """
+    run = jax.custom_jvp(run)
 
     def rule(operands, tangents):
         moving = [
@@ -217,9 +247,7 @@ def _by_direction(
 
         def of_moving(*values):
             chosen = dict(zip(moving, values, strict=True))
-            return lowered(
-                training, *(chosen.get(i, operand) for i, operand in enumerate(operands))
-            )
+            return derived(*(chosen.get(i, operand) for i, operand in enumerate(operands)))
 
         return jax.jvp(of_moving, [operands[i] for i in moving], [tangents[i] for i in moving])
 

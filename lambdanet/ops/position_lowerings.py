@@ -19,9 +19,12 @@ from lambdanet.ops.halo_windows import halo_windows
 from lambdanet.ops.relative_table import channels_first, merge_pairs, pairs_of_rest, skew, spread
 
 
-def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Array:
+def by_pairs(
+    impl: str, q: jax.Array, v: jax.Array, dense: jax.Array, content: jax.Array | None = None
+) -> jax.Array:
     """q [b, n, h, k], v [b, m, u, v], dense [n, k, u, m] -> [b, n, h, v], in lambda or attention
-    order.
+    order; in attention order with content lambdas [b, k, v]: values of k more context elements,
+    whose logits are the query itself.
     """
     # Written out in its own (float32) dtype and cast here, so that under bfloat16 the gradients of
     # all pairs of one offset are added up in float32.
@@ -35,7 +38,11 @@ def by_pairs(impl: str, q: jax.Array, v: jax.Array, dense: jax.Array) -> jax.Arr
     # of it works; written by hand they are no faster.
     logits = q.swapaxes(0, 1).reshape(n, batch * h, k) @ dense.reshape(n, k, -1)
     logits = logits.reshape(n, batch, h, -1).swapaxes(0, 1).reshape(batch, n * h, -1)
-    return (logits @ v.reshape(batch, -1, v.shape[-1])).reshape(batch, n, h, -1)
+    v = v.reshape(batch, -1, v.shape[-1])
+    if content is not None:
+        logits = jnp.concatenate([logits, q.reshape(batch, n * h, k)], -1)
+        v = jnp.concatenate([v, content.astype(v.dtype)], 1)
+    return (logits @ v).reshape(batch, n, h, -1)
 
 
 def by_convolution(

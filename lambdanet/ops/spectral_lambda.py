@@ -88,10 +88,14 @@ def tiles_per_group(rows: Axis, columns: Axis, key_depth: int, value_depth: int)
 
 
 def by_frequencies(
-    q: jax.Array, v: jax.Array, table: jax.Array, dilation: Sequence[int]
+    q: jax.Array,
+    v: jax.Array,
+    table: jax.Array,
+    dilation: Sequence[int],
+    content: jax.Array | None = None,
 ) -> jax.Array:
     """q [b, *s, h, k], v [b, *s, u, v], clipped table [*c, u, k] -> [b, *s, h, v]; one or two
-    spatial axes.
+    spatial axes. Content lambdas [b, k, v] are added to the position lambdas where these are read.
 
     Raises:
         ValueError: more than two spatial axes.
@@ -102,7 +106,7 @@ def by_frequencies(
             f"impl 'spectral' needs a map with one or two axes; this one has size {shape}"
         )
     if len(shape) == 1:
-        y = by_frequencies(q[:, None], v[:, None], table[None], (1, *dilation))
+        y = by_frequencies(q[:, None], v[:, None], table[None], (1, *dilation), content)
         return y[:, 0]
     rows, columns = plan(shape, table.shape[:2], dilation)
     q, v, table = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (q, v, table))
@@ -110,22 +114,26 @@ def by_frequencies(
     spectrum = jnp.einsum("frx,yxuk->yfruk", kernel, table)
     pairs = _row_pairs(spectrum, rows, dilation[0])
 
-    def some(queries, keys):
-        return _tiles(queries, keys, pairs, forward, inverse)
+    def some(queries, keys, content=None):
+        return _tiles(queries, keys, pairs, forward, inverse, content)
 
     for axis, part in ((1, rows), (2, columns)):
         q, v = _windows(q, axis, part, halo=False), _windows(v, axis, part, halo=True)
-    count, key_depth, depth = q.shape[0], q.shape[-1], v.shape[-1]
+    parts, count, key_depth, depth = [q, v], q.shape[0], q.shape[-1], v.shape[-1]
+    if content is not None:  # the batch is the last of what the axis of tiles is merged from
+        tiles = rows.tiles * columns.tiles
+        content = jnp.broadcast_to(content.astype(v.dtype), (tiles, *content.shape))
+        parts.append(content.reshape(-1, key_depth, depth))
     per_group = tiles_per_group(rows, columns, key_depth, depth) * batch_split.devices()
     if (
         not isinstance(count, int) or count <= per_group
     ):  # a symbolic batch (`jax.export`) cannot be cut into groups
-        y = some(q, v)
+        y = some(*parts)
     else:
         groups = -(-count // per_group)
         per_group = -(-count // groups)
         filled = [
-            jnp.pad(a, [(0, groups * per_group - count)] + [(0, 0)] * (a.ndim - 1)) for a in (q, v)
+            jnp.pad(a, [(0, groups * per_group - count)] + [(0, 0)] * (a.ndim - 1)) for a in parts
         ]
         y = lax.map(
             lambda part: jax.checkpoint(some)(*part),
@@ -138,28 +146,41 @@ def by_frequencies(
 
 
 def _tiles(
-    q: jax.Array, v: jax.Array, pairs: jax.Array, forward: np.ndarray, inverse: np.ndarray
+    q: jax.Array,
+    v: jax.Array,
+    pairs: jax.Array,
+    forward: np.ndarray,
+    inverse: np.ndarray,
+    content: jax.Array | None,
 ) -> jax.Array:
-    """q [b, t, x, h, k], v [b, s, z, u, v], pairs [f, 2 t k, s 2 u] -> [b, t, x, h, v]; the batch
-    is one of tiles.
+    """q [b, t, x, h, k], v [b, s, z, u, v], pairs [f, 2 t k, s 2 u], content [b, k, v] -> [b, t, x,
+    h, v]; the batch is one of tiles.
     """
     (batch, size, width, _, key_depth), depth, count = q.shape, v.shape[-1], pairs.shape[0]
     spectra = jnp.einsum("frz,bszuv->fsrubv", forward, v).reshape(count, pairs.shape[-1], -1)
     lambdas = jnp.einsum("fmj,fjn->fmn", pairs, spectra)
     lambdas = inverse.reshape(width, -1) @ lambdas.reshape(2 * count, -1)
-    return _apply(q, lambdas.reshape(width, size, key_depth, batch, depth))
+    lambdas = lambdas.reshape(width, size, key_depth, batch, depth)
+    return _apply(q, lambdas) if content is None else _sum(q, lambdas, content.swapaxes(0, 1))
 
 
 @jax.custom_jvp
 def _apply(q: jax.Array, lambdas: jax.Array) -> jax.Array:
     """q [b, t, x, h, k], lambdas [x, t, k, b, v] -> [b, t, x, h, v]."""
-    key_depth = q.shape[-1]
-    if key_depth > UNROLLED_KEY_DEPTH:
+    if q.shape[-1] > UNROLLED_KEY_DEPTH:
         return jnp.einsum("btxhk,xtkbv->btxhv", q, lambdas)
-    # Written out, the sum is one pass over the lambdas where they lie; a matrix product would want
-    # them rearranged first.
+    return _sum(q, lambdas)
+
+
+def _sum(q: jax.Array, lambdas: jax.Array, content: jax.Array | None = None) -> jax.Array:
+    """`_apply` of the lambdas, and content [k, b, v] added to them, written out: one pass over the
+    lambdas where they lie; a matrix product would want them rearranged first.
+    """
     q = q.transpose(2, 1, 3, 4, 0)  # x t h k b
-    y = sum(q[:, :, :, i, :, None] * lambdas[:, :, None, i] for i in range(key_depth))
+    y = 0.0
+    for i in range(q.shape[3]):
+        one = lambdas[:, :, None, i] if content is None else lambdas[:, :, None, i] + content[i]
+        y = y + q[:, :, :, i, :, None] * one
     return y.transpose(3, 1, 0, 2, 4)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from covering import part
 
-from lambdanet.ops import cost_model, position_lambda, relative_table
+from lambdanet.ops import cost_model, position_lambda, relative_table, spectral_lambda
 
 # map size, taps per axis, dilation, u, rows per chunk
 GEOMETRIES = {
@@ -97,6 +97,57 @@ def test_every_lowering_equals_the_definition_in_values_and_gradients(name):
                 np.testing.assert_allclose(
                     ours, theirs, rtol=0, atol=1e-10, err_msg=f"{impl} {what}"
                 )
+
+
+CONTENT = {  # the lowering of the forward pass, map size, taps, dilation, u, whether it joins
+    "few elements": ("query_first", (4, 7), (3, 5), 1, 2, True),
+    "more elements": ("query_first", (9, 8), (3, 3), 1, 1, False),
+    "whole map": ("spectral", (5, 4), (3, 3), 1, 2, True),
+    "tiles in groups": ("spectral", (17, 5), (5, 3), 2, 1, True),
+    "1-D": ("spectral", (70,), (5,), 1, 1, True),
+    "convolution": ("conv", (4, 5), (3, 3), 1, 1, False),
+}
+
+
+@pytest.mark.parametrize("name", part(CONTENT, ["few elements", "tiles in groups"]))
+def test_content_lambdas_join_the_sums_of_the_forward_pass_alone(name, monkeypatch):
+    impl, shape, scope, dilation, u, joins = CONTENT[name]
+    monkeypatch.setattr(
+        cost_model,
+        "choose_impl",
+        lambda geometry, backend, direction: impl if direction == "fwd" else "query_first",
+    )
+    monkeypatch.setattr(spectral_lambda, "GROUP_ELEMENTS", 17 * 5 * 20)
+    with jax.enable_x64():
+        q, v, table = arrays(shape, scope, u)
+        content = np.random.default_rng(1).standard_normal((2, 4, 5))
+        cotangent = np.random.default_rng(2).standard_normal((*q.shape[:-1], 5))
+
+        def ours(*a):
+            return position_lambda.position_term(*a[:3], content=a[3], dilation=dilation)
+
+        def apart(*a):
+            y = position_lambda.position_term(*a[:3], dilation=dilation, impl="dense")
+            return y + jnp.einsum("b...hk,bkv->b...hv", a[0], a[3])
+
+        def with_gradients(function, *a):
+            y, pull = jax.vjp(function, *a)
+            return y, *pull(jnp.asarray(cotangent))
+
+        operands = q, v, table, content
+        found = (
+            jax.jit(ours)(*operands),
+            *jax.jit(with_gradients, static_argnums=0)(ours, *operands),
+        )
+        expected = jax.jit(with_gradients, static_argnums=0)(apart, *operands)
+        for mine, theirs in zip(found, (expected[0], *expected), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-10)
+        alone = jax.jit(lambda *a: position_lambda.position_term(*a, dilation=dilation))
+        products = [
+            program.as_text().count("dot_general")
+            for program in (jax.jit(ours).lower(*operands), alone.lower(*operands[:3]))
+        ]
+        assert (products[0] == products[1]) == joins
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 100])
@@ -216,6 +267,12 @@ def test_wrong_arguments_are_named(call, message):
     q, v, table = arrays(call.pop("shape", (4, 4)), call.pop("scope", (3, 3)), 1, dtype=np.float32)
     with pytest.raises(ValueError, match=message):
         position_lambda.position_term(q, v, table, **call)
+
+
+def test_wrong_content_lambdas_are_named():
+    q, v, table = arrays((4, 4), (3, 3), 1, dtype=np.float32)
+    with pytest.raises(ValueError, match=r"shape \(2, 5, 4\); expected .* = \(2, 4, 5\)"):
+        position_lambda.position_term(q, v, table, content=np.zeros((2, 5, 4), np.float32))
 
 
 def test_wrong_flat_embeddings_are_named():
