@@ -11,9 +11,10 @@ Where the rates come from. CPU: fitted to the records of `python -m benchmarks m
 benchmarks.fit_cost_model`, which also prints what the choice loses to the fastest lowering
 (benchmarks/results/cpu_micro_lambda.jsonl has the records, cpu_micro_lambda_choices.jsonl the
 table). Some are set by hand: bytes of 'query_first' beyond the cache, after 64 maps of 14x14 on a
-quiet machine, and those of 'halo_tiles', in proportion to 'spectral' in a run of both. `conv` is no
-candidate there: it has C_in = u input channels, which XLA's CPU convolution runs 10 to 100 times
-slower than a matrix product. GPU and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense)
+quiet machine, those of 'halo_tiles', in proportion to 'spectral' in a run of both, and bytes of
+'spectral' in the cache, forward, after 16x16 maps. `conv` is no candidate there: it has C_in = u
+input channels, which XLA's CPU convolution runs 10 to 100 times slower than a matrix product. GPU
+and TPU: data-sheet peaks of an H100 (bfloat16 and TF32, dense)
 and a TPU v4 with assumed efficiencies, not measurements; 'spectral' and 'halo_tiles' have none
 there and are never chosen.
 """
@@ -141,7 +142,7 @@ DEVICES = {
                 "query_first": (8e-12, 3.48e-11, 3.76e-11, 2.34e-05),
                 "row_chunks": (1.61e-11, 1e-11, 1.04e-10, 8.75e-06),
                 "halo_tiles": (3.4e-11, 1e-11, 5e-11, 0.0),
-                "spectral": (1.03e-11, 2.6e-11, 1.05e-10, 1.82e-06),
+                "spectral": (1.03e-11, 2.4e-11, 1.05e-10, 1.82e-06),
             },
             "train": {
                 "dense": (2.4e-11, 1.62e-10, 4.74e-10, 0.000177),
