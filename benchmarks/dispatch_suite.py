@@ -1,8 +1,8 @@
 """Suite `dispatch`: what Python costs per training step.
 
-`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. These models have
-all their layers, so the state has as many arrays as at full width, but few channels and one tiny
-image. The device's work is waited for between calls, outside the time that counts.
+`dispatch_NAME`: milliseconds until the jitted call of train.py's step returns. The models are of
+full size, since which arrays of the state lie together goes by their sizes; the image is one of few
+pixels. The device's work is waited for between calls, outside the time that counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from configs import base
 from lambdanet.training.packing import Packing
 
 MODELS = ("lambda_resnet50", "resnet50")
-WIDTHS, SIDE, STEPS = (8, 16, 32, 64), 32, 20
+SIDE, STEPS = 32, 20
 
 
 def cases() -> list[Case]:
@@ -35,7 +35,7 @@ def prepare(name: str) -> Prepared:
     """
     config = base.get_config()
     config.data.channels, config.data.image_size, config.train.ema_decay = 3, (SIDE, SIDE), 0.999
-    config.model = dict(name=name, widths=WIDTHS)
+    config.model = dict(name=name)
     make, train_step, batch = training_step(config, num_classes=10, batch_size=1)
     state = make()
     packing = Packing(state)

@@ -1,4 +1,4 @@
-"""The arrays of a state as a short list: vectors of the same length are the rows of one array.
+"""The arrays of a state as a short list: small ones of the same shape are the rows of one array.
 
 What a jitted call takes of Python's time grows with the number of its arrays, and of a network's
 state most are the vectors of its norms: parameters, statistics, momenta and averages of each.
@@ -12,24 +12,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from lambdanet.training.state import TrainState, with_shardings
 
+SMALL = 2**14
+"""Numbers; larger arrays stay by themselves: a step copies each row once before it reads it."""
+
 Packed = list[jax.Array]
 Rows = list[jax.Array]
-"""Numbers of rows, int32 [] each: 0, 1, ..."""
+"""Digits of the rows' numbers, int32 [] each: 0, 1, ..., _BASE - 1, then 0, _BASE, 2 _BASE, ..."""
+_BASE = 16
 
 
 class Packing:
     """Packs the arrays of a state, and unpacks them, in programs and between them; no number
     changes.
 
-    Vectors that have their part of the state (parameters, statistics, optimiser, averages), their
-    length, dtype and sharding in common are the rows of one array. All others stay what they are.
+    Arrays of at most `SMALL` numbers that have their shape, dtype and sharding in common, each
+    device holding the whole, are the rows of one array. All others stay what they are.
 
-    A program gets the numbers of the rows as arguments: XLA compiles alike operations once, and by
-    constants those on different rows would be different, and the step would compile longer.
+    A program gets the digits of the rows' numbers as arguments: XLA compiles alike operations once,
+    and by constants those on different rows would be different, and the step would compile longer.
 
     Attributes:
         shardings: of the list.
@@ -39,37 +44,37 @@ class Packing:
     """
 
     def __init__(self, state: TrainState):
-        flat, self._structure = jax.tree.flatten_with_path(state)
+        leaves, self._structure = jax.tree.flatten(state)
         alike: dict[Any, list[int]] = {}
-        for index, (path, leaf) in enumerate(flat):
-            alone = leaf.ndim != 1 or not leaf.sharding.is_fully_replicated
-            kind = index if alone else (path[0], leaf.shape, leaf.dtype, leaf.sharding)
+        for index, leaf in enumerate(leaves):
+            alone = leaf.size > SMALL or not leaf.sharding.is_fully_replicated
+            kind = index if alone else (leaf.shape, leaf.dtype, leaf.sharding)
             alike.setdefault(kind, []).append(index)
         # Those that stay come first.
         self._places = sorted(alike.values(), key=lambda indices: len(indices) > 1)
         self._alone = sum(len(indices) == 1 for indices in self._places)
-        self.shardings = [flat[indices[0]][1].sharding for indices in self._places]
-        self._count = max(map(len, self._places))
+        self.shardings = [leaves[indices[0]].sharding for indices in self._places]
+        self._digits = _BASE + -(-max(map(len, self._places)) // _BASE)
         self._everywhere = NamedSharding(self.shardings[0].mesh, PartitionSpec())
 
     @functools.cached_property
     def rows(self) -> Rows:
         """What the step takes as third argument."""
-        make = jax.jit(lambda: list(jnp.arange(self._count)), out_shardings=self._everywhere)
-        return make()
+        numbers = [*range(_BASE), *range(0, _BASE * (self._digits - _BASE), _BASE)]
+        return jax.jit(lambda: list(map(jnp.int32, numbers)), out_shardings=self._everywhere)()
 
     def pack(self, state: TrainState) -> Packed:
-        """Returns the list; arrays that are no vectors are those of the state."""
+        """Returns the list; arrays that stay by themselves are those of the state."""
         stack = jax.jit(_stack, out_shardings=self.shardings[self._alone :])
         return self._packed(state, self.rows, stack)
 
     def unpack(self, arrays: Packed) -> TrainState:
-        """Returns the state, whose vectors are copies."""
+        """Returns the state; what was a row is a copy."""
         return self._unpacked(arrays, self.rows, jax.jit(_unstack))
 
     def abstract(self, state: TrainState) -> tuple[Packed, Rows]:
         """Returns the list of an abstract state and the numbers of the rows, abstract likewise."""
-        rows = [jax.ShapeDtypeStruct((), jnp.int32, sharding=self._everywhere)] * self._count
+        rows = [jax.ShapeDtypeStruct((), jnp.int32, sharding=self._everywhere)] * self._digits
         arrays = jax.eval_shape(lambda *given: self._packed(*given, _stack), state, rows)
         return with_shardings(arrays, self.shardings), rows
 
@@ -104,14 +109,18 @@ class Packing:
 
 def _stack(lists: Sequence[Sequence[jax.Array]], rows: Rows) -> list[jax.Array]:
     stacked = [jnp.zeros((len(parts), *parts[0].shape), parts[0].dtype) for parts in lists]
+    put = functools.partial(lax.dynamic_update_index_in_dim, axis=0, allow_negative_indices=False)
     for i, parts in enumerate(lists):
-        for row, part in zip(rows, parts, strict=False):
-            stacked[i] = jax.lax.dynamic_update_index_in_dim(stacked[i], part, row, 0)
+        for row, part in enumerate(parts):
+            stacked[i] = put(stacked[i], part, _row(rows, row))
     return stacked
 
 
 def _unstack(arrays: Sequence[jax.Array], rows: Rows) -> list[list[jax.Array]]:
-    return [
-        [jax.lax.dynamic_index_in_dim(array, row, keepdims=False) for row in rows[: len(array)]]
-        for array in arrays
-    ]
+    options = dict(keepdims=False, allow_negative_indices=False)
+    take = functools.partial(lax.dynamic_index_in_dim, **options)
+    return [[take(a, _row(rows, row)) for row in range(len(a))] for a in arrays]
+
+
+def _row(rows: Rows, number: int) -> jax.Array:
+    return rows[number % _BASE] + rows[_BASE + number // _BASE]

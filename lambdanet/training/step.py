@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lambdanet.training.mesh import AXES
 from lambdanet.training.optimizer import match_mask
+from lambdanet.training.packing import SMALL
 from lambdanet.training.state import TrainState
 
 Terms = dict[str, tuple[jax.Array, jax.Array]]
@@ -31,6 +32,16 @@ def ema_decay_at(step: jax.Array, decay: float, warmup: bool) -> jax.Array:
     step = step.astype(jnp.float32)
     warm = (1.0 + step) / (10.0 + step)
     return jnp.minimum(decay, warm) if warmup else jnp.asarray(decay, jnp.float32)
+
+
+def _norm(tree: Any) -> jax.Array:
+    """Euclidean norm of all numbers. Small arrays are joined: summing each by itself takes several
+    operations, and a step has as many of those as a call has to prepare for.
+    """
+    small, large = [], []
+    for leaf in jax.tree.leaves(tree):
+        (small if leaf.size <= SMALL else large).append(leaf.ravel())
+    return optax.tree.norm([*large, *([jnp.concatenate(small)] if small else [])])
 
 
 def make_train_step(
@@ -125,9 +136,9 @@ def make_train_step(
             decay = ema_decay_at(state.step, train.ema_decay, train.ema_warmup)
             ema = optax.incremental_update({"params": params, "stats": stats}, ema, 1.0 - decay)
         single = {
-            "grad_norm": optax.tree.norm(grads),
-            "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "grad_norm": _norm(grads),
+            "update_norm": _norm(updates),
+            "param_norm": _norm(params),
         }
         if schedule is not None:
             single["lr"] = schedule(state.step)

@@ -1,4 +1,4 @@
-"""A state whose vectors lie together: the same numbers, few arrays, the same steps."""
+"""A state whose small arrays lie together: the same numbers, few arrays, the same steps."""
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,14 @@ def step(state, batch):
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), value
 
 
-def test_vectors_of_one_part_and_length_are_rows_of_one_array():
+def test_small_arrays_of_one_shape_are_rows_of_one_array(monkeypatch):
+    monkeypatch.setattr("lambdanet.training.packing.SMALL", 5)
     packing = Packing(state())
     arrays = packing.pack(state())
     assert len(jax.tree.leaves(state())) == 2 + 7 * 2 + 7 * 2 + 2
-    own = [(3, 3), (5,), (2, 3), (), (3,)]  # a, c, d; b; kernel; scale; half
-    moments = [(6, 3), (2, 5), (2, 3), (2, 3), (2, 3), (), ()]  # of both moments together
-    expected = [(), *own, *own, (), *moments, (2, 3)]
+    # Of four parts, parameters, averages and two moments: a, c, d and two statistics; half; b; the
+    # scale; and the numbers of steps. The kernel of each part is too large.
+    expected = [(14, 3), (4, 3), (4, 5), (4,), (2,), *[(2, 3)] * 4]
     assert sorted(a.shape for a in arrays) == sorted(expected)
     assert [a.sharding for a in arrays] == packing.shardings
     abstract, _ = packing.abstract(state())
@@ -52,7 +53,8 @@ def test_vectors_of_one_part_and_length_are_rows_of_one_array():
     assert not any(a.is_deleted() for a in arrays)
 
 
-def test_its_steps_are_those_of_the_state():
+def test_its_steps_are_those_of_the_state(monkeypatch):
+    monkeypatch.setattr("lambdanet.training.packing._BASE", 4)  # 14 rows have numbers of two digits
     packing = Packing(state())
     packed, plain = packing.pack(state()), state()
     run = jax.jit(packing.step(step), donate_argnums=0)
