@@ -106,8 +106,12 @@ def test_normalise():
     close(normalise(image, (0.5, 0.6, 0.0), (0.25, 0.5, 1.0)), jnp.asarray(expected))
 
 
-def test_step_is_one_sgd_step_on_the_smoothed_loss():
+@pytest.mark.parametrize("small", [0, 20, 2**14])  # arrays joined for the norms: none, some, all
+def test_step_is_one_sgd_step_on_the_smoothed_loss(monkeypatch, small):
+    monkeypatch.setattr("lambdanet.training.step.SMALL", small)
     config, start, train_step, _ = set_up(own=dict(label_smoothing=0.2), norm=False)
+    sizes = [leaf.size for leaf in jax.tree.leaves(start.params)]
+    assert min(sizes) <= 20 < max(sizes) <= 2**14
     batch = make_batch()
 
     graphdef = nnx.graphdef(nnx.eval_shape(lambda: TinyNet(norm=False, rngs=nnx.Rngs(0))))
