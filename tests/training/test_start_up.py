@@ -64,10 +64,12 @@ step = jax.jit(lambda x: x * 2)  # 120 MiB: an arena other than the first keeps 
 x = jnp.ones((5600, 5600))
 for _ in range(8):  # until the heap has its size
     step(x).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(3):
+counts = []
+for _ in range(5):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     step(x).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(counts)[2])  # where a buffer is given back late, one step grows the heap once more
 """
 
 
@@ -85,20 +87,19 @@ import jax, numpy as np
 rows = mesh.batch_sharding(mesh.make_mesh(1, 1, devices=jax.devices()[:1]))
 step = jax.jit(lambda image: image.astype("float32") * 2)
 images = np.ones((5600, 5600), np.uint8)
-def steps(count):
-    for _ in range(count):
-        step(mesh.put_batch({"image": images}, rows)["image"]).block_until_ready()
-steps(8)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-steps(3)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+counts = []
+for _ in range(13):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    step(mesh.put_batch({"image": images}, rows)["image"]).block_until_ready()
+    counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(sorted(counts[8:])[2])  # as above
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc only")
 def test_batches_are_ready_when_a_large_step_is_called():
-    results = 3 * 4 * 5600**2 // 4096  # pages; all of them fault where the batch is not ready
-    assert int(run(BATCHES)) < results / 10
+    result = 4 * 5600**2 // 4096  # pages; all of them fault where the batch is not ready
+    assert int(run(BATCHES)) < result / 10
 
 
 def test_sizes_that_are_none_change_nothing(monkeypatch):
