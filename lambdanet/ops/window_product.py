@@ -22,10 +22,8 @@ def apart(sides: tuple[int, ...], stride: Pair, padding: Padding) -> bool:
     return alone and padding == ((0, 0), (0, 0))
 
 
-def window_count(
-    size: tuple[int, ...], sides: tuple[int, ...], stride: Pair, padding: Padding
-) -> tuple[int, ...]:
-    """Returns (rows, columns) of the result."""
+def window_count(size: tuple[int, ...], sides: tuple[int, ...], stride: Pair, padding: Padding):
+    """Returns (rows, columns) of the result; not annotated, as exported sides are no ints."""
     given = zip(size, sides, stride, padding, strict=True)
     return tuple((n + sum(pad) - side) // step + 1 for n, side, step, pad in given)
 
