@@ -191,10 +191,21 @@ def mix_values(
     dropout: Callable[[jax.Array], jax.Array] | None = None,
     heads: bool = False,
 ) -> tuple[Float[Array, "*q v"], Float[Array, "*b n m"]]:
-    """Returns the values mixed by the softmax of the logits, and the softmax before dropout."""
-    weights = jax.nn.softmax(logits, axis=-1)
-    kept = weights if dropout is None else dropout(weights)
-    return jnp.einsum(_MIXES[heads], kept.astype(value.dtype), value), weights
+    """Returns the values mixed by the softmax of the logits, and the softmax before dropout.
+
+    Sums of exponentials are divided by after the values are mixed, which has fewer numbers than the
+    weights and lets XLA's CPU backend share the work better; but narrower values, whose range such
+    sums could leave, are mixed by weights.
+    """
+    largest = jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))
+    exponentials = jnp.exp(logits - largest)
+    total = exponentials.sum(axis=-1, keepdims=True)
+    weights = exponentials / total
+    narrow = jnp.promote_types(value.dtype, logits.dtype) != value.dtype
+    kept = weights if narrow else exponentials
+    kept = kept if dropout is None else dropout(kept)
+    y = jnp.einsum(_MIXES[heads], kept.astype(value.dtype), value)
+    return y if narrow else y / (jnp.swapaxes(total, -3, -2) if heads else total), weights
 
 
 def _in_turns(

@@ -188,6 +188,17 @@ def equations(jaxpr):
                 yield from equations(getattr(inner.jaxpr, "jaxpr", inner.jaxpr))
 
 
+@pytest.mark.parametrize("way", [None, 128, Turns(1, 256)])
+def test_many_large_values_do_not_leave_the_range_of_float16(way):
+    """Their sum before it is divided by that of the exponentials would be 256 times 1000."""
+    query, key = jnp.zeros((2, 256, 4), jnp.float16), jnp.ones((256, 4), jnp.float16)
+    value = jnp.full((256, 3), 1000, jnp.float16)
+    key, value = (jnp.broadcast_to(a, (2, *a.shape)) for a in (key, value))
+    y, _ = attend(query, key, value, scale=1.0, query_chunk=way)
+    assert y.dtype == jnp.float16
+    np.testing.assert_allclose(y, 1000, rtol=2e-3)
+
+
 def test_nothing_of_forward_and_backward_pass_has_all_pairs():
     q, k, v = (np.ones((1, 256, 2, 4), np.float32) for _ in range(3))
     table = np.ones((31, 4), np.float32)
