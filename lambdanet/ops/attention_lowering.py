@@ -76,7 +76,7 @@ def choose_chunk(pairs: Pairs, backend: str) -> int | str | Turns | None:
     chosen: int | str | Turns | None = None
     if backend == "cuda" and _fits_cudnn(pairs):
         chosen = "cudnn"
-    elif device.turn_logits and pairs.turns and row * pairs.queries > device.turn_logits:
+    elif _take_turns(pairs, row * pairs.queries, device.turn_logits):
         sizes = (
             (device.turn_problems, device.turn_block) if pairs.plain else (device.turn_sums,) * 2
         )
@@ -91,6 +91,10 @@ def choose_chunk(pairs: Pairs, backend: str) -> int | str | Turns | None:
     how = how.get(chosen, f"the logits of up to {chosen} queries at a time")
     _log.info("softmax attention %s on %s: %s", pairs, backend, how)
     return chosen
+
+
+def _take_turns(pairs: Pairs, logits: int, bounds: tuple[int, int] | None) -> bool:
+    return bounds is not None and pairs.turns and logits > bounds[0 if pairs.plain else 1]
 
 
 def _turns(pairs: Pairs, row: int, together: int, block: int) -> Turns:

@@ -87,7 +87,9 @@ class Device:
     chunk_logits: int  # elements of logits to aim for, per chunk of 'row_chunks', 'halo_tiles'
     all_logits: int  # bytes up to which softmax attention holds the logits of all pairs
     block_logits: int  # bytes of the logits of a block to aim for, beyond
-    turn_logits: int | None  # bytes of logits beyond which problems take turns; None = never
+    # Bytes of logits beyond which problems take turns, of plain products and of sums of three;
+    # None = never.
+    turn_logits: tuple[int, int] | None
     # Bytes of logits of one turn to aim for: of several problems, of a block of one, and of either
     # where each logit is a sum of three, which are passed over more often.
     turn_problems: int = 0
@@ -158,7 +160,7 @@ DEVICES = {
         chunk_logits=2**18,
         all_logits=2**25,
         block_logits=2**22,
-        turn_logits=6 * 2**20,
+        turn_logits=(2**20, 6 * 2**20),
         turn_problems=3 * 2**20,
         turn_block=15 * 2**19,
         turn_sums=2 * 2**20,

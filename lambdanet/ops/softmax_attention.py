@@ -179,9 +179,19 @@ def attention_logits(
         return scale * (query * jnp.swapaxes(key, -2, -1))
     # Said for bfloat16 so that the products of the gradient have bfloat16 operands, too.
     precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32 if query.dtype == jnp.bfloat16 else None
+    query, scale = scaled(query, scale)
     return scale * jnp.einsum(
         _PAIRS[heads], query, key, precision=precision, preferred_element_type=precise
     )
+
+
+def scaled(query: Float[Array, "*q d"], scale: float) -> tuple[Float[Array, "*q d"], float]:
+    """Multiplies the scale to the queries, which are fewer numbers than the logits, and returns
+    what is left of it for those: all, where the queries are narrow and rounding would show.
+    """
+    if query.dtype == jnp.promote_types(query.dtype, jnp.float32):
+        return query * scale, 1.0
+    return query, scale
 
 
 def mix_values(
@@ -214,8 +224,7 @@ def _in_turns(
     """The lowering `turns`, which has neither bias nor mask."""
     if heads:
         query, key, value = (jnp.swapaxes(a, -3, -2) for a in (query, key, value))
-    if query.dtype == jnp.promote_types(query.dtype, jnp.float32):
-        query, scale = query * scale, 1.0  # fewer numbers than the logits
+    query, scale = scaled(query, scale)
     size = unaliased_parts(query.shape[-2], turns.queries)
     together = (turns.problems,) if turns.problems > 1 else ()
     parts = [a.reshape(-1, *together, *a.shape[-2:]) for a in (query, key, value)]
@@ -247,6 +256,7 @@ def _in_blocks(
     """The lowering `blocked`, `size` queries at a time."""
     if heads:
         query, key, value = (jnp.swapaxes(a, -3, -2) for a in (query, key, value))
+    query, scale = scaled(query, scale)
     positions = query.shape[-2]
     size = equal_parts(positions, size)
 

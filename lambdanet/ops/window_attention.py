@@ -17,7 +17,12 @@ from jaxtyping import Array, Float, Int
 
 from lambdanet.ops.blocked_attention import attend_in_blocks, cut, equal_parts, join
 from lambdanet.ops.relative_table import dense_embeddings, skew
-from lambdanet.ops.softmax_attention import attention_logits, chosen_chunk, softmax_attention
+from lambdanet.ops.softmax_attention import (
+    attention_logits,
+    chosen_chunk,
+    scaled,
+    softmax_attention,
+)
 
 
 def window_attention(
@@ -62,6 +67,7 @@ def window_attention(
         seen = None if regions is None else _same(jnp.asarray(regions), jnp.asarray(regions))
         options = dict(scale=scale, bias=_all_pairs(table, window), mask=seen, query_chunk=None)
         return softmax_attention(query, key, value, **options, return_weights=return_weights)
+    query, scale = scaled(query, scale)
     size = equal_parts(rows, max(1, query_chunk // columns))
     blocks = -(-rows // size)
     own = cut(query.reshape(*query.shape[:-2], rows, columns, -1), -3, size)

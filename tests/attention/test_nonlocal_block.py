@@ -280,19 +280,19 @@ def training_bytes(x, **options):
 
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "dot_product"])
 def test_chunks_take_less_memory(mode, monkeypatch):
-    x = jnp.ones((1, 24, 48, 4))
-    pairs = 4 * 1152 * 288
+    x = jnp.ones((1, 20, 40, 4))
+    pairs = 4 * 800 * 200
     options = dict(mode=mode, order="direct")
     whole = training_bytes(x, query_chunk=None, **options)
     assert whole > pairs
-    chunks = training_bytes(x, query_chunk=96, **options)
+    chunks = training_bytes(x, query_chunk=80, **options)
     assert chunks < pairs / 2
     assert training_bytes(x, query_chunk="auto", **options) == whole  # below the limit
-    monkeypatch.setattr(softmax_attention, "choose_chunk", lambda pairs, backend: 96)
+    monkeypatch.setattr(softmax_attention, "choose_chunk", lambda pairs, backend: 80)
     monkeypatch.setattr(nonlocal_block, "_CHUNK_BYTES", {})
     monkeypatch.setattr(
-        nonlocal_block, "_CHUNK_BYTES_ELSEWHERE", pairs // 11
-    )  # 104 queries at most: 12 times 96
+        nonlocal_block, "_CHUNK_BYTES_ELSEWHERE", pairs // 9
+    )  # 88 queries at most: 10 times 80
     assert training_bytes(x, query_chunk="auto", **options) == chunks
 
 

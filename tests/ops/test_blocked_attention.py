@@ -301,7 +301,8 @@ def test_problems_take_turns_beyond_what_the_cache_holds():
     device = cost_model.DEVICES["cpu"]
     side = math.isqrt(device.turn_problems // 16)  # four of them are one turn
     few = Pairs(problems=4, queries=side, keys=side, depth=32, value_depth=32, turns=True)
-    assert choose_chunk(few, "cpu") is None
+    assert choose_chunk(few, "cpu") == Turns(4, side)
+    assert choose_chunk(Pairs(**{**vars(few), "problems": 1}), "cpu") is None
     many = Pairs(**{**vars(few), "problems": 30})
     assert choose_chunk(many, "cpu") == Turns(3, side)  # 30 has no divisor 4
     large = Pairs(**{**vars(few), "queries": 8 * side, "keys": 8 * side})

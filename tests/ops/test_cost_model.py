@@ -62,7 +62,7 @@ def test_temporaries_stay_below_the_cap():
 
 def test_without_a_fit_the_smallest_is_taken(monkeypatch):
     rates = {"train": dict.fromkeys(cost_model.GRID_IMPLS, (1e-9, 1e-9, 1e-9, 0.0))}
-    bounds = dict(cache=0, memory=0, chunk_logits=1, all_logits=0, block_logits=0, turn_logits=0)
+    bounds = dict(cache=0, memory=0, chunk_logits=1, all_logits=0, block_logits=0, turn_logits=None)
     device = cost_model.Device(rates, {4: 1.0}, **bounds)
     monkeypatch.setitem(cost_model.DEVICES, "no memory", device)
     shape = geometry(8, 28, 64, 4, 23)
