@@ -28,6 +28,7 @@ import sys
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from benchmarks import gpu_suite, harness
+from benchmarks.arguments import file_to_write
 from lambdanet.analysis.text import console
 from lambdanet.training import start_up
 
@@ -55,7 +56,9 @@ def main(argv: list[str] | None = None) -> int:
             "--cases", default="*", metavar="GLOB", help="only cases whose name matches"
         )
         suite.add_argument("--rounds", type=int, default=15, help="samples per candidate, in turns")
-        suite.add_argument("--json", metavar="FILE", help="append one JSON object per line")
+        suite.add_argument(
+            "--json", type=file_to_write, metavar="FILE", help="append one JSON object per line"
+        )
     gpu_suite.add_arguments(suites.add_parser("gpu", help="all that is to be known of a GPU"))
     args = parser.parse_args(argv)
     if args.suite == "gpu":

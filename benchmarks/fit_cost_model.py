@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import micro_lambda
+from benchmarks.arguments import file_to_write, read_lines
 from lambdanet.analysis.text import console, console_table
 from lambdanet.atomic import write_file
 from lambdanet.ops import cost_model
@@ -42,8 +43,7 @@ Times = dict[
 def read(path: str) -> tuple[Times, Times, dict[cost_model.Geometry, str]]:
     """Returns `times_of` a file of JSON lines, and every shape's name."""
     shapes = {shape.name: micro_lambda.geometry(shape) for shape in micro_lambda.SHAPES}
-    with open(path) as lines:
-        ours, theirs = times_of(map(json.loads, lines), shapes)
+    ours, theirs = times_of(read_lines(path, keys=("case", "impl", "framework")), shapes)
     return ours, theirs, {geometry: name for name, geometry in shapes.items()}
 
 
@@ -201,9 +201,14 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("file")
     parser.add_argument("--fit", action="store_true", help="fit new rates first")
-    parser.add_argument("--json", metavar="OUT", help="write the table, one JSON object per line")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="OUT", help="write the table, one object per line"
+    )
     args = parser.parse_args(argv)
-    times, theirs, names = read(args.file)
+    try:
+        times, theirs, names = read(args.file)
+    except ValueError as error:
+        parser.error(str(error))
     device = cost_model.DEVICES["cpu"]
     if args.fit:
         device = fit(times, device)

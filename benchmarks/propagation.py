@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from scipy import ndimage
 
 import eval as program
+from benchmarks.arguments import file_to_write, read_lines
 from lambdanet import data
 from lambdanet.analysis.subject import Subject
 from lambdanet.analysis.text import markdown_table
@@ -264,7 +265,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--data", default="own", help="what the data is called in table and plot")
     parser.add_argument("--workdirs", nargs="+", default=[], metavar="NAME=DIR", help="runs")
-    parser.add_argument("--json", metavar="FILE", required=True, help="lines are appended to it")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", required=True, help="lines are appended to it"
+    )
     parser.add_argument("--speed", action="store_true", help="measure speed alone")
     parser.add_argument("--split", default="test", help="of the data, or a part: 'test[:10]'")
     parser.add_argument("--boundaries", action="store_true", help="F of boundaries, too")
@@ -272,7 +275,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     file = Path(args.json)
     if args.draw:
-        draw(joined(read(file)), Path(args.draw))
+        try:
+            draw(joined(read_lines(file)), Path(args.draw))
+        except ValueError as error:
+            parser.error(str(error))
         return
     workdirs = dict(entry.split("=", 1) for entry in args.workdirs)
     if not workdirs or set(workdirs) - set(NAMES):
@@ -290,13 +296,10 @@ def main(argv: list[str] | None = None) -> None:
                 print(json.dumps({**own, **record}), file=out, flush=True)
         for record in speed(workdirs, args.split):
             print(json.dumps({**own, **record}), file=out, flush=True)
-    found = [r for r in joined(read(file)) if (r["data"], r["split"]) == (args.data, args.split)]
+    found = [
+        r for r in joined(read_lines(file)) if (r["data"], r["split"]) == (args.data, args.split)
+    ]
     print("\n".join(table(found)))
-
-
-def read(file: Path) -> list[Record]:
-    """Returns the lines of a file of JSON objects."""
-    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ end of the table -->`; what is between them is written anew, the rest of the doc
 
 from __future__ import annotations
 
-import json
+import argparse
 import re
 import statistics
 import sys
@@ -19,6 +19,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import blocks_suite
+from benchmarks.arguments import read_lines
 from lambdanet.analysis.text import markdown_table
 from lambdanet.atomic import write_file
 
@@ -40,13 +41,12 @@ Record = Mapping[str, Any]
 
 def read(path: Path) -> list[Record]:
     """Returns the records of a file of JSON lines; the last of each candidate."""
-    lines = map(json.loads, path.read_text().splitlines())
-    records = [{key: value for key, value in line.items() if value is not None} for line in lines]
-    return list(
-        {
-            (r["suite"], r["case"], r["direction"], r["framework"], r["impl"]): r for r in records
-        }.values()
-    )
+    keys = ("suite", "case", "direction", "framework", "impl")
+    records = [
+        {key: value for key, value in line.items() if value is not None}
+        for line in read_lines(path, keys)
+    ]
+    return list({tuple(r[key] for key in keys): r for r in records}.values())
 
 
 def groups(records: Iterable[Record]) -> dict[tuple[str, str], list[Record]]:
@@ -268,8 +268,11 @@ def draw(records: Sequence[Record], path: Path) -> None:
     write_file(path, lambda file: figure.savefig(file, dpi=130, format="png"))
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Writes the document's tables and the pictures; returns the exit status."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.report", description=__doc__.split("\n")[0]
+    ).parse_args(argv)
 
     def table(match: re.Match) -> str:
         if match[2] not in TABLES:
@@ -279,7 +282,7 @@ def main() -> int:
 
     try:
         text = MARKED.sub(table, DOCUMENT.read_text())
-    except (ValueError, FileNotFoundError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     write_file(DOCUMENT, text)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report, scaling_records, scaling_report
+from benchmarks.arguments import file_to_write
 from benchmarks.scaling_law import LAYOUTS, mesh_sizes
 from benchmarks.scaling_records import ROOT, Job
 from lambdanet.atomic import write_file
@@ -146,7 +147,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--models", nargs="+", metavar="NAME", default=[*RECIPES])
     parser.add_argument("--devices", default=",".join(map(str, DEVICES)), metavar="N,N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="records of one's own")
+    parser.add_argument("--json", type=file_to_write, metavar="FILE", help="records of one's own")
     parser.add_argument("--report", action="store_true", help="compile nothing, write the tables")
     parser.add_argument("--step_ms", type=float, metavar="MS", help="of one's own step")
     parser.add_argument("--images", type=int, metavar="N", help="on a device in that step")
@@ -181,8 +182,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         )
     elif own and args.json is None:
         problems.append("models or devices of one's own: name a file for their records by --json")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        problems.append(f"--json {args.json}: there is no directory {args.json.parent}")
     if problems:
         parser.error("\n  ".join(problems))
     return args
@@ -194,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.images is not None:
         print(hosts_of(args.images, args.step_ms))
         return 0
-    path = args.json or RESULTS / "scaling.jsonl"
+    path = Path(args.json or RESULTS / "scaling.jsonl")
     try:
         if args.report:
             found = scaling_records.read(path)

@@ -8,6 +8,7 @@ beside inputs and outputs.
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
 
@@ -55,6 +56,9 @@ def measure(loss: Callable, stride: int, repeats: int = 5) -> tuple[float, float
 
 def main() -> None:
     """Prints the table."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.segmentation", description=__doc__.split("\n")[0]
+    ).parse_args()
     rows = []
     for stride in STRIDES:
         for name, loss in (("all at once", plain), ("in bands", in_bands)):

@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.__main__ import SUITES
+from benchmarks.arguments import file_to_write
 from lambdanet.analysis.text import console, console_table
 from lambdanet.atomic import write_file
 
@@ -46,9 +48,20 @@ def measure(python: str, suite: str, cases: str, rounds: int) -> Times:
 
 
 def jax_of(python: str) -> str:
-    """Returns the version of JAX that an interpreter has."""
+    """Returns the version of JAX that an interpreter has.
+
+    Raises:
+        RuntimeError: there is no such interpreter, or it has no JAX.
+    """
     command = [python, "-c", "import jax; print(jax.__version__)"]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except OSError as error:
+        raise RuntimeError(f"{python} cannot be run: {error.strerror}") from error
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{python} is no interpreter with JAX: {' '.join(said)}") from error
+    return done.stdout.strip()
 
 
 def compare(pythons: tuple[str, str], suite: str, cases: str, rounds: int) -> tuple[Times, Times]:
@@ -73,15 +86,30 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.versions", description=__doc__.split("\n")[0]
     )
     parser.add_argument("python", help="interpreter with the other JAX")
-    parser.add_argument("--suite", default="blocks", help="of `python -m benchmarks`")
+    suites = ", ".join(SUITES)
+    parser.add_argument("--suite", default="blocks", choices=SUITES, metavar="SUITE", help=suites)
     parser.add_argument("--cases", default="*", metavar="GLOB")
     parser.add_argument("--rounds", type=int, default=15, help="samples per case")
-    parser.add_argument("--json", metavar="FILE", help="write one JSON object per case")
+    parser.add_argument(
+        "--json", type=file_to_write, metavar="FILE", help="write one JSON object per case"
+    )
     args = parser.parse_args(argv)
+    if args.rounds < 1:
+        parser.error(f"--rounds is {args.rounds}; allowed: at least 1")
     pythons = sys.executable, args.python
-    names = [f"jax {jax_of(python)}" for python in pythons]
-    one, other = compare(pythons, args.suite, args.cases, args.rounds)
+    try:
+        names = [f"jax {jax_of(python)}" for python in pythons]
+        one, other = compare(pythons, args.suite, args.cases, args.rounds)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     both = [key for key in one if key in other]
+    if not both:
+        print(
+            f"error: suite {args.suite!r} has no times of the defaults in both for {args.cases!r}",
+            file=sys.stderr,
+        )
+        return 1
     lines = [
         dict(suite=args.suite, case=case, direction=direction)
         | {names[0]: round(one[case, direction], 4), names[1]: round(other[case, direction], 4)}

@@ -10,6 +10,7 @@ by what is recomputed in the backward pass.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import statistics
 import time
@@ -55,6 +56,9 @@ RECOMPUTED = ("none", "block", "stage")
 
 def main() -> None:
     """Prints the tables."""
+    argparse.ArgumentParser(
+        prog="python -m benchmarks.video_speed", description=__doc__.split("\n")[0]
+    ).parse_args()
     print("# Cost of carrying, averaging and recomputing\n")
     print("    python -m benchmarks.video_speed > docs/video_speed.md\n")
     facts = ", ".join(f"{key} {value}" for key, value in harness.environment().items())

@@ -42,7 +42,7 @@ def test_a_table_is_written_anew_and_the_rest_is_kept(document):
     document.write_text(
         "By hand.\n<!-- table: micro_lambda -->\nold\n<!-- end of the table -->\nMore.\n"
     )
-    assert report.main() == 0
+    assert report.main([]) == 0
     text = document.read_text()
     assert text.startswith("By hand.\n<!-- table: micro_lambda -->\n| case")
     assert text.endswith("<!-- end of the table -->\nMore.\n")
@@ -54,7 +54,7 @@ def test_a_table_is_written_anew_and_the_rest_is_kept(document):
 
 def test_an_unknown_table_is_refused_and_nothing_is_written(document, capsys):
     document.write_text("<!-- table: nano -->\n<!-- end of the table -->\n")
-    assert report.main() == 1 and document.read_text().count("\n") == 2
+    assert report.main([]) == 1 and document.read_text().count("\n") == 2
     assert (
         "no table 'nano'; known: micro_lambda, micro_local, micro_attention"
         in capsys.readouterr().err
@@ -63,7 +63,7 @@ def test_an_unknown_table_is_refused_and_nothing_is_written(document, capsys):
 
 def test_measured_blocks_have_rows_and_the_others_are_named(document):
     document.write_text("<!-- table: blocks -->\n<!-- end of the table -->\n")
-    assert report.main() == 0
+    assert report.main([]) == 0
     cases = sum(len(block.maps) for block in blocks_suite.BLOCKS.values())
     lines = document.read_text().splitlines()[1:-1]
     names = ", ".join(f"`{name}`" for name in blocks_suite.BLOCKS)
@@ -88,7 +88,7 @@ def test_measured_blocks_have_rows_and_the_others_are_named(document):
     ]
     lines = "".join(json.dumps(r) + "\n" for r in records)
     (report.RESULTS / "cpu_blocks.jsonl").write_text(lines)
-    assert report.main() == 0
+    assert report.main([]) == 0
     text = document.read_text()
     for row in (
         "| `mhsa` | 28x28x256 | forward | 2.00 | 3.00 | 1.25 | sdpa 1.00 | **0.50x** |",

@@ -253,7 +253,7 @@ def test_hosts_of_ones_own_step(page, capsys):
         (["--step_ms", "5"], "--step_ms and --images belong together"),
         (["--step_ms", "0", "--images", "5"], "--step_ms 0.0 --images 5; allowed: more than 0"),
         (["--step_ms", "nan", "--images", "5"], "--step_ms nan --images 5; allowed: more than 0"),
-        (["--json", "/nowhere/x"], "--json /nowhere/x: there is no directory /nowhere"),
+        (["--json", "/nowhere/x"], "argument --json: /nowhere/x: there is no directory /nowhere"),
     ],
 )
 def test_wrong_arguments(argv, said, capsys):
