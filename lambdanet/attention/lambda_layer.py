@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from lambdanet.attention.registration import registry
 from lambdanet.interop.names import BATCH_NORM, POINTWISE, Rule, prefixed
-from lambdanet.layers import Captures, Linear, batch_norm
+from lambdanet.layers import Captures, Linear, batch_norm, check_map
 from lambdanet.ops import content_lambda, lambda_mix, position_lambda, relative_table
 
 _ALLOWED = {
@@ -342,9 +342,7 @@ class LambdaLayer(Captures, nnx.Module):
     def _check(self, x, context, embeddings, mask) -> tuple[jax.Array | None, jax.Array | None]:
         """Returns (relative table, flat embeddings), at most one of them, or raises ValueError."""
         spatial, heads = x.shape[1:-1], (self.num_heads,) if self.multi_head else ()
-        if len(spatial) != self.spatial_dims or x.shape[-1] != self.dim:
-            expected = f"[batch, {self.spatial_dims} spatial axes, {self.dim} channels]"
-            raise _error(f"the input has shape {x.shape}; expected {expected}")
+        check_map("lambda layer", x, self.dim, (self.spatial_dims,))
         n = m = math.prod(spatial)
         if context is not None:
             m = math.prod(context.shape[1:-1])

@@ -14,7 +14,7 @@ from einops import rearrange
 from flax import nnx
 from jaxtyping import Array, Float
 
-from lambdanet.layers import Captures, LayerNorm, Linear, trunc_normal
+from lambdanet.layers import Captures, LayerNorm, Linear, check_floating, trunc_normal
 from lambdanet.ops.softmax_attention import attention_logits, dot_attention, mix_values
 
 
@@ -196,6 +196,7 @@ def check_tokens(
         raise ValueError(
             f"{block}: the input has shape {x.shape}, grid is {grid}; expected {allowed}"
         )
+    check_floating(block, x)
     return tuple(grid)
 
 

@@ -1,7 +1,7 @@
 """Building blocks with two or more users."""
 
 from lambdanet.layers.captures import Captures
-from lambdanet.layers.check import as_pair, check_map, is_count
+from lambdanet.layers.check import as_pair, check_floating, check_map, is_count
 from lambdanet.layers.conv import ACTIVATIONS, ClipConv, Conv2d, ConvNormAct, activation_function
 from lambdanet.layers.drop_path import DropPath
 from lambdanet.layers.fpn import FeaturePyramid
@@ -31,6 +31,7 @@ __all__ = [
     "adaptive_avg_pool",
     "avg_pool",
     "batch_norm",
+    "check_floating",
     "check_map",
     "is_count",
     "LayerNorm",

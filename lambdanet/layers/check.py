@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 
 def is_count(value: Any) -> bool:
@@ -26,7 +27,7 @@ def as_pair(value: Any) -> tuple[int, int] | None:
 
 def check_map(block: str, x: jax.Array, dim: int, spatial_dims: Sequence[int] = (1, 2, 3)) -> None:
     """Raises ValueError unless `x` is [batch, *spatial, dim] with an allowed number of spatial
-    axes, none of them empty.
+    axes, none of them empty, and of a floating dtype.
 
     Args:
         block: name for the message.
@@ -38,5 +39,15 @@ def check_map(block: str, x: jax.Array, dim: int, spatial_dims: Sequence[int] = 
         axes = " or ".join(map(str, spatial_dims))
         raise ValueError(
             f"{block}: the input has shape {x.shape}; expected [batch, {axes} spatial axes, {dim} "
-            "channels]"
+            f"channels]{', none of them empty' if 0 in x.shape else ''}"
+        )
+    check_floating(block, x)
+
+
+def check_floating(block: str, x: jax.Array) -> None:
+    """Raises ValueError if the input holds integers, to which a block would round its output."""
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"{block}: the input has dtype {x.dtype}; expected a floating one: convert it by "
+            "x.astype('float32')"
         )

@@ -182,3 +182,12 @@ def test_counter_counts_loops_and_convolutions():
 
     shapes = jnp.ones((3, 4, 5)), jnp.ones((3, 3, 1, 2))
     assert jaxpr_macs(program, *shapes) == 3 * 4 * 4 * 5 + 3 * 4 * 5 * 9 * 2
+
+
+@pytest.mark.parametrize("name", [name for name in list_attention() if kind(name) != "carried"])
+def test_maps_of_integers_or_of_nothing_are_refused(name):
+    made = block(name)
+    with pytest.raises(ValueError, match=r"dtype uint8; expected a floating one"):
+        made(jnp.zeros((1, *SIZE, DIM), jnp.uint8))
+    with pytest.raises(ValueError, match=r"shape \(1, 0, 7, 16\); expected \[batch"):
+        made(jnp.zeros((1, 0, 7, DIM)))
